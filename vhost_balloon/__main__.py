@@ -1,0 +1,45 @@
+"""The vhost-balloon command."""
+
+from __future__ import annotations
+
+import faulthandler
+import platform
+import resource
+import sys
+
+import trio
+
+from vhost_balloon import config, daemon, log
+from vhost_balloon.errors import OperatorError
+
+
+def check_platform() -> None:
+    """Raises OperatorError where the ring rules (virtqueue) or system calls would not hold."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise OperatorError(
+            f"{platform.system()} on {platform.machine()} is not supported: Linux on x86_64 is"
+        )
+
+
+def raise_descriptor_limit() -> None:
+    """An attached VM needs some twenty descriptors; the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    """Exits with 0 after SIGTERM, 2 after an operator's mistake."""
+    faulthandler.enable()
+    try:
+        check_platform()
+        settings = config.parse(sys.argv[1:])
+        log.set_up(settings.log_level, settings.log_format)
+        raise_descriptor_limit()
+        trio.run(daemon.run, settings)
+    except OperatorError as error:
+        print(f"vhost-balloon: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

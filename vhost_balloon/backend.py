@@ -1,0 +1,269 @@
+"""One attached front end: its messages, and the effects that they have.
+
+The session decides, this carries out. Whatever changes memory, rings or their eventfds goes
+through here, one message at a time; and nothing is unmapped before running discards have come to
+the end of their batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, assert_never
+
+import trio
+
+from protocol.vhost_user import BackendRequest
+from protocol.vhost_user_payloads import Region
+from vhost_balloon import effects
+from vhost_balloon.balloon import Balloon
+from vhost_balloon.device import Device
+from vhost_balloon.effects import Effect
+from vhost_balloon.errors import FrontEndError, StreamError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
+from vhost_balloon.message import Message
+from vhost_balloon.rings import RingSet
+from vhost_balloon.session import Session
+from vhost_balloon.transport import BackendChannel, Transport
+from vhost_balloon.vm import Vm, VmStatistics
+
+STALL_PATIENCE: Final = 10.0
+"""Seconds until a front end that says nothing, or stops inside a message, is complained about."""
+
+
+async def serve_front_end(vm: Vm, stream: trio.SocketStream) -> None:
+    """Serve a front end until it goes; nothing of it is left then."""
+    async with stream:
+        try:
+            async with trio.open_nursery() as nursery:
+                connection = FrontEndConnection(vm, stream, nursery)
+                vm.connection = connection
+                await connection.serve()
+                nursery.cancel_scope.cancel()
+        finally:
+            vm.connection = None
+
+
+class FrontEndConnection:
+    """From accept to the end of the connection; its tasks live in nursery."""
+
+    def __init__(self, vm: Vm, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        self.vm = vm
+        self.balloon = Balloon()
+        self.session = Session(self.balloon, vm.settings.offered)
+        self._device = Device(
+            self.balloon, vm.counters, vm.settings.policy, vm.machine.heartbeat, vm.log
+        )
+        self._rings = RingSet(self._device, self.session, nursery)
+        self._transport = Transport(stream)
+        self._pid = self._transport.peer_pid()
+        self._channel: BackendChannel | None = None
+        self._config_told = False
+        self._nursery = nursery
+
+    # Messages
+
+    async def serve(self) -> None:
+        """Answer messages until the connection ends, then stop and release everything."""
+        self.vm.log.info(f"front end attached (process {self._pid})")
+        self._nursery.start_soon(self._poll_stats)
+        self._nursery.start_soon(self._watch_stalls)
+        try:
+            while (message := await self._transport.receive()) is not None:
+                await self._serve_message(message)
+        except StreamError as error:
+            self._misbehaved(f"connection ended: {error}")
+        except trio.BrokenResourceError:
+            pass  # the front end went while we answered
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._rings.close()
+            self._device.memory.close()
+            if self._channel is not None:
+                self._channel.close()
+            self.vm.log.info("front end gone")
+
+    async def _serve_message(self, message: Message) -> None:
+        try:
+            reply = await self._handle(message)
+        except FrontEndError as error:
+            self._misbehaved(f"refused {message.name}: {error}")
+            reply = self.session.refuse(message)
+        finally:
+            message.close()
+        if reply is not None:
+            await self._transport.reply(message.request, reply)
+
+    async def _handle(self, message: Message) -> bytes | None:
+        """Drive the session through one message. Raises FrontEndError if it refuses."""
+        steps = self.session.handle(message)
+        try:
+            effect = next(steps)
+            while True:
+                try:
+                    result = await self._carry_out(effect)
+                except FrontEndError as error:
+                    effect = steps.throw(error)
+                else:
+                    effect = steps.send(result)
+        except StopIteration as stop:
+            reply: bytes | None = stop.value
+            return reply
+
+    def _misbehaved(self, text: str) -> None:
+        self.vm.counters.front_end_errors += 1
+        self.vm.log.misbehaved(text)
+
+    async def _watch_stalls(self) -> None:
+        """Say, once each time, that a front end says nothing at all or stopped half-way."""
+        complained: float | None = None
+        while True:
+            await trio.sleep(STALL_PATIENCE)
+            since = self._transport.waiting_since
+            if since in (None, complained) or trio.current_time() - since < STALL_PATIENCE:
+                continue
+            complained = since
+            self.vm.counters.front_end_stalls += 1
+            self.vm.log.misbehaved("front end is connected and does not finish its message")
+
+    # Effects
+
+    async def _carry_out(self, effect: Effect) -> int | None:
+        match effect:
+            case effects.StopRing(index):
+                return await self._rings.stop(index)
+            case effects.StartRing(index, kick, setup):
+                self._rings.start(index, kick, setup)
+            case effects.RingsChanged():
+                await self._rings.update()
+                self._tell_config()
+            case effects.SetKick(index, kick):
+                await self._rings.set_kick(index, kick)
+            case effects.SetCall(index, fd):
+                self._rings.set_call(index, fd)
+            case effects.SetErr(index, fd):
+                self._rings.set_err(index, fd)
+            case effects.AddRegion(region, fd):
+                check_disjoint(self.session.regions, region)
+                self._device.memory.add(self._map(region, fd))
+            case effects.RemoveRegion(region):
+                await self._remove_region(region)
+            case effects.ReplaceRegions(regions):
+                await self._replace_regions(regions)
+            case effects.SetBackendChannel(fd):
+                self._set_channel(fd)
+            case effects.NewDriver():
+                self._rings.stats.forget()
+            case effects.ActualChanged():
+                self.vm.machine.actual_changed(self.vm)
+            case effects.ConfigChanged():
+                self._config_changed()
+            case _:
+                assert_never(effect)
+        return None
+
+    def _map(self, region: Region, fd: OwnedFd) -> MappedRegion:
+        """Raises FrontEndError; the descriptor is the mapping's only on success."""
+        mapped = MappedRegion(region, fd)
+        if not mapped.shrink_sealed:
+            if self.vm.settings.require_sealed:
+                mapped.unmap()
+                raise FrontEndError(
+                    "guest memory is not sealed against shrinking (F_SEAL_SHRINK), which would "
+                    "put all VMs of this daemon at risk: use memory-backend-memfd, one daemon "
+                    "per VM, or --allow-unsealed-memory"
+                )
+            self.vm.log.info("guest memory is not sealed against shrinking")
+        reason = self.vm.settings.policy.refusal(mapped.filesystem)
+        if reason is not None:
+            self.vm.log.warning(f"guest memory will not be discarded: {reason}")
+        return mapped
+
+    async def _remove_region(self, region: Region) -> None:
+        mapped = next(m for m in self._device.memory.regions if m.region == region)
+        await self._rings.pause()
+        self._rings.drop_region(mapped)
+        self._device.memory.remove(mapped)
+        mapped.close()
+        await self._rings.update()
+
+    async def _replace_regions(self, regions: list[tuple[Region, OwnedFd]]) -> None:
+        """Map the new table, move the rings, unmap the old one; or change nothing and raise."""
+        memory = GuestMemory()
+        try:
+            for region, fd in regions:
+                check_disjoint((m.region for m in memory.regions), region)
+                memory.add(self._map(region, fd))
+            await self._rings.pause()
+            self._rings.rebind(self._rings.plan(memory))
+        except FrontEndError:
+            memory.unmap()
+            await self._rings.update()
+            raise
+        old, self._device.memory = self._device.memory, memory
+        old.close()
+        await self._rings.update()
+
+    def _set_channel(self, fd: OwnedFd) -> None:
+        channel = BackendChannel(fd)
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = channel
+
+    # The target
+
+    def set_target(self, value: int) -> None:
+        """Have the guest keep value bytes (> 0); the config space shows it on return."""
+        if self.balloon.set_target(value):
+            self._config_changed()
+
+    def _config_changed(self) -> None:
+        self.session.config_unread = True
+        self._config_told = False
+        self._tell_config()
+
+    def _tell_config(self) -> None:
+        """Tell the front end of a new num_pages, once, and never while the device is suspended."""
+        if self.session.suspended:
+            self._config_told = False
+        elif self.session.config_unread and not self._config_told and self._channel is not None:
+            self._channel.send(BackendRequest.CONFIG_CHANGE_MSG)
+            self.vm.counters.config_changes += 1
+            self._config_told = True
+
+    # Statistics
+
+    async def _poll_stats(self) -> None:
+        """Ask for statistics every stats_interval seconds; a new interval counts at once."""
+        while True:
+            interval, changed = self.vm.stats_interval, self.vm.stats_interval_changed
+            with trio.move_on_after(interval if interval > 0 else math.inf):
+                await changed.wait()
+                continue
+            self._rings.stats.request()
+
+    def statistics(self) -> VmStatistics:
+        """A snapshot. Never waits."""
+        balloon, session, memory = self.balloon, self.session, self._device.memory
+        known = balloon.memory_size > 0
+        return VmStatistics(
+            id=self.vm.id,
+            attached=True,
+            counters=self.vm.counters,
+            front_end_pid=self._pid,
+            features=session.features,
+            protocol_features=session.protocol_features,
+            queues=self._rings.statistics(),
+            regions=tuple(mapped.statistics() for mapped in memory.regions),
+            guest_memory=balloon.memory_size,
+            target=balloon.target if known or balloon.pending else None,
+            pending=balloon.pending,
+            actual=balloon.actual if known else None,
+            balloon=balloon.balloon_size,
+            resident=memory.resident(),
+            driver_ready=session.driver_ready,
+            queue_map_ambiguous=self._rings.map_ambiguous,
+            stats=balloon.stats.values,
+            stats_last_update=balloon.stats.last_update,
+            stats_age=balloon.stats.age(trio.current_time()),
+        )

@@ -1,0 +1,218 @@
+"""The daemon's configuration: made from the command line, checked, then frozen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from protocol.virtio_balloon import BalloonFeature
+from vhost_balloon import __version__
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.guest_memory import DiscardPolicy
+from vhost_balloon.vm import VmSettings
+
+RESERVED_NAMES: Final = ("control", "metrics")
+MAX_STATS_INTERVAL: Final = 86400.0
+
+SWITCHES: Final = {
+    "must-tell-host": (BalloonFeature.MUST_TELL_HOST, "the guest must ask to take pages back"),
+    "stats": (BalloonFeature.STATS_VQ, "guest memory statistics"),
+    "deflate-on-oom": (
+        BalloonFeature.DEFLATE_ON_OOM,
+        "deflation when the guest is out of memory",
+    ),
+    "free-page-hint": (BalloonFeature.FREE_PAGE_HINT, "free page hints (never acted on)"),
+    "page-poison": (BalloonFeature.PAGE_POISON, "the guest's page poison value"),
+    "reporting": (BalloonFeature.PAGE_REPORTING, "free page reporting"),
+}
+"""Feature switches: --no-NAME takes the bit from what is offered to every VM."""
+
+CAPABILITIES: Final = {"type": "balloon"}
+"""QEMU docs/interop/vhost-user.json, VhostUserBackendCapabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketOptions:
+    """Who may connect to a socket: permission bits, and a group's name or number."""
+
+    mode: int = 0o600
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """socket_paths and fd are the VMs; either is empty (None) if the other is not."""
+
+    socket_paths: tuple[Path, ...]
+    fd: int | None
+    settings: VmSettings
+    control_socket: Path | None
+    front_end_access: SocketOptions
+    control_access: SocketOptions
+    log_level: str
+    log_format: str
+
+    def vm_ids(self) -> list[str]:
+        if self.fd is not None:
+            return [f"fd{self.fd}"]
+        return [path.stem for path in self.socket_paths]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one line on a mistake, instead of the usage and a line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise OperatorError(message)
+
+
+class _PrintCapabilities(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(json.dumps(CAPABILITIES))
+        parser.exit()
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"{text!r} is no octal mode such as 0660")
+    return mode
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= MAX_STATS_INTERVAL:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds from 0 to {MAX_STATS_INTERVAL:.0f}"
+        )
+    return seconds
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The daemon's command line."""
+    parser = _Parser(
+        prog="vhost-balloon",
+        description="A vhost-user back end that gives KVM guests a virtio memory balloon.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "--print-capabilities",
+        action=_PrintCapabilities,
+        nargs=0,
+        help="print the back end's capabilities as JSON and exit",
+    )
+    vms = parser.add_argument_group("virtual machines")
+    vms.add_argument(
+        "--socket-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="listen here for a front end; may be repeated, one VM each, named after the file",
+    )
+    vms.add_argument("--fd", type=int, metavar="N", help="serve this connected front-end socket")
+    _add_access(vms, "socket", "front-end sockets")
+    control = parser.add_argument_group("control")
+    control.add_argument(
+        "--control-socket", type=Path, metavar="PATH", help="listen here for QMP clients"
+    )
+    _add_access(control, "control", "the control socket")
+    control.add_argument(
+        "--stats-interval",
+        type=_interval,
+        default=10.0,
+        metavar="SECONDS",
+        help="how often guests are asked for statistics (default 10; 0: on demand only)",
+    )
+    features = parser.add_argument_group("features, all offered by default")
+    for name, (_, text) in SWITCHES.items():
+        features.add_argument(f"--no-{name}", action="store_true", help=f"do not offer {text}")
+    _add_memory(parser)
+    log = parser.add_argument_group("log")
+    levels = ("debug", "info", "warning", "error")
+    log.add_argument("--log-level", choices=levels, default="info")
+    log.add_argument("--log-format", choices=("text", "json"), default="text")
+    return parser
+
+
+def _add_access(group: argparse._ArgumentGroup, prefix: str, what: str) -> None:
+    group.add_argument(
+        f"--{prefix}-mode",
+        type=_mode,
+        default=0o600,
+        metavar="MODE",
+        help=f"permissions of {what} (octal, default 0600)",
+    )
+    group.add_argument(f"--{prefix}-group", metavar="GROUP", help=f"group of {what}")
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    memory = parser.add_argument_group("guest memory")
+    memory.add_argument(
+        "--discard-hugetlb",
+        action="store_true",
+        help="discard hugetlb pages too: a guest dies if it touches one again while the host's "
+        "pool is empty",
+    )
+    memory.add_argument(
+        "--discard-other-filesystems",
+        action="store_true",
+        help="discard memory in files that are on neither tmpfs nor hugetlbfs",
+    )
+    memory.add_argument(
+        "--allow-unsealed-memory",
+        action="store_true",
+        help="serve several VMs although one of them could truncate its memory and so end all",
+    )
+
+
+def parse(arguments: list[str]) -> Config:
+    """Raises OperatorError with one line, or exits after --version and the like."""
+    options = build_parser().parse_args(arguments)
+    if options.fd is not None and options.socket_path:
+        raise OperatorError("--fd and --socket-path cannot be used together")
+    if options.fd is None and not options.socket_path:
+        raise OperatorError("no VM: give --socket-path=PATH (may be repeated) or --fd=N")
+    offered = sum(
+        int(bit)
+        for name, (bit, _) in SWITCHES.items()
+        if not getattr(options, f"no_{name.replace('-', '_')}")
+    )
+    settings = VmSettings(
+        offered=offered,
+        policy=DiscardPolicy(options.discard_hugetlb, options.discard_other_filesystems),
+        stats_interval=options.stats_interval,
+        require_sealed=len(options.socket_path) > 1 and not options.allow_unsealed_memory,
+    )
+    config = Config(
+        socket_paths=tuple(options.socket_path),
+        fd=options.fd,
+        settings=settings,
+        control_socket=options.control_socket,
+        front_end_access=SocketOptions(options.socket_mode, options.socket_group),
+        control_access=SocketOptions(options.control_mode, options.control_group),
+        log_level=options.log_level,
+        log_format=options.log_format,
+    )
+    _check_names(config)
+    return config
+
+
+def _check_names(config: Config) -> None:
+    names = config.vm_ids()
+    for name in names:
+        if names.count(name) > 1:
+            raise OperatorError(f"two VMs are named {name!r} (a VM is named after its socket)")
+        if name in RESERVED_NAMES or not name:
+            raise OperatorError(f"{name!r} cannot be the name of a VM")
+    if config.control_socket in config.socket_paths:
+        raise OperatorError(f"{config.control_socket} is given for two sockets")

@@ -1,0 +1,59 @@
+"""What is counted of one VM, from its configuration on. Plain numbers, for one thread. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+from protocol.virtio_balloon import Queue
+from vhost_balloon.errors import RingErrorReason
+
+DISCARD_BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
+"""Upper bounds in seconds: one merged range at the low end, the longest allowed hold at the top."""
+
+
+@dataclass(slots=True)
+class Histogram:
+    """counts has one entry a bound, and one more for what is above the last."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    sum: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+@dataclass(slots=True)
+class Counters:
+    """All sizes in bytes.
+
+    reported, inflated, deflated: what the guest named, as far as it lies in memory.
+    freed: what really came back to the host. refused: what was named and not discarded, by
+    reason (refusal.Refusal). requests: chains completed, by queue. ring_errors: by queue name (or
+    "ring" where it was not known) and reason. front_end_stalls: times it said nothing, or half.
+    """
+
+    reported_bytes: int = 0
+    inflated_bytes: int = 0
+    deflated_bytes: int = 0
+    freed_bytes: int = 0
+    refused_bytes: Counter[str] = field(default_factory=Counter)
+    refused_ranges: Counter[str] = field(default_factory=Counter)
+    requests: Counter[Queue] = field(default_factory=Counter)
+    ring_errors: Counter[tuple[str, RingErrorReason]] = field(default_factory=Counter)
+    front_end_errors: int = 0
+    front_end_stalls: int = 0
+    config_changes: int = 0
+    discard_seconds: Histogram = field(default_factory=lambda: Histogram(DISCARD_BUCKETS))
+
+    def refuse(self, reason: str, size: int, ranges: int = 1) -> None:
+        """Count size bytes (0 for an empty range) as refused."""
+        self.refused_bytes[reason] += size
+        self.refused_ranges[reason] += ranges

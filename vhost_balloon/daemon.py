@@ -1,0 +1,82 @@
+"""Puts the parts together: listeners, VMs, control, signals, and the order of start and end."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final
+
+import trio
+
+from vhost_balloon.backend import serve_front_end
+from vhost_balloon.config import Config
+from vhost_balloon.control import serve_control
+from vhost_balloon.listeners import adopt_connection, open_unix_listener
+from vhost_balloon.log import logger
+from vhost_balloon.vm import Machine, Vm
+
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds to wait when this process or the host has no descriptors or memory left."""
+
+_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+async def serve_vm(vm: Vm, listener: trio.SocketListener) -> None:
+    """Serve one front end after the other; the next waits in the backlog meanwhile."""
+    while True:
+        try:
+            stream = await listener.accept()
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            vm.log.misbehaved(f"front end has to wait: {error.strerror}")
+            await trio.sleep(ACCEPT_PAUSE)
+            continue
+        await serve_front_end(vm, stream)
+
+
+async def serve_fd(vm: Vm, stream: trio.SocketStream, done: Callable[[], None]) -> None:
+    """Serve the one front end of --fd; the daemon's work is done with it."""
+    await serve_front_end(vm, stream)
+    done()
+
+
+async def run(
+    config: Config, task_status: trio.TaskStatus[Machine] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises OperatorError before anything is served."""
+    machine = Machine()
+    vms = [machine.add(vm_id, config.settings) for vm_id in config.vm_ids()]
+    with ExitStack() as sockets:
+        listeners = [
+            sockets.enter_context(open_unix_listener(path, config.front_end_access))
+            for path in config.socket_paths
+        ]
+        # Later than the front-end sockets: whoever can reach it finds all VMs listening.
+        control = config.control_socket and sockets.enter_context(
+            open_unix_listener(config.control_socket, config.control_access)
+        )
+        async with trio.open_nursery() as nursery:
+            stop = nursery.cancel_scope.cancel
+            nursery.start_soon(machine.heartbeat.run)
+            await nursery.start(_stop_on_signal, stop)
+            if config.fd is not None:
+                nursery.start_soon(serve_fd, vms[0], adopt_connection(config.fd), stop)
+            for vm, listener in zip(vms, listeners, strict=False):
+                nursery.start_soon(serve_vm, vm, listener)
+            if control is not None:
+                nursery.start_soon(serve_control, control, machine)
+            logger.info("serving %s", ", ".join(machine.vms))
+            task_status.started(machine)
+
+
+async def _stop_on_signal(
+    stop: Callable[[], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            logger.info("ending on %s", signal.Signals(number).name)
+            stop()

@@ -1,0 +1,89 @@
+"""Giving memory back to the host: bounded batches of hole punches, and what really came back.
+
+A hole is punched, because on shared memory MADV_DONTNEED reports success and frees nothing. What
+came back is read from the files' st_blocks before and after: an estimate while the guest runs,
+since it may touch other pages meanwhile, and exact while it does not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from vhost_balloon import syscalls
+from vhost_balloon.guest_memory import Piece
+from vhost_balloon.ranges import split
+
+BATCH_BYTES: Final = 64 << 20
+"""Most bytes between two looks at whether the ring is to stop: some 20 ms of 4 KiB pages."""
+BATCH_PIECES: Final = 1024
+"""Most pieces in a batch: scattered pages cost 7 to 30 us each."""
+
+INLINE_BYTES: Final = 2 << 20
+INLINE_PIECES: Final = 8
+"""Up to here (a millisecond) a thread would cost more than it saves the event loop."""
+
+BLOCK: Final = 512
+
+
+@dataclass(slots=True)
+class Discarded:
+    """Bytes: freed is what came back, failed what the kernel refused; error is its reason."""
+
+    freed: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    error: OSError | None = None
+
+
+def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Cut pieces into batches of at most BATCH_BYTES and BATCH_PIECES, in order.
+
+    Cuts fall on multiples of BATCH_BYTES from a piece's start, which keeps them aligned to every
+    page size up to it; a larger huge page is never cut.
+    """
+    batch: list[Piece] = []
+    room = BATCH_BYTES
+    for piece in pieces:
+        size = max(BATCH_BYTES, piece.region.page_size)
+        for start, end in split(piece.offset, piece.offset + piece.length, size):
+            if batch and (end - start > room or len(batch) == BATCH_PIECES):
+                yield batch
+                batch, room = [], BATCH_BYTES
+            batch.append(Piece(piece.region, start, end - start))
+            room -= end - start
+    if batch:
+        yield batch
+
+
+def punch(batch: list[Piece]) -> Discarded:
+    """Discard one batch, in any thread. A piece that fails is counted, the others are done."""
+    result = Discarded()
+    files = {piece.region.inode: piece.region.fd.fileno() for piece in batch}
+    started = time.perf_counter()
+    before = _blocks(files.values())
+    for piece in batch:
+        try:
+            syscalls.punch_hole(piece.region.fd.fileno(), piece.offset, piece.length)
+        except OSError as error:
+            result.failed += piece.length
+            result.error = error
+    result.freed = max(before - _blocks(files.values()), 0) * BLOCK
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _blocks(fds: Iterable[int]) -> int:
+    return sum(os.fstat(fd).st_blocks for fd in fds)
+
+
+async def discard(batch: list[Piece]) -> Discarded:
+    """Discard one batch, in a worker thread if it is a big one. Not cancelled half-way."""
+    if len(batch) <= INLINE_PIECES and sum(piece.length for piece in batch) <= INLINE_BYTES:
+        return punch(batch)
+    return await trio.to_thread.run_sync(punch, batch)

@@ -1,0 +1,89 @@
+"""File descriptors that this process owns: closed once, never by number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from typing import Final
+
+import trio
+
+from vhost_balloon.errors import FrontEndError
+
+_EVENT: Final = (1).to_bytes(8, "little")
+_EVENTFD_LINK: Final = "anon_inode:[eventfd]"
+
+
+class OwnedFd:
+    """Owns one descriptor. Ownership moves by handing this object on, never by the number."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The number, for one system call. Raises ValueError once closed."""
+        if self._fd < 0:
+            raise ValueError("descriptor is closed")
+        return self._fd
+
+    def detach(self) -> int:
+        """Give the number, and the duty to close it, to the caller."""
+        fd, self._fd = self.fileno(), -1
+        return fd
+
+    def close(self) -> None:
+        """Close it; more calls do nothing."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def is_eventfd(fd: OwnedFd) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd.fileno()}") == _EVENTFD_LINK
+
+
+class EventFd:
+    """A kick, call or err eventfd from the front end.
+
+    The file description is shared with the peer, who may have left it in blocking mode or set it
+    at any time; so readiness is asked for before each call, and O_NONBLOCK is left alone.
+    Raises FrontEndError if the descriptor is no eventfd (epoll would refuse a file, and reading a
+    socket could take what is not ours).
+    """
+
+    __slots__ = ("_owned",)
+
+    def __init__(self, fd: OwnedFd) -> None:
+        if not is_eventfd(fd):
+            raise FrontEndError("descriptor is not an eventfd")
+        self._owned = fd
+
+    def close(self) -> None:
+        self._owned.close()
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self._owned.fileno())
+
+    def drain(self) -> None:
+        """Take the count, if there is one."""
+        if self._ready(select.POLLIN):
+            # Someone else may have taken it in between; then there is nothing left to do.
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._owned.fileno(), 8)
+
+    def signal(self) -> None:
+        """Add one to the count. A full counter is left: its reader has not looked yet anyway."""
+        if self._ready(select.POLLOUT):
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._owned.fileno(), _EVENT)
+
+    def _ready(self, event: int) -> bool:
+        poll = select.poll()
+        poll.register(self._owned.fileno(), event)
+        return bool(poll.poll(0))

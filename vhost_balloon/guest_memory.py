@@ -1,0 +1,301 @@
+"""The guest's memory as the front end shares it: regions, their mappings and what backs them.
+
+This module alone makes and releases views of guest memory. Only rings are read and written
+through the mapping; everything else is read with pread, which allocates nothing in a hole and
+cannot raise SIGBUS. Mappings are MAP_NORESERVE: a plain mapping of a hugetlb file would reserve
+its holes again, or fail where the pool is empty.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import sys
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from protocol.vhost_user_payloads import Region
+from vhost_balloon import syscalls
+from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.ranges import Range, align_inward, subtract, total
+from vhost_balloon.refusal import Refusal
+from vhost_balloon.syscalls import Filesystem
+
+ADDRESS_LIMIT: Final = 1 << 64
+MAP_NORESERVE: Final = 0x4000  # include/uapi/asm-generic/mman-common.h; in mmap from 3.13 on
+
+
+class Piece(NamedTuple):
+    """A range of one file that may be discarded: offset and length in bytes, page-aligned."""
+
+    region: MappedRegion
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardPolicy:
+    """Which backings may be punched at all."""
+
+    hugetlb: bool = False
+    other_filesystems: bool = False
+
+    def refusal(self, filesystem: Filesystem) -> str | None:
+        """Why memory on this file system is not discarded, or None if it is."""
+        if filesystem.is_hugetlb and not self.hugetlb:
+            return Refusal.HUGETLB
+        if filesystem.is_other and not self.other_filesystems:
+            return Refusal.FILESYSTEM
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionStatistics:
+    """One memory region: sizes in bytes, backing is "tmpfs", "hugetlb" or "other"."""
+
+    guest_address: int
+    size: int
+    page_size: int
+    backing: str
+
+
+class MappedRegion:
+    """One region: its file, its mapping, and what the file lives on.
+
+    Raises FrontEndError where the region cannot be served; fd is then left to the caller.
+    """
+
+    def __init__(self, region: Region, fd: OwnedFd) -> None:
+        check_region(region)
+        info = os.fstat(fd.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise FrontEndError("memory descriptor is not a file")
+        if region.mmap_offset + region.size > info.st_size:
+            raise FrontEndError(
+                f"region needs {region.mmap_offset + region.size} bytes of a file of {info.st_size}"
+            )
+        self.region = region
+        self.inode = (info.st_dev, info.st_ino)
+        self.filesystem = syscalls.filesystem(fd.fileno())
+        self.page_size = self.filesystem.page_size
+        self.shrink_sealed = syscalls.shrink_sealed(fd.fileno())
+        self._mapping, self._mapped_from = self._map(fd)
+        self.fd = fd
+
+    def _map(self, fd: OwnedFd) -> tuple[mmap.mmap, int]:
+        """Map whole backing pages around the region; munmap of hugetlb needs whole ones too."""
+        start = self.region.mmap_offset & -self.page_size
+        end = self.region.mmap_offset + self.region.size
+        end = (end + self.page_size - 1) & -self.page_size
+        # CPython keeps a descriptor of its own for a mapping, unless it is asked not to (3.13).
+        extra = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        try:
+            mapping = mmap.mmap(
+                fd.fileno(),
+                end - start,
+                flags=mmap.MAP_SHARED | MAP_NORESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                offset=start,
+                **extra,
+            )
+        except (OSError, ValueError, OverflowError) as error:
+            raise FrontEndError(f"memory cannot be mapped: {error}") from None
+        return mapping, start
+
+    @property
+    def guest_start(self) -> int:
+        return self.region.guest_address
+
+    @property
+    def guest_end(self) -> int:
+        return self.region.guest_address + self.region.size
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """A writable view of length bytes at offset into the region; the borrower releases it.
+
+        The pages are allocated first, so that an empty huge page pool or a full tmpfs is an
+        error here and not a SIGBUS later. Raises FrontEndError.
+        """
+        file_offset = self.region.mmap_offset + offset
+        try:
+            syscalls.allocate(self.fd.fileno(), file_offset, length)
+        except OSError as error:
+            raise FrontEndError(f"ring memory cannot be allocated: {error.strerror}") from None
+        start = file_offset - self._mapped_from
+        with memoryview(self._mapping) as whole:
+            return whole[start : start + length]
+
+    def unmap(self) -> None:
+        """Undo the mapping; the descriptor is the caller's again. Raises BufferError if in use."""
+        self._mapping.close()
+
+    def close(self) -> None:
+        """Unmap and close. Raises BufferError while a ring still borrows a view."""
+        self.unmap()
+        self.fd.close()
+
+    def statistics(self) -> RegionStatistics:
+        return RegionStatistics(
+            self.guest_start, self.region.size, self.page_size, self.filesystem.kind
+        )
+
+
+def check_region(region: Region) -> None:
+    """Raise FrontEndError for sizes and addresses that no memory can have."""
+    if region.size == 0:
+        raise FrontEndError("region of size 0")
+    for name in ("guest_address", "user_address", "mmap_offset"):
+        if getattr(region, name) + region.size > ADDRESS_LIMIT:
+            raise FrontEndError(f"region's {name} and size wrap around")
+
+
+def _overlap(a: Region, b: Region, name: str) -> bool:
+    a_start, b_start = getattr(a, name), getattr(b, name)
+    return bool(a_start < b_start + b.size and b_start < a_start + a.size)
+
+
+def check_disjoint(regions: Iterable[Region], new: Region) -> None:
+    """Raise FrontEndError if new shares guest or user addresses with one of regions."""
+    for other in regions:
+        for name in ("guest_address", "user_address"):
+            if _overlap(new, other, name):
+                raise FrontEndError(f"regions overlap in their {name}")
+
+
+@dataclass(slots=True)
+class GuestMemory:
+    """All regions of one guest, sorted by guest address. Immutable while rings run."""
+
+    regions: list[MappedRegion] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes of guest memory."""
+        return sum(mapped.region.size for mapped in self.regions)
+
+    def add(self, mapped: MappedRegion) -> None:
+        self.replace([*self.regions, mapped])
+
+    def remove(self, mapped: MappedRegion) -> None:
+        self.replace([other for other in self.regions if other is not mapped])
+
+    def replace(self, regions: Iterable[MappedRegion]) -> None:
+        self.regions = sorted(regions, key=lambda mapped: mapped.guest_start)
+        self._starts = [mapped.guest_start for mapped in self.regions]
+
+    def close(self) -> None:
+        for mapped in self.regions:
+            mapped.close()
+        self.replace([])
+
+    def unmap(self) -> None:
+        """Undo the mappings; the descriptors are the caller's again."""
+        for mapped in self.regions:
+            mapped.unmap()
+        self.replace([])
+
+    def resident(self) -> int:
+        """Bytes that the host spends on the regions' files, each file once (RAM and swap)."""
+        blocks = {m.inode: os.fstat(m.fd.fileno()).st_blocks for m in self.regions}
+        return sum(blocks.values()) * 512
+
+    def find_user(self, address: int, length: int) -> tuple[MappedRegion, int]:
+        """The region that holds all of a user address range, and the offset into it.
+
+        Raises FrontEndError if there is none.
+        """
+        for mapped in self.regions:
+            offset = address - mapped.region.user_address
+            if offset >= 0 and offset + length <= mapped.region.size:
+                return mapped, offset
+        raise FrontEndError(f"user address {address:#x} is outside memory")
+
+    def _find_guest(self, address: int) -> MappedRegion | None:
+        position = bisect_right(self._starts, address) - 1
+        if position >= 0 and address < self.regions[position].guest_end:
+            return self.regions[position]
+        return None
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy guest memory out. Raises RingError if any of it is outside memory."""
+        parts = []
+        while length:
+            mapped = self._find_guest(address)
+            if mapped is None:
+                raise RingError(RingErrorReason.BUFFER, f"buffer at {address:#x} is outside memory")
+            take = min(length, mapped.guest_end - address)
+            offset = mapped.region.mmap_offset + address - mapped.guest_start
+            part = self._pread(mapped, take, offset)
+            parts.append(part)
+            address += len(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _pread(self, mapped: MappedRegion, length: int, offset: int) -> bytes:
+        try:
+            part = os.pread(mapped.fd.fileno(), length, offset)
+        except OSError as error:
+            raise RingError(
+                RingErrorReason.MEMORY, f"memory cannot be read: {error.strerror}"
+            ) from None
+        if not part:
+            raise RingError(RingErrorReason.MEMORY, "memory file was truncated")
+        return part
+
+    def inside(self, ranges: list[Range]) -> int:
+        """Bytes of ranges (sorted, disjoint) that are guest memory."""
+        return sum(high - low for start, end in ranges for _, low, high in self._cut(start, end))
+
+    def _cut(self, start: int, end: int) -> Iterator[tuple[MappedRegion, int, int]]:
+        """The parts of [start, end) that lie in regions, in order: region, start, end."""
+        position = max(bisect_right(self._starts, start) - 1, 0)
+        while position < len(self.regions) and self._starts[position] < end:
+            mapped = self.regions[position]
+            low, high = max(start, mapped.guest_start), min(end, mapped.guest_end)
+            if low < high:
+                yield mapped, low, high
+            position += 1
+
+    def resolve(
+        self, ranges: list[Range], protected: list[Range], policy: DiscardPolicy
+    ) -> tuple[list[Piece], list[tuple[str, int]]]:
+        """Turn guest ranges into what may be discarded, and (reason, bytes) of what may not.
+
+        ranges and protected are sorted and disjoint; protected is never discarded.
+        """
+        refused: Counter[str] = Counter()
+        allowed = subtract(ranges, protected)
+        refused[Refusal.RING] = total(ranges) - total(allowed)
+        pieces: list[Piece] = []
+        for start, end in allowed:
+            outside = end - start
+            for mapped, low, high in self._cut(start, end):
+                outside -= high - low
+                reason = policy.refusal(mapped.filesystem)
+                if reason is not None:
+                    refused[reason] += high - low
+                    continue
+                piece = _whole_pages(mapped, low, high)
+                if piece is not None:
+                    pieces.append(piece)
+                kept = 0 if piece is None else piece.length
+                refused[_cut_off_reason(mapped)] += high - low - kept
+            refused[Refusal.OUTSIDE] += outside
+        return pieces, [(reason, size) for reason, size in refused.items() if size]
+
+
+def _whole_pages(mapped: MappedRegion, start: int, end: int) -> Piece | None:
+    """The whole backing pages inside a guest range, which lies in the region."""
+    to_file = mapped.region.mmap_offset - mapped.guest_start
+    aligned = align_inward(start + to_file, end + to_file, mapped.page_size)
+    return None if aligned is None else Piece(mapped, aligned[0], aligned[1] - aligned[0])
+
+
+def _cut_off_reason(mapped: MappedRegion) -> str:
+    return Refusal.PARTIAL_HUGE_PAGE if mapped.filesystem.is_hugetlb else Refusal.UNALIGNED

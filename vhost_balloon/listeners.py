@@ -1,0 +1,108 @@
+"""Unix sockets to listen on: their permissions, what may lie in their way, and their removal."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from vhost_balloon.config import SocketOptions
+from vhost_balloon.errors import OperatorError
+
+BACKLOG: Final = 128
+
+
+@contextmanager
+def open_unix_listener(path: Path, access: SocketOptions) -> Iterator[trio.SocketListener]:
+    """Listen on path; on exit the socket is closed, and its file removed if it is still ours.
+
+    A socket that nobody listens on any more is replaced. Raises OperatorError.
+    """
+    group = _group_id(access.group)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with sock:
+        try:
+            _make_way(path)
+            _bind(sock, path)
+            if group is not None:
+                os.chown(path, -1, group)
+            os.chmod(path, access.mode)
+            sock.listen(BACKLOG)
+        except OSError as error:
+            raise OperatorError(f"cannot listen on {path}: {error.strerror or error}") from None
+        created = _identity(path)
+        try:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        finally:
+            if created is not None and _identity(path) == created:
+                path.unlink()
+
+
+def _bind(sock: socket.socket, path: Path) -> None:
+    """Bind so that nobody can connect before the permissions are set."""
+    umask = os.umask(0o177)
+    try:
+        sock.bind(os.fspath(path))
+    finally:
+        os.umask(umask)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError):
+        info = path.stat(follow_symlinks=False)
+        return info.st_dev, info.st_ino
+    return None
+
+
+def _make_way(path: Path) -> None:
+    """Remove a socket file that nobody listens on. Raises OperatorError for anything else."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OperatorError(f"{path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: someone listens
+    raise OperatorError(f"{path} is in use: another process listens on it")
+
+
+def _group_id(group: str | None) -> int | None:
+    if group is None:
+        return None
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise OperatorError(f"there is no group {group!r}") from None
+
+
+def adopt_connection(fd: int) -> trio.SocketStream:
+    """A stream over an inherited, connected Unix socket. Raises OperatorError."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except (OSError, ValueError) as error:
+        raise OperatorError(f"--fd={fd} is no socket: {error}") from None
+    try:
+        sock.getpeername()
+        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+            raise OperatorError(f"--fd={fd} is no Unix stream socket")
+    except OSError:
+        raise OperatorError(f"--fd={fd} is not connected") from None
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))

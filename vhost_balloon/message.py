@@ -1,0 +1,55 @@
+"""One vhost-user message as it came from the front end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from protocol.vhost_user import HeaderFlag, Request
+from vhost_balloon.errors import FrontEndError
+
+if TYPE_CHECKING:
+    from vhost_balloon.fds import OwnedFd
+
+
+@dataclass(slots=True)
+class Message:
+    """request and flags from the header, the whole payload, and the descriptors that came along.
+
+    oversized: the payload was too long to keep and was skipped. fds_lost: the kernel could not
+    hand over all descriptors (this process may have too many open).
+    """
+
+    request: int
+    flags: int
+    payload: bytes = b""
+    fds: list[OwnedFd] = field(default_factory=list)
+    oversized: bool = False
+    fds_lost: bool = False
+
+    @property
+    def need_reply(self) -> bool:
+        return bool(self.flags & HeaderFlag.NEED_REPLY)
+
+    @property
+    def name(self) -> str:
+        try:
+            return Request(self.request).name
+        except ValueError:
+            return f"request {self.request}"
+
+    def expect_fds(self, count: int) -> list[OwnedFd]:
+        """The descriptors, which must be count. Raises FrontEndError. They stay the message's."""
+        if len(self.fds) != count:
+            raise FrontEndError(f"{len(self.fds)} descriptors instead of {count}")
+        return self.fds
+
+    def release_fds(self) -> None:
+        """Say that the descriptors are someone else's now."""
+        self.fds = []
+
+    def close(self) -> None:
+        """Close the descriptors that nobody took."""
+        for fd in self.fds:
+            fd.close()
+        self.release_fds()

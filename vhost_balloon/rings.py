@@ -1,0 +1,211 @@
+"""All rings of one front end: which are started, what each carries, which tasks run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from protocol.virtio_balloon import OPTIONAL_QUEUES, Queue
+from vhost_balloon.balloon import map_queues
+from vhost_balloon.device import Device
+from vhost_balloon.effects import RingSetup
+from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
+from vhost_balloon.fds import EventFd, OwnedFd
+from vhost_balloon.guest_memory import GuestMemory, MappedRegion
+from vhost_balloon.processors import HintProcessor, RangeProcessor, StatsProcessor
+from vhost_balloon.ring import BoundRing, Processor, StartedRing, bind
+from vhost_balloon.session import Session
+
+QUEUE_MAP_PATIENCE: Final = 1.0
+"""Seconds after the last start until queues that cannot be told apart are complained about."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """One started ring; queue is None while it is not served."""
+
+    index: int
+    queue: Queue | None
+    size: int
+    started: bool
+    enabled: bool
+    broken: str | None
+    requests: int
+
+
+class RingSet:
+    """The started rings, and the eventfds that may come before a start.
+
+    nursery is where the rings' tasks live; it ends after this object was closed.
+    """
+
+    def __init__(self, device: Device, session: Session, nursery: trio.Nursery) -> None:
+        self.rings: dict[int, StartedRing] = {}
+        self.map_ambiguous = False
+        self.stats: Final = StatsProcessor(device)
+        self._device = device
+        self._session = session
+        self._nursery = nursery
+        self._calls: dict[int, EventFd] = {}
+        self._errs: dict[int, EventFd] = {}
+        self._map_timer = trio.CancelScope()
+        self._processors: dict[Queue, Processor] = {
+            Queue.INFLATE: RangeProcessor(device, Queue.INFLATE),
+            Queue.DEFLATE: RangeProcessor(device, Queue.DEFLATE),
+            Queue.REPORTING: RangeProcessor(device, Queue.REPORTING),
+            Queue.FREE_PAGE: HintProcessor(device),
+            Queue.STATS: self.stats,
+        }
+
+    # Single rings
+
+    def start(self, index: int, kick: OwnedFd, setup: RingSetup) -> None:
+        """Start a ring; update() lets it run. Raises FrontEndError."""
+        kick_eventfd = EventFd(kick)
+        bound = bind(setup, setup.base, self._device.memory)
+        ring = self.rings[index] = StartedRing(index, setup, bound, kick_eventfd)
+        ring.call = self._calls.get(index)
+        self._protect()
+        self._watch_queue_map()
+
+    async def stop(self, index: int) -> int:
+        """Stop a ring and return the index of its first chain that was not used."""
+        ring = self.rings[index]
+        await ring.deactivate()
+        del self.rings[index]
+        base = ring.virtqueue.base
+        ring.close()
+        self._protect()
+        return base
+
+    async def set_kick(self, index: int, fd: OwnedFd) -> None:
+        """Replace a started ring's kick; update() lets it run again. Raises FrontEndError."""
+        kick = EventFd(fd)
+        ring = self.rings[index]
+        await ring.deactivate()
+        ring.kick.close()
+        ring.kick = kick
+
+    def set_call(self, index: int, fd: OwnedFd | None) -> None:
+        """Raises FrontEndError if the descriptor is no eventfd."""
+        self._replace(self._calls, index, fd)
+        if index in self.rings:
+            self.rings[index].call = self._calls.get(index)
+            # What was used before the driver listened here must not be waited for in vain.
+            self.rings[index].notify()
+
+    def set_err(self, index: int, fd: OwnedFd | None) -> None:
+        """Raises FrontEndError if the descriptor is no eventfd."""
+        self._replace(self._errs, index, fd)
+
+    def _replace(self, eventfds: dict[int, EventFd], index: int, fd: OwnedFd | None) -> None:
+        new = None if fd is None else EventFd(fd)
+        old = eventfds.pop(index, None)
+        if old is not None:
+            old.close()
+        if new is not None:
+            eventfds[index] = new
+
+    # All rings
+
+    async def update(self) -> None:
+        """Judge again which rings run and what each carries; let their tasks follow."""
+        queue_map = map_queues(self._session.features, self.rings)
+        if not queue_map.ambiguous:
+            self.map_ambiguous = False
+        for index, ring in self.rings.items():
+            queue = queue_map.queues.get(index)
+            if not self._session.is_enabled(index) or ring.broken is not None:
+                queue = None
+            if ring.queue is queue:
+                continue
+            await ring.deactivate()
+            if queue is not None:
+                ring.activate(self._nursery, queue, self._processors[queue], self._broke)
+
+    async def pause(self) -> None:
+        """End all tasks, each after its batch at hand; update() lets them run again."""
+        for ring in self.rings.values():
+            await ring.deactivate()
+
+    def plan(self, memory: GuestMemory) -> dict[int, BoundRing]:
+        """Lay all started rings over other memory. Raises FrontEndError if one does not fit."""
+        plan: dict[int, BoundRing] = {}
+        try:
+            for index, ring in self.rings.items():
+                plan[index] = bind(ring.setup, ring.virtqueue.base, memory)
+        except FrontEndError:
+            for bound in plan.values():
+                bound.virtqueue.release()
+            raise
+        return plan
+
+    def rebind(self, plan: dict[int, BoundRing]) -> None:
+        """Move all rings to what plan() made. Not while they run."""
+        for index, bound in plan.items():
+            self.rings[index].rebind(bound)
+        self._protect()
+
+    def drop_region(self, mapped: MappedRegion) -> None:
+        """Stop for good every ring that lies in a region that goes. Not while they run."""
+        for ring in self.rings.values():
+            if ring.lies_in(mapped):
+                self._broke(ring, RingError(RingErrorReason.MEMORY, "its memory was removed"))
+                ring.unbind()
+        self._protect()
+
+    async def close(self) -> None:
+        """Stop everything and close all descriptors."""
+        self._map_timer.cancel()
+        for index in list(self.rings):
+            await self.stop(index)
+        for eventfd in (*self._calls.values(), *self._errs.values()):
+            eventfd.close()
+
+    def _protect(self) -> None:
+        self._device.protect(r for ring in self.rings.values() for r in ring.ranges)
+
+    def _broke(self, ring: StartedRing, error: RingError) -> None:
+        """A ring's structure is broken: it stays as it is until the driver sets it up again."""
+        queue = "ring" if ring.queue is None else ring.queue.value
+        ring.broken = error
+        self._device.counters.ring_errors[queue, error.reason] += 1
+        self._device.log.misbehaved(f"{queue} (ring {ring.index}) stopped: {error}")
+        if ring.index in self._errs:
+            self._errs[ring.index].signal()
+
+    def statistics(self) -> tuple[QueueStatistics, ...]:
+        return tuple(
+            QueueStatistics(
+                index=index,
+                queue=ring.queue,
+                size=ring.setup.size,
+                started=True,
+                enabled=self._session.is_enabled(index),
+                broken=None if ring.broken is None else ring.broken.reason.value,
+                requests=ring.requests,
+            )
+            for index, ring in sorted(self.rings.items())
+        )
+
+    # The queue map
+
+    def _watch_queue_map(self) -> None:
+        """Complain if the optional queues still cannot be told apart a while after this start."""
+        self._map_timer.cancel()
+        self._map_timer = trio.CancelScope()
+        self._nursery.start_soon(self._check_queue_map, self._map_timer)
+
+    async def _check_queue_map(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.sleep(QUEUE_MAP_PATIENCE)
+            features = self._session.features
+            if self.rings and map_queues(features, self.rings).ambiguous:
+                self.map_ambiguous = True
+                names = [queue.value for bit, queue in OPTIONAL_QUEUES if features & bit]
+                self._device.log.warning(
+                    f"started rings {sorted(self.rings)} do not fit the negotiated optional "
+                    f"queues ({', '.join(names) or 'none'}); they are left unread"
+                )

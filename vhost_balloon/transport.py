@@ -1,0 +1,139 @@
+"""Exactly one vhost-user message, with its descriptors, at a time. Knows SCM_RIGHTS.
+
+One recvmsg reads the header alone and the next the payload alone: a larger read would merge a
+message without descriptors with the next one that has some.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+from typing import Final
+
+import trio
+
+from protocol.vhost_user import (
+    HEADER,
+    HEADER_SIZE,
+    MAX_FDS,
+    MAX_PAYLOAD_SIZE,
+    REPLY_FLAGS,
+    VERSION,
+    VERSION_MASK,
+    HeaderFlag,
+)
+from vhost_balloon.errors import StreamError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.message import Message
+
+_ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_FLAG_BITS: Final = VERSION_MASK | HeaderFlag.REPLY | HeaderFlag.NEED_REPLY
+
+
+class _Reader:
+    """Collects the bytes and all descriptors of one message."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._sock = sock
+        self.fds: list[OwnedFd] = []
+        self.fds_lost = False
+
+    async def some(self, size: int) -> bytes:
+        """At most size bytes, or none at the stream's end."""
+        try:
+            data, ancillary, flags, _ = await self._sock.recvmsg(
+                size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            return b""
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers = array.array("i")
+                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+                self.fds += [OwnedFd(number) for number in numbers]
+        self.fds_lost |= bool(flags & socket.MSG_CTRUNC)
+        return data
+
+    async def exactly(self, size: int, *, keep: bool = True) -> bytes:
+        """All size bytes, or none of them with keep=False. Raises StreamError at the end."""
+        parts = []
+        while size:
+            part = await self.some(min(size, MAX_PAYLOAD_SIZE))
+            if not part:
+                raise StreamError("connection ended inside a message")
+            size -= len(part)
+            if keep:
+                parts.append(part)
+        return b"".join(parts)
+
+
+class Transport:
+    """One connected front-end socket; owns the stream."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.waiting_since: float | None = trio.current_time()
+        """Since when bytes are missing that must come: of the first message, or of one begun."""
+
+    def peer_pid(self) -> int | None:
+        """The process that connected, by SO_PEERCRED; None if it is not in our namespace."""
+        credentials = self.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(credentials[:4], "little") or None
+
+    async def receive(self) -> Message | None:
+        """The next message, or None at the end of the stream.
+
+        Raises StreamError where what comes is no vhost-user message or ends inside one.
+        """
+        reader = _Reader(self.stream.socket)
+        try:
+            return await self._receive(reader)
+        except BaseException:
+            for fd in reader.fds:
+                fd.close()
+            raise
+
+    async def _receive(self, reader: _Reader) -> Message | None:
+        header = await reader.some(HEADER_SIZE)
+        if not header:
+            return None
+        self.waiting_since = trio.current_time()
+        header += await reader.exactly(HEADER_SIZE - len(header))
+        request, flags, size = HEADER.unpack(header)
+        if flags & VERSION_MASK != VERSION or flags & ~_FLAG_BITS:
+            raise StreamError(f"header flags {flags:#x} are not vhost-user's")
+        oversized = size > MAX_PAYLOAD_SIZE
+        payload = await reader.exactly(size, keep=not oversized)
+        self.waiting_since = None
+        return Message(request, flags, payload, reader.fds, oversized, reader.fds_lost)
+
+    async def reply(self, request: int, payload: bytes) -> None:
+        """Send a reply. Raises trio.BrokenResourceError if the front end is gone."""
+        await self.stream.send_all(HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload)
+
+
+class BackendChannel:
+    """The socket for requests of ours to the front end.
+
+    Its file description is the front end's too, so it stays as it is, blocking or not.
+    Raises OSError if the descriptor is no socket.
+    """
+
+    def __init__(self, fd: OwnedFd) -> None:
+        self._sock = socket.socket(fileno=fd.fileno())
+        fd.detach()
+
+    def send(self, request: int) -> bool:
+        """Send a request without payload and without waiting for an answer.
+
+        False if there is no room: then requests that say the same wait there unread.
+        """
+        message = HEADER.pack(request, VERSION, 0)
+        try:
+            self._sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._sock.close()

@@ -1,0 +1,133 @@
+"""The VMs of this daemon: one a configured front-end socket, attached or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from protocol.virtio_balloon import StatTag
+from vhost_balloon.counters import Counters
+from vhost_balloon.errors import CommandError
+from vhost_balloon.guest_memory import DiscardPolicy, RegionStatistics
+from vhost_balloon.heartbeat import Heartbeat
+from vhost_balloon.log import VmLog
+from vhost_balloon.rings import QueueStatistics
+
+if TYPE_CHECKING:
+    from vhost_balloon.backend import FrontEndConnection
+
+
+@dataclass(frozen=True, slots=True)
+class VmSettings:
+    """What the operator chose. offered: balloon feature bits; stats_interval in seconds, 0 = off.
+
+    require_sealed: refuse guest memory that could shrink.
+    """
+
+    offered: int
+    policy: DiscardPolicy = field(default_factory=DiscardPolicy)
+    stats_interval: float = 10.0
+    require_sealed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatistics:
+    """A snapshot of one VM. Sizes in bytes.
+
+    target: what the guest is to keep, None while neither a wish nor the memory's size is known.
+    pending: a target waits for the driver. actual: what the guest keeps, None before its memory
+    is known. balloon: what it has in the balloon. resident: what the host spends on its memory,
+    None without a front end. stats_last_update: host wall clock in whole seconds, 0 before the
+    first sample; stats_age in seconds. counters are the live ones, to be read only.
+    """
+
+    id: str
+    attached: bool
+    counters: Counters
+    front_end_pid: int | None = None
+    features: int = 0
+    protocol_features: int = 0
+    queues: tuple[QueueStatistics, ...] = ()
+    regions: tuple[RegionStatistics, ...] = ()
+    guest_memory: int = 0
+    target: int | None = None
+    pending: bool = False
+    actual: int | None = None
+    balloon: int = 0
+    resident: int | None = None
+    driver_ready: bool = False
+    queue_map_ambiguous: bool = False
+    stats: Mapping[StatTag, int] = field(default_factory=dict)
+    stats_last_update: int = 0
+    stats_age: float | None = None
+
+
+Listener = Callable[["Vm"], None]
+
+
+class Machine:
+    """All VMs by id, in the order of their configuration."""
+
+    def __init__(self) -> None:
+        self.vms: dict[str, Vm] = {}
+        self.heartbeat: Final = Heartbeat()
+        self._listeners: list[Listener] = []
+
+    def add(self, vm_id: str, settings: VmSettings) -> Vm:
+        vm = self.vms[vm_id] = Vm(vm_id, settings, self)
+        return vm
+
+    def add_listener(self, callback: Listener) -> None:
+        """Have callback called after a VM's actual has changed."""
+        self._listeners.append(callback)
+
+    def remove_listener(self, callback: Listener) -> None:
+        self._listeners.remove(callback)
+
+    def actual_changed(self, vm: Vm) -> None:
+        for callback in tuple(self._listeners):
+            callback(vm)
+
+
+class Vm:
+    """One configured VM. Its target belongs to the front end, its counters to the VM."""
+
+    def __init__(self, vm_id: str, settings: VmSettings, machine: Machine) -> None:
+        self.id = vm_id
+        self.settings = settings
+        self.machine = machine
+        self.counters = Counters()
+        self.log = VmLog(vm_id)
+        self.connection: FrontEndConnection | None = None
+        self._stats_interval = settings.stats_interval
+        self.stats_interval_changed = trio.Event()
+
+    @property
+    def attached(self) -> bool:
+        return self.connection is not None
+
+    @property
+    def stats_interval(self) -> float:
+        """Seconds between two samples; 0 for none but on demand."""
+        return self._stats_interval
+
+    @stats_interval.setter
+    def stats_interval(self, seconds: float) -> None:
+        self._stats_interval = seconds
+        changed, self.stats_interval_changed = self.stats_interval_changed, trio.Event()
+        changed.set()
+
+    def set_target(self, value: int) -> None:
+        """Have the guest keep value bytes (> 0). Raises CommandError without a front end."""
+        if self.connection is None:
+            raise CommandError("No balloon device has been activated", "DeviceNotActive")
+        self.connection.set_target(value)
+
+    def statistics(self) -> VmStatistics:
+        """A snapshot. Never waits."""
+        if self.connection is None:
+            return VmStatistics(self.id, False, self.counters)
+        return self.connection.statistics()
