@@ -173,7 +173,10 @@ class FrontEndConnection:
                     "put all VMs of this daemon at risk: use memory-backend-memfd, one daemon "
                     "per VM, or --allow-unsealed-memory"
                 )
-            self.vm.log.info("guest memory is not sealed against shrinking")
+            self.vm.log.warning(
+                "guest memory is not sealed against shrinking: if its file is truncated, this "
+                "daemon ends"
+            )
         reason = self.vm.settings.policy.refusal(mapped.filesystem)
         if reason is not None:
             self.vm.log.warning(f"guest memory will not be discarded: {reason}")

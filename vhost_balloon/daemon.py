@@ -55,15 +55,18 @@ async def run(
             for path in config.socket_paths
         ]
         # Later than the front-end sockets: whoever can reach it finds all VMs listening.
-        control = config.control_socket and sockets.enter_context(
-            open_unix_listener(config.control_socket, config.control_access)
-        )
+        control = None
+        if config.control_socket is not None:
+            control = sockets.enter_context(
+                open_unix_listener(config.control_socket, config.control_access)
+            )
+        stream = None if config.fd is None else adopt_connection(config.fd)
         async with trio.open_nursery() as nursery:
             stop = nursery.cancel_scope.cancel
             nursery.start_soon(machine.heartbeat.run)
             await nursery.start(_stop_on_signal, stop)
-            if config.fd is not None:
-                nursery.start_soon(serve_fd, vms[0], adopt_connection(config.fd), stop)
+            if stream is not None:
+                nursery.start_soon(serve_fd, vms[0], stream, stop)
             for vm, listener in zip(vms, listeners, strict=False):
                 nursery.start_soon(serve_vm, vm, listener)
             if control is not None:

@@ -8,6 +8,7 @@ its holes again, or fail where the pool is empty.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -125,7 +126,9 @@ class MappedRegion:
         try:
             syscalls.allocate(self.fd.fileno(), file_offset, length)
         except OSError as error:
-            raise FrontEndError(f"ring memory cannot be allocated: {error.strerror}") from None
+            # Some file systems cannot; those that guests' memory usually lives on can.
+            if error.errno != errno.EOPNOTSUPP or not self.filesystem.is_other:
+                raise FrontEndError(f"ring memory cannot be allocated: {error.strerror}") from None
         start = file_offset - self._mapped_from
         with memoryview(self._mapping) as whole:
             return whole[start : start + length]

@@ -1,0 +1,182 @@
+"""QMP, the QEMU Machine Protocol: messages out, requests in. Values and JSON only.
+
+Source: QEMU docs/interop/qmp-spec.rst. The wording of errors is that of QEMU 11.1, as measured.
+How a stream of bytes is cut into requests: protocol.qmp_stream.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, TypeAlias
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+Object: TypeAlias = Mapping[str, Json]
+
+LINE_END: Final = b"\r\n"
+"""What every message of the server ends with."""
+
+
+class ErrorClass(enum.Enum):
+    """The error classes of QMP that this server uses."""
+
+    GENERIC_ERROR = "GenericError"
+    COMMAND_NOT_FOUND = "CommandNotFound"
+    DEVICE_NOT_ACTIVE = "DeviceNotActive"
+    DEVICE_NOT_FOUND = "DeviceNotFound"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A well-formed request. reply_id is {"id": value} or empty: any JSON value may be an id."""
+
+    command: str
+    arguments: Object = field(default_factory=dict)
+    reply_id: Object = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRequest:
+    """Input that is answered with a GenericError of this text."""
+
+    text: str
+    reply_id: Object = field(default_factory=dict)
+
+
+def version(major: int, minor: int, micro: int, package: str) -> Object:
+    """VersionInfo of the greeting and query-version; its member must be called "qemu"."""
+    return {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": package}
+
+
+def greeting(version_info: Object) -> Object:
+    """The server's first message. No capability is offered, so none can be enabled."""
+    return {"QMP": {"version": version_info, "capabilities": []}}
+
+
+def success(value: Json, reply_id: Object) -> Object:
+    return {"return": value, **reply_id}
+
+
+def error(text: str, error_class: str, reply_id: Object) -> Object:
+    """A failed request's reply; error_class is the value of an ErrorClass."""
+    return {"error": {"class": error_class, "desc": text}, **reply_id}
+
+
+def event(name: str, data: Object, timestamp: float) -> Object:
+    """timestamp: when it happened, in seconds since the epoch."""
+    seconds, microseconds = divmod(int(timestamp * 1_000_000), 1_000_000)
+    return {
+        "timestamp": {"seconds": seconds, "microseconds": microseconds},
+        "event": name,
+        "data": data,
+    }
+
+
+def encode(message: Object) -> bytes:
+    """One line in ASCII. Raises ValueError for infinity and NaN, which JSON does not have."""
+    return json.dumps(message, allow_nan=False).encode("ascii") + LINE_END
+
+
+def parse_request(data: bytes) -> Request | BadRequest:
+    """Parse one request, which qmp_stream has kept from being nested too deep."""
+    try:
+        value = _load(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        return json_error("invalid UTF-8")
+    except json.JSONDecodeError as failure:
+        reason = re.sub(r"( starting)? at$", "", failure.msg[:1].lower() + failure.msg[1:])
+        return json_error(f"{reason} (column {failure.colno})")
+    except ValueError as failure:
+        return json_error(str(failure))
+    return _check_request(value)
+
+
+def json_error(text: str) -> BadRequest:
+    """The answer to input that is no JSON."""
+    return BadRequest(f"JSON parse error, {text}")
+
+
+def _check_request(value: Any) -> Request | BadRequest:
+    if not isinstance(value, dict):
+        return BadRequest("QMP input must be a JSON object")
+    reply_id = {"id": value["id"]} if "id" in value else {}
+    for name, member in value.items():
+        if name == "execute" and not isinstance(member, str):
+            return BadRequest("QMP input member 'execute' must be a string", reply_id)
+        if name == "arguments" and not isinstance(member, dict):
+            return BadRequest("QMP input member 'arguments' must be an object", reply_id)
+        if name not in ("execute", "arguments", "id"):
+            return BadRequest(f"QMP input member '{name}' is unexpected", reply_id)
+    if "execute" not in value:
+        return BadRequest("QMP input lacks member 'execute'", reply_id)
+    return Request(value["execute"], value.get("arguments", {}), reply_id)
+
+
+def _load(text: str) -> Any:
+    """Parse strictly. Raises ValueError for what this server could not send back as JSON."""
+    value = json.loads(
+        _double_quoted(text) if "'" in text else text,
+        object_pairs_hook=_unique,
+        parse_constant=_refuse_constant,
+        parse_float=_finite,
+        parse_int=_integer,
+    )
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("half of a surrogate pair is not a character") from None
+    return value
+
+
+_STRING: Final = re.compile(
+    r'"(?P<double>[^"\\]*(?:\\.[^"\\]*)*)"?|' + r"'(?P<single>[^'\\]*(?:\\.[^'\\]*)*)'?", re.DOTALL
+)
+"""One string of either kind, closed or not: whatever it is given, it never goes back."""
+
+_IN_STRING: Final = re.compile(r"\\.|\"", re.DOTALL)
+
+
+def _double_quoted(text: str) -> str:
+    """Turn QMP's extensions of JSON, single-quoted strings and the escape \\', into plain JSON."""
+    return _STRING.sub(_requote_string, text)
+
+
+def _requote_string(match: re.Match[str]) -> str:
+    quote, body = match[0][0], match["double"] or match["single"] or ""
+    if match[0] != f"{quote}{body}{quote}":
+        raise ValueError("unterminated string")
+    return f'"{_IN_STRING.sub(_requote, body)}"'
+
+
+def _requote(match: re.Match[str]) -> str:
+    return {"\\'": "'", '"': '\\"'}.get(match[0], match[0])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("duplicate key")
+    return members
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("number out of range")
+    return value
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python refuses thousands of digits, which take quadratic time
+        raise ValueError("number out of range") from None

@@ -1,0 +1,115 @@
+"""A QMP client in memory, and VMs with a front end that only pretends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, cast
+
+import trio
+import trio.testing
+
+from vhost_balloon.backend import FrontEndConnection
+from vhost_balloon.vm import Machine, Vm, VmSettings, VmStatistics
+
+GIB = 1 << 30
+
+
+class FakeFrontEnd:
+    """What a Vm asks of its connection."""
+
+    def __init__(self, vm: Vm, **known: Any) -> None:
+        known = {"guest_memory": GIB, "actual": GIB, "driver_ready": True} | known
+        self.known = VmStatistics(vm.id, True, vm.counters, **known)
+        self.targets: list[int] = []
+
+    def set_target(self, value: int) -> None:
+        self.targets.append(value)
+        self.known = replace(self.known, target=value)
+
+    def statistics(self) -> VmStatistics:
+        return self.known
+
+
+def two_vms() -> Machine:
+    """web1 and web2, configured, with nobody attached."""
+    machine = Machine()
+    for vm_id in ("web1", "web2"):
+        machine.add(vm_id, VmSettings(offered=0))
+    return machine
+
+
+def attach(vm: Vm, **known: Any) -> FakeFrontEnd:
+    front_end = FakeFrontEnd(vm, **known)
+    vm.connection = cast(FrontEndConnection, front_end)
+    return front_end
+
+
+class Client:
+    """A QMP client in memory or on a socket: replies and events in the order of arrival."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+        self.stream = stream
+        self._buffer = b""
+
+    async def read(self) -> Any:
+        """The next message; fails the test at the end of the stream."""
+        while b"\r\n" not in self._buffer:
+            data = await self.stream.receive_some(65536)
+            assert data, "the server hung up"
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\r\n")
+        assert line.isascii()
+        return json.loads(line)
+
+    async def read_to_end(self) -> list[Any]:
+        while data := await self.stream.receive_some(65536):
+            self._buffer += data
+        return [json.loads(line) for line in self._buffer.splitlines()]
+
+    async def raw(self, data: bytes) -> Any:
+        await self.stream.send_all(data)
+        return await self.read()
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """The "return" of a command that must succeed."""
+        return (await self.raw(request(command, **arguments)))["return"]
+
+    async def failure(self, command: str, **arguments: Any) -> tuple[str, str]:
+        """Class and desc of a command that must fail."""
+        error = (await self.raw(request(command, **arguments)))["error"]
+        assert error.keys() == {"class", "desc"}
+        return error["class"], error["desc"]
+
+    async def negotiate(self) -> None:
+        assert (await self.read()).keys() == {"QMP"}
+        assert await self.execute("qmp_capabilities") == {}
+
+
+def request(command: str, **arguments: Any) -> bytes:
+    return json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+
+
+class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
+    """Accepts what connect() makes."""
+
+    def __init__(self) -> None:
+        self._send, self._accept = trio.open_memory_channel[trio.abc.Stream](300)
+
+    async def accept(self) -> trio.abc.Stream:
+        return await self._accept.receive()
+
+    async def aclose(self) -> None:
+        self._accept.close()
+
+    def connect(self, *, lockstep: bool = False) -> Client:
+        """lockstep: nothing is buffered between the two, so a server waits for its reader."""
+        make = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
+        ours, theirs = make()
+        self._send.send_nowait(theirs)
+        return Client(ours)
+
+
+def change(machine: Machine, actual: int | None, vm_id: str = "web1") -> None:
+    attach(machine.vms[vm_id], actual=actual)
+    machine.actual_changed(machine.vms[vm_id])

@@ -1,0 +1,97 @@
+"""The rig by hand: `python -m tests.rig provision | boot | versions`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from .errors import RigError
+from .guest import Guest
+from .human import attach
+from .memory import Memory, MiB
+from .packages import TREES, provision
+
+Options = argparse.Namespace
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; its failure is one line (and logs), no traceback."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[Options], int] = options.run
+    try:
+        return run(options)
+    except RigError as error:
+        print(f"rig: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.rig", description=__doc__)
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (run, text, add_options) in _COMMANDS.items():
+        subcommand = subcommands.add_parser(name, help=text, description=text)
+        subcommand.set_defaults(run=run)
+        add_options(subcommand)
+    return parser
+
+
+def _provision(options: Options) -> int:
+    provision()
+    return _versions(options)
+
+
+def _versions(options: Options) -> int:
+    provision()
+    for tree in TREES:
+        shown = {name: version for name, version in tree.versions().items() if _counts(name)}
+        print(f"{tree.folder}: " + ", ".join(f"{name} {shown[name]}" for name in shown))
+    return 0
+
+
+def _counts(package: str) -> bool:
+    """The tree's own packages, not the libraries below them."""
+    return package.startswith(("qemu-system-x86", "linux-image", "busybox"))
+
+
+def _boot(options: Options) -> int:
+    provision()
+    guest = Guest(
+        options.balloon,
+        memory=Memory(options.memory * MiB, options.backing),
+        flavour=options.kernel,
+        kernel_arguments=options.append,
+        human=True,
+    )
+    with guest:
+        print(f"QMP: {guest.folder}/qmp.sock  logs: {guest.folder}", file=sys.stderr)
+        attach(guest.console.socket)
+    return 0
+
+
+def _boot_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--balloon",
+        metavar="SOCKET",
+        help="path of a back end's socket, or 'qemu'; none if left out",
+    )
+    parser.add_argument("--memory", type=int, default=1024, metavar="MIB")
+    parser.add_argument("--backing", choices=("memfd", "hugetlb", "file", "none"), default="memfd")
+    parser.add_argument("--kernel", choices=("cloud", "generic"), default="cloud")
+    parser.add_argument("--append", default="", help="more kernel arguments")
+
+
+def _no_options(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+Command = tuple[Callable[[Options], int], str, Callable[[argparse.ArgumentParser], None]]
+_COMMANDS: Final[dict[str, Command]] = {
+    "provision": (_provision, "fetch what guests need into the cache folder", _no_options),
+    "versions": (_versions, "show what was fetched", _no_options),
+    "boot": (_boot, "boot a guest and give you its console", _boot_options),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The daemon as a subprocess, started as an operator would start it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from . import process
+from .errors import DaemonError
+from .qmp import QMPClient
+
+START_SECONDS: Final = 20.0
+STOP_SECONDS: Final = 3.0
+
+
+class Daemon:
+    """One `python -m vhost_balloon`; a context manager that terminates it at the end.
+
+    Args:
+        *options: more options, such as "--no-reporting".
+        vms: names of the VMs; each gets a front-end socket of that name.
+        environment: variables to add to ours.
+
+    Attributes:
+        folder: holds the sockets and daemon.log until close().
+        sockets: VM name -> path of its front-end socket.
+        control: path of the control socket.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        vms: Sequence[str] = ("vm",),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rig-daemon-"))
+        self.sockets = {name: self.folder / f"{name}.sock" for name in vms}
+        self.control = self.folder / "control"
+        self._environment = dict(environment or {})
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Terminate the daemon; its failure to end well counts unless something else failed."""
+        try:
+            if kind is None and self.running():
+                self.terminate()
+            elif value is not None:
+                value.add_note(f"--- daemon.log\n{self.log()}")
+        finally:
+            self.close()
+
+    @property
+    def socket(self) -> Path:
+        """The front-end socket of the first VM."""
+        return next(iter(self.sockets.values()))
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        return self._started().pid
+
+    def command(self) -> list[str]:
+        """The command line."""
+        return [
+            *(sys.executable, "-m", "vhost_balloon"),
+            *(f"--socket-path={path}" for path in self.sockets.values()),
+            f"--control-socket={self.control}",
+            *self._options,
+        ]
+
+    def start(self, timeout: float = START_SECONDS) -> None:
+        """Start it and wait for the control socket, which opens last.
+
+        Raises:
+            DaemonError: it ended, or the socket did not come within timeout seconds.
+        """
+        with (self.folder / "daemon.log").open("ab") as log:
+            self._process = process.spawn(self.command(), output=log, environment=self._environment)
+        deadline = time.monotonic() + timeout
+        while not _connectable(self.control):
+            if not self.running():
+                raise DaemonError(f"it ended with status {self.status()}\n{self.log()}")
+            if time.monotonic() > deadline:
+                raise DaemonError(f"no control socket within {timeout} s\n{self.log()}")
+            time.sleep(0.05)
+
+    def terminate(self, timeout: float = STOP_SECONDS) -> None:
+        """SIGTERM.
+
+        Raises:
+            DaemonError: it did not end with status 0 within timeout seconds.
+        """
+        daemon = self._started()
+        daemon.terminate()
+        if not process.ended(daemon, timeout):
+            raise DaemonError(f"still there {timeout} s after SIGTERM\n{self.log()}")
+        if daemon.returncode != 0:
+            raise DaemonError(f"ended with status {daemon.returncode} on SIGTERM\n{self.log()}")
+
+    def kill(self) -> None:
+        """SIGKILL it; may be called twice."""
+        if self._process is not None and self._process.poll() is None:
+            process.kill(self._process)
+
+    def close(self) -> None:
+        """Kill it if it still runs, and throw its folder away; may be called twice."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def status(self) -> int | None:
+        """Exit status, None while it runs."""
+        return self._started().poll()
+
+    def log(self) -> str:
+        """All it wrote to stdout and stderr."""
+        return process.text_tail(self.folder / "daemon.log", 1 << 20)
+
+    def qmp(self) -> QMPClient:
+        """A new connection to the control socket."""
+        return QMPClient(self.control)
+
+    def rss(self) -> int:
+        """Resident set size in bytes; guest pages that it touched through its mapping count."""
+        return process.rss(self.pid)
+
+    def pss(self) -> int:
+        """Proportional set size in bytes."""
+        return process.pss(self.pid)
+
+    def fds(self) -> dict[int, str]:
+        """Open descriptors: number -> what it refers to."""
+        return process.fds(self.pid)
+
+    def mappings(self) -> list[str]:
+        """Lines of its /proc/PID/maps."""
+        return process.mappings(self.pid)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise DaemonError("the daemon was not started")
+        return self._process
+
+
+def _connectable(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,63 @@
+"""What can go wrong in the rig, as a tree.
+
+RigError
+|-- RigUnavailable    this machine cannot have the rig (not a fault of ours)
+|-- GuestError        QEMU or the guest did not do what was asked
+|   |-- CommandError  a command in the guest ended with a non-zero status
+|   `-- RigTimeout    a deadline passed
+|-- QMPError          a QMP server answered with an error
+`-- DaemonError       the daemon did not start or end as it should
+"""
+
+from __future__ import annotations
+
+
+class RigError(Exception):
+    """Base of everything the rig raises on purpose."""
+
+
+class RigUnavailable(RigError):
+    """This machine cannot have the rig.
+
+    Attributes:
+        reason: one line for a person, fit for a skip message.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class GuestError(RigError):
+    """QEMU or the guest did not do what was asked; the text carries the logs."""
+
+
+class CommandError(GuestError):
+    """A command in the guest ended with a non-zero status."""
+
+    def __init__(self, command: str, status: int, output: str) -> None:
+        super().__init__(f"guest command {command!r} ended with status {status}:\n{output}")
+        self.command = command
+        self.status = status
+        self.output = output
+
+
+class RigTimeout(GuestError):
+    """A deadline passed."""
+
+
+class QMPError(RigError):
+    """A QMP server answered with an error.
+
+    Attributes:
+        error_class: the QMP error class, such as "GenericError".
+    """
+
+    def __init__(self, error_class: str, description: str) -> None:
+        super().__init__(f"{error_class}: {description}")
+        self.error_class = error_class
+        self.description = description
+
+
+class DaemonError(RigError):
+    """The daemon did not start or end as it should; the text carries its log."""

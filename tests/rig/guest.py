@@ -1,0 +1,273 @@
+"""A real guest: Debian's kernel under QEMU, with or without a balloon."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from . import memory as ram
+from . import qemu
+from .accel import accelerator
+from .console import Console
+from .errors import CommandError, GuestError, RigTimeout
+from .initramfs import kernel
+from .job import Job
+from .memory import GiB, Memory
+from .process import ended, kill, spawn, text_tail
+from .qmp import QMPClient
+
+BOOT_SECONDS: Final = 120.0
+_DRIVER: Final = "/lib/modules/virtio_balloon.ko"
+_DEAD_STATES: Final = frozenset({"internal-error", "guest-panicked", "io-error", "shutdown"})
+
+
+class Guest:
+    """One QEMU process with a Linux guest in it; a context manager.
+
+    Args:
+        balloon: "qemu" for QEMU's own device, None for none, else the path of the socket on
+            which a vhost-user back end listens already.
+        memory: the guest's RAM.
+        flavour: kernel, "cloud" or "generic" (PAGE_POISONING=y).
+        kernel_arguments: more of them, such as "init_on_free=1".
+        driver: load virtio_balloon at boot.
+        cpus: virtual processors.
+        accel: "kvm" or "tcg"; by default what works on this machine.
+        qemu_arguments: more of them.
+        human: an interactive shell on the console instead of the command loop.
+
+    Attributes:
+        folder: holds the sockets and logs (console.log, kernel.log, qemu.log) until close().
+        qmp: connection to QEMU, once started.
+        console: the guest's shell, once started.
+    """
+
+    qmp: QMPClient
+    console: Console
+
+    def __init__(
+        self,
+        balloon: Path | str | None = None,
+        *,
+        memory: Memory | None = None,
+        flavour: Literal["cloud", "generic"] = "cloud",
+        kernel_arguments: str = "",
+        driver: bool = True,
+        cpus: int = 1,
+        accel: str | None = None,
+        qemu_arguments: tuple[str, ...] = (),
+        human: bool = False,
+    ) -> None:
+        self.memory = memory or Memory()
+        self.accel = accel or accelerator(_boots_under_kvm)
+        self.human = human
+        self.folder = Path(tempfile.mkdtemp(prefix="rig-guest-"))
+        self._jobs = itertools.count(1)
+        self._dimms = itertools.count()
+        self._process: subprocess.Popen[bytes] | None = None
+        switches = f"rig.driver={int(driver)} rig.human={int(human)} {kernel_arguments}"
+        self._arguments = [
+            *qemu.program(),
+            *qemu.base_arguments(self.folder, self.memory, self.accel, cpus),
+            *qemu.kernel_arguments(kernel(flavour), switches),
+            *_balloon_arguments(balloon),
+            *qemu_arguments,
+        ]
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if isinstance(value, GuestError) and not isinstance(value, CommandError):
+            value.add_note(self.logs())
+        self.close()
+
+    def start(self, timeout: float = BOOT_SECONDS) -> None:
+        """Start QEMU and wait for the guest's shell.
+
+        Raises:
+            GuestError: it did not boot within timeout seconds; the text carries all logs.
+        """
+        deadline = time.monotonic() + timeout
+        with (self.folder / "qemu.log").open("wb") as log:
+            self._process = spawn(self._arguments, output=log)
+        try:
+            self.console = Console(self.folder / "console.sock", self._check_process, timeout=30)
+            self.qmp = self._connected_qmp()
+            self.console.set_check(self._check)
+            if not self.human:
+                self.console.wait_ready(deadline - time.monotonic())
+        except GuestError as error:
+            raise GuestError(f"the guest did not boot: {error}\n{self.logs()}") from error
+
+    def close(self) -> None:
+        """Kill QEMU if it still runs and throw the logs away; may be called twice."""
+        self.kill()
+        for name in ("console", "qmp"):
+            if name in self.__dict__:
+                getattr(self, name).close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        if self._process is None:
+            raise GuestError("the guest was not started")
+        return self._process.pid
+
+    def running(self) -> bool:
+        """Whether the QEMU process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def logs(self) -> str:
+        """The ends of all logs."""
+        names = ("qemu.log", "kernel.log", "console.log")
+        return "\n".join(f"--- {name}\n{text_tail(self.folder / name)}" for name in names)
+
+    # The guest's life
+
+    def stop(self) -> None:
+        """Pause the virtual machine; its devices stop."""
+        self.qmp.execute("stop")
+
+    def cont(self) -> None:
+        """Resume it."""
+        self.qmp.execute("cont")
+
+    def reset(self, timeout: float = BOOT_SECONDS) -> None:
+        """Reset the machine as its reset button does, and wait for the shell."""
+        self.qmp.execute("system_reset")
+        self.console.wait_ready(timeout)
+
+    def reboot(self, timeout: float = BOOT_SECONDS) -> None:
+        """Reboot from inside the guest, and wait for the shell."""
+        self.console.send("reboot -f")
+        self.console.wait_ready(timeout)
+
+    def poweroff(self, timeout: float = 30) -> None:
+        """Power off from inside the guest, and wait for QEMU to end."""
+        self.console.send("poweroff -f")
+        if self._process is not None and not ended(self._process, timeout):
+            raise RigTimeout(f"QEMU did not end within {timeout} s of poweroff\n{self.logs()}")
+
+    def kill(self) -> None:
+        """SIGKILL QEMU; may be called twice."""
+        if self._process is not None and self._process.poll() is None:
+            kill(self._process)
+
+    # The guest's inside
+
+    def run(self, command: str, timeout: float = 60) -> str:
+        """Run a shell command in the guest; see Console.run."""
+        return self.console.run(command, timeout)
+
+    def spawn(self, command: str) -> Job:
+        """Start a shell command in the guest's background."""
+        return Job(self.run, command, f"/run/job{next(self._jobs)}")
+
+    def load_driver(self) -> None:
+        """Load virtio_balloon."""
+        self.run(f"insmod {_DRIVER}")
+
+    def unload_driver(self, timeout: float = 120) -> None:
+        """Unload virtio_balloon, which first takes every page back from the balloon."""
+        self.run("rmmod virtio_balloon", timeout)
+
+    def meminfo(self) -> dict[str, int]:
+        """/proc/meminfo in bytes (counts of huge pages as they are)."""
+        lines = (line.split() for line in self.run("cat /proc/meminfo").splitlines())
+        return {
+            words[0].rstrip(":"): int(words[1]) * (1024 if words[-1] == "kB" else 1)
+            for words in lines
+        }
+
+    def dmesg(self) -> str:
+        """The kernel's log."""
+        return self.run("dmesg")
+
+    # The guest's memory
+
+    def resident(self) -> int:
+        """Bytes the host really spends on the guest's RAM."""
+        return ram.resident(self.pid)
+
+    def hotplug_dimm(self, timeout: float = 60) -> None:
+        """Plug in a DIMM of 1 GiB with a backend of its own and put it online in the guest."""
+        number = next(self._dimms)
+        before = self.meminfo()["MemTotal"]
+        backend = self.memory.backend(f"dimmmem{number}", GiB)
+        self.qmp.execute("object-add", backend)
+        self.qmp.execute(
+            "device_add",
+            {"driver": "pc-dimm", "id": f"dimm{number}", "memdev": f"dimmmem{number}"},
+        )
+        deadline = time.monotonic() + timeout
+        while self._online() < before + GiB // 2:
+            if time.monotonic() > deadline:
+                raise RigTimeout(f"no DIMM within {timeout} s\n{self.logs()}")
+            time.sleep(0.5)
+
+    def _online(self) -> int:
+        """Put every memory block online; bytes of memory then."""
+        self.run(
+            "for state in /sys/devices/system/memory/memory*/state; do"
+            " grep -q offline $state && echo online >$state; done; true"
+        )
+        return self.meminfo()["MemTotal"]
+
+    # Inner workings
+
+    def _connected_qmp(self) -> QMPClient:
+        """QEMU opens this socket right after the console's, which has been connected to."""
+        deadline = time.monotonic() + 30
+        while True:
+            self._check_process()
+            try:
+                return QMPClient(self.folder / "qmp.sock")
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > deadline:
+                    raise RigTimeout("QEMU offers no QMP socket") from None
+                time.sleep(0.02)
+
+    def _check_process(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            raise GuestError(f"QEMU ended with status {self._process.returncode}")
+
+    def _check(self) -> None:
+        """Nothing more will come from a guest whose QEMU ended or gave it up."""
+        self._check_process()
+        status = self.qmp.execute("query-status")["status"]
+        if status in _DEAD_STATES:
+            raise GuestError(f"the guest is in state {status}")
+
+
+def _balloon_arguments(balloon: Path | str | None) -> list[str]:
+    if balloon is None:
+        return []
+    if balloon == "qemu":
+        return qemu.own_balloon_arguments()
+    return qemu.vhost_user_arguments(balloon)
+
+
+def _boots_under_kvm() -> bool:
+    try:
+        with Guest(accel="kvm", memory=Memory(GiB // 4, "none"), driver=False) as guest:
+            return bool(guest.run("echo yes", 10))
+    except GuestError:
+        return False

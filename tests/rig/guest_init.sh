@@ -1,0 +1,46 @@
+#!/bin/sh
+# PID 1 of the rig's guest. Kernel arguments it knows:
+#   rig.driver=0  leave virtio_balloon unloaded
+#   rig.human=1   an interactive shell on ttyS0 instead of the command loop
+export PATH=/bin HOME=/ TERM=linux
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm /run
+mount -t tmpfs -o size=95% tmp /tmp
+mount -t tmpfs run /run
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+
+argument() { grep -qw "$1" /proc/cmdline; }
+
+argument rig.driver=0 || insmod /lib/modules/virtio_balloon.ko
+# Never the out-of-memory killer's choice; commands give this up again.
+echo -1000 >/proc/self/oom_score_adj
+
+if argument rig.human=1; then
+    # A session leader's first terminal becomes its controlling one: Ctrl-C works.
+    while :; do setsid sh -c 'exec sh -l </dev/ttyS0 >/dev/ttyS0 2>&1'; done
+fi
+
+# Raw: no echo, no translation of newlines, and no limit on the length of a line.
+stty raw -echo
+echo @@ready
+# Lines of base64 add up to a command; "run NONCE" starts it. Its end is told with its status.
+command=
+while read -r word nonce; do
+    if [ "$word" != run ]; then
+        command=$command$word
+        continue
+    fi
+    echo "@@begin $nonce"
+    (
+        echo 0 >/proc/self/oom_score_adj
+        eval "$(echo "$command" | base64 -d)"
+    ) </dev/null
+    status=$?
+    echo
+    echo "@@end $nonce $status"
+    command=
+done
+poweroff -f

@@ -1,0 +1,240 @@
+"""Provision the rig: trees of unpacked Debian packages in a cache folder, without root.
+
+Each tree is made in a staging folder, checked, stamped with its package versions and renamed
+into place, so a tree that exists is complete. A tree's folder name carries a digest of its
+recipe: changing a recipe makes a new tree and leaves those in use alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from .apt import PrivateApt, unpack
+from .errors import RigUnavailable
+from .sources import debian_archives
+
+_LOCK_SECONDS: Final = 1200.0
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A recipe: packages that are unpacked together into one folder.
+
+    Attributes:
+        packages: what is asked for.
+        backports: patterns of the packages that come from backports.
+        dependencies: unpack all that the packages depend on as well.
+        meta: packages are meta packages; take what they depend on whose name starts with this.
+        keep: globs of what stays of the unpacked files; empty keeps all.
+        must_have: globs, each of which has to match for the tree to count as complete.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    backports: tuple[str, ...] = ()
+    dependencies: bool = False
+    meta: str = ""
+    keep: tuple[str, ...] = ()
+    must_have: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def folder(self) -> Path:
+        """Where the tree is, or will be."""
+        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:10]
+        return cache_folder() / "trees" / f"{self.name}-{digest}"
+
+    def versions(self) -> Mapping[str, str]:
+        """Package name -> version, as stamped when the tree was made."""
+        stamp = json.loads((self.folder / _STAMP).read_text())
+        return {str(name): str(version) for name, version in stamp.items()}
+
+
+_STAMP: Final = "rig-stamp.json"
+_KERNEL_FILES: Final = (
+    "boot/vmlinuz-*",
+    "boot/config-*",
+    "usr/lib/modules/*/kernel/drivers/virtio/*",
+)
+
+QEMU: Final = Tree(
+    "qemu",
+    ("qemu-system-x86",),
+    backports=("qemu-*", "seabios", "ipxe-qemu"),
+    dependencies=True,
+    must_have=(
+        "usr/bin/qemu-system-x86_64",
+        "usr/lib64/ld-linux-x86-64.so.2",
+        "usr/share/seabios/bios-256k.bin",
+    ),
+)
+CLOUD_KERNEL: Final = Tree(
+    "kernel-cloud",
+    ("linux-image-cloud-amd64",),
+    meta="linux-image-",
+    keep=_KERNEL_FILES,
+    must_have=_KERNEL_FILES,
+)
+GENERIC_KERNEL: Final = Tree(
+    "kernel-generic",
+    ("linux-image-amd64",),
+    meta="linux-image-",
+    keep=_KERNEL_FILES,
+    must_have=_KERNEL_FILES,
+)
+BUSYBOX: Final = Tree("busybox", ("busybox-static",), must_have=("usr/bin/busybox",))
+TREES: Final = (QEMU, CLOUD_KERNEL, GENERIC_KERNEL, BUSYBOX)
+
+
+def cache_folder() -> Path:
+    """VHOST_BALLOON_RIG, or vhost-balloon/rig below the user's cache folder."""
+    override = os.environ.get("VHOST_BALLOON_RIG")
+    if override:
+        return Path(override).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).absolute() / "vhost-balloon/rig"
+
+
+def provision(trees: tuple[Tree, ...] = TREES) -> None:
+    """Make sure that trees are there; quick when they are.
+
+    Raises:
+        RigUnavailable: this machine cannot have them.
+    """
+    if all(_present(tree) for tree in trees):
+        return
+    _check_host()
+    with _locked():
+        missing = [tree for tree in trees if not _present(tree)]
+        if missing:
+            _make_all(missing)
+
+
+def progress(text: str) -> None:
+    """Tell the person who waits, on stderr."""
+    print(f"rig: {text}", file=sys.stderr, flush=True)
+
+
+def _present(tree: Tree) -> bool:
+    return (tree.folder / _STAMP).is_file()
+
+
+def _check_host() -> None:
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise RigUnavailable(f"needs Linux on x86-64, this is {platform.platform()}")
+    for tool in ("apt-get", "apt-cache", "apt-config", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise RigUnavailable(f"needs {tool} (a Debian host)")
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise RigUnavailable(f"cannot write to its cache folder: {error}") from error
+    with lock:
+        _take(lock.fileno())
+        yield
+
+
+def _take(lock: int) -> None:
+    deadline = time.monotonic() + _LOCK_SECONDS
+    waiting = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                progress("waiting for another provisioning to finish")
+            waiting = True
+            if time.monotonic() > deadline:
+                raise RigUnavailable("another provisioning holds the lock") from None
+            time.sleep(0.5)
+        else:
+            return
+
+
+def _make_all(trees: list[Tree]) -> None:
+    """Make the trees in one staging folder, which goes away whatever happens."""
+    cache = cache_folder()
+    for leftover in cache.glob("staging-*"):  # of a run that was killed: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="staging-", dir=cache) as staging:
+        apt = _open_archive(Path(staging))
+        for tree in trees:
+            started = time.monotonic()
+            _make(tree, apt, Path(staging))
+            progress(f"{tree.name} ready ({time.monotonic() - started:.0f} s)")
+
+
+def _open_archive(staging: Path) -> PrivateApt:
+    """Take the first archive of the host that has our suites under a trusted signature."""
+    etc_apt = Path("/etc/apt")
+    failures = []
+    for number, archive in enumerate(debian_archives(etc_apt)[:4]):
+        progress("reading the package index of the host's Debian archive")
+        apt = PrivateApt(staging / f"apt{number}", etc_apt)
+        try:
+            apt.open(archive)
+        except RigUnavailable as error:
+            failures.append(error.reason)
+        else:
+            return apt
+    raise RigUnavailable("; ".join(failures) or "the host's apt knows no Debian archive")
+
+
+def _make(tree: Tree, apt: PrivateApt, staging: Path) -> None:
+    progress(f"fetching {tree.name}")
+    packages = _fetch(tree, apt)
+    unpacked = staging / tree.name
+    for package in packages:
+        unpack(package, unpacked)
+    if tree.keep:
+        unpacked = _pruned(unpacked, tree.keep)
+    for pattern in tree.must_have:
+        if not any(unpacked.glob(pattern)):
+            raise RigUnavailable(f"the {tree.name} packages hold no {pattern}")
+    (unpacked / _STAMP).write_text(json.dumps(_versions(packages), indent=1, sort_keys=True))
+    tree.folder.parent.mkdir(exist_ok=True)
+    unpacked.rename(tree.folder)
+
+
+def _fetch(tree: Tree, apt: PrivateApt) -> list[Path]:
+    names = list(tree.packages)
+    if tree.meta:
+        wanted: Callable[[str], bool] = lambda name: name.startswith(tree.meta)  # noqa: E731
+        names = [name for meta in names for name in apt.dependencies(meta) if wanted(name)]
+    apt.prefer_backports(tree.backports)
+    return apt.download(names) if tree.dependencies else apt.download_alone(names)
+
+
+def _pruned(unpacked: Path, keep: tuple[str, ...]) -> Path:
+    """Move what keep names into a folder of its own: a kernel's modules are 100 MB."""
+    kept = unpacked.with_name(unpacked.name + "-kept")
+    for pattern in keep:
+        for path in unpacked.glob(pattern):
+            target = kept / path.relative_to(unpacked)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    return kept
+
+
+def _versions(packages: list[Path]) -> dict[str, str]:
+    """From the file names, NAME_VERSION_ARCHITECTURE.deb; apt writes a colon as %3a."""
+    split = (package.name.split("_") for package in packages)
+    return {name: version.replace("%3a", ":") for name, version, _ in split}

@@ -1,0 +1,97 @@
+"""Child processes that never outlive us, and what /proc tells about them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Final
+
+# PR_SET_PDEATHSIG fires when the *thread* that forked ends, so children are forked by one thread
+# that lives as long as the process: tests may start guests from short-lived worker threads.
+_FORKER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rig-forker")
+
+
+def spawn(
+    arguments: Sequence[str | Path],
+    *,
+    output: IO[bytes],
+    environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a program that is killed when this process ends, however it ends.
+
+    Args:
+        output: gets its stdout and stderr.
+        environment: variables to add to ours.
+    """
+    command = ["setpriv", "--pdeathsig", "KILL", "--", *map(str, arguments)]
+    return _FORKER.submit(
+        subprocess.Popen,
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=os.environ | dict(environment or {}),
+        pass_fds=tuple(pass_fds),
+    ).result()
+
+
+def ended(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Wait up to timeout seconds for the process to end."""
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL and reap."""
+    process.kill()
+    process.wait(30)
+
+
+def rss(pid: int) -> int:
+    """Resident set size in bytes, shared pages included."""
+    return _kilobytes(pid, "status", "VmRSS")
+
+
+def pss(pid: int) -> int:
+    """Proportional set size in bytes: shared pages divided by their sharers."""
+    return _kilobytes(pid, "smaps_rollup", "Pss")
+
+
+def fds(pid: int) -> dict[int, str]:
+    """Open descriptors: number -> what it refers to, as readlink shows it."""
+    links: dict[int, str] = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links[int(entry.name)] = str(entry.readlink())
+        except FileNotFoundError:  # closed since the folder was listed
+            continue
+    return links
+
+
+def mappings(pid: int) -> list[str]:
+    """Lines of /proc/PID/maps."""
+    return Path(f"/proc/{pid}/maps").read_text().splitlines()
+
+
+def _kilobytes(pid: int, file: str, key: str) -> int:
+    text = Path(f"/proc/{pid}/{file}").read_text()
+    match = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"/proc/{pid}/{file} has no {key}")
+    return int(match[1]) * 1024
+
+
+def text_tail(path: Path, size: int = 3000) -> str:
+    """The end of a log file, "" if there is none."""
+    try:
+        return path.read_bytes()[-size:].decode(errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,71 @@
+"""QEMU's command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from .initramfs import Kernel
+from .memory import Memory
+from .packages import QEMU
+
+DEVICE_ID: Final = "balloon0"
+# Saves a fifth of the boot time under TCG, and a TSC that TCG cannot keep stable is not judged.
+_KERNEL_ARGUMENTS: Final = (
+    "console=ttyS1 tsc=reliable no_timer_check cryptomgr.notests rcupdate.rcu_expedited=1"
+)
+
+
+def program() -> list[str]:
+    """The provisioned QEMU, started by its own dynamic linker with its own libraries."""
+    tree = QEMU.folder
+    return [
+        f"{tree}/usr/lib64/ld-linux-x86-64.so.2",
+        *("--library-path", f"{tree}/usr/lib/x86_64-linux-gnu"),
+        f"{tree}/usr/bin/qemu-system-x86_64",
+        *("-L", f"{tree}/usr/share/qemu"),
+        *("-L", f"{tree}/usr/share/seabios"),
+    ]
+
+
+def base_arguments(folder: Path, memory: Memory, accel: str, cpus: int) -> list[str]:
+    """Machine, memory, console (ttyS0), kernel log (ttyS1) and QMP, with sockets in folder."""
+    return [
+        *("-name", "rig", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", f"q35{memory.machine()}"),
+        *("-accel", accel, "-smp", str(cpus)),
+        *(("-cpu", "host") if accel == "kvm" else ()),
+        *memory.arguments(),
+        # Waits for us, so that nothing the guest says is lost.
+        *("-chardev", f"socket,id=console,path={folder}/console.sock,server=on,wait=on,"
+          f"logfile={folder}/console.log"),
+        *("-serial", "chardev:console"),
+        *("-serial", f"file:{folder}/kernel.log"),
+        *("-qmp", f"unix:{folder}/qmp.sock,server=on,wait=off"),
+    ]  # fmt: skip
+
+
+def kernel_arguments(kernel: Kernel, extra: str) -> list[str]:
+    """Direct boot of kernel with extra kernel arguments."""
+    return [
+        *("-kernel", str(kernel.image), "-initrd", str(kernel.initramfs)),
+        *("-append", f"{_KERNEL_ARGUMENTS} {extra}".strip()),
+    ]
+
+
+def vhost_user_arguments(socket: Path | str) -> list[str]:
+    """A balloon whose back end listens on socket."""
+    return [
+        *("-chardev", f"socket,id=bln,path={socket}"),
+        "-device",
+        f"vhost-user-test-device-pci,id={DEVICE_ID},chardev=bln,virtio-id=5,num_vqs=5,"
+        "config_size=16",
+    ]
+
+
+def own_balloon_arguments() -> list[str]:
+    """QEMU's in-process balloon, for comparisons."""
+    return [
+        "-device",
+        f"virtio-balloon-pci,id={DEVICE_ID},free-page-reporting=on,deflate-on-oom=on",
+    ]

@@ -1,0 +1,310 @@
+"""The control socket: events, clients that misbehave, and commands that do."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.control_client import (
+    Client,
+    MemoryListener,
+    change,
+    request,
+    two_vms,
+)
+from vhost_balloon.control import serve_control
+from vhost_balloon.control_commands import Command, Parameter
+from vhost_balloon.vm import Machine
+
+
+@pytest.fixture
+async def machine() -> Machine:
+    return two_vms()
+
+
+@pytest.fixture
+async def server(machine: Machine, nursery: trio.Nursery) -> MemoryListener:
+    listener = MemoryListener()
+    await nursery.start(serve_control, listener, machine)
+    return listener
+
+
+@pytest.fixture
+async def client(server: MemoryListener) -> Client:
+    """A client in command mode."""
+    client = server.connect()
+    await client.negotiate()
+    return client
+
+
+# BALLOON_CHANGE
+
+
+async def test_balloon_change_is_throttled(
+    client: Client, machine: Machine, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The first at once, then the last of each second, and after a quiet one at once again."""
+    started = trio.current_time()
+    for actual in (1, 2, 3):
+        change(machine, actual)
+    first = await client.read()
+    assert first.keys() == {"event", "data", "timestamp"}
+    assert first["event"] == "BALLOON_CHANGE"
+    assert first["data"] == {"actual": 1, "id": "web1"}
+    assert trio.current_time() == started
+    assert (await client.read())["data"]["actual"] == 3
+    assert trio.current_time() == started + 1
+    await trio.sleep(0.5)
+    change(machine, 4)
+    assert (await client.read())["data"]["actual"] == 4
+    assert trio.current_time() == started + 2
+    await trio.sleep(5)
+    change(machine, 5)
+    assert (await client.read())["data"]["actual"] == 5
+    assert trio.current_time() == started + 7
+
+
+async def test_balloon_change_of_each_vm_has_its_own_clock(
+    client: Client, machine: Machine, autojump_clock: trio.testing.MockClock
+) -> None:
+    started = trio.current_time()
+    change(machine, 1, "web1")
+    change(machine, 2, "web2")
+    events = [(await client.read())["data"] for _ in range(2)]
+    assert events == [{"actual": 1, "id": "web1"}, {"actual": 2, "id": "web2"}]
+    assert trio.current_time() == started
+
+
+async def test_a_held_event_keeps_the_time_of_its_change(
+    client: Client, machine: Machine, autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("time.time", lambda: 100.25)
+    change(machine, 1)
+    monkeypatch.setattr("time.time", lambda: 200.5)
+    change(machine, 2)
+    monkeypatch.setattr("time.time", lambda: 300.0)
+    assert (await client.read())["timestamp"] == {"seconds": 100, "microseconds": 250000}
+    assert (await client.read())["timestamp"] == {"seconds": 200, "microseconds": 500000}
+
+
+async def test_a_change_whose_front_end_is_gone_is_not_told(
+    client: Client, machine: Machine, autojump_clock: trio.testing.MockClock
+) -> None:
+    change(machine, 1)
+    assert (await client.read())["data"]["actual"] == 1
+    change(machine, 2)
+    machine.vms["web1"].connection = None
+    await trio.sleep(10)
+    change(machine, 3)
+    assert (await client.read())["data"]["actual"] == 3
+
+
+async def test_events_wait_for_negotiation(
+    server: MemoryListener, client: Client, machine: Machine
+) -> None:
+    late = server.connect()
+    await late.read()
+    change(machine, 1)
+    assert (await client.read())["event"] == "BALLOON_CHANGE"
+    assert await late.execute("qmp_capabilities") == {}
+    assert await late.execute("query-version")
+
+
+async def test_no_event_overtakes_the_reply_that_ends_negotiation(
+    server: MemoryListener, machine: Machine
+) -> None:
+    """QEMU's Python client takes whatever comes first for that reply."""
+    for steps in range(12):
+        vm = machine.add(f"vm{steps}", machine.vms["web1"].settings)
+        client = server.connect()
+        await client.read()
+        await client.stream.send_all(request("qmp_capabilities"))
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
+        change(machine, steps, vm.id)
+        assert await client.read() == {"return": {}}
+
+
+async def test_the_end_of_the_server_ends_its_listening(machine: Machine) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, MemoryListener(), machine)
+        nursery.cancel_scope.cancel()
+    change(machine, 1)
+
+
+# Rude clients
+
+
+async def test_pipelined_requests_are_answered_in_order(server: MemoryListener) -> None:
+    client = server.connect()
+    numbered = [b'{"execute":"query-version","id":%d}' % number for number in range(500)]
+    await client.stream.send_all(request("qmp_capabilities") + b"".join(numbered))
+    await client.stream.send_eof()
+    replies = await client.read_to_end()
+    assert [reply["id"] for reply in replies[2:]] == list(range(500))
+
+
+@pytest.mark.parametrize("rest", [b'{"execute":"query-vms","id":9', b"5"])
+async def test_a_half_closed_client_gets_all_its_replies(
+    server: MemoryListener, rest: bytes
+) -> None:
+    client = server.connect()
+    await client.stream.send_all(request("qmp_capabilities") + request("query-vms") + rest)
+    await client.stream.send_eof()
+    greeting, *replies = await client.read_to_end()
+    assert "QMP" in greeting
+    assert [next(iter(reply)) for reply in replies] == ["return", "return", "error"]
+
+
+async def test_a_client_that_never_reads_hurts_nobody(
+    server: MemoryListener, client: Client, machine: Machine, nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+) -> None:  # fmt: skip
+    """Its requests wait; its events do not pile up, and the last one reaches it in the end."""
+    rude = server.connect(lockstep=True)
+    await rude.negotiate()
+    nursery.start_soon(rude.stream.send_all, request("query-vms") + request("query-version"))
+    await trio.testing.wait_all_tasks_blocked()
+    for number in range(1, 51):
+        change(machine, number)
+        assert (await client.read())["data"]["actual"] == number
+        assert await client.execute("query-balloon") == {"actual": number}
+        await trio.sleep(2)
+    messages = [await rude.read() for _ in range(3)]
+    events = [message["data"]["actual"] for message in messages if "event" in message]
+    assert events == [50]
+
+
+async def test_a_slow_client_may_miss_events_but_never_the_last(
+    server: MemoryListener, machine: Machine, autojump_clock: trio.testing.MockClock
+) -> None:
+    slow = server.connect(lockstep=True)
+    await slow.negotiate()
+    for number in range(1, 6):
+        change(machine, number)
+        await trio.sleep(2)
+    assert [(await slow.read())["data"]["actual"] for _ in range(2)] == [1, 5]
+
+
+async def test_a_client_that_vanishes_only_ends_itself(
+    server: MemoryListener, client: Client, machine: Machine
+) -> None:
+    for negotiated in (False, True):
+        gone = server.connect(lockstep=True)
+        if negotiated:
+            await gone.negotiate()
+            change(machine, 1)
+            await client.read()
+        await gone.stream.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert await client.execute("query-version")
+
+
+# The table of commands
+
+
+@asynccontextmanager
+async def serving(machine: Machine, **commands: Command) -> AsyncIterator[Client]:
+    """A client of a server that has these commands."""
+    listener = MemoryListener()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_control, listener, machine, commands=commands))
+        client = listener.connect()
+        await client.negotiate()
+        yield client
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_command_may_wait_and_others_are_served_meanwhile(
+    machine: Machine, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def wait(machine: Machine, arguments: dict[str, Any]) -> Any:
+        await trio.sleep(arguments["seconds"])
+        return arguments
+
+    async with serving(machine, wait=Command(wait, (Parameter("seconds", "integer"),))) as client:
+        assert await client.execute("wait", seconds=3) == {"seconds": 3}
+        assert trio.current_time() >= 3
+
+
+@pytest.mark.parametrize("bug", [RuntimeError, trio.BrokenResourceError, trio.ClosedResourceError])
+async def test_a_bug_in_a_command_is_loud(machine: Machine, bug: type[Exception]) -> None:
+    def crash(machine: Machine, arguments: dict[str, Any]) -> Any:
+        raise bug("ours")
+
+    async def send_crash() -> None:
+        async with serving(machine, crash=Command(crash)) as client:
+            await client.stream.send_all(request("crash"))
+            await trio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await send_crash()
+    assert caught.value.subgroup(lambda error: type(error) is bug) is not None
+
+
+# Real sockets
+
+
+@pytest.fixture
+async def path(machine: Machine, tmp_path: Path, nursery: trio.Nursery) -> Path:
+    path = tmp_path / "control.sock"
+    listening = trio.socket.socket(socket.AF_UNIX)
+    await listening.bind(str(path))
+    listening.listen(300)
+    await nursery.start(serve_control, trio.SocketListener(listening), machine)
+    return path
+
+
+async def connect(path: Path) -> Client:
+    return Client(await trio.open_unix_socket(str(path)))
+
+
+async def test_200_clients_at_once(path: Path, machine: Machine) -> None:
+    clients = [await connect(path) for _ in range(200)]
+    await _each(clients, Client.negotiate)
+    change(machine, 7)
+    assert [(await client.read())["data"]["actual"] for client in clients] == [7] * 200
+    assert [await client.execute("query-balloon") for client in clients] == [{"actual": 7}] * 200
+    await _each(clients, lambda client: client.stream.aclose())
+
+
+async def _each(clients: list[Client], action: Callable[[Client], Awaitable[None]]) -> None:
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(action, client)
+
+
+async def test_a_line_of_10_mb_is_refused_and_the_client_goes_on(path: Path) -> None:
+    client = await connect(path)
+    await client.negotiate()
+    async with trio.open_nursery() as nursery:
+        line = b'{"execute":"' + b"x" * 10_000_000 + b'"}\n'
+        nursery.start_soon(client.stream.send_all, line + request("query-version"))
+        error = (await client.read())["error"]
+        assert error == {"class": "GenericError", "desc": "request is longer than 65536 bytes"}
+        assert "return" in await client.read()
+    await client.stream.aclose()
+
+
+async def test_a_flood_of_requests_without_a_reader_stops_only_itself(
+    path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    rude = await connect(path)
+    with trio.move_on_after(60) as scope:
+        await rude.stream.send_all(b'{"execute":"query-version"}' * 1_000_000)
+    assert scope.cancelled_caught  # the server has stopped reading
+    polite = await connect(path)
+    await polite.negotiate()
+    assert await polite.execute("query-vms")
+    await rude.stream.aclose()
+    assert await polite.execute("query-vms")
+    await polite.stream.aclose()

@@ -1,0 +1,68 @@
+"""What is installed is whole: the wheel holds all packages and its commands run from anywhere."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vhost_balloon
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("protocol", "vhost_balloon")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy without .git."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source)
+    # Isolated builds would fetch what the test environment has already.
+    command = ["pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    subprocess.run([sys.executable, "-m", *map(str, command)], check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_holds_every_module_and_nothing_else_at_its_top(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    modules = {str(p.relative_to(ROOT)) for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
+    assert modules <= names
+    info = f"vhost_balloon-{vhost_balloon.__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {*PACKAGES, info}
+
+
+@pytest.mark.parametrize("module", ["vhost_balloon", "vhost_balloon.demo"])
+def test_installed_commands_run_from_an_empty_folder(
+    wheel: Path, tmp_path: Path, module: str
+) -> None:
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=empty,
+        env={"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--help" in done.stdout
+
+
+def test_version_is_stated_once() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert tomllib.load(file)["project"]["version"] == vhost_balloon.__version__

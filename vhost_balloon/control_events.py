@@ -1,0 +1,56 @@
+"""BALLOON_CHANGE: held back as QEMU does, so that no guest can flood the clients.
+
+The first change of a VM is told at once. Those of the second after it are held, and at its end
+the last of them is told, which begins another second. Every VM has its own clock, where QEMU, one
+VM itself, has one for the event.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from protocol import qmp
+from vhost_balloon.vm import Vm
+
+EVENT: Final = "BALLOON_CHANGE"
+INTERVAL: Final = 1.0
+"""Seconds between two events of one VM."""
+
+
+class BalloonEvents:
+    """Tells broadcast(key, event) of changes; its timers run in nursery."""
+
+    def __init__(self, nursery: trio.Nursery, broadcast: Callable[[str, qmp.Object], None]) -> None:
+        self._nursery = nursery
+        self._broadcast = broadcast
+        self._held: dict[Vm, float | None] = {}
+
+    def changed(self, vm: Vm) -> None:
+        """A VM's actual has changed. On the guest's hot path: while events are held, it is cheap.
+
+        Only the time is kept of a change that is held, and the value is read when it is told.
+        """
+        if vm in self._held:
+            self._held[vm] = time.time()
+        else:
+            self._tell(vm, time.time())
+            self._held[vm] = None
+            self._nursery.start_soon(self._hold, vm)
+
+    async def _hold(self, vm: Vm) -> None:
+        while True:
+            await trio.sleep(INTERVAL)
+            timestamp = self._held.pop(vm)
+            if timestamp is None:
+                return
+            self._held[vm] = None
+            self._tell(vm, timestamp)
+
+    def _tell(self, vm: Vm, timestamp: float) -> None:
+        actual = vm.statistics().actual
+        if actual is not None:  # its front end may have gone meanwhile
+            self._broadcast(vm.id, qmp.event(EVENT, {"actual": actual, "id": vm.id}, timestamp))

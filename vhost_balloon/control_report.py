@@ -1,0 +1,98 @@
+"""What query-vms tells of one VM. What is not known is left out, as QMP does."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+from protocol.qmp import Json, Object
+from protocol.vhost_user import ProtocolFeature, VhostFeature
+from protocol.virtio_balloon import STAT_NAMES, BalloonFeature
+from protocol.virtio_ring import RingFeature
+from vhost_balloon.counters import Counters
+from vhost_balloon.guest_memory import RegionStatistics
+from vhost_balloon.rings import QueueStatistics
+from vhost_balloon.vm import VmStatistics
+
+
+def describe_vm(vm: VmStatistics) -> Object:
+    """One element of query-vms: sizes in bytes, ages in seconds."""
+    return _known(
+        {
+            "id": vm.id,
+            "attached": vm.attached,
+            "state": state(vm),
+            "front-end-pid": vm.front_end_pid,
+            "features": names(vm.features, BalloonFeature, VhostFeature, RingFeature),
+            "protocol-features": names(vm.protocol_features, ProtocolFeature),
+            "queues": [_describe_queue(queue) for queue in vm.queues],
+            "regions": [_describe_region(region) for region in vm.regions],
+            "guest-memory": vm.guest_memory,
+            "target": vm.target,
+            "pending": vm.pending,
+            "actual": vm.actual,
+            "balloon": vm.balloon,
+            "resident": vm.resident,
+            "driver-ready": vm.driver_ready,
+            "queue-map-ambiguous": vm.queue_map_ambiguous,
+            "stats": {STAT_NAMES[tag]: value for tag, value in vm.stats.items()},
+            "stats-age": vm.stats_age,
+            **_describe_counters(vm.counters),
+        }
+    )
+
+
+def state(vm: VmStatistics) -> str:
+    """disconnected (no front end), no-driver (the guest serves no balloon), or active."""
+    if not vm.attached:
+        return "disconnected"
+    return "active" if vm.driver_ready else "no-driver"
+
+
+def names(bits: int, *kinds: Iterable[enum.IntFlag]) -> list[str]:
+    """The names of the bits set, lowest first; "bit-N" for one that no kind has a name for."""
+    known = {int(flag): str(flag.name) for kind in kinds for flag in kind}
+    masks = [1 << bit for bit in range(bits.bit_length()) if bits >> bit & 1]
+    return [
+        known.get(mask, f"bit-{mask.bit_length() - 1}").lower().replace("_", "-") for mask in masks
+    ]
+
+
+def _describe_queue(queue: QueueStatistics) -> Object:
+    return _known(
+        {
+            "index": queue.index,
+            "queue": queue.queue and queue.queue.value,
+            "size": queue.size,
+            "started": queue.started,
+            "enabled": queue.enabled,
+            "broken": queue.broken,
+            "requests": queue.requests,
+        }
+    )
+
+
+def _describe_region(region: RegionStatistics) -> Object:
+    return {
+        "guest-address": region.guest_address,
+        "size": region.size,
+        "page-size": region.page_size,
+        "backing": region.backing,
+    }
+
+
+def _describe_counters(counters: Counters) -> dict[str, Json]:
+    return {
+        "reported-bytes": counters.reported_bytes,
+        "inflated-bytes": counters.inflated_bytes,
+        "deflated-bytes": counters.deflated_bytes,
+        "freed-bytes": counters.freed_bytes,
+        "refused-bytes": dict(counters.refused_bytes),
+        "ring-errors": counters.ring_errors.total(),
+        "front-end-errors": counters.front_end_errors,
+        "config-changes": counters.config_changes,
+    }
+
+
+def _known(members: dict[str, Json]) -> Object:
+    return {name: value for name, value in members.items() if value is not None}
