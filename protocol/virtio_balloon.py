@@ -63,6 +63,8 @@ ConfigSpace = Struct(
 CONFIG_SPACE: Final = struct.Struct("<IIII")
 """Fast form of ConfigSpace."""
 CONFIG_SIZE: Final = 16
+NUM_PAGES_SIZE: Final = 4
+"""Bytes of num_pages, the config space's first field."""
 
 CMD_ID_STOP: Final = 0
 CMD_ID_DONE: Final = 1

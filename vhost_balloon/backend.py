@@ -14,18 +14,25 @@ import trio
 
 from protocol.vhost_user import BackendRequest
 from protocol.vhost_user_payloads import Region
+from protocol.virtio_balloon import BalloonFeature, Queue
 from vhost_balloon import effects
 from vhost_balloon.balloon import Balloon
+from vhost_balloon.convergence import Convergence, VmState
 from vhost_balloon.device import Device
 from vhost_balloon.effects import Effect
-from vhost_balloon.errors import FrontEndError, StreamError
+from vhost_balloon.errors import CommandError, FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
 from vhost_balloon.message import Message
+from vhost_balloon.pins import PinGuard
+from vhost_balloon.refusal import Refusal
 from vhost_balloon.rings import RingSet
 from vhost_balloon.session import Session
 from vhost_balloon.transport import BackendChannel, Transport
 from vhost_balloon.vm import Vm, VmStatistics
+
+OPERATOR: Final = "operator"
+"""The reason of a pause that was ordered."""
 
 STALL_PATIENCE: Final = 10.0
 """Seconds until a front end that says nothing, or stops inside a message, is complained about."""
@@ -33,30 +40,37 @@ STALL_PATIENCE: Final = 10.0
 
 async def serve_front_end(vm: Vm, stream: trio.SocketStream) -> None:
     """Serve a front end until it goes; nothing of it is left then."""
-    async with stream:
-        try:
-            async with trio.open_nursery() as nursery:
-                connection = FrontEndConnection(vm, stream, nursery)
-                vm.connection = connection
-                await connection.serve()
-                nursery.cancel_scope.cancel()
-        finally:
-            vm.connection = None
+    transport = Transport(stream)
+    try:
+        async with trio.open_nursery() as nursery:
+            vm.connection = FrontEndConnection(vm, transport, nursery)
+            await vm.connection.serve()
+            nursery.cancel_scope.cancel()
+    finally:
+        vm.connection = None
+        transport.close()
 
 
 class FrontEndConnection:
     """From accept to the end of the connection; its tasks live in nursery."""
 
-    def __init__(self, vm: Vm, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+    def __init__(self, vm: Vm, transport: Transport, nursery: trio.Nursery) -> None:
         self.vm = vm
         self.balloon = Balloon()
         self.session = Session(self.balloon, vm.settings.offered)
+        self._pid = transport.peer_pid()
         self._device = Device(
-            self.balloon, vm.counters, vm.settings.policy, vm.machine.heartbeat, vm.log
+            self.balloon,
+            vm.counters,
+            vm.settings.policy,
+            vm.machine.heartbeat,
+            PinGuard(self._pid, vm.machine.proc),
+            vm.log,
+            paused=vm.paused,
         )
+        self._convergence = Convergence()
         self._rings = RingSet(self._device, self.session, nursery)
-        self._transport = Transport(stream)
-        self._pid = self._transport.peer_pid()
+        self._transport = transport
         self._channel: BackendChannel | None = None
         self._config_told = False
         self._nursery = nursery
@@ -66,6 +80,7 @@ class FrontEndConnection:
     async def serve(self) -> None:
         """Answer messages until the connection ends, then stop and release everything."""
         self.vm.log.info(f"front end attached (process {self._pid})")
+        self._device.look_for_pins(trio.current_time())
         self._nursery.start_soon(self._poll_stats)
         self._nursery.start_soon(self._watch_stalls)
         try:
@@ -73,7 +88,7 @@ class FrontEndConnection:
                 await self._serve_message(message)
         except StreamError as error:
             self._misbehaved(f"connection ended: {error}")
-        except trio.BrokenResourceError:
+        except ConnectionError:
             pass  # the front end went while we answered
         finally:
             with trio.CancelScope(shield=True):
@@ -154,7 +169,9 @@ class FrontEndConnection:
                 self._set_channel(fd)
             case effects.NewDriver():
                 self._rings.stats.forget()
+                self._convergence.new_driver(trio.current_time())
             case effects.ActualChanged():
+                self._follow()
                 self.vm.machine.actual_changed(self.vm)
             case effects.ConfigChanged():
                 self._config_changed()
@@ -221,6 +238,7 @@ class FrontEndConnection:
             self._config_changed()
 
     def _config_changed(self) -> None:
+        self._follow()
         self.session.config_unread = True
         self._config_told = False
         self._tell_config()
@@ -234,7 +252,36 @@ class FrontEndConnection:
             self.vm.counters.config_changes += 1
             self._config_told = True
 
+    def _follow(self) -> None:
+        self._convergence.observe(
+            self.balloon.wanted_pages, self.balloon.held_pages, trio.current_time()
+        )
+
+    def pause(self, paused: bool) -> None:
+        """Acknowledge reports without discarding them, or go on."""
+        self._device.paused = paused
+
     # Statistics
+
+    async def fresh_stats(self) -> None:
+        """Ask for statistics and wait for them. Raises CommandError if none can come."""
+        if not self.session.driver_ready or not self.session.features & BalloonFeature.STATS_VQ:
+            raise CommandError("the guest's driver is not ready, or gives no statistics")
+        updated = self._rings.stats.updated
+        self._rings.stats.request()
+        await updated.wait()
+
+    def _state(self) -> VmState:
+        if not self.session.driver_ready:
+            return VmState.NO_DRIVER
+        return self._convergence.state(
+            trio.current_time(), self.balloon.memory_size, self.balloon.stats
+        )
+
+    def _pause_reasons(self) -> tuple[str, ...]:
+        """Why reports are not discarded, as far as was seen at the last one."""
+        refusal = self._device.refusal(Queue.REPORTING)
+        return () if refusal is None else (OPERATOR if refusal == Refusal.PAUSED else refusal,)
 
     async def _poll_stats(self) -> None:
         """Ask for statistics every stats_interval seconds; a new interval counts at once."""
@@ -249,6 +296,7 @@ class FrontEndConnection:
         """A snapshot. Never waits."""
         balloon, session, memory = self.balloon, self.session, self._device.memory
         known = balloon.memory_size > 0
+        reasons = self._pause_reasons()
         return VmStatistics(
             id=self.vm.id,
             attached=True,
@@ -259,12 +307,15 @@ class FrontEndConnection:
             queues=self._rings.statistics(),
             regions=tuple(mapped.statistics() for mapped in memory.regions),
             guest_memory=balloon.memory_size,
-            target=balloon.target if known or balloon.pending else None,
-            pending=balloon.pending,
+            target=balloon.target if known or balloon.has_wish else None,
+            pending=balloon.has_wish and not session.driver_ready,
             actual=balloon.actual if known else None,
             balloon=balloon.balloon_size,
             resident=memory.resident(),
             driver_ready=session.driver_ready,
+            state=self._state(),
+            reporting_paused=bool(reasons),
+            pause_reasons=reasons,
             queue_map_ambiguous=self._rings.map_ambiguous,
             stats=balloon.stats.values,
             stats_last_update=balloon.stats.last_update,

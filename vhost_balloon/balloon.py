@@ -81,14 +81,24 @@ class Balloon:
         return max(self.memory_size - (self._num_pages << PFN_SHIFT), 0)
 
     @property
-    def pending(self) -> bool:
-        """Whether there is a wish that waits for the size of guest memory."""
-        return self._wish is not None and self.memory_size == 0
-
-    @property
     def actual(self) -> int:
         """Bytes that the guest has outside its balloon, by its own account; never below 0."""
         return max(self.memory_size - (self._actual << PFN_SHIFT), 0)
+
+    @property
+    def wanted_pages(self) -> int:
+        """Balloon pages (4 KiB) that the guest is to hold: num_pages."""
+        return self._num_pages
+
+    @property
+    def held_pages(self) -> int:
+        """Balloon pages that the guest holds by its own account: actual."""
+        return self._actual
+
+    @property
+    def has_wish(self) -> bool:
+        """Whether a target was set by this daemon's operator."""
+        return self._wish is not None
 
     @property
     def balloon_size(self) -> int:

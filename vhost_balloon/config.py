@@ -11,7 +11,7 @@ from typing import Final
 from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon import __version__
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.guest_memory import DiscardPolicy
+from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
 from vhost_balloon.vm import VmSettings
 
 RESERVED_NAMES: Final = ("control", "metrics")
@@ -158,6 +158,13 @@ def _add_access(group: argparse._ArgumentGroup, prefix: str, what: str) -> None:
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     memory = parser.add_argument_group("guest memory")
     memory.add_argument(
+        "--discard",
+        choices=[mode.value for mode in DiscardMode],
+        default=DiscardMode.AUTO.value,
+        help="auto (default): not while the front end has memory pinned for passed-through "
+        "devices; always: without looking; never: acknowledge and discard nothing",
+    )
+    memory.add_argument(
         "--discard-hugetlb",
         action="store_true",
         help="discard hugetlb pages too: a guest dies if it touches one again while the host's "
@@ -189,7 +196,11 @@ def parse(arguments: list[str]) -> Config:
     )
     settings = VmSettings(
         offered=offered,
-        policy=DiscardPolicy(options.discard_hugetlb, options.discard_other_filesystems),
+        policy=DiscardPolicy(
+            DiscardMode(options.discard),
+            options.discard_hugetlb,
+            options.discard_other_filesystems,
+        ),
         stats_interval=options.stats_interval,
         require_sealed=len(options.socket_path) > 1 and not options.allow_unsealed_memory,
     )

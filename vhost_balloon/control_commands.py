@@ -20,6 +20,10 @@ from vhost_balloon.vm import Machine, Vm
 INT64_MAX: Final = (1 << 63) - 1
 UINT32_MAX: Final = (1 << 32) - 1
 
+STATS_TIMEOUT: Final = 3000
+MAX_STATS_TIMEOUT: Final = 60_000
+"""Milliseconds, as QMP counts timeouts: of balloon-stats when it says nothing, and at most."""
+
 QOM_TYPE: Final = "vhost-balloon"
 """What stands for the type's name in errors about properties."""
 
@@ -140,6 +144,34 @@ def _query_vms(machine: Machine, arguments: dict[str, Any]) -> Json:
     return [describe_vm(vm.statistics()) for vm in machine.vms.values()]
 
 
+async def _balloon_stats(machine: Machine, arguments: dict[str, Any]) -> Json:
+    """A fresh sample, as guest-stats has it; the guest has `timeout` milliseconds to give it."""
+    vm = _attached_vm(machine, arguments)
+    milliseconds = arguments.get("timeout", STATS_TIMEOUT)
+    if not 0 < milliseconds <= MAX_STATS_TIMEOUT:
+        raise CommandError(f"Parameter 'timeout' expects 1 to {MAX_STATS_TIMEOUT} milliseconds")
+    await vm.fresh_stats(milliseconds / 1000)
+    return _guest_stats(vm)
+
+
+def _vm(machine: Machine, arguments: dict[str, Any]) -> Vm:
+    """The VM that `id` names, attached or not; without `id` the attached one."""
+    if "id" in arguments and arguments["id"] in machine.vms:
+        return machine.vms[arguments["id"]]
+    return _attached_vm(machine, arguments)
+
+
+def _balloon_pause(machine: Machine, arguments: dict[str, Any]) -> Json:
+    """Acknowledge reported pages without discarding them, until balloon-resume."""
+    _vm(machine, arguments).paused = True
+    return {}
+
+
+def _balloon_resume(machine: Machine, arguments: dict[str, Any]) -> Json:
+    _vm(machine, arguments).paused = False
+    return {}
+
+
 def _query_version(machine: Machine, arguments: dict[str, Any]) -> Json:
     return version_info()
 
@@ -198,6 +230,9 @@ _PROPERTY: Final = (Parameter("path", "string"), Parameter("property", "string")
 COMMANDS: Final[Mapping[str, Command]] = {
     "balloon": Command(_balloon, (Parameter("value", "integer"), _ID)),
     "query-balloon": Command(_query_balloon, (_ID,)),
+    "balloon-stats": Command(_balloon_stats, (Parameter("timeout", "integer", optional=True), _ID)),
+    "balloon-pause": Command(_balloon_pause, (_ID,)),
+    "balloon-resume": Command(_balloon_resume, (_ID,)),
     "query-vms": Command(_query_vms),
     "query-version": Command(_query_version),
     "qom-get": Command(_qom_get, _PROPERTY),

@@ -21,7 +21,7 @@ def describe_vm(vm: VmStatistics) -> Object:
         {
             "id": vm.id,
             "attached": vm.attached,
-            "state": state(vm),
+            "state": vm.state.value,
             "front-end-pid": vm.front_end_pid,
             "features": names(vm.features, BalloonFeature, VhostFeature, RingFeature),
             "protocol-features": names(vm.protocol_features, ProtocolFeature),
@@ -34,19 +34,14 @@ def describe_vm(vm: VmStatistics) -> Object:
             "balloon": vm.balloon,
             "resident": vm.resident,
             "driver-ready": vm.driver_ready,
+            "reporting-paused": vm.reporting_paused,
+            "pause-reasons": list(vm.pause_reasons),
             "queue-map-ambiguous": vm.queue_map_ambiguous,
             "stats": {STAT_NAMES[tag]: value for tag, value in vm.stats.items()},
             "stats-age": vm.stats_age,
             **_describe_counters(vm.counters),
         }
     )
-
-
-def state(vm: VmStatistics) -> str:
-    """disconnected (no front end), no-driver (the guest serves no balloon), or active."""
-    if not vm.attached:
-        return "disconnected"
-    return "active" if vm.driver_ready else "no-driver"
 
 
 def names(bits: int, *kinds: Iterable[enum.IntFlag]) -> list[str]:
@@ -88,6 +83,7 @@ def _describe_counters(counters: Counters) -> dict[str, Json]:
         "deflated-bytes": counters.deflated_bytes,
         "freed-bytes": counters.freed_bytes,
         "refused-bytes": dict(counters.refused_bytes),
+        "requests": {queue.value: count for queue, count in counters.requests.items()},
         "ring-errors": counters.ring_errors.total(),
         "front-end-errors": counters.front_end_errors,
         "config-changes": counters.config_changes,

@@ -86,4 +86,6 @@ async def discard(batch: list[Piece]) -> Discarded:
     """Discard one batch, in a worker thread if it is a big one. Not cancelled half-way."""
     if len(batch) <= INLINE_PIECES and sum(piece.length for piece in batch) <= INLINE_BYTES:
         return punch(batch)
-    return await trio.to_thread.run_sync(punch, batch)
+    with trio.CancelScope(shield=True):
+        result = await trio.to_thread.run_sync(punch, batch)
+    return result

@@ -57,12 +57,16 @@ class EventFd:
     socket could take what is not ours).
     """
 
-    __slots__ = ("_owned",)
+    __slots__ = ("_owned", "_readable", "_writable")
 
     def __init__(self, fd: OwnedFd) -> None:
         if not is_eventfd(fd):
             raise FrontEndError("descriptor is not an eventfd")
         self._owned = fd
+        self._readable = select.poll()
+        self._readable.register(fd.fileno(), select.POLLIN)
+        self._writable = select.poll()
+        self._writable.register(fd.fileno(), select.POLLOUT)
 
     def close(self) -> None:
         self._owned.close()
@@ -72,18 +76,13 @@ class EventFd:
 
     def drain(self) -> None:
         """Take the count, if there is one."""
-        if self._ready(select.POLLIN):
+        if self._readable.poll(0):
             # Someone else may have taken it in between; then there is nothing left to do.
             with contextlib.suppress(BlockingIOError):
                 os.read(self._owned.fileno(), 8)
 
     def signal(self) -> None:
         """Add one to the count. A full counter is left: its reader has not looked yet anyway."""
-        if self._ready(select.POLLOUT):
+        if self._writable.poll(0):
             with contextlib.suppress(BlockingIOError):
                 os.write(self._owned.fileno(), _EVENT)
-
-    def _ready(self, event: int) -> bool:
-        poll = select.poll()
-        poll.register(self._owned.fileno(), event)
-        return bool(poll.poll(0))

@@ -8,6 +8,7 @@ its holes again, or fail where the pool is empty.
 
 from __future__ import annotations
 
+import enum
 import errno
 import mmap
 import os
@@ -39,10 +40,19 @@ class Piece(NamedTuple):
     length: int
 
 
+class DiscardMode(enum.Enum):
+    """The operator's word on pinned memory: look for pins, do not look, or discard nothing."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class DiscardPolicy:
-    """Which backings may be punched at all."""
+    """Which memory may be discarded at all; mode says whether pinned memory may."""
 
+    mode: DiscardMode = DiscardMode.AUTO
     hugetlb: bool = False
     other_filesystems: bool = False
 

@@ -27,7 +27,7 @@ from vhost_balloon.guest_memory import Piece
 from vhost_balloon.guest_stats import parse_stats
 from vhost_balloon.heartbeat import HOLD_LIMIT
 from vhost_balloon.ranges import total
-from vhost_balloon.refusal import Refusal
+from vhost_balloon.refusal import BY_RULE, Refusal
 from vhost_balloon.ring import StartedRing
 from vhost_balloon.virtqueue import Chain, Virtqueue
 
@@ -82,6 +82,7 @@ class _Processor(ABC):
         if self._device.heartbeat.found_late(found):
             found -= HOLD_LIMIT
         while not ring.stopping:
+            looked = trio.current_time()
             chains, error = take(ring.virtqueue)
             if chains:
                 if not await self._serve(ring, chains, found + WORK_LIMIT):
@@ -92,7 +93,9 @@ class _Processor(ABC):
                 raise error
             if not ring.virtqueue.pending():
                 return
-            await trio.lowlevel.checkpoint()
+            if sum(len(chain.buffers) for chain in chains) < MAX_TAKEN_BUFFERS:
+                found = looked  # all there was had been taken: the next ones came after that
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     @abstractmethod
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> bool:
@@ -108,10 +111,12 @@ class RangeProcessor(_Processor):
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> bool:
         done = Tally()
         for named in self._decode(chains):
+            if ring.stopping:
+                return False
             if trio.current_time() >= deadline:
                 break
             if done.size:  # a big request: let the others have their turn
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.cancel_shielded_checkpoint()
             if not await self._act(ring, named, deadline, done):
                 return False
             done.size += named.size
@@ -142,8 +147,10 @@ class RangeProcessor(_Processor):
         if self._queue is Queue.DEFLATE:
             done.refuse(Refusal.OUTSIDE, total(named.ranges) - inside)
             return True
-        if self._queue is Queue.REPORTING and not self._device.balloon.may_drop_reported:
-            done.refuse(Refusal.POISON, total(named.ranges))
+        self._device.look_for_pins(trio.current_time())
+        refusal = self._device.refusal(self._queue)
+        if refusal is not None:
+            done.refuse(refusal, total(named.ranges))
             return True
         pieces, refusals = memory.resolve(named.ranges, self._device.protected, self._device.policy)
         done.refusals += refusals
@@ -176,9 +183,10 @@ class RangeProcessor(_Processor):
                 counters.reported_bytes += done.inside
         for reason, size in done.refusals:
             counters.refuse(reason, size)
-        if done.refusals:
-            reasons = ", ".join(sorted({reason for reason, _ in done.refusals}))
-            self._device.log.misbehaved(f"{self._queue.value}: not discarded: {reasons}")
+        faults = {reason for reason, _ in done.refusals} - BY_RULE
+        if faults:
+            text = ", ".join(sorted(faults))
+            self._device.log.misbehaved(f"{self._queue.value}: not discarded: {text}")
 
 
 class StatsProcessor:
@@ -193,6 +201,8 @@ class StatsProcessor:
         self._held: int | None = None
         self._stale = False
         self._wanted = False
+        self.updated = trio.Event()
+        """Set, and replaced by a new one, at each new sample."""
 
     async def drain(self, ring: StartedRing) -> None:
         self._ring = ring
@@ -242,6 +252,8 @@ class StatsProcessor:
             self._refuse(Refusal.ODD_TAIL, tail)
         if values:
             self._device.balloon.stats.update(values, time.time(), trio.current_time())
+            updated, self.updated = self.updated, trio.Event()
+            updated.set()
 
     def _refuse(self, reason: str, size: int) -> None:
         self._device.counters.refuse(reason, size)

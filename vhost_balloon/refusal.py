@@ -19,9 +19,27 @@ class Refusal:
     HUGETLB: Final = "hugetlb"
     FILESYSTEM: Final = "filesystem"
     POISON: Final = "poison"
+    PAUSED: Final = "paused"
+    PINNED: Final = "pinned"
+    PINS_UNKNOWN: Final = "pins-unknown"
+    NEVER: Final = "discard-never"
     LATE: Final = "late"
     FAILED: Final = "failed"
 
+
+BY_RULE: Final = frozenset(
+    {
+        Refusal.PARTIAL_HUGE_PAGE,
+        Refusal.HUGETLB,
+        Refusal.FILESYSTEM,
+        Refusal.POISON,
+        Refusal.PAUSED,
+        Refusal.PINNED,
+        Refusal.PINS_UNKNOWN,
+        Refusal.NEVER,
+    }
+)
+"""Reasons that are no fault of the request's: they are counted, and not logged each time."""
 
 EVERY_REASON: Final = tuple(
     value for name, value in vars(Refusal).items() if not name.startswith("_")

@@ -15,7 +15,7 @@ from protocol.vhost_user_payloads import (
     parse_empty,
     parse_u64,
 )
-from protocol.virtio_balloon import NUM_QUEUES
+from protocol.virtio_balloon import NUM_PAGES_SIZE, NUM_QUEUES
 from vhost_balloon.effects import ActualChanged, RingsChanged, SetBackendChannel, Steps
 from vhost_balloon.errors import FrontEndError
 from vhost_balloon.features import PROTOCOL_FEATURES
@@ -87,7 +87,8 @@ def set_backend_req_fd(session: Session, message: Message) -> Steps:
 def get_config(session: Session, message: Message) -> bytes:
     access = parse_config(message.payload)
     content = session.balloon.read_config(access.offset, access.size)
-    session.config_unread = False
+    if access.offset < NUM_PAGES_SIZE:  # QEMU reads all of it; others read single fields
+        session.config_unread = False
     return CONFIG.pack(access.offset, access.size, access.flags) + content
 
 

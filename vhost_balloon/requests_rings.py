@@ -80,7 +80,7 @@ def get_vring_base(session: Session, message: Message) -> Steps:
     ring = session.ring(index)
     if ring.started:
         yield from session.stop(index)
-        session.returned_bases.add(ring.base)
+        session.returned_bases[index] = ring.base
     return build_vring_state(index, ring.base)
 
 

@@ -67,7 +67,10 @@ class Processor(Protocol):
     """Serves one kind of queue."""
 
     async def drain(self, ring: StartedRing) -> None:
-        """Serve all that is available, or stop early if ring.stopping. Raises RingError."""
+        """Serve all that is available, or stop early if ring.stopping. Raises RingError.
+
+        A request is finished or left as it was, never cancelled in between.
+        """
 
     def detach(self) -> None:
         """The ring's task has ended; chains that were taken and not used will come again."""
@@ -127,9 +130,7 @@ class StartedRing:
         try:
             with scope:
                 while True:
-                    # A request is finished or left as it was, never cancelled in between.
-                    with trio.CancelScope(shield=True):
-                        await processor.drain(self)
+                    await processor.drain(self)
                     await self.kick.wait_readable()
                     self.kick.drain()
         except RingError as error:

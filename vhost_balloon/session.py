@@ -15,8 +15,9 @@ Rules about rings:
   processed while it is started and enabled. Without VHOST_USER_F_PROTOCOL_FEATURES it is
   always enabled.
 - The device is suspended while no ring is started: then nothing is sent to the front end.
-- Stop, reboot, driver unload and reload all look alike. It was a new driver if, when rings are
-  first enabled again, all of them start at 0 although a base that we returned was not 0.
+- Stop, reboot, driver unload and reload all look alike. It is a new driver if all rings start at 0
+  although one of them was stopped elsewhere. Front ends start their rings one by one or together,
+  so this is judged whenever more of them run.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ from vhost_balloon.features import TRANSPORT_FEATURES
 from vhost_balloon.message import Message
 
 _REFUSED: Final[dict[int, bytes]] = {
+    Request.GET_FEATURES: build_u64(0),
+    Request.GET_PROTOCOL_FEATURES: build_u64(0),
     Request.GET_CONFIG: b"",
     Request.GET_INFLIGHT_FD: bytes(Inflight.sizeof()),
     Request.GET_SHMEM_CONFIG: NO_SHMEM,
@@ -89,7 +92,7 @@ class Ring:
 class Session:
     """One connection's state: features, memory table, rings, device status.
 
-    offered are the balloon's feature bits; max_queues rings exist.
+    offered are the balloon's feature bits; NUM_QUEUES rings exist.
     """
 
     def __init__(self, balloon: Balloon, offered: int) -> None:
@@ -103,8 +106,8 @@ class Session:
         self.rings = [Ring() for _ in range(NUM_QUEUES)]
         self.config_unread = False
         """num_pages changed and no GET_CONFIG was answered since."""
-        self.returned_bases: set[int] = set()
-        self._driver_known = False
+        self.returned_bases: dict[int, int] = {}
+        """Where each ring was stopped that does not run again yet."""
 
     @property
     def suspended(self) -> bool:
@@ -180,18 +183,14 @@ class Session:
         ring = self.rings[index]
         ring.base = yield StopRing(index)
         ring.started = False
-        if self.suspended:
-            self._driver_known = False
         yield RingsChanged()
 
     def rings_enabled(self) -> Generator[Effect, Any, None]:
         """Once rings run again, tell whether it is the same driver as before."""
-        running = [index for index in self.started if self.is_enabled(index)]
-        if running and not self._driver_known:
-            self._driver_known = True
-            returned, self.returned_bases = self.returned_bases, set()
-            fresh = all(self.rings[index].base == 0 for index in self.started)
-            if fresh and any(returned):
+        if any(self.is_enabled(index) for index in self.started):
+            before = [self.returned_bases.pop(index, 0) for index in self.started]
+            if any(before) and not any(self.rings[index].base for index in self.started):
+                self.returned_bases.clear()
                 yield NewDriver()
                 if self.balloon.new_driver():
                     yield ActualChanged()

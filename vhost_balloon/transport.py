@@ -22,30 +22,34 @@ from protocol.vhost_user import (
     VERSION_MASK,
     HeaderFlag,
 )
-from vhost_balloon.errors import StreamError
+from vhost_balloon.errors import FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.message import Message
 
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
-_FLAG_BITS: Final = VERSION_MASK | HeaderFlag.REPLY | HeaderFlag.NEED_REPLY
+_RECEIVE_FLAGS: Final = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+_SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+_FLAG_BITS: Final = int(VERSION_MASK | HeaderFlag.REPLY | HeaderFlag.NEED_REPLY)
 
 
 class _Reader:
     """Collects the bytes and all descriptors of one message."""
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.fds: list[OwnedFd] = []
         self.fds_lost = False
 
     async def some(self, size: int) -> bytes:
         """At most size bytes, or none at the stream's end."""
-        try:
-            data, ancillary, flags, _ = await self._sock.recvmsg(
-                size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionResetError:
-            return b""
+        while True:
+            try:
+                data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, _RECEIVE_FLAGS)
+                break
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+            except ConnectionResetError:
+                return b""
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 numbers = array.array("i")
@@ -68,16 +72,21 @@ class _Reader:
 
 
 class Transport:
-    """One connected front-end socket; owns the stream."""
+    """One connected front-end socket, taken over from stream.
+
+    A guest waits, with QEMU's lock held, for the answer to each message. So there is one pass
+    through the event loop a message: the socket itself is read and written, without a turn for
+    others between header, payload and reply, as trio's own streams would give.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
+        self._sock = socket.socket(fileno=stream.socket.detach())
         self.waiting_since: float | None = trio.current_time()
         """Since when bytes are missing that must come: of the first message, or of one begun."""
 
     def peer_pid(self) -> int | None:
         """The process that connected, by SO_PEERCRED; None if it is not in our namespace."""
-        credentials = self.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int.from_bytes(credentials[:4], "little") or None
 
     async def receive(self) -> Message | None:
@@ -85,7 +94,8 @@ class Transport:
 
         Raises StreamError where what comes is no vhost-user message or ends inside one.
         """
-        reader = _Reader(self.stream.socket)
+        await trio.lowlevel.wait_readable(self._sock)
+        reader = _Reader(self._sock)
         try:
             return await self._receive(reader)
         except BaseException:
@@ -108,19 +118,30 @@ class Transport:
         return Message(request, flags, payload, reader.fds, oversized, reader.fds_lost)
 
     async def reply(self, request: int, payload: bytes) -> None:
-        """Send a reply. Raises trio.BrokenResourceError if the front end is gone."""
-        await self.stream.send_all(HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload)
+        """Send a reply. Raises ConnectionError if the front end is gone."""
+        left = memoryview(HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload)
+        while left:
+            try:
+                left = left[self._sock.send(left, _SEND_FLAGS) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 class BackendChannel:
     """The socket for requests of ours to the front end.
 
     Its file description is the front end's too, so it stays as it is, blocking or not.
-    Raises OSError if the descriptor is no socket.
+    Raises FrontEndError if the descriptor is no socket.
     """
 
     def __init__(self, fd: OwnedFd) -> None:
-        self._sock = socket.socket(fileno=fd.fileno())
+        try:
+            self._sock = socket.socket(fileno=fd.fileno())
+        except OSError:
+            raise FrontEndError("descriptor is not a socket") from None
         fd.detach()
 
     def send(self, request: int) -> bool:
@@ -130,7 +151,7 @@ class BackendChannel:
         """
         message = HEADER.pack(request, VERSION, 0)
         try:
-            self._sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._sock.send(message, _SEND_FLAGS)
         except OSError:
             return False
         return True

@@ -131,15 +131,22 @@ class Virtqueue:
         self._outstanding = 0
 
     def _walk(self, head: int) -> list[Buffer]:
-        address, length, flags, following = DESCRIPTOR.unpack_from(
-            self._descriptors, head * DESCRIPTOR_SIZE
-        )
-        if flags & INDIRECT:
-            if flags & NEXT:
-                raise RingError(RingErrorReason.INDIRECT, "indirect descriptor with next")
-            return self._walk_indirect(address, length)
-        buffers = [Buffer(address, length, bool(flags & WRITE))]
-        while flags & NEXT:
+        buffers: list[Buffer] = []
+        position = head
+        while True:
+            address, length, flags, following = DESCRIPTOR.unpack_from(
+                self._descriptors, position * DESCRIPTOR_SIZE
+            )
+            if flags & INDIRECT:
+                # "The device MUST handle the case of zero or more normal chained descriptors
+                # followed by a single descriptor" that is indirect, whatever its WRITE says.
+                if flags & NEXT:
+                    raise RingError(RingErrorReason.INDIRECT, "indirect descriptor with next")
+                buffers += self._walk_indirect(address, length, self.size - len(buffers))
+                return buffers
+            buffers.append(Buffer(address, length, bool(flags & WRITE)))
+            if not flags & NEXT:
+                return buffers
             if following >= self.size:
                 raise RingError(
                     RingErrorReason.NEXT, f"next {following} is outside a queue of {self.size}"
@@ -148,19 +155,12 @@ class Virtqueue:
                 raise RingError(
                     RingErrorReason.LOOP, f"chain is longer than the queue size {self.size}"
                 )
-            address, length, flags, following = DESCRIPTOR.unpack_from(
-                self._descriptors, following * DESCRIPTOR_SIZE
-            )
-            if flags & INDIRECT:
-                # Linux never does it, and QEMU and rust-vmm refuse it as well.
-                raise RingError(RingErrorReason.INDIRECT, "indirect table inside a chain")
-            buffers.append(Buffer(address, length, bool(flags & WRITE)))
-        return buffers
+            position = following
 
-    def _walk_indirect(self, address: int, length: int) -> list[Buffer]:
+    def _walk_indirect(self, address: int, length: int, room: int) -> list[Buffer]:
         count = length // DESCRIPTOR_SIZE
         # "A driver MUST NOT create a descriptor chain longer than the Queue Size."
-        if not 0 < count <= self.size or length % DESCRIPTOR_SIZE:
+        if not 0 < count <= room or length % DESCRIPTOR_SIZE:
             raise RingError(
                 RingErrorReason.INDIRECT,
                 f"indirect table of {length} bytes in a queue of {self.size}",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from protocol.virtio_balloon import StatTag
+from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import Counters
 from vhost_balloon.errors import CommandError
 from vhost_balloon.guest_memory import DiscardPolicy, RegionStatistics
@@ -41,7 +43,9 @@ class VmStatistics:
     pending: a target waits for the driver. actual: what the guest keeps, None before its memory
     is known. balloon: what it has in the balloon. resident: what the host spends on its memory,
     None without a front end. stats_last_update: host wall clock in whole seconds, 0 before the
-    first sample; stats_age in seconds. counters are the live ones, to be read only.
+    first sample; stats_age in seconds. reporting_paused: reports are acknowledged without being
+    discarded; pause_reasons say why ("operator", or refusal.Refusal's words). counters are the
+    live ones, to be read only.
     """
 
     id: str
@@ -59,11 +63,17 @@ class VmStatistics:
     balloon: int = 0
     resident: int | None = None
     driver_ready: bool = False
+    state: VmState = VmState.DISCONNECTED
+    reporting_paused: bool = False
+    pause_reasons: tuple[str, ...] = ()
     queue_map_ambiguous: bool = False
     stats: Mapping[StatTag, int] = field(default_factory=dict)
     stats_last_update: int = 0
     stats_age: float | None = None
 
+
+NOT_ACTIVATED: Final = "No balloon device has been activated"
+"""QEMU's words."""
 
 Listener = Callable[["Vm"], None]
 
@@ -71,7 +81,8 @@ Listener = Callable[["Vm"], None]
 class Machine:
     """All VMs by id, in the order of their configuration."""
 
-    def __init__(self) -> None:
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self.proc: Final = proc
         self.vms: dict[str, Vm] = {}
         self.heartbeat: Final = Heartbeat()
         self._listeners: list[Listener] = []
@@ -102,6 +113,7 @@ class Vm:
         self.counters = Counters()
         self.log = VmLog(vm_id)
         self.connection: FrontEndConnection | None = None
+        self._paused = False
         self._stats_interval = settings.stats_interval
         self.stats_interval_changed = trio.Event()
 
@@ -120,14 +132,43 @@ class Vm:
         changed, self.stats_interval_changed = self.stats_interval_changed, trio.Event()
         changed.set()
 
+    @property
+    def paused(self) -> bool:
+        """Whether the operator paused reporting discards; it outlives front ends."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._paused = paused
+        if self.connection is not None:
+            self.connection.pause(paused)
+
+    async def fresh_stats(self, seconds: float) -> VmStatistics:
+        """Ask the guest for statistics and wait for them, for so many seconds at most.
+
+        Raises CommandError without a front end, without statistics, or in vain.
+        """
+        if self.connection is None:
+            raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
+        with trio.move_on_after(seconds):
+            await self.connection.fresh_stats()
+            return self.statistics()
+        raise CommandError(f"the guest gave no statistics within {seconds:g} s")
+
     def set_target(self, value: int) -> None:
         """Have the guest keep value bytes (> 0). Raises CommandError without a front end."""
         if self.connection is None:
-            raise CommandError("No balloon device has been activated", "DeviceNotActive")
+            raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
         self.connection.set_target(value)
 
     def statistics(self) -> VmStatistics:
         """A snapshot. Never waits."""
         if self.connection is None:
-            return VmStatistics(self.id, False, self.counters)
+            return VmStatistics(
+                self.id,
+                False,
+                self.counters,
+                reporting_paused=self.paused,
+                pause_reasons=("operator",) if self.paused else (),
+            )
         return self.connection.statistics()

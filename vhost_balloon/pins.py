@@ -1,0 +1,85 @@
+"""Whether the front end has guest memory pinned, so that discarding it would break DMA.
+
+A device that is passed through to the guest (VFIO, iommufd, vhost-vdpa) goes on using the pages
+that it was given; a page that is discarded and touched again is another one. QEMU inhibits its own
+balloon then. Outside of QEMU, /proc tells: VmPin of the front end's process counts what it has
+pinned; VmLck at or above the guest's memory says that it is locked; and its descriptors name the
+devices, where we may read them.
+
+Pins by other processes cannot be seen, and a device that is plugged in between two looks races.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+from typing import Final
+
+CACHE_SECONDS: Final = 1.0
+
+_DEVICES: Final = (
+    "/dev/vfio/",
+    "/dev/iommu",
+    "/dev/vhost-vdpa",
+    "anon_inode:[vfio",
+    "anon_inode:[iommufd",
+)
+
+
+class PinState(enum.Enum):
+    """What a look at the front end's process came to; the values are the metric's label."""
+
+    FREE = "free"
+    PINNED = "pinned"
+    UNKNOWN = "pins-unknown"
+
+
+class PinGuard:
+    """Looks at process pid (None if it cannot be named) below a /proc folder."""
+
+    def __init__(self, pid: int | None, proc: Path = Path("/proc")) -> None:
+        self._folder = None if pid is None else proc / str(pid)
+        self._state = PinState.UNKNOWN
+        self._looked_at = float("-inf")
+
+    def check(self, memory_size: int, now: float) -> PinState:
+        """The state, at most CACHE_SECONDS old; now is the monotonic clock in seconds."""
+        if now - self._looked_at >= CACHE_SECONDS:
+            self._state, self._looked_at = self._look(memory_size), now
+        return self._state
+
+    def _look(self, memory_size: int) -> PinState:
+        if self._folder is None:
+            return PinState.UNKNOWN
+        try:
+            status = (self._folder / "status").read_text(errors="replace")
+            pinned, locked = _kilobytes(status, "VmPin"), _kilobytes(status, "VmLck")
+        except (OSError, ValueError):
+            return PinState.UNKNOWN
+        if pinned or (memory_size and locked >= memory_size) or self._holds_device():
+            return PinState.PINNED
+        return PinState.FREE
+
+    def _holds_device(self) -> bool:
+        """Whether a descriptor is of a device that pins; without the right to look, no."""
+        assert self._folder is not None
+        try:
+            numbers = os.listdir(self._folder / "fd")
+        except OSError:
+            return False
+        return any(self._link(number).startswith(_DEVICES) for number in numbers)
+
+    def _link(self, number: str) -> str:
+        try:
+            return os.readlink(f"{self._folder}/fd/{number}")
+        except OSError:  # closed meanwhile
+            return ""
+
+
+def _kilobytes(status: str, name: str) -> int:
+    """A field of /proc/PID/status in bytes. Raises ValueError if it is not there."""
+    for line in status.splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"no {name}")

@@ -1,0 +1,302 @@
+"""A vhost-user front end that sends what QEMU's vhost-user-test-device-pci sends, in its order.
+
+Source: the vhost-user specification, and a log of QEMU 11.1 (in which order, with which flags).
+Which requests ask for an acknowledgement is QEMU's choice too: memory regions, ring enables,
+config writes and the back-end channel do, ring addresses and eventfds do not.
+
+`handshake`, `start_device`, `stop_device` and the config accesses are the well-behaved part;
+`send`, `send_raw`, `receive_reply` and `call` are for tests that behave otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import trio
+
+from protocol import vhost_user as vu
+from protocol import vhost_user_payloads as payloads
+from protocol.virtio_balloon import CONFIG_SIZE, NUM_QUEUES
+from protocol.virtio_ring import DeviceStatus
+from vhost_balloon.simulator.connection import Connection, UnexpectedReply, connect_socket
+from vhost_balloon.simulator.events import EventFd
+from vhost_balloon.simulator.memory import GuestRam, RamRegion
+from vhost_balloon.simulator.ring import DriverRing
+from vhost_balloon.simulator.wire import BackEndGone, Message, receive_message, send_message
+
+QEMU_PROTOCOL_FEATURES: Final = (1 << 24) - 1
+"""QEMU acknowledges every bit below its maximum, also those that it has no code for."""
+
+
+class QueuePorts:
+    """The eventfds of one queue, named as QEMU names them."""
+
+    def __init__(self) -> None:
+        self.kick: EventFd | None = None
+        self.call = EventFd()
+        self.masked_call = EventFd()
+        self.err = EventFd()
+
+    def renew_kick(self) -> EventFd:
+        """Return a new kick eventfd that is readable already: QEMU makes one at each start."""
+        if self.kick is not None:
+            self.kick.close()
+        self.kick = EventFd(1)
+        return self.kick
+
+    def close(self) -> None:
+        for event in (self.kick, self.call, self.masked_call, self.err):
+            if event is not None:
+                event.close()
+
+
+class FrontEnd(Connection):
+    """What QEMU is to the back end. An async context manager; does not own the RAM."""
+
+    def __init__(
+        self, sock: trio.socket.SocketType, ram: GuestRam, *, queues: int = NUM_QUEUES
+    ) -> None:
+        """Take over a connected stream socket."""
+        super().__init__(sock)
+        self.ram = ram
+        self.ports = [QueuePorts() for _ in range(queues)]
+        self.features = 0  # offered, from the last GET_FEATURES
+        self.queue_num = 0
+        self.memory_slots = 0
+        self.config = bytearray(CONFIG_SIZE)  # QEMU's copy: written back whole
+        self.status = 0
+        self._channel: trio.socket.SocketType | None = None
+        self._started: list[int] = []
+        self._told_regions: list[RamRegion] = []
+
+    @classmethod
+    async def connect(
+        cls, path: str | os.PathLike[str], ram: GuestRam, *, queues: int = NUM_QUEUES
+    ) -> FrontEnd:
+        """Connect to the socket at `path`.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        return cls(await connect_socket(path), ram, queues=queues)
+
+    def close(self) -> None:
+        """End the connection without a word, as a QEMU that is killed does."""
+        super().close()
+        if self._channel is not None:
+            self._channel.close()
+        for ports in self.ports:
+            ports.close()
+
+    # Rings.
+
+    async def set_vring(self, request: int, index: int, num: int) -> None:
+        """Send a vring state, unacknowledged."""
+        await self.tell(request, payloads.build_vring_state(index, num))
+
+    async def set_vring_fd(self, request: int, index: int, event: EventFd | None) -> None:
+        """Send a kick, call or err eventfd, or say that there is none."""
+        value = index if event is not None else index | vu.NO_FD
+        fds = [event.fileno()] if event is not None else []
+        await self.tell(request, bytes(payloads.U64.build(value)), fds)
+
+    # QEMU's sequences.
+
+    async def handshake(self, protocol_features: int = QEMU_PROTOCOL_FEATURES) -> None:
+        """What QEMU says when it starts. `protocol_features`: those to accept if offered."""
+        request, offered = vu.Request, vu.ProtocolFeature
+        self.features = await self.get_u64(request.GET_FEATURES)
+        if self.features & vu.VhostFeature.PROTOCOL_FEATURES:
+            accepted = protocol_features & await self.get_u64(request.GET_PROTOCOL_FEATURES)
+            await self.set_u64(request.SET_PROTOCOL_FEATURES, accepted)
+            self.protocol_features = accepted
+        if self.protocol_features & offered.MQ:
+            self.queue_num = await self.get_u64(request.GET_QUEUE_NUM)
+        if self.protocol_features & offered.CONFIGURE_MEM_SLOTS:
+            self.memory_slots = await self.get_u64(request.GET_MAX_MEM_SLOTS)
+        if self.protocol_features & offered.BACKEND_REQ:
+            await self._open_channel()
+        await self.tell(request.SET_OWNER)
+        self.features = await self.get_u64(request.GET_FEATURES)
+        for index, ports in enumerate(self.ports):
+            await self.set_vring_fd(request.SET_VRING_CALL, index, ports.masked_call)
+            await self.set_vring_fd(request.SET_VRING_ERR, index, ports.err)
+
+    async def start_device(
+        self,
+        rings: Mapping[int, DriverRing],
+        *,
+        features: int,
+        bases: Mapping[int, int] | None = None,
+    ) -> None:
+        """What QEMU says at DRIVER_OK and at `cont`.
+
+        Args:
+            rings: those that the driver set up, by queue index.
+            features: what the guest negotiated; PROTOCOL_FEATURES is added where offered.
+            bases: what `stop_device` returned, after `cont`; after a reset all are 0.
+        """
+        request = vu.Request
+        protocol_bit = self.features & vu.VhostFeature.PROTOCOL_FEATURES
+        await self.set_u64(request.SET_FEATURES, features | protocol_bit)
+        await self._add_status(DeviceStatus.FEATURES_OK)
+        await self._tell_memory()
+        self._started = sorted(rings)
+        for index in self._started:
+            await self.start_ring(index, rings[index], (bases or {}).get(index, 0))
+        await self.enable_rings(True)
+        for index in range(len(self.ports)):
+            await self._unmask(index)
+
+    async def start_ring(self, index: int, ring: DriverRing, base: int = 0) -> None:
+        """Hand one ring over: its size, base, addresses (as user addresses) and eventfds."""
+        request, ports = vu.Request, self.ports[index]
+        await self.set_vring(request.SET_VRING_NUM, index, ring.size)
+        await self.set_vring(request.SET_VRING_BASE, index, base)
+        await self.set_vring_addr(index, ring)
+        ring.call_event = ports.call
+        ring.kick_event = ports.renew_kick()
+        await self.set_vring_fd(request.SET_VRING_KICK, index, ports.kick)
+        await self.set_vring_fd(request.SET_VRING_CALL, index, ports.masked_call)
+
+    async def set_vring_addr(self, index: int, ring: DriverRing) -> None:
+        """Send where the ring's three parts are."""
+        parts = {
+            "index": index,
+            "flags": 0,
+            "descriptor": self.ram.to_user(ring.descriptors),
+            "used": self.ram.to_user(ring.used),
+            "available": self.ram.to_user(ring.available),
+            "log": 0,
+        }
+        await self.tell(vu.Request.SET_VRING_ADDR, bytes(payloads.VringAddr.build(parts)))
+
+    async def enable_rings(self, enable: bool) -> None:
+        """Enable or disable every queue the device has, whether it was set up or not."""
+        for index in range(len(self.ports)):
+            state = payloads.build_vring_state(index, int(enable))
+            await self.command(vu.Request.SET_VRING_ENABLE, state)
+
+    async def stop_device(self) -> dict[int, int]:
+        """What QEMU says at `stop`, reboot, driver unload and exit. Returns each ring's base."""
+        await self.enable_rings(False)
+        bases = {index: await self.get_vring_base(index) for index in self._started}
+        self._started = []
+        return bases
+
+    async def get_vring_base(self, index: int) -> int:
+        """Stop one ring and return the available index that it has got to."""
+        state = payloads.build_vring_state(index, 0)
+        reply = await self.call(vu.Request.GET_VRING_BASE, state)
+        returned, base = payloads.parse_vring_state(reply)
+        if returned != index:
+            raise UnexpectedReply(f"asked for ring {index}'s base, was told of ring {returned}")
+        return base
+
+    # Memory.
+
+    async def add_region(self, region: RamRegion) -> None:
+        """ADD_MEM_REG with the region's descriptor.
+
+        Raises:
+            Refused: the back end does not want it.
+        """
+        payload = payloads.SingleMemoryRegion.build(
+            {"padding": 0, "region": _region_fields(region.region)}
+        )
+        await self.command(vu.Request.ADD_MEM_REG, bytes(payload), [region.fd])
+        self._told_regions.append(region)
+
+    async def remove_region(self, region: RamRegion) -> None:
+        """REM_MEM_REG as QEMU sends it: no descriptor, and 0 for the offset into the file."""
+        fields = {**_region_fields(region.region), "mmap_offset": 0}
+        payload = payloads.SingleMemoryRegion.build({"padding": 0, "region": fields})
+        await self.command(vu.Request.REM_MEM_REG, bytes(payload))
+        self._told_regions.remove(region)
+
+    async def set_mem_table(self, regions: Sequence[RamRegion] | None = None) -> None:
+        """SET_MEM_TABLE with all of RAM, or just `regions` (at most 8)."""
+        regions = self.ram.regions if regions is None else regions
+        table = {
+            "num_regions": len(regions),
+            "padding": 0,
+            "regions": [_region_fields(region.region) for region in regions],
+        }
+        payload = bytes(payloads.MemoryTable.build(table))
+        await self.command(vu.Request.SET_MEM_TABLE, payload, [region.fd for region in regions])
+        self._told_regions = list(regions)
+
+    # Config space.
+
+    async def get_config(self) -> bytes:
+        """Read all 16 bytes; QEMU does that for every single field the guest reads."""
+        request = payloads.CONFIG.pack(0, CONFIG_SIZE, vu.ConfigFlag.WRITABLE) + bytes(CONFIG_SIZE)
+        reply = payloads.parse_config(await self.call(vu.Request.GET_CONFIG, request))
+        self.config[:] = reply.payload
+        return reply.payload
+
+    async def set_config(self, field: slice, data: bytes) -> None:
+        """Write one field: QEMU changes its copy and sends all 16 bytes of it.
+
+        Raises:
+            Refused: never by a back end that keeps to the balloon's rules.
+        """
+        self.config[field] = data
+        header = payloads.CONFIG.pack(0, CONFIG_SIZE, vu.ConfigFlag.WRITABLE)
+        await self.command(vu.Request.SET_CONFIG, header + self.config)
+
+    # The back end's own requests.
+
+    async def receive_backend_request(self) -> Message:
+        """Wait for a request of the back end, and acknowledge it where it asks for that.
+
+        Raises:
+            BackEndGone: it closed the channel, or never got one.
+        """
+        if self._channel is None:
+            raise BackEndGone("there is no back-end channel")
+        message = await receive_message(self._channel)
+        if message.flags & vu.HeaderFlag.NEED_REPLY:
+            done = bytes(payloads.U64.build(0))
+            await send_message(self._channel, message.request, vu.REPLY_FLAGS, done)
+        return message
+
+    async def _open_channel(self) -> None:
+        ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._channel = ours
+        with theirs:
+            await self.command(vu.Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+
+    async def _add_status(self, bits: int) -> None:
+        if not self.protocol_features & vu.ProtocolFeature.STATUS:
+            return
+        self.status = await self.get_u64(vu.Request.GET_STATUS) | bits
+        await self.set_u64(vu.Request.SET_STATUS, self.status)
+
+    async def _tell_memory(self) -> None:
+        """Tell the regions that the back end does not know yet: all of them at first."""
+        if not self.protocol_features & vu.ProtocolFeature.CONFIGURE_MEM_SLOTS:
+            await self.set_mem_table()
+            return
+        for region in self.ram.regions:
+            if region not in self._told_regions:
+                await self.add_region(region)
+
+    async def _unmask(self, index: int) -> None:
+        """Point the queue's call at the guest, and pass on what arrived while it was masked."""
+        ports = self.ports[index]
+        await self.set_vring_fd(vu.Request.SET_VRING_CALL, index, ports.call)
+        if ports.masked_call.take():
+            ports.call.signal()
+
+
+def _region_fields(region: payloads.Region) -> dict[str, int]:
+    return {
+        "guest_address": region.guest_address,
+        "size": region.size,
+        "user_address": region.user_address,
+        "mmap_offset": region.mmap_offset,
+    }

@@ -1,0 +1,267 @@
+"""A whole simulated guest: applications that use memory, and the life of its machine.
+
+What `touch` uses is really written, page for page, with a stamp that `verify` checks later;
+what `free` frees goes back to the guest's allocator and stays resident on the host until the
+guest reports it. So the figures of a simulated guest are the host kernel's.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from protocol.vhost_user import BackendRequest
+from protocol.virtio_balloon import StatTag
+from vhost_balloon.simulator.allocator import Extent, GuestOutOfMemory, PageAllocator
+from vhost_balloon.simulator.driver import BalloonDriver
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.memory import MIB, PAGE_SIZE, GuestRam, RamRegion
+from vhost_balloon.simulator.options import DriverOptions
+from vhost_balloon.simulator.wire import BackEndGone
+
+STEP: Final = MIB
+"""Bytes that are touched before other tasks get their turn."""
+
+
+class SimulatedGuest:
+    """A guest with a balloon driver. Its tasks run in the nursery it is given."""
+
+    def __init__(
+        self,
+        front_end: FrontEnd,
+        nursery: trio.Nursery,
+        options: DriverOptions | None = None,
+    ) -> None:
+        """Nothing is sent before `boot`."""
+        self.front_end = front_end
+        self.ram = front_end.ram
+        self.options = options or DriverOptions()
+        self.allocator = self._fresh_allocator()
+        self.driver = BalloonDriver(front_end, self.allocator, self.options, self.statistics)
+        self.back_end_gone = trio.Event()
+        self._nursery = nursery
+        self._used: list[Extent] = []  # what applications use, the newest last
+        self._used_bytes = 0
+        self._faults = 0
+        self._bases: dict[int, int] = {}
+        self._attached = False
+        self._work: trio.CancelScope | None = None
+        self._work_ended = trio.Event()
+
+    # The machine's life.
+
+    async def boot(self) -> None:
+        """Start the machine (the first time: connect the device) and load the driver.
+
+        Raises:
+            Refused: the back end does not take the memory.
+            BackEndGone: it closed the connection.
+        """
+        if not self._attached:
+            await self.front_end.handshake()
+            self._attached = True
+            self._nursery.start_soon(self._watch_config)
+        await self.load()
+
+    async def load(self) -> None:
+        """Load the driver."""
+        await self.driver.start()
+        self._work, self._work_ended = trio.CancelScope(), trio.Event()
+        self._nursery.start_soon(self._drive, self._work, self._work_ended)
+
+    async def stop(self) -> dict[int, int]:
+        """QEMU's `stop`: halt the guest, then the device. Returns the rings' bases."""
+        self.driver.running = trio.Event()
+        self._bases = await self.front_end.stop_device()
+        return self._bases
+
+    async def cont(self) -> None:
+        """QEMU's `cont`: everything goes on where it was."""
+        await self.front_end.start_device(
+            self.driver.started_rings, features=self.driver.negotiated, bases=self._bases
+        )
+        self.driver.running.set()
+
+    async def reboot(self) -> None:
+        """Reset the machine and boot again: all memory is free, and nobody told the host."""
+        await self._end_work()
+        await self.stop()
+        self._used.clear()
+        self._used_bytes = 0
+        self.allocator = self.driver.allocator = self._fresh_allocator()
+        await self.boot()
+
+    async def unload(self) -> None:
+        """Unload the driver: it empties the balloon first, then resets the device."""
+        if self._work is not None:
+            await self.driver.settle(self._work)
+            await self._work_ended.wait()
+        await self.driver.empty_balloon()
+        await self.front_end.stop_device()
+
+    async def plug(self, size: int, guest_address: int) -> RamRegion:
+        """Hot-plug a DIMM: the back end is told, then the guest has its pages.
+
+        Raises:
+            Refused: the back end does not take it.
+        """
+        region = self.ram.add(size, guest_address)
+        await self.front_end.add_region(region)
+        self.allocator.add_region(guest_address, size)
+        return region
+
+    # The guest's applications.
+
+    async def touch(self, size: int) -> None:
+        """Use `size` more bytes (rounded up to pages) and write every page of them.
+
+        Raises:
+            GuestOutOfMemory: not so much is free, and the balloon gives nothing back. What
+                was touched until then stays in use.
+        """
+        while size > 0:
+            await self.driver.running.wait()
+            for address, length in await self._allocate(
+                min(STEP, -(-size // PAGE_SIZE) * PAGE_SIZE)
+            ):
+                self._fill(address, length)
+                self._used.append((address, length))
+                self._used_bytes += length
+                size -= length
+            await trio.lowlevel.checkpoint()
+
+    async def free(self, size: int | None = None) -> int:
+        """Stop using `size` bytes, the newest first, or everything; return the bytes freed."""
+        size = self._used_bytes if size is None else min(size, self._used_bytes)
+        left = size
+        while left > 0:
+            await self.driver.running.wait()
+            address, length = self._used.pop()
+            part = min(length, -(-left // PAGE_SIZE) * PAGE_SIZE)
+            if part < length:
+                self._used.append((address, length - part))
+            self._used_bytes -= part
+            self._release(address + length - part, part)
+            left -= part
+            await trio.lowlevel.checkpoint()
+        return size - left
+
+    async def verify(self) -> int:
+        """Read back what applications use; return how many pages have lost their content."""
+        lost = 0
+        for address, length in self._used:
+            for page in range(address, address + length, PAGE_SIZE):
+                lost += self.ram.read(page, PAGE_SIZE) != _stamp(page)
+            await trio.lowlevel.checkpoint()
+        return lost
+
+    @property
+    def in_use(self) -> int:
+        """Bytes that the guest needs: what applications touched, and the driver's own."""
+        return self.ram.driver_area_end - self.ram.regions[0].start + self._used_bytes
+
+    def resident(self) -> int:
+        """Bytes that the host spends on the guest's RAM."""
+        return self.ram.resident()
+
+    def statistics(self) -> dict[int, int]:
+        """The values that the driver answers the device with, by tag."""
+        values = dict.fromkeys(map(int, StatTag), 0)
+        values[StatTag.MINFLT] = self._faults
+        values[StatTag.MEMFREE] = values[StatTag.AVAIL] = self.allocator.free
+        values[StatTag.MEMTOT] = self.ram.size
+        return values
+
+    # Inside.
+
+    def _fresh_allocator(self) -> PageAllocator:
+        first = self.ram.driver_area_end
+        extents = [(max(region.start, first), region.end) for region in self.ram.regions]
+        return PageAllocator((start, end - start) for start, end in extents if start < end)
+
+    def _fill(self, address: int, length: int) -> None:
+        pages = range(address, address + length, PAGE_SIZE)
+        self.ram.write(address, b"".join(map(_stamp, pages)))
+        self._faults += len(pages)
+
+    async def _allocate(self, size: int) -> list[Extent]:
+        """Take pages for applications, out of the balloon if need be."""
+        if self.allocator.free < size:
+            await self.driver.wait_reported()  # blocks that the device has are not lost
+        while self.allocator.free < size:
+            if not await self.driver.release_for_guest():
+                raise GuestOutOfMemory(f"{size} bytes are wanted, {self.allocator.free} are free")
+        return self.allocator.take(size)
+
+    def _release(self, address: int, length: int) -> None:
+        """Free an extent; a guest that poisons or clears free pages writes them now."""
+        if self.options.poison_value is not None:
+            self.ram.write(address, struct.pack("<I", self.options.poison_value) * (length // 4))
+        self.allocator.give(address, length)
+
+    async def _drive(self, work: trio.CancelScope, ended: trio.Event) -> None:
+        try:
+            with work:
+                await self.driver.run()
+        except* BackEndGone:
+            self._lose_back_end()
+        finally:
+            ended.set()
+
+    async def _end_work(self) -> None:
+        """Cut the driver off in the middle of whatever it does, as a reset does."""
+        if self._work is not None:
+            await self.front_end.cancel(self._work)
+            await self._work_ended.wait()
+
+    async def _watch_config(self) -> None:
+        """QEMU's side of the back-end channel: config changes become config interrupts."""
+        try:
+            while True:
+                message = await self.front_end.receive_backend_request()
+                if message.request == BackendRequest.CONFIG_CHANGE_MSG:
+                    self.driver.config_changed()
+        except BackEndGone:
+            self._lose_back_end()
+
+    def _lose_back_end(self) -> None:
+        self.back_end_gone.set()
+        self.driver.back_end_gone()
+
+
+@asynccontextmanager
+async def running_guest(
+    path: str | os.PathLike[str],
+    ram: GuestRam | int = 64 * MIB,
+    options: DriverOptions | None = None,
+) -> AsyncIterator[SimulatedGuest]:
+    """Boot a guest on the back end at `path`; at the end it is gone as if killed.
+
+    Args:
+        path: the back end's socket.
+        ram: the guest's RAM, closed at the end, or the size in bytes of a plain one.
+        options: what kind of driver it has.
+
+    Raises:
+        OSError: nobody listens at `path`.
+        Refused: the back end does not take the memory.
+    """
+    with ram if isinstance(ram, GuestRam) else GuestRam.create(ram) as memory:
+        async with (
+            await FrontEnd.connect(path, memory) as front_end,
+            trio.open_nursery() as nursery,
+        ):
+            guest = SimulatedGuest(front_end, nursery, options)
+            await guest.boot()
+            yield guest
+            nursery.cancel_scope.cancel()
+
+
+def _stamp(page: int) -> bytes:
+    """What a used page contains: its own address, everywhere, so that no two are alike."""
+    return struct.pack("<Q", page | 1) * (PAGE_SIZE // 8)
