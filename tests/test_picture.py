@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from vhost_balloon.picture import (
+    CameBack,
     History,
     Mark,
     Sample,
@@ -149,16 +151,26 @@ def test_the_log_line() -> None:
 
 
 def test_when_the_memory_came_back() -> None:
-    seconds, released = came_back(history(), "free")
-    assert (seconds, released) == (2.0, 320 * MIB)
+    back = came_back(history(), "free")
+    assert (back.released, back.share, back.seconds) == (320 * MIB, pytest.approx(0.95), 2.0)
 
 
 def test_memory_that_does_not_come_back_in_its_part_is_not_said_to() -> None:
     slow = history()
     slow.marks[2] = Mark(5.0, "again", "")
-    assert came_back(slow, "free") == (None, 320 * MIB)
-    assert came_back(slow, "no such part") == (None, 0)
-    assert "it did not" in "\n".join(summary(slow))
+    assert came_back(slow, "free") == CameBack(320 * MIB, 0.0, 0.0)
+    assert came_back(slow, "no such part") == CameBack(0, 0.0, 0.0)
+    assert "it did not" in summary(slow)[-1]
+
+
+def test_memory_that_comes_back_in_part() -> None:
+    partly = history()
+    for index, sample in enumerate(partly.samples):
+        if sample.time >= 6:
+            partly.samples[index] = replace(sample, resident=64 * MIB + 80 * MIB)
+    back = came_back(partly, "free")
+    assert (back.released, back.share, back.seconds) == (320 * MIB, 0.75, 2.0)
+    assert "75 % of 320 MiB within 2.0 s" in summary(partly)[-1]
 
 
 def test_the_summary() -> None:

@@ -7,6 +7,7 @@ balloon hangs from the top. The bars under the graph show the newest sample and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -23,7 +24,8 @@ _LABEL: Final = 9  # columns of the graph's scale
 _NAME: Final = 13  # columns of a bar's name
 _FIGURE: Final = 9  # columns of a bar's figure
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_CAME_BACK: Final = 0.95  # of the memory that was freed
+_CAME_BACK: Final = 0.95  # of the memory that was freed: what comes after is not waited for
+_NOTHING: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,15 @@ class Sample:
     balloon: int = 0
     reported: int = 0
     freed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CameBack:
+    """released: bytes that were freed; share of them that the host got back in so many seconds."""
+
+    released: int
+    share: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,37 +152,40 @@ def summary(history: History, freed_mark: str = "free") -> list[str]:
         return []
     last = history.samples[-1]
     peak = max(history.samples, key=lambda sample: sample.resident)
-    back, released = came_back(history, freed_mark)
-    time = f"95 % of {size(released)} within {back:.1f} s" if back is not None else "it did not"
+    back = came_back(history, freed_mark)
+    text = f"{100 * back.share:.0f} % of {size(back.released)} within {back.seconds:.1f} s"
+    if back.share < _NOTHING:
+        text = "it did not" if back.released else "nothing was freed"
     rows = [
         ("guest memory", size(history.memory)),
         ("host spent at most", f"{size(peak.resident)} (the guest used {size(peak.in_use)})"),
         ("host spends now", f"{size(last.resident)} (the guest uses {size(last.in_use)})"),
         ("reported by the guest", size(last.reported)),
         ("freed for the host", size(last.freed)),
-        ("freed memory came back", time if released else "nothing was freed"),
+        ("freed memory came back", text),
     ]
     return [f"  {name:<24}{value}" for name, value in rows]
 
 
-def came_back(history: History, mark_name: str) -> tuple[float | None, int]:
-    """Return after how many seconds freed memory was back at the host, and how much it was.
+def came_back(history: History, mark_name: str) -> CameBack:
+    """How freed memory came back to the host, from the mark to the next one.
 
-    It counts from the mark to the first sample in which 95 % of what the host then spent
-    beyond the guest's use is gone; None if that did not happen before the next mark.
+    What the host spent beyond the guest's use, at most, is what there was to come back.
     """
     starts = [mark.time for mark in history.marks if mark.name == mark_name]
     if not starts:
-        return None, 0
-    end = min((mark.time for mark in history.marks if mark.time > starts[0]), default=None)
-    part = [s for s in history.samples if starts[0] <= s.time and (end is None or s.time <= end)]
+        return CameBack(0, 0.0, 0.0)
+    end = min((mark.time for mark in history.marks if mark.time > starts[0]), default=math.inf)
+    part = [sample for sample in history.samples if starts[0] <= sample.time <= end]
     idle = [max(0, sample.resident - sample.in_use) for sample in part]
     released = max(idle, default=0)
-    after = part[idle.index(released) :] if released else []
-    for sample in after:
-        if sample.resident - sample.in_use <= (1 - _CAME_BACK) * released:
-            return sample.time - starts[0], released
-    return None, released
+    if not released:
+        return CameBack(0, 0.0, 0.0)
+    peak = idle.index(released)
+    least = min(idle[peak:])
+    reached = max(least, (1 - _CAME_BACK) * released)
+    first = next(n for n in range(peak, len(part)) if idle[n] <= reached)
+    return CameBack(released, 1 - reached / released, part[first].time - starts[0])
 
 
 def _graph(history: History, width: int, rows: int, style: Style) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rig by hand: `python -m tests.rig provision | boot | versions`."""
+"""The rig by hand: `python -m tests.rig provision | boot | demo | versions`."""
 
 from __future__ import annotations
 
@@ -82,6 +82,26 @@ def _boot_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--append", default="", help="more kernel arguments")
 
 
+def _demo(options: Options) -> int:
+    from vhost_balloon.player import DemoError  # only this command needs the daemon's packages
+
+    from . import demo
+
+    provision()
+    try:
+        demo.show(options.memory, not options.no_reporting)
+    except DemoError as error:
+        raise RigError(str(error)) from error
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--memory", type=int, default=1024, metavar="MIB")
+    parser.add_argument("--no-reporting", action="store_true", help="to see the difference")
+
+
 def _no_options(parser: argparse.ArgumentParser) -> None:
     pass
 
@@ -90,6 +110,7 @@ Command = tuple[Callable[[Options], int], str, Callable[[argparse.ArgumentParser
 _COMMANDS: Final[dict[str, Command]] = {
     "provision": (_provision, "fetch what guests need into the cache folder", _no_options),
     "versions": (_versions, "show what was fetched", _no_options),
+    "demo": (_demo, "show freed memory come back from a real guest, as a picture", _demo_options),
     "boot": (_boot, "boot a guest and give you its console", _boot_options),
 }
 

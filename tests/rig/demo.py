@@ -1,0 +1,78 @@
+"""The demo with a real guest: the same play and the same picture as vhost-balloon-demo's."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Final
+
+import trio
+
+from vhost_balloon import picture
+from vhost_balloon.player import FREE_MARK, PLAY_SECONDS, DemoError, QmpClient, play
+from vhost_balloon.screen import Screen
+
+from .daemon import Daemon
+from .errors import GuestError
+from .guest import Guest
+from .memory import Memory, MiB
+
+SECONDS: Final = 2 * PLAY_SECONDS
+"""An emulated processor takes its time."""
+
+
+class RealGuest:
+    """A booted guest as the play sees it; its applications keep files on a tmpfs."""
+
+    def __init__(self, guest: Guest, daemon: Daemon) -> None:
+        self._guest = guest
+        self._qmp = daemon.qmp()
+        self._files = itertools.count(1)
+
+    @property
+    def memory(self) -> int:
+        return self._guest.memory.size
+
+    async def boot(self) -> None:
+        """It runs already: the picture begins with its kernel up."""
+
+    async def touch(self, size: int) -> None:
+        file = f"/tmp/demo-{next(self._files)}"
+        command = f"dd if=/dev/zero of={file} bs=64k count={-(-size // 65536)} 2>/dev/null"
+        await self._run(command)
+
+    async def free(self) -> None:
+        await self._run("rm -f /tmp/demo-*")
+
+    async def in_use(self) -> int:
+        """What is neither free nor in the balloon: the kernel's own memory counts as used."""
+        free = (await trio.to_thread.run_sync(self._guest.meminfo))["MemFree"]
+        balloon = (await trio.to_thread.run_sync(self._qmp.execute, "query-vms"))[0]["balloon"]
+        return max(self.memory - free - int(balloon), 0)
+
+    async def resident(self) -> int:
+        return await trio.to_thread.run_sync(self._guest.resident)
+
+    async def _run(self, command: str) -> None:
+        try:
+            await trio.to_thread.run_sync(self._guest.run, command)
+        except GuestError as error:
+            raise DemoError(f"the guest failed: {error}") from error
+
+
+def show(memory: int, reporting: bool) -> None:
+    """Boot a guest with so many MiB on a daemon, play, and print the summary."""
+    options = [] if reporting else ["--no-reporting"]
+    size = memory * MiB
+    print(f"Booting a Linux guest with {picture.size(size)} ...", file=sys.stderr)
+    with Daemon(*options) as daemon, Guest(daemon.socket, memory=Memory(size)) as guest:
+        title = f"vhost-balloon: a real Linux guest with {picture.size(size)}"
+        screen = Screen(picture.History(title, size, SECONDS), sys.stdout)
+        with screen:
+            trio.run(_play, RealGuest(guest, daemon), daemon, screen, reporting)
+        screen.write(["", *picture.summary(screen.history, FREE_MARK)])
+
+
+async def _play(guest: RealGuest, daemon: Daemon, screen: Screen, reporting: bool) -> None:
+    async with await QmpClient.connect(daemon.control) as qmp:
+        await play(guest, qmp, screen, pace=SECONDS / PLAY_SECONDS, reporting=reporting)
