@@ -24,14 +24,25 @@ MAX_SLICE_PFNS: Final = 16384
 
 @dataclass(slots=True)
 class Named:
-    """Ranges that a guest named, merged, and what of the request names nothing usable, by reason.
+    """What a guest named: page numbers, or ranges; and what of the request names nothing usable.
 
-    size is how many bytes of guest memory the buffers name, counting repetitions.
+    size is how many bytes of guest memory the buffers name, counting repetitions. Merging is the
+    costly part, and is done when ranges are first asked for.
     """
 
     size: int = 0
-    ranges: list[Range] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    named_ranges: list[Range] = field(default_factory=list)
     refusals: list[tuple[str, int]] = field(default_factory=list)
+    _merged: list[Range] | None = None
+
+    @property
+    def ranges(self) -> list[Range]:
+        """All of it as ranges, sorted and disjoint."""
+        if self._merged is None:
+            pages = merge_numbers(self.numbers, PFN_SHIFT)
+            self._merged = merge(self.named_ranges) if self.named_ranges else pages
+        return self._merged
 
     def refuse(self, reason: str, size: int) -> None:
         self.refusals.append((reason, size))
@@ -42,7 +53,6 @@ def pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Named]:
 
     Raises RingError where a buffer is not guest memory.
     """
-    numbers: list[int] = []
     named = Named()
     for address, length, writable in buffers:
         if writable:
@@ -55,37 +65,31 @@ def pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Named]:
             named.refuse(Refusal.ODD_TAIL, length % PFN_SIZE)
         end = address + length - length % PFN_SIZE
         while address < end:
-            take = min(end - address, (MAX_SLICE_PFNS - len(numbers)) * PFN_SIZE)
-            numbers += memoryview(read(address, take)).cast("I")
+            take = min(end - address, (MAX_SLICE_PFNS - len(named.numbers)) * PFN_SIZE)
+            named.numbers += memoryview(read(address, take)).cast("I")
+            named.size += take // PFN_SIZE * BALLOON_PAGE_SIZE
             address += take
-            if len(numbers) == MAX_SLICE_PFNS:
-                yield _slice(named, numbers)
-                numbers, named = [], Named()
-    yield _slice(named, numbers)
+            if len(named.numbers) == MAX_SLICE_PFNS:
+                yield named
+                named = Named()
+    yield named
 
 
-def _slice(named: Named, numbers: list[int]) -> Named:
-    named.ranges = merge_numbers(numbers, PFN_SHIFT)
-    named.size = len(numbers) * BALLOON_PAGE_SIZE
-    return named
-
-
-def pages_named(length: int) -> int:
-    """Bytes of guest memory that length bytes of PFNs name."""
-    return length // PFN_SIZE * BALLOON_PAGE_SIZE
+def page_buffers_size(buffers: Iterable[Buffer]) -> int:
+    """Bytes of guest memory that inflate or deflate buffers name, as pages() counts them."""
+    pfns = sum(length // PFN_SIZE for _, length, writable in buffers if not writable)
+    return pfns * BALLOON_PAGE_SIZE
 
 
 def reported(buffers: Iterable[Buffer]) -> Named:
     """The ranges of reporting buffers; adjacent and overlapping ones are merged."""
     named = Named()
-    ranges = []
     for address, length, writable in buffers:
         if not length:
             named.refuse(Refusal.EMPTY, 0)
         elif not writable:
             named.refuse(Refusal.DIRECTION, length)
         else:
-            ranges.append((address, address + length))
+            named.named_ranges.append((address, address + length))
             named.size += length
-    named.ranges = merge(ranges)
     return named

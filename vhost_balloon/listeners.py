@@ -18,6 +18,8 @@ from vhost_balloon.config import SocketOptions
 from vhost_balloon.errors import OperatorError
 
 BACKLOG: Final = 128
+MAX_GROUP_ID: Final = (1 << 32) - 2
+"""The one above, -1, means "leave it" to chown."""
 
 
 @contextmanager
@@ -27,23 +29,30 @@ def open_unix_listener(path: Path, access: SocketOptions) -> Iterator[trio.Socke
     A socket that nobody listens on any more is replaced. Raises OperatorError.
     """
     group = _group_id(access.group)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with sock:
-        try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        with _mistakes(path):
             _make_way(path)
             _bind(sock, path)
-            if group is not None:
-                os.chown(path, -1, group)
-            os.chmod(path, access.mode)
-            sock.listen(BACKLOG)
-        except OSError as error:
-            raise OperatorError(f"cannot listen on {path}: {error.strerror or error}") from None
         created = _identity(path)
         try:
+            with _mistakes(path):
+                if group is not None:
+                    os.chown(path, -1, group)
+                os.chmod(path, access.mode)
+                sock.listen(BACKLOG)
             yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         finally:
             if created is not None and _identity(path) == created:
                 path.unlink()
+
+
+@contextmanager
+def _mistakes(path: Path) -> Iterator[None]:
+    """What the system will not do here is the operator's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise OperatorError(f"cannot listen on {path}: {error.strerror or error}") from None
 
 
 def _bind(sock: socket.socket, path: Path) -> None:
@@ -85,7 +94,7 @@ def _make_way(path: Path) -> None:
 def _group_id(group: str | None) -> int | None:
     if group is None:
         return None
-    if group.isdecimal():
+    if group.isdecimal() and len(group) <= len(str(MAX_GROUP_ID)) and int(group) <= MAX_GROUP_ID:
         return int(group)
     try:
         return grp.getgrnam(group).gr_gid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from protocol.vhost_user import HeaderFlag, Request
+from protocol.vhost_user import Request
 from vhost_balloon.errors import FrontEndError
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ class Message:
     fds: list[OwnedFd] = field(default_factory=list)
     oversized: bool = False
     fds_lost: bool = False
-
-    @property
-    def need_reply(self) -> bool:
-        return bool(self.flags & HeaderFlag.NEED_REPLY)
 
     @property
     def name(self) -> str:

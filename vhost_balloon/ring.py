@@ -89,6 +89,9 @@ class StartedRing:
         self.broken: RingError | None = None
         self.requests = 0
         self.stopping = False
+        self.waiting_since = trio.current_time()
+        """Since when the oldest request that was not used may wait: while nobody serves the ring,
+        and while a processor is at work on it."""
         self._scope = trio.CancelScope()
         self._ended: trio.Event | None = None
         self._processor: Processor | None = None
@@ -119,6 +122,7 @@ class StartedRing:
         with trio.CancelScope(shield=True):
             await self._ended.wait()
         self.stopping = False
+        self.waiting_since = min(self.waiting_since, trio.current_time())
         self.queue, self._ended = None, None
         self.virtqueue.rewind()
         if self._processor is not None:
@@ -134,6 +138,7 @@ class StartedRing:
                     await self.kick.wait_readable()
                     self.kick.drain()
         except RingError as error:
+            processor.detach()  # nothing more is written to this ring
             broke(self, error)
         finally:
             ended.set()

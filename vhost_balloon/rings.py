@@ -14,9 +14,10 @@ from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import EventFd, OwnedFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion
-from vhost_balloon.processors import HintProcessor, RangeProcessor, StatsProcessor
+from vhost_balloon.processors import DeflateProcessor, DiscardProcessor, HintProcessor
 from vhost_balloon.ring import BoundRing, Processor, StartedRing, bind
 from vhost_balloon.session import Session
+from vhost_balloon.stats_processor import StatsProcessor
 
 QUEUE_MAP_PATIENCE: Final = 1.0
 """Seconds after the last start until queues that cannot be told apart are complained about."""
@@ -52,9 +53,9 @@ class RingSet:
         self._errs: dict[int, EventFd] = {}
         self._map_timer = trio.CancelScope()
         self._processors: dict[Queue, Processor] = {
-            Queue.INFLATE: RangeProcessor(device, Queue.INFLATE),
-            Queue.DEFLATE: RangeProcessor(device, Queue.DEFLATE),
-            Queue.REPORTING: RangeProcessor(device, Queue.REPORTING),
+            Queue.INFLATE: DiscardProcessor(device, Queue.INFLATE),
+            Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE),
+            Queue.REPORTING: DiscardProcessor(device, Queue.REPORTING),
             Queue.FREE_PAGE: HintProcessor(device),
             Queue.STATS: self.stats,
         }

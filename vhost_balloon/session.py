@@ -75,6 +75,11 @@ _REFUSED: Final[dict[int, bytes]] = {
 }
 """What "no" looks like for the requests that have a reply even without need_reply."""
 
+# An operator of an IntFlag takes a microsecond, and there are three on the guest's hot path.
+_REPLY: Final = int(HeaderFlag.REPLY)
+_NEED_REPLY: Final = int(HeaderFlag.NEED_REPLY)
+_REPLY_ACK: Final = int(ProtocolFeature.REPLY_ACK)
+
 _BASE_REQUESTS: Final = (Request.GET_VRING_BASE, Request.GET_VRING_BASE_SKIP_DRAIN)
 
 
@@ -123,9 +128,8 @@ class Session:
         return [index for index, ring in enumerate(self.rings) if ring.started]
 
     def is_enabled(self, index: int) -> bool:
-        if not self.features & VhostFeature.PROTOCOL_FEATURES:
-            return True
-        return self.rings[index].enabled
+        # In this order because every scrape asks, and an enum's & costs two microseconds.
+        return self.rings[index].enabled or not self.features & VhostFeature.PROTOCOL_FEATURES
 
     def handle(self, message: Message) -> Steps:
         """Act on one message. Returns the reply's payload, or None for no reply.
@@ -136,7 +140,7 @@ class Session:
             raise FrontEndError("payload is too long")
         if message.fds_lost:
             raise FrontEndError("not all descriptors could be received")
-        if message.flags & HeaderFlag.REPLY:
+        if message.flags & _REPLY:
             raise FrontEndError("reply flag on a request")
         entry = _HANDLERS.get(message.request)
         if entry is None:
@@ -148,7 +152,10 @@ class Session:
             message.expect_fds(0)
         try:
             outcome = handler(self, message)
-            reply = (yield from outcome) if isinstance(outcome, Generator) else outcome
+            if outcome is None or isinstance(outcome, bytes):
+                reply = outcome
+            else:
+                reply = yield from outcome
         except PayloadError as error:
             raise FrontEndError(str(error)) from None
         return self._ack(message, 0) if reply is None else reply
@@ -163,7 +170,7 @@ class Session:
         return self._ack(message, 1)
 
     def _ack(self, message: Message, value: int) -> bytes | None:
-        if message.need_reply and self.protocol_features & ProtocolFeature.REPLY_ACK:
+        if message.flags & _NEED_REPLY and self.protocol_features & _REPLY_ACK:
             return build_u64(value)
         return None
 
@@ -227,17 +234,17 @@ _HANDLERS: Final[dict[int, tuple[_Handler, int]]] = {
     Request.SET_VRING_ERR: (requests_rings.set_vring_err, 0),
     Request.GET_PROTOCOL_FEATURES: (requests_device.get_protocol_features, 0),
     Request.SET_PROTOCOL_FEATURES: (requests_device.set_protocol_features, 0),
-    Request.GET_QUEUE_NUM: (requests_device.get_queue_num, _F.MQ),
+    Request.GET_QUEUE_NUM: (requests_device.get_queue_num, int(_F.MQ)),
     Request.SET_VRING_ENABLE: (requests_rings.set_vring_enable, 0),
-    Request.SET_BACKEND_REQ_FD: (requests_device.set_backend_req_fd, _F.BACKEND_REQ),
-    Request.GET_CONFIG: (requests_device.get_config, _F.CONFIG),
-    Request.SET_CONFIG: (requests_device.set_config, _F.CONFIG),
-    Request.RESET_DEVICE: (requests_device.reset_device, _F.RESET_DEVICE),
-    Request.GET_MAX_MEM_SLOTS: (requests_device.get_max_mem_slots, _F.CONFIGURE_MEM_SLOTS),
-    Request.ADD_MEM_REG: (requests_memory.add_mem_reg, _F.CONFIGURE_MEM_SLOTS),
-    Request.REM_MEM_REG: (requests_memory.rem_mem_reg, _F.CONFIGURE_MEM_SLOTS),
-    Request.SET_STATUS: (requests_device.set_status, _F.STATUS),
-    Request.GET_STATUS: (requests_device.get_status, _F.STATUS),
+    Request.SET_BACKEND_REQ_FD: (requests_device.set_backend_req_fd, int(_F.BACKEND_REQ)),
+    Request.GET_CONFIG: (requests_device.get_config, int(_F.CONFIG)),
+    Request.SET_CONFIG: (requests_device.set_config, int(_F.CONFIG)),
+    Request.RESET_DEVICE: (requests_device.reset_device, int(_F.RESET_DEVICE)),
+    Request.GET_MAX_MEM_SLOTS: (requests_device.get_max_mem_slots, int(_F.CONFIGURE_MEM_SLOTS)),
+    Request.ADD_MEM_REG: (requests_memory.add_mem_reg, int(_F.CONFIGURE_MEM_SLOTS)),
+    Request.REM_MEM_REG: (requests_memory.rem_mem_reg, int(_F.CONFIGURE_MEM_SLOTS)),
+    Request.SET_STATUS: (requests_device.set_status, int(_F.STATUS)),
+    Request.GET_STATUS: (requests_device.get_status, int(_F.STATUS)),
 }
 """The handler of each request and the protocol feature that it needs."""
 

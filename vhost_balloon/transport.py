@@ -40,35 +40,36 @@ class _Reader:
         self.fds: list[OwnedFd] = []
         self.fds_lost = False
 
-    async def some(self, size: int) -> bytes:
-        """At most size bytes, or none at the stream's end."""
-        while True:
-            try:
-                data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, _RECEIVE_FLAGS)
-                break
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
-            except ConnectionResetError:
-                return b""
+    def some(self, size: int) -> bytes:
+        """At most size bytes, or none at the stream's end. Raises BlockingIOError."""
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, _RECEIVE_FLAGS)
+        except ConnectionResetError:
+            return b""
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
                 self.fds += [OwnedFd(number) for number in numbers]
-        self.fds_lost |= bool(flags & socket.MSG_CTRUNC)
+        if flags & socket.MSG_CTRUNC:
+            self.fds_lost = True
         return data
 
     async def exactly(self, size: int, *, keep: bool = True) -> bytes:
         """All size bytes, or none of them with keep=False. Raises StreamError at the end."""
         parts = []
         while size:
-            part = await self.some(min(size, MAX_PAYLOAD_SIZE))
+            try:
+                part = self.some(min(size, MAX_PAYLOAD_SIZE))
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
             if not part:
                 raise StreamError("connection ended inside a message")
             size -= len(part)
             if keep:
                 parts.append(part)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class Transport:
@@ -94,32 +95,41 @@ class Transport:
 
         Raises StreamError where what comes is no vhost-user message or ends inside one.
         """
-        await trio.lowlevel.wait_readable(self._sock)
         reader = _Reader(self._sock)
         try:
-            return await self._receive(reader)
+            await trio.lowlevel.wait_readable(self._sock)
+            header = await self._first(reader)
+            if not header:
+                return None
+            return await self._rest(reader, header)
         except BaseException:
             for fd in reader.fds:
                 fd.close()
             raise
 
-    async def _receive(self, reader: _Reader) -> Message | None:
-        header = await reader.some(HEADER_SIZE)
-        if not header:
-            return None
+    async def _first(self, reader: _Reader) -> bytes:
+        """What of the next header has come, at least a byte, or none at the stream's end."""
+        while True:
+            try:
+                return reader.some(HEADER_SIZE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+
+    async def _rest(self, reader: _Reader, header: bytes) -> Message:
         self.waiting_since = trio.current_time()
-        header += await reader.exactly(HEADER_SIZE - len(header))
+        if len(header) < HEADER_SIZE:
+            header += await reader.exactly(HEADER_SIZE - len(header))
         request, flags, size = HEADER.unpack(header)
         if flags & VERSION_MASK != VERSION or flags & ~_FLAG_BITS:
             raise StreamError(f"header flags {flags:#x} are not vhost-user's")
         oversized = size > MAX_PAYLOAD_SIZE
-        payload = await reader.exactly(size, keep=not oversized)
+        payload = await reader.exactly(size, keep=not oversized) if size else b""
         self.waiting_since = None
         return Message(request, flags, payload, reader.fds, oversized, reader.fds_lost)
 
     async def reply(self, request: int, payload: bytes) -> None:
         """Send a reply. Raises ConnectionError if the front end is gone."""
-        left = memoryview(HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload)
+        left = HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload
         while left:
             try:
                 left = left[self._sock.send(left, _SEND_FLAGS) :]

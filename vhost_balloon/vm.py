@@ -44,13 +44,14 @@ class VmStatistics:
     is known. balloon: what it has in the balloon. resident: what the host spends on its memory,
     None without a front end. stats_last_update: host wall clock in whole seconds, 0 before the
     first sample; stats_age in seconds. reporting_paused: reports are acknowledged without being
-    discarded; pause_reasons say why ("operator", or refusal.Refusal's words). counters are the
-    live ones, to be read only.
+    discarded; pause_reasons say why ("operator", or refusal.Refusal's words). stats_interval in
+    seconds, 0 for on demand only. counters are the live ones, to be read only.
     """
 
     id: str
     attached: bool
     counters: Counters
+    socket_path: Path | None = None
     front_end_pid: int | None = None
     features: int = 0
     protocol_features: int = 0
@@ -67,6 +68,7 @@ class VmStatistics:
     reporting_paused: bool = False
     pause_reasons: tuple[str, ...] = ()
     queue_map_ambiguous: bool = False
+    stats_interval: float = 0.0
     stats: Mapping[StatTag, int] = field(default_factory=dict)
     stats_last_update: int = 0
     stats_age: float | None = None
@@ -87,8 +89,8 @@ class Machine:
         self.heartbeat: Final = Heartbeat()
         self._listeners: list[Listener] = []
 
-    def add(self, vm_id: str, settings: VmSettings) -> Vm:
-        vm = self.vms[vm_id] = Vm(vm_id, settings, self)
+    def add(self, vm_id: str, settings: VmSettings, socket_path: Path | None = None) -> Vm:
+        vm = self.vms[vm_id] = Vm(vm_id, settings, self, socket_path)
         return vm
 
     def add_listener(self, callback: Listener) -> None:
@@ -106,8 +108,16 @@ class Machine:
 class Vm:
     """One configured VM. Its target belongs to the front end, its counters to the VM."""
 
-    def __init__(self, vm_id: str, settings: VmSettings, machine: Machine) -> None:
+    def __init__(
+        self,
+        vm_id: str,
+        settings: VmSettings,
+        machine: Machine,
+        socket_path: Path | None = None,
+    ) -> None:
+        """socket_path: where its front end connects, None if it is connected already (--fd)."""
         self.id = vm_id
+        self.socket_path = None if socket_path is None else socket_path.absolute()
         self.settings = settings
         self.machine = machine
         self.counters = Counters()
@@ -168,7 +178,9 @@ class Vm:
                 self.id,
                 False,
                 self.counters,
+                socket_path=self.socket_path,
                 reporting_paused=self.paused,
                 pause_reasons=("operator",) if self.paused else (),
+                stats_interval=self.stats_interval,
             )
         return self.connection.statistics()
