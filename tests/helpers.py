@@ -1,0 +1,34 @@
+"""What several test files share: memory and descriptors."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Final
+
+from vhost_balloon.fds import OwnedFd
+
+PAGE: Final = 4096
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+HUGE: Final = 2 * MIB
+
+QEMU_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+def memfd(size: int, *, seals: int = QEMU_SEALS, flags: int = 0) -> OwnedFd:
+    """Guest memory as QEMU's memory-backend-memfd makes it."""
+    fd = OwnedFd(os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags))
+    os.ftruncate(fd.fileno(), size)
+    fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def resident(fd: OwnedFd) -> int:
+    """Bytes that the host spends on a file."""
+    return os.fstat(fd.fileno()).st_blocks * 512
+
+
+def no_fds(count: int) -> list[OwnedFd]:
+    """Stand-ins for descriptors, for code that only hands them on."""
+    return [OwnedFd(-1) for _ in range(count)]

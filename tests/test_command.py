@@ -1,0 +1,145 @@
+"""The vhost-balloon command: what it says, and what it answers to an operator's mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.command import listening, run
+from vhost_balloon import __version__
+from vhost_balloon import daemon as daemon_module
+from vhost_balloon.config import parse
+from vhost_balloon.errors import OperatorError
+
+# What it says
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"vhost-balloon {__version__}\n", "")
+
+
+def test_help_names_every_option() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for option in (
+        *("--socket-path", "--fd", "--print-capabilities", "--control-socket", "--socket-mode"),
+        *("--socket-group", "--control-mode", "--control-group", "--stats-interval"),
+        *("--log-level", "--log-format", "--version", "--no-reporting", "--no-deflate-on-oom"),
+        *("--discard-hugetlb", "--allow-unsealed-memory"),
+    ):
+        assert option in done.stdout
+
+
+def test_capabilities() -> None:
+    done = run("--print-capabilities")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["type"] == "balloon"
+
+
+# The operator's mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        pytest.param([], "no VM", id="no VM"),
+        pytest.param(["--fd=3", "--socket-path={new}"], "together", id="fd and path"),
+        pytest.param(["--socket-path={file}"], "not a socket", id="a file"),
+        pytest.param(["--socket-path={folder}"], "not a socket", id="a folder"),
+        pytest.param(["--socket-path={live}"], "in use", id="a live listener"),
+        pytest.param(["--socket-path={new}", "--control-socket={live}"], "in use", id="control"),
+        pytest.param(["--socket-path={folder}/no/a.sock"], "No such file", id="no folder"),
+        pytest.param(["--socket-path={file}/a.sock"], "Not a directory", id="below a file"),
+        pytest.param(["--socket-path={folder}/" + "x" * 120], "too long", id="a long path"),
+        pytest.param(["--socket-path={folder}/" + "x" * 300], "too long", id="a long name"),
+        pytest.param(["--socket-path={dangling}"], "in use", id="a dangling link"),
+        pytest.param(["--socket-path="], "name", id="an empty path"),
+        pytest.param(["--socket-path"], "argument", id="no path"),
+        pytest.param(["--socket-path={new}", "--socket-path={new}"], "named 'new'", id="twice"),
+        pytest.param(
+            ["--socket-path={new}", "--socket-path={folder}/new.sock"], "named 'new'", id="one name"
+        ),
+        pytest.param(
+            ["--socket-path={new}", "--control-socket={new}"], "two sockets", id="control too"
+        ),
+        *(
+            pytest.param([f"--socket-path={{folder}}/{name}.sock"], repr(name), id=name)
+            for name in ("control", "metrics")
+        ),
+        *(
+            pytest.param(["--socket-path={new}", f"--{which}-mode={mode}"], "mode", id=mode)
+            for which, mode in (
+                ("socket", "rw"),
+                ("socket", "999"),
+                ("control", "1777"),
+                ("control", "-1"),
+            )
+        ),
+        *(
+            pytest.param(["--socket-path={new}", f"--socket-group={group}"], "group", id=group)
+            for group in ("no-such-group", "99999999999999999999", "4294967295")
+        ),
+        *(
+            pytest.param(["--socket-path={new}", f"--stats-interval={text}"], "seconds", id=text)
+            for text in ("-1", "nan", "inf", "soon", "1e99", "")
+        ),
+        pytest.param(["--socket-path={new}", "--log-level=loud"], "loud", id="log level"),
+        pytest.param(["--socket-path={new}", "--frobnicate"], "--frobnicate", id="unknown option"),
+        pytest.param(["--socket-path={new}", "stray"], "stray", id="stray argument"),
+        pytest.param(["--socket={new}"], "--socket", id="abbreviation"),
+        pytest.param(["--fd=99"], "--fd=99", id="a closed fd"),
+        pytest.param(["--fd=-1"], "--fd=-1", id="a negative fd"),
+        pytest.param(["--fd=two"], "two", id="no number"),
+        pytest.param(["--fd=2"], "--fd=2", id="no socket"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    tmp_path: Path, arguments: list[str], text: str
+) -> None:
+    paths = {
+        "new": tmp_path / "new",
+        "file": tmp_path / "file",
+        "folder": tmp_path,
+        "live": tmp_path / "live",
+        "dangling": tmp_path / "dangling",
+    }
+    paths["file"].touch()
+    paths["dangling"].symlink_to("nowhere")
+    with listening(paths["live"]):
+        before = sorted(tmp_path.iterdir())
+        done = run(*(argument.format(**paths) for argument in arguments))
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("vhost-balloon: ")
+        assert text in line
+        assert "Traceback" not in done.stderr
+        assert sorted(tmp_path.iterdir()) == before, "nothing is left, and nothing was removed"
+
+
+def test_an_fd_must_be_a_connected_stream() -> None:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_UNIX, kind) as alone:
+            done = run(f"--fd={alone.fileno()}", fd=alone.fileno())
+            assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+            assert "not connected" in done.stderr
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        done = run(f"--fd={theirs.fileno()}", fd=theirs.fileno())
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+async def test_a_group_that_may_not_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chown(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.chown", chown)
+    with pytest.raises(OperatorError, match=r"cannot listen on .*: Operation not permitted"):
+        await daemon_module.run(parse([f"--socket-path={tmp_path}/a.sock", "--socket-group=7"]))
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,140 @@
+"""From buffers to the ranges that they name."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhost_balloon.decode import MAX_SLICE_PFNS, Named, page_buffers_size, pages, reported
+from vhost_balloon.errors import RingError, RingErrorReason
+from vhost_balloon.ranges import merge
+from vhost_balloon.refusal import Refusal
+from vhost_balloon.virtqueue import Buffer
+
+PAGE = 4096
+
+
+class Memory:
+    """Guest memory that starts at address 0 and counts how much of it was read at once."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.reads: list[int] = []
+
+    def read(self, address: int, length: int) -> bytes:
+        self.reads.append(length)
+        if address + length > len(self.data):
+            raise RingError(RingErrorReason.BUFFER, "outside")
+        return self.data[address : address + length]
+
+
+def pfns(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def decode(memory: Memory, *buffers: Buffer) -> list[Named]:
+    return list(pages(buffers, memory.read))
+
+
+def test_adjacent_pages_in_any_order_become_one_range() -> None:
+    memory = Memory(pfns(7, 6, 5, 100))
+    (named,) = decode(memory, Buffer(0, 16, False))
+    assert named.ranges == [(5 * PAGE, 8 * PAGE), (100 * PAGE, 101 * PAGE)]
+    assert (named.size, named.refusals) == (4 * PAGE, [])
+
+
+def test_small_buffers_share_a_slice_and_repetitions_are_counted_but_not_repeated() -> None:
+    memory = Memory(pfns(1, 2, 1, 2))
+    (named,) = decode(memory, Buffer(0, 8, False), Buffer(8, 8, False))
+    assert named.ranges == [(PAGE, 3 * PAGE)]
+    assert named.size == 4 * PAGE
+
+
+def test_the_highest_page_number_names_the_last_page_below_16_tib() -> None:
+    (named,) = decode(Memory(pfns(0xFFFF_FFFF)), Buffer(0, 4, False))
+    assert named.ranges == [((1 << 44) - PAGE, 1 << 44)]
+
+
+@pytest.mark.parametrize(
+    ("buffer", "reason", "size", "ranges"),
+    [
+        (Buffer(0, 8, True), Refusal.DIRECTION, 8, []),
+        (Buffer(0, 0, False), Refusal.EMPTY, 0, []),
+        (Buffer(0, 3, False), Refusal.ODD_TAIL, 3, []),
+        (Buffer(0, 5, False), Refusal.ODD_TAIL, 1, [(PAGE, 2 * PAGE)]),
+    ],
+)
+def test_content_that_is_wrong_is_left_out_and_said(
+    buffer: Buffer, reason: str, size: int, ranges: list[tuple[int, int]]
+) -> None:
+    (named,) = decode(Memory(pfns(1, 2)), buffer)
+    assert (named.ranges, named.refusals) == (ranges, [(reason, size)])
+
+
+@pytest.mark.parametrize("address", [8, 1 << 40, (1 << 64) - 4])
+def test_a_buffer_outside_memory_breaks_the_ring(address: int) -> None:
+    with pytest.raises(RingError):
+        decode(Memory(bytes(8)), Buffer(address, 8, False))
+
+
+def test_a_big_buffer_comes_in_slices_of_bounded_size() -> None:
+    count = 2 * MAX_SLICE_PFNS + 5
+    memory = Memory(pfns(*range(count)))
+    slices = decode(memory, Buffer(0, 4, False), Buffer(4, 4 * (count - 1), False))
+    assert [named.size // PAGE for named in slices] == [MAX_SLICE_PFNS, MAX_SLICE_PFNS, 5]
+    assert merge(r for named in slices for r in named.ranges) == [(0, count * PAGE)]
+    assert max(memory.reads) <= 4 * MAX_SLICE_PFNS
+
+
+def test_a_buffer_of_4_gib_is_read_only_as_far_as_it_is_asked_for() -> None:
+    memory = Memory(pfns(*range(MAX_SLICE_PFNS)))
+    slices = pages([Buffer(0, 0xFFFF_FFFC, False)], memory.read)
+    assert next(slices).ranges == [(0, MAX_SLICE_PFNS * PAGE)]
+    assert memory.reads == [4 * MAX_SLICE_PFNS]
+
+
+@given(st.lists(st.lists(st.integers(0, 50), max_size=20), max_size=5), st.data())
+def test_any_pages_in_any_buffers(groups: list[list[int]], data: st.DataObject) -> None:
+    content, buffers = b"", []
+    for group in groups:
+        tail = data.draw(st.integers(0, 3))
+        buffers.append(Buffer(len(content), 4 * len(group) + tail, False))
+        content += pfns(*group) + bytes(tail)
+    slices = decode(Memory(content), *buffers)
+    named = {address // PAGE for s in slices for r in s.ranges for address in range(*r, PAGE)}
+    assert named == {number for group in groups for number in group}
+    assert sum(s.size for s in slices) == page_buffers_size(buffers)
+
+
+def test_a_report_names_its_buffers_themselves() -> None:
+    named = reported(
+        [Buffer(8 * PAGE, PAGE, True), Buffer(4 * PAGE, 4 * PAGE, True), Buffer(0, PAGE, True)]
+    )
+    assert named.ranges == [(0, PAGE), (4 * PAGE, 9 * PAGE)]
+    assert (named.size, named.refusals) == (6 * PAGE, [])
+
+
+def test_a_report_that_is_read_only_or_empty_is_refused_and_the_rest_is_taken() -> None:
+    named = reported([Buffer(0, PAGE, False), Buffer(PAGE, 0, True), Buffer(PAGE, PAGE, True)])
+    assert named.ranges == [(PAGE, 2 * PAGE)]
+    assert named.refusals == [(Refusal.DIRECTION, PAGE), (Refusal.EMPTY, 0)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40), st.booleans())))
+def test_any_report(entries: list[tuple[int, int, bool]]) -> None:
+    buffers = [Buffer(*entry) for entry in entries]
+    named = reported(buffers)
+    taken = [buffer for buffer in buffers if buffer.writable and buffer.length]
+    assert {a for r in named.ranges for a in range(*r)} == {
+        a for b in taken for a in range(b.address, b.address + b.length)
+    }
+    assert named.size == sum(buffer.length for buffer in taken)
+    refused: Counter[str] = Counter()
+    for reason, size in named.refusals:
+        refused[reason] += size
+    assert refused[Refusal.DIRECTION] == sum(b.length for b in buffers if not b.writable)
+    assert len(named.refusals) == len(buffers) - len(taken)

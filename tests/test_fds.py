@@ -1,0 +1,154 @@
+"""Descriptors: closed once, and eventfds that never make us wait."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from vhost_balloon.errors import FrontEndError
+from vhost_balloon.fds import EventFd, OwnedFd
+
+FULL = (1 << 64) - 2
+"""An eventfd's largest count: writing to it blocks."""
+MODES = [0, os.EFD_NONBLOCK]
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def count(fd: int) -> int:
+    """Take the count of an eventfd; 0 if there is none."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return os.eventfd_read(fd) if poll.poll(0) else 0
+
+
+def pair(flags: int, initial: int = 0) -> tuple[int, EventFd]:
+    """The front end's descriptor, to be closed, and ours for the same eventfd."""
+    theirs = os.eventfd(0, flags)
+    if initial:
+        os.eventfd_write(theirs, initial)
+    return theirs, EventFd(OwnedFd(os.dup(theirs)))
+
+
+def test_an_owned_descriptor_is_closed_once_and_never_by_a_reused_number() -> None:
+    owned = OwnedFd(os.eventfd(0))
+    number = owned.fileno()
+    owned.close()
+    again = os.eventfd(0)
+    assert again == number  # the kernel hands the lowest number out again
+    owned.close()
+    del owned
+    assert is_open(again)
+    os.close(again)
+
+
+def test_a_closed_descriptor_has_no_number() -> None:
+    owned = OwnedFd(os.eventfd(0))
+    owned.close()
+    with pytest.raises(ValueError, match="closed"):
+        owned.fileno()
+    with pytest.raises(ValueError, match="closed"):
+        owned.detach()
+
+
+def test_a_detached_descriptor_is_the_callers() -> None:
+    owned = OwnedFd(os.eventfd(0))
+    number = owned.detach()
+    owned.close()
+    assert is_open(number)
+    os.close(number)
+
+
+def test_a_forgotten_descriptor_is_closed() -> None:
+    number = os.eventfd(0)
+    owned = OwnedFd(number)
+    del owned
+    assert not is_open(number)
+
+
+@pytest.mark.parametrize("flags", MODES)
+def test_a_signal_adds_one(flags: int) -> None:
+    theirs, ours = pair(flags)
+    ours.signal()
+    ours.signal()
+    assert count(theirs) == 2
+    ours.close()
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("flags", MODES)
+def test_a_full_counter_is_left_as_it_is(flags: int) -> None:
+    theirs, ours = pair(flags, FULL)
+    ours.signal()
+    assert count(theirs) == FULL
+    ours.close()
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("flags", [*MODES, os.EFD_SEMAPHORE])
+def test_a_drain_takes_what_there_is_and_never_waits(flags: int) -> None:
+    theirs, ours = pair(flags)
+    ours.drain()
+    os.eventfd_write(theirs, 3)
+    ours.drain()
+    assert count(theirs) == (1 if flags == os.EFD_SEMAPHORE else 0)
+    ours.close()
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("flags", MODES)
+def test_the_peers_mode_is_left_alone(flags: int) -> None:
+    theirs, ours = pair(flags)
+    ours.signal()
+    ours.drain()
+    ours.drain()
+    assert os.get_blocking(theirs) is (flags == 0)
+    ours.close()
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("flags", MODES)
+async def test_a_kick_wakes_whoever_waits(
+    flags: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    theirs, ours = pair(flags)
+    with trio.move_on_after(1) as scope:
+        await ours.wait_readable()
+    assert scope.cancelled_caught
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours.wait_readable)
+        await trio.testing.wait_all_tasks_blocked()
+        os.eventfd_write(theirs, 1)
+    ours.close()
+    os.close(theirs)
+
+
+def test_anything_but_an_eventfd_is_refused_and_left_to_the_caller() -> None:
+    left, right = socket.socketpair()
+    reader, writer = os.pipe()
+    others = [
+        left.detach(),
+        right.detach(),
+        reader,
+        writer,
+        os.open("/", os.O_RDONLY),
+        os.open("/dev/null", os.O_RDWR),
+        os.memfd_create("eventfd"),
+    ]
+    for number in others:
+        owned = OwnedFd(number)
+        with pytest.raises(FrontEndError, match="not an eventfd"):
+            EventFd(owned)
+        assert owned.fileno() == number
+        owned.close()
