@@ -9,7 +9,7 @@ import pytest
 import trio.testing
 
 from tests.end_to_end import LogLines
-from tests.huge_pages import HugePages
+from tests.huge_pages import HugePages, need_root
 from tests.rig.fixtures import pytest_terminal_summary, rig  # noqa: F401
 from vhost_balloon.log import logger
 
@@ -34,22 +34,17 @@ def still_clock() -> trio.testing.MockClock:
 @pytest.fixture
 def huge_pages() -> Iterator[HugePages]:
     """A pool of huge pages (2 MiB) for this test alone; needs root."""
-    try:
-        pool = HugePages(64)
-    except OSError as error:
-        pytest.skip(f"HUGE PAGES NOT TESTED: {error}")
-    yield pool
-    pool.close()
+    need_root("HUGE PAGES")
+    with HugePages(64) as pool:
+        yield pool
 
 
 @pytest.fixture
 def shmem_huge_pages() -> Iterator[None]:
     """Memfds get transparent huge pages; needs root."""
     setting = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-    try:
-        old = setting.read_text().split("[")[1].split("]")[0]
-        setting.write_text("always")
-    except OSError as error:
-        pytest.skip(f"SHMEM HUGE PAGES NOT TESTED: {error}")
+    need_root("SHMEM HUGE PAGES")
+    old = setting.read_text().split("[")[1].split("]")[0]
+    setting.write_text("always")
     yield
     setting.write_text(old)

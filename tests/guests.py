@@ -18,7 +18,6 @@ from tests.rig.process import fds
 from tests.rig.qmp import QMPClient
 
 HUGE_PAGE: Final = 2 * MiB
-_POOL: Final = Path("/proc/sys/vm/nr_hugepages")
 
 
 @dataclass(frozen=True)
@@ -105,25 +104,6 @@ def _data_between(fd: int, start: int, end: int) -> int:
         start = min(os.lseek(fd, data, os.SEEK_HOLE), end)
         found += max(start - data, 0)
     return found
-
-
-@contextmanager
-def huge_page_pool(pages: int) -> Iterator[None]:
-    """A pool with at least this many free 2 MiB pages; it fails loudly where there is none."""
-    before = _POOL.read_text()
-    try:
-        _POOL.write_text(str(int(before) + pages))
-        granted = int(_POOL.read_text()) - int(before)
-        assert granted >= pages, f"the host gave {granted} of {pages} huge pages"
-        yield
-    finally:
-        _POOL.write_text(before)
-
-
-def free_huge_pages() -> int:
-    text = Path("/proc/meminfo").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("HugePages_Free:"))
-    return int(line.split()[1])
 
 
 def corruption(guest: Guest) -> list[str]:

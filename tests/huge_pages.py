@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from protocol.vhost_user_payloads import Region
+from tests.rig.fixtures import required
 from vhost_balloon.simulator import GuestRam, RamRegion, create_memfd
 
 MIB: Final = 1 << 20
 
 
-class HugePages:
-    """The host's pool of huge pages, larger for the time of a test.
+def need_root(what: str) -> None:
+    """Skip the test, saying so, where an ordinary user runs it and may: never in CI."""
+    if os.geteuid() != 0 and not required():
+        pytest.skip(f"{what} NOT TESTED: that takes root")
 
-    Raises OSError where it cannot grow.
+
+class HugePages(AbstractContextManager["HugePages"]):
+    """The host's pool of huge pages, larger by count for the time of a test.
+
+    Other test runs on this host wait meanwhile. Raises OSError where the pool cannot grow.
     """
 
     POOL: Final = Path("/proc/sys/vm/nr_hugepages")
-    FREE: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    FOLDER: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
     def __init__(self, count: int) -> None:
-        self._old = int(self.POOL.read_text())
-        self._hogs: list[RamRegion] = []
-        self.POOL.write_text(str(self._old + count))
-        if int(self.POOL.read_text()) < self._old + count:
-            self.close()
-            raise OSError(f"the host has no {count} huge pages to spare")
+        with ExitStack() as undo:
+            lock = undo.enter_context(self.POOL.open())
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            old = int(self.POOL.read_text())
+            undo.callback(self.POOL.write_text, str(old))
+            self.POOL.write_text(str(old + count))
+            if int(self.POOL.read_text()) < old + count:
+                raise OSError(f"the host has no {count} huge pages to spare")
+            self._undo = undo.pop_all()
 
     def free(self) -> int:
-        return int(self.FREE.read_text())
+        """Pages that nobody uses, reserved or not."""
+        return int((self.FOLDER / "free_hugepages").read_text())
 
     def ram(self, size: int, *, reserve: bool = True) -> GuestRam:
         return GuestRam.create(size, hugetlb=True, reserve=reserve)
 
     def exhaust(self) -> None:
-        """Use all pages that are free."""
-        size = self.free() * 2 * MIB
+        """Use all pages that are free and that nobody has reserved."""
+        size = (self.free() - int((self.FOLDER / "resv_hugepages").read_text())) * 2 * MIB
         region = RamRegion(create_memfd(size, hugetlb=True), Region(0, size, 0, 0))
+        self._undo.callback(region.close)
         os.posix_fallocate(region.fd, 0, size)
-        self._hogs.append(region)
 
-    def close(self) -> None:
-        for region in self._hogs:
-            region.close()
-        self.POOL.write_text(str(self._old))
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()

@@ -65,6 +65,8 @@ def violations(module: str, source: str) -> list[str]:
         allowed = (standard - IO) | {"protocol"} | PURE
     elif is_in(module, {"vhost_balloon.simulator"}):
         allowed = standard | {"trio", "protocol", "vhost_balloon.simulator"}
+    elif is_in(module, {"vhost_balloon.ctl"}):
+        allowed = standard | {"vhost_balloon.__version__", "vhost_balloon.ctl"}
     else:
         allowed = standard | {"trio", "protocol", "vhost_balloon"}
         if module.startswith("vhost_balloon.metrics"):
@@ -112,6 +114,9 @@ def test_the_modules_named_here_exist() -> None:
         ("vhost_balloon.metrics", "import prometheus_client", []),
         ("vhost_balloon.simulator.wire", "from vhost_balloon import fds", ["vhost_balloon.fds"]),
         ("vhost_balloon.simulator.wire", "from protocol import vhost_user\nimport os", []),
+        ("vhost_balloon.ctl.text", "import trio", ["trio"]),
+        ("vhost_balloon.ctl.text", "from protocol import qmp", ["protocol.qmp"]),
+        ("vhost_balloon.ctl.text", "from vhost_balloon import __version__\nimport os", []),
         ("vhost_balloon.simulator", "from vhost_balloon.simulator.wire import x", []),
     ],
 )

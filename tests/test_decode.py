@@ -65,7 +65,7 @@ def test_the_highest_page_number_names_the_last_page_below_16_tib() -> None:
         (Buffer(0, 8, True), Refusal.DIRECTION, 8, []),
         (Buffer(0, 0, False), Refusal.EMPTY, 0, []),
         (Buffer(0, 3, False), Refusal.ODD_TAIL, 3, []),
-        (Buffer(0, 5, False), Refusal.ODD_TAIL, 1, [(PAGE, 2 * PAGE)]),
+        (Buffer(0, 7, False), Refusal.ODD_TAIL, 3, [(PAGE, 2 * PAGE)]),
     ],
 )
 def test_content_that_is_wrong_is_left_out_and_said(

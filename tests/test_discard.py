@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.vhost_user_payloads import Region
-from tests.huge_pages import HugePages
 from tests.helpers import GIB, HUGE, MIB, PAGE, memfd, resident
+from tests.huge_pages import HugePages
 from vhost_balloon import discard as module
 from vhost_balloon import syscalls
 from vhost_balloon.discard import (
@@ -105,7 +105,7 @@ def test_4_gib_are_cut_into_64_mib(region: MappedRegion) -> None:
 
 
 def test_scattered_pages_are_cut_at_their_number(region: MappedRegion) -> None:
-    pieces = [Piece(region, 2 * i * PAGE, PAGE) for i in range(BATCH_PIECES + 1)]
+    pieces = [Piece(region, GIB + 2 * i * PAGE, PAGE) for i in range(BATCH_PIECES + 1)]
     assert [len(batch) for batch in batches(pieces)] == [BATCH_PIECES, 1]
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from protocol.vhost_user_payloads import Region
-from tests.huge_pages import HugePages
 from tests.helpers import GIB, HUGE, MIB, PAGE, memfd, resident
+from tests.huge_pages import HugePages
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import DiscardPolicy, GuestMemory, MappedRegion, check_disjoint
@@ -171,10 +171,22 @@ def test_mapping_4_tib_costs_no_memory() -> None:
     assert all(after[field] - before[field] < MIB for field in before), (before, after)
 
 
-def test_closed_memory_leaves_neither_mapping_nor_descriptor() -> None:
-    def mine() -> int:
-        return Path("/proc/self/maps").read_text().count("memfd:guest")
+def mine() -> int:
+    """Mappings that this process has of guest memory."""
+    return Path("/proc/self/maps").read_text().count("memfd:guest")
 
+
+def test_a_removed_region_is_memory_no_more(memory: GuestMemory) -> None:
+    low, high = memory.regions
+    memory.remove(low)
+    assert (memory.regions, memory.size) == ([high], MIB)
+    assert memory.read(4 * GIB, 1) == b"\0"
+    with pytest.raises(RingError):
+        memory.read(0, 1)
+    low.close()
+
+
+def test_closed_memory_leaves_neither_mapping_nor_descriptor() -> None:
     count, descriptors = mine(), len(os.listdir("/proc/self/fd"))
     memory = GuestMemory()
     memory.add(mapped(memfd(MIB)))
@@ -292,6 +304,14 @@ def test_mapping_huge_pages_reserves_none(huge_pages: HugePages) -> None:
     assert memory.read(HUGE + 5, 16) == bytes(range(16))
     memory.close()
     assert huge_pages.free() == free
+
+
+def test_a_region_that_ends_inside_a_huge_page_is_unmapped_whole(huge_pages: HugePages) -> None:
+    count = mine()
+    region = mapped(memfd(4 * HUGE, flags=os.MFD_HUGETLB), size=HUGE + PAGE, offset=HUGE - PAGE)
+    assert mine() == count + 1
+    region.close()
+    assert mine() == count
 
 
 def test_an_exhausted_pool_is_an_error_where_a_ring_needs_a_page(huge_pages: HugePages) -> None:

@@ -11,13 +11,12 @@ from tests.guests import (
     Attached,
     attached,
     corruption,
-    free_huge_pages,
-    huge_page_pool,
     memory_files,
     resident,
     resident_between,
     wait_until,
 )
+from tests.huge_pages import HugePages, need_root
 from tests.rig import workload
 from tests.rig.memory import GiB, Memory, MiB
 
@@ -134,8 +133,9 @@ def test_guest_on_two_memfds() -> None:
 
 def test_guest_on_huge_pages_gives_whole_ones_back() -> None:
     size = 512 * MiB
+    need_root("HUGE PAGES")
     with (
-        huge_page_pool(size // HUGE_PAGE + 8),
+        HugePages(size // HUGE_PAGE + 8) as pool,
         attached("--discard-hugetlb", memory=Memory(size, "hugetlb")) as both,
     ):
         assert {region["page-size"] for region in both.vm()["regions"]} == {HUGE_PAGE}
@@ -143,10 +143,10 @@ def test_guest_on_huge_pages_gives_whole_ones_back() -> None:
         both.guest.run("dd if=/dev/urandom of=/tmp/keep bs=1M count=60; md5sum /tmp/keep >/tmp/sum")
         workload.fill(both.guest, 250 * MiB)
         full = both.guest.resident()
-        pool = free_huge_pages()
+        free = pool.free()
         workload.free(both.guest)
         wait_until(lambda: both.guest.resident() < full - 200 * MiB, 15)
-        assert free_huge_pages() >= pool + 200 * MiB // HUGE_PAGE
+        assert pool.free() >= free + 200 * MiB // HUGE_PAGE
         assert both.vm()["freed-bytes"] % HUGE_PAGE == 0
         # The balloon takes 4 KiB pages: no huge page goes, and none is zeroed in part.
         before = both.guest.resident()
@@ -159,8 +159,9 @@ def test_guest_on_huge_pages_gives_whole_ones_back() -> None:
 
 def test_huge_pages_are_kept_unless_asked_for() -> None:
     size = 256 * MiB
+    need_root("HUGE PAGES")
     with (
-        huge_page_pool(size // HUGE_PAGE + 8),
+        HugePages(size // HUGE_PAGE + 8),
         attached(memory=Memory(size, "hugetlb")) as both,
     ):
         workload.fill(both.guest, 60 * MiB)

@@ -102,7 +102,8 @@ async def test_a_new_call_on_a_running_ring(tmp_path: Path, still_clock: MockClo
         with EventFd() as call:
             ring.call_event = call
             await guest.front_end.set_vring_fd(Request.SET_VRING_CALL, 0, call)
-            await ring.wait_used()  # what was used before is signalled to the new one
+            await call.wait()  # what was used before is signalled to the new one
+            ring.pop_used()
             await guest.works(host.vm())
             assert call.take() == 0
 

@@ -132,4 +132,12 @@ def test_a_reset_stops_everything_and_forgets_the_driver(
 
 
 def test_a_status_has_eight_bits(front_end: PureFrontEnd) -> None:
+    assert front_end.send(R.SET_STATUS, U64(0xFF), need_reply=True) == ACK
     assert front_end.send(R.SET_STATUS, U64(0x100), need_reply=True) == NACK
+    assert front_end.send(R.GET_STATUS) == U64(0xFF)
+
+
+def test_an_owner_says_so(fresh: PureFrontEnd) -> None:
+    assert (fresh.session.owned, fresh.session.config_unread) == (False, False)
+    fresh.send(R.SET_OWNER)
+    assert fresh.session.owned

@@ -46,6 +46,7 @@ def test_regions_are_added_and_removed(front_end: PureFrontEnd) -> None:
     assert front_end.send(R.REM_MEM_REG, region(same), fds=1, need_reply=True) == ACK
     assert front_end.fds_left == 1  # accepted and not used: whoever received it closes it
     assert front_end.session.regions == front_end.regions == [above]
+    assert front_end.balloon.memory_size == GIB
 
 
 @pytest.mark.parametrize("field", ["guest_address", "size", "user_address"])
@@ -59,6 +60,7 @@ def test_a_table_replaces_all_regions(front_end: PureFrontEnd) -> None:
     table = [Region(0, GIB, GIB, 0), Region(4 * GIB, 2 * GIB, 3 * GIB, GIB)]
     payload = STATE(2, 0) + b"".join(region(r)[8:] for r in table)
     assert front_end.send(R.SET_MEM_TABLE, payload, fds=2, need_reply=True) == ACK
+    assert front_end.fds_left == 0
     assert front_end.session.regions == front_end.regions == table
     assert front_end.balloon.memory_size == 3 * GIB
 

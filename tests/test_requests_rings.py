@@ -87,6 +87,7 @@ def test_there_are_five_rings(front_end: PureFrontEnd, request_: Request, index:
 
 def test_a_ring_starts_at_its_kick_with_what_was_said_of_it(front_end: PureFrontEnd) -> None:
     set_up(front_end, 1, base=9)
+    assert front_end.fds_left == 0
     start, changed, call = front_end.effects
     assert isinstance(start, effects.StartRing)
     expected = VringAddress(1, 0, descriptor=0x1000, used=0x3000, available=0x2000, log=0)
@@ -114,8 +115,22 @@ def test_a_ring_without_size_or_address_does_not_start(
 def test_a_ring_that_would_have_to_be_polled_does_not_start(front_end: PureFrontEnd) -> None:
     set_up(front_end, 0)
     front_end.send(R.GET_VRING_BASE, STATE(0, 0))
-    assert front_end.send(R.SET_VRING_KICK, U64(NO_FD), need_reply=True) == NACK
+    for fds in (0, 1):
+        assert front_end.send(R.SET_VRING_KICK, U64(NO_FD), fds, need_reply=True) == NACK
     assert front_end.session.suspended
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"), [(R.SET_VRING_CALL, effects.SetCall), (R.SET_VRING_ERR, effects.SetErr)]
+)
+def test_call_and_err_are_set_or_taken_away(
+    front_end: PureFrontEnd, request_: Request, kind: type[effects.SetCall | effects.SetErr]
+) -> None:
+    front_end.send(request_, U64(3), fds=1)
+    front_end.send(request_, U64(3 | NO_FD))
+    given, taken = front_end.effects
+    assert isinstance(given, kind)
+    assert (given.index, given.fd is None, taken) == (3, False, kind(3, None))
 
 
 def test_a_ring_that_cannot_be_laid_over_memory_does_not_start(front_end: PureFrontEnd) -> None:
@@ -145,6 +160,7 @@ def test_a_stopped_ring_gives_its_base_back_and_goes_on_from_it(front_end: PureF
     front_end.bases = {2: 41}
     for _ in range(2):  # asked again it says the same
         assert front_end.send(R.GET_VRING_BASE, STATE(2, 0)) == STATE(2, 41)
+    assert front_end.effects[-2:] == [effects.StopRing(2), effects.RingsChanged()]
     assert front_end.took(effects.StopRing) == 1
     front_end.send(R.SET_VRING_KICK, U64(2), fds=1)
     restarted = [e.setup.base for e in front_end.effects if isinstance(e, effects.StartRing)]
@@ -161,7 +177,9 @@ def test_without_protocol_features_a_ring_starts_enabled(fresh: PureFrontEnd) ->
 
 def test_reset_owner_disables_and_stops_nothing(front_end: PureFrontEnd) -> None:
     start_all(front_end, {0: 0, 1: 0})
+    front_end.effects.clear()
     front_end.send(R.RESET_OWNER)
+    assert front_end.effects == [effects.RingsChanged()]
     assert front_end.session.started == [0, 1]
     assert not any(map(front_end.session.is_enabled, range(5)))
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.vhost_user_payloads import Region
-from tests.huge_pages import HugePages
 from tests.helpers import GIB, HUGE, MIB, PAGE, memfd
+from tests.huge_pages import HugePages
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import DiscardPolicy, GuestMemory, MappedRegion
 from vhost_balloon.ranges import Range, merge

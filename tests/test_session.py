@@ -89,6 +89,42 @@ def test_a_reply_is_sent_where_there_is_one_and_an_ack_only_where_asked_for(
     assert again.send(request_, payload, fds, need_reply=True) == (ACK if reply is None else reply)
 
 
+GATES = [
+    (ProtocolFeature.MQ, R.GET_QUEUE_NUM),
+    (ProtocolFeature.BACKEND_REQ, R.SET_BACKEND_REQ_FD),
+    (ProtocolFeature.CONFIG, R.GET_CONFIG),
+    (ProtocolFeature.CONFIG, R.SET_CONFIG),
+    (ProtocolFeature.RESET_DEVICE, R.RESET_DEVICE),
+    (ProtocolFeature.CONFIGURE_MEM_SLOTS, R.GET_MAX_MEM_SLOTS),
+    (ProtocolFeature.CONFIGURE_MEM_SLOTS, R.ADD_MEM_REG),
+    (ProtocolFeature.CONFIGURE_MEM_SLOTS, R.REM_MEM_REG),
+    (ProtocolFeature.STATUS, R.SET_STATUS),
+    (ProtocolFeature.STATUS, R.GET_STATUS),
+]
+
+
+@pytest.mark.parametrize(
+    ("request_", "payload", "fds"),
+    [row[:3] for row in VALID if row[0] not in [request for _, request in GATES]],
+)
+def test_what_belongs_to_no_protocol_feature_needs_none(
+    fresh: PureFrontEnd, request_: Request, payload: bytes, fds: int
+) -> None:
+    fresh.send(request_, payload, fds)
+    assert fresh.refusals == []
+
+
+@pytest.mark.parametrize(("request_", "payload", "fds"), [row[:3] for row in VALID])
+def test_a_payload_too_long_or_too_short_is_refused(
+    front_end: PureFrontEnd, request_: Request, payload: bytes, fds: int
+) -> None:
+    wrong = [payload + b"\0", payload[:-1]] if payload else [b"\0"]
+    for data in wrong:
+        front_end.send(request_, data, fds)
+    assert len(front_end.refusals) == len(wrong)
+    assert front_end.effects == []
+
+
 ALWAYS_ANSWERED = {
     R.GET_FEATURES: U64(0),
     R.GET_PROTOCOL_FEATURES: U64(0),
@@ -134,20 +170,6 @@ def test_what_is_not_offered_yet_is_refused_cleanly(
 ) -> None:
     front_end.send(request_, bytes(16), fds=1, need_reply=True)
     assert front_end.refusals == ["not supported"]
-
-
-GATES = [
-    (ProtocolFeature.MQ, R.GET_QUEUE_NUM),
-    (ProtocolFeature.BACKEND_REQ, R.SET_BACKEND_REQ_FD),
-    (ProtocolFeature.CONFIG, R.GET_CONFIG),
-    (ProtocolFeature.CONFIG, R.SET_CONFIG),
-    (ProtocolFeature.RESET_DEVICE, R.RESET_DEVICE),
-    (ProtocolFeature.CONFIGURE_MEM_SLOTS, R.GET_MAX_MEM_SLOTS),
-    (ProtocolFeature.CONFIGURE_MEM_SLOTS, R.ADD_MEM_REG),
-    (ProtocolFeature.CONFIGURE_MEM_SLOTS, R.REM_MEM_REG),
-    (ProtocolFeature.STATUS, R.SET_STATUS),
-    (ProtocolFeature.STATUS, R.GET_STATUS),
-]
 
 
 @pytest.mark.parametrize(("feature", "request_"), GATES)
@@ -225,6 +247,15 @@ def test_after_a_reboot_the_balloon_is_empty_and_the_target_stays(
     stop_all(front_end, dict.fromkeys(bases, 0))
     start_all(front_end, dict.fromkeys(bases, 0))
     assert front_end.took(effects.NewDriver) == 0  # nothing was used in between
+
+
+def test_a_reset_settles_whose_rings_they_were(front_end: PureFrontEnd) -> None:
+    inflated(front_end)
+    stop_all(front_end, {0: 10, 1: 0, 2: 3, 3: 7})
+    front_end.send(R.RESET_DEVICE)
+    assert front_end.took(effects.NewDriver) == front_end.took(effects.ActualChanged) == 1
+    start_all(front_end, dict.fromkeys(range(4), 0))
+    assert front_end.took(effects.NewDriver) == 0
 
 
 def test_an_index_that_wrapped_to_0_is_no_new_driver(front_end: PureFrontEnd) -> None:

@@ -52,19 +52,17 @@ class EventFd:
     """A kick, call or err eventfd from the front end.
 
     The file description is shared with the peer, who may have left it in blocking mode or set it
-    at any time; so readiness is asked for before each call, and O_NONBLOCK is left alone.
+    at any time; so no call here relies on O_NONBLOCK, and none changes it.
     Raises FrontEndError if the descriptor is no eventfd (epoll would refuse a file, and reading a
     socket could take what is not ours).
     """
 
-    __slots__ = ("_owned", "_readable", "_writable")
+    __slots__ = ("_owned", "_writable")
 
     def __init__(self, fd: OwnedFd) -> None:
         if not is_eventfd(fd):
             raise FrontEndError("descriptor is not an eventfd")
         self._owned = fd
-        self._readable = select.poll()
-        self._readable.register(fd.fileno(), select.POLLIN)
         self._writable = select.poll()
         self._writable.register(fd.fileno(), select.POLLOUT)
 
@@ -76,13 +74,14 @@ class EventFd:
 
     def drain(self) -> None:
         """Take the count, if there is one."""
-        if self._readable.poll(0):
-            # Someone else may have taken it in between; then there is nothing left to do.
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._owned.fileno(), 8)
+        # RWF_NOWAIT (eventfds know it since Linux 5.9) returns even if the peer took the count.
+        with contextlib.suppress(BlockingIOError):
+            os.preadv(self._owned.fileno(), [bytearray(8)], -1, os.RWF_NOWAIT)
 
     def signal(self) -> None:
         """Add one to the count. A full counter is left: its reader has not looked yet anyway."""
-        if self._writable.poll(0):
+        fd = self._owned.fileno()
+        # A counter at its very limit, which only the kernel can reach, polls as an error alone.
+        if any(event & select.POLLOUT for _, event in self._writable.poll(0)):
             with contextlib.suppress(BlockingIOError):
-                os.write(self._owned.fileno(), _EVENT)
+                os.write(fd, _EVENT)
