@@ -22,10 +22,22 @@ class FakeFrontEnd:
         known = {"guest_memory": GIB, "actual": GIB, "driver_ready": True} | known
         self.known = VmStatistics(vm.id, True, vm.counters, **known)
         self.targets: list[int] = []
+        self.pauses: list[bool] = []
+        self.sample: VmStatistics | None = None
 
     def set_target(self, value: int) -> None:
         self.targets.append(value)
         self.known = replace(self.known, target=value)
+
+    def pause(self, paused: bool) -> None:
+        self.pauses.append(paused)
+
+    async def fresh_stats(self) -> None:
+        """Take `sample`, or never answer."""
+        if self.sample is None:
+            await trio.sleep_forever()
+        else:
+            self.known = self.sample
 
     def statistics(self) -> VmStatistics:
         return self.known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -136,10 +137,14 @@ def test_an_fd_must_be_a_connected_stream() -> None:
 async def test_a_group_that_may_not_be_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def chown(*_: object) -> None:
+    modes: list[int] = []
+
+    def chown(path: Path, *_: object) -> None:
+        modes.append(stat.S_IMODE(path.stat().st_mode))
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("os.chown", chown)
     with pytest.raises(OperatorError, match=r"cannot listen on .*: Operation not permitted"):
         await daemon_module.run(parse([f"--socket-path={tmp_path}/a.sock", "--socket-group=7"]))
     assert os.listdir(tmp_path) == []
+    assert modes == [0o600], "nobody else may connect before the permissions are set"

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
+from protocol.virtio_balloon import STAT_NAMES, StatTag
 from tests.control_client import (
     GIB,
     Client,
@@ -20,9 +20,6 @@ from tests.control_client import (
 )
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import COMMANDS
-from vhost_balloon.errors import RingErrorReason
-from vhost_balloon.guest_memory import RegionStatistics
-from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.vm import Machine
 
 UNKNOWN = (1 << 64) - 1
@@ -149,7 +146,7 @@ async def test_arguments_are_checked(
 
 async def test_query_commands_names_every_command(client: Client) -> None:
     listed = {entry["name"] for entry in await client.execute("query-commands")}
-    assert listed == {*COMMANDS, "qmp_capabilities", "query-commands"}
+    assert listed == {*COMMANDS, "qmp_capabilities", "query-commands", "query-qmp-schema"}
 
 
 # balloon and query-balloon
@@ -275,56 +272,3 @@ async def test_a_property_that_is_not_there_or_only_read(client: Client) -> None
     assert error == ("GenericError", text)
     error = await client.failure("qom-set", path=PATH, property="guest-stats", value=1)
     assert error == ("GenericError", "Property 'vhost-balloon.guest-stats' is not writable")
-
-
-# query-vms
-
-
-async def test_query_vms_lists_every_configured_vm(client: Client, machine: Machine) -> None:
-    attach(machine.vms["web2"], driver_ready=False)
-    vms = await client.execute("query-vms")
-    assert [(vm["id"], vm["attached"], vm["state"]) for vm in vms] == [
-        ("web1", False, "disconnected"),
-        ("web2", True, "no-driver"),
-    ]
-    for unknown in ("front-end-pid", "target", "actual", "resident", "stats-age"):
-        assert unknown not in vms[0]
-    assert vms[0]["stats"] == {}
-    assert vms[0]["freed-bytes"] == 0
-
-
-async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machine) -> None:
-    vm = machine.vms["web1"]
-    vm.counters.reported_bytes = 4096
-    vm.counters.refuse("poison", 8192)
-    vm.counters.ring_errors["stats", RingErrorReason.LOOP] += 2
-    queues = (
-        QueueStatistics(0, Queue.INFLATE, 64, True, True, None, 7),
-        QueueStatistics(2, None, 32, True, False, "loop", 0),
-    )
-    attach(
-        vm, front_end_pid=42, features=1 << 5 | 1 << 30 | 1 << 32 | 1 << 50, protocol_features=0x9,
-        queues=queues, regions=(RegionStatistics(0, GIB, 4096, "tmpfs"),), target=GIB, balloon=0,
-        resident=4096, stats={StatTag.MEMFREE: 5}, stats_age=1.5,
-    )  # fmt: skip
-    known = (await client.execute("query-vms"))[0]
-    assert known == {
-        "id": "web1", "attached": True, "state": "active", "front-end-pid": 42,
-        "features": ["page-reporting", "protocol-features", "version-1", "bit-50"],
-        "protocol-features": ["mq", "reply-ack"],
-        "queues": [
-            {"index": 0, "queue": "inflate", "size": 64, "started": True, "enabled": True,
-             "requests": 7},
-            {"index": 2, "size": 32, "started": True, "enabled": False, "broken": "loop",
-             "requests": 0},
-        ],
-        "regions": [
-            {"guest-address": 0, "size": GIB, "page-size": 4096, "backing": "tmpfs"},
-        ],
-        "guest-memory": GIB, "target": GIB, "pending": False, "actual": GIB, "balloon": 0,
-        "resident": 4096, "driver-ready": True, "queue-map-ambiguous": False,
-        "stats": {"stat-free-memory": 5}, "stats-age": 1.5,
-        "reported-bytes": 4096, "inflated-bytes": 0, "deflated-bytes": 0, "freed-bytes": 0,
-        "refused-bytes": {"poison": 8192}, "ring-errors": 2, "front-end-errors": 0,
-        "config-changes": 0,
-    }  # fmt: skip

@@ -40,11 +40,26 @@ def test_wheel_holds_every_module_and_nothing_else_at_its_top(wheel: Path) -> No
         names = set(archive.namelist())
     modules = {str(p.relative_to(ROOT)) for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
     assert modules <= names
-    info = f"vhost_balloon-{vhost_balloon.__version__}.dist-info"
-    assert {name.split("/")[0] for name in names} == {*PACKAGES, info}
+    name = f"vhost_balloon-{vhost_balloon.__version__}"
+    tops = {*PACKAGES, f"{name}.dist-info", f"{name}.data"}
+    assert {name.split("/")[0] for name in names} == tops
 
 
-@pytest.mark.parametrize("module", ["vhost_balloon", "vhost_balloon.demo"])
+def test_wheel_holds_what_is_shipped_for_monitoring(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in ("alerts.yml", "dashboard.json"):
+            path = f"vhost_balloon/monitoring/{name}"
+            assert archive.read(path) == (ROOT / path).read_bytes()
+
+
+def test_wheel_installs_a_manual_page_for_each_documented_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        data = {name for name in archive.namelist() if ".data/" in name}
+    folder = f"vhost_balloon-{vhost_balloon.__version__}.data/data/share/man/man1"
+    assert data == {f"{folder}/{name}.1" for name in ("vhost-balloon", "vhost-balloonctl")}
+
+
+@pytest.mark.parametrize("module", ["vhost_balloon", "vhost_balloon.ctl", "vhost_balloon.demo"])
 def test_installed_commands_run_from_an_empty_folder(
     wheel: Path, tmp_path: Path, module: str
 ) -> None:

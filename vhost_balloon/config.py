@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,8 @@ from vhost_balloon.vm import VmSettings
 
 RESERVED_NAMES: Final = ("control", "metrics")
 MAX_STATS_INTERVAL: Final = 86400.0
+LOOPBACK: Final = "127.0.0.1"
+_ADDRESS: Final = re.compile(r"(\[(?P<ipv6>[^][]+)\]|(?P<host>[^][:\s]*)):(?P<port>[0-9]{1,5})")
 
 SWITCHES: Final = {
     "must-tell-host": (BalloonFeature.MUST_TELL_HOST, "the guest must ask to take pages back"),
@@ -43,6 +46,22 @@ class SocketOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsOptions:
+    """Where Prometheus is answered, and with which files if by TLS."""
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT as in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """socket_paths and fd are the VMs; either is empty (None) if the other is not."""
 
@@ -52,6 +71,7 @@ class Config:
     control_socket: Path | None
     front_end_access: SocketOptions
     control_access: SocketOptions
+    metrics: MetricsOptions | None
     log_level: str
     log_format: str
 
@@ -96,6 +116,16 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _address(text: str) -> tuple[str, int]:
+    """HOST:PORT, an IPv6 address in brackets; without a host it is this one's loopback."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > 0xFFFF:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no HOST:PORT such as 127.0.0.1:9750 or [::1]:9750"
+        )
+    return match["ipv6"] or match["host"] or LOOPBACK, int(match["port"])
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The daemon's command line."""
     parser = _Parser(
@@ -133,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how often guests are asked for statistics (default 10; 0: on demand only)",
     )
+    _add_metrics(parser)
     features = parser.add_argument_group("features, all offered by default")
     for name, (_, text) in SWITCHES.items():
         features.add_argument(f"--no-{name}", action="store_true", help=f"do not offer {text}")
@@ -153,6 +184,34 @@ def _add_access(group: argparse._ArgumentGroup, prefix: str, what: str) -> None:
         help=f"permissions of {what} (octal, default 0600)",
     )
     group.add_argument(f"--{prefix}-group", metavar="GROUP", help=f"group of {what}")
+
+
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    metrics = parser.add_argument_group("metrics")
+    metrics.add_argument(
+        "--metrics-address",
+        type=_address,
+        metavar="HOST:PORT",
+        help="answer Prometheus here, by HTTP; without HOST on 127.0.0.1 (default: nowhere)",
+    )
+    metrics.add_argument(
+        "--metrics-certificate",
+        type=Path,
+        metavar="FILE",
+        help="answer by HTTPS, with this certificate and its chain (PEM)",
+    )
+    metrics.add_argument(
+        "--metrics-key",
+        type=Path,
+        metavar="FILE",
+        help="its key (PEM), if it is not in the certificate's file",
+    )
+    metrics.add_argument(
+        "--metrics-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="answer only clients with a certificate of this authority (PEM)",
+    )
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
@@ -211,11 +270,24 @@ def parse(arguments: list[str]) -> Config:
         control_socket=options.control_socket,
         front_end_access=SocketOptions(options.socket_mode, options.socket_group),
         control_access=SocketOptions(options.control_mode, options.control_group),
+        metrics=_metrics(options),
         log_level=options.log_level,
         log_format=options.log_format,
     )
     _check_names(config)
     return config
+
+
+def _metrics(options: argparse.Namespace) -> MetricsOptions | None:
+    files = (options.metrics_certificate, options.metrics_key, options.metrics_client_ca)
+    if options.metrics_address is None:
+        if any(files):
+            raise OperatorError("TLS for metrics without --metrics-address")
+        return None
+    if options.metrics_certificate is None and any(files):
+        raise OperatorError("TLS for metrics without --metrics-certificate")
+    host, port = options.metrics_address
+    return MetricsOptions(host, port, *files)
 
 
 def _check_names(config: Config) -> None:

@@ -19,6 +19,7 @@ import trio
 from protocol import qmp
 from protocol.qmp import BadRequest, ErrorClass, Json, Object, Request
 from protocol.qmp_stream import RequestParser
+from vhost_balloon import control_schema
 from vhost_balloon.control_commands import (
     COMMANDS,
     Command,
@@ -104,6 +105,7 @@ class Client:
         self._commands: Mapping[str, Command] = {
             CAPABILITIES: Command(self._negotiate, (Parameter("enable", "array", optional=True),)),
             "query-commands": Command(self._query_commands),
+            control_schema.QUERY: Command(self._query_schema),
             **server.commands,
         }
 
@@ -189,6 +191,9 @@ class Client:
 
     def _query_commands(self, machine: Machine, arguments: dict[str, Any]) -> Json:
         return [{"name": name} for name in self._commands]
+
+    def _query_schema(self, machine: Machine, arguments: dict[str, Any]) -> Json:
+        return control_schema.describe(self._commands)
 
 
 @contextmanager

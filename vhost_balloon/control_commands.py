@@ -238,4 +238,4 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "qom-get": Command(_qom_get, _PROPERTY),
     "qom-set": Command(_qom_set, (*_PROPERTY, Parameter("value", "any"))),
 }
-"""All but what belongs to a client's session: qmp_capabilities and query-commands (control)."""
+"""All but what belongs to a client's session, or lists these commands (control)."""

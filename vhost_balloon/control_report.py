@@ -22,6 +22,7 @@ def describe_vm(vm: VmStatistics) -> Object:
             "id": vm.id,
             "attached": vm.attached,
             "state": vm.state.value,
+            "socket-path": None if vm.socket_path is None else str(vm.socket_path),
             "front-end-pid": vm.front_end_pid,
             "features": names(vm.features, BalloonFeature, VhostFeature, RingFeature),
             "protocol-features": names(vm.protocol_features, ProtocolFeature),

@@ -6,16 +6,19 @@ import errno
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from vhost_balloon.backend import serve_front_end
-from vhost_balloon.config import Config
+from vhost_balloon.config import Config, MetricsOptions
 from vhost_balloon.control import serve_control
 from vhost_balloon.listeners import adopt_connection, open_unix_listener
 from vhost_balloon.log import logger
 from vhost_balloon.vm import Machine, Vm
+
+if TYPE_CHECKING:
+    from vhost_balloon.metrics_server import MetricsServer
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when this process or the host has no descriptors or memory left."""
@@ -48,12 +51,20 @@ async def run(
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises OperatorError before anything is served."""
     machine = Machine()
-    vms = [machine.add(vm_id, config.settings) for vm_id in config.vm_ids()]
+    paths = config.socket_paths or (None,)
+    vms = [
+        machine.add(vm_id, config.settings, path)
+        for vm_id, path in zip(config.vm_ids(), paths, strict=True)
+    ]
     with ExitStack() as sockets:
         listeners = [
             sockets.enter_context(open_unix_listener(path, config.front_end_access))
             for path in config.socket_paths
         ]
+        metrics = None
+        if config.metrics is not None:
+            metrics = await open_metrics(config.metrics, machine)
+            sockets.callback(metrics.close)
         # Later than the front-end sockets: whoever can reach it finds all VMs listening.
         control = None
         if config.control_socket is not None:
@@ -71,8 +82,20 @@ async def run(
                 nursery.start_soon(serve_vm, vm, listener)
             if control is not None:
                 nursery.start_soon(serve_control, control, machine)
+            if metrics is not None:
+                nursery.start_soon(metrics.run)
             logger.info("serving %s", ", ".join(machine.vms))
             task_status.started(machine)
+
+
+async def open_metrics(options: MetricsOptions, machine: Machine) -> MetricsServer:
+    """Listen for Prometheus. Raises OperatorError."""
+    # Imported only where it is asked for: the client library costs start time and memory.
+    from vhost_balloon.metrics_server import MetricsServer
+
+    return await MetricsServer.open(
+        options, lambda: [vm.statistics() for vm in machine.vms.values()]
+    )
 
 
 async def _stop_on_signal(

@@ -11,7 +11,7 @@ from .errors import RigError
 from .guest import Guest
 from .human import attach
 from .memory import Memory, MiB
-from .packages import TREES, provision
+from .packages import EVERY_TREE, provision
 
 Options = argparse.Namespace
 
@@ -38,13 +38,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _provision(options: Options) -> int:
-    provision()
+    provision(EVERY_TREE)
     return _versions(options)
 
 
 def _versions(options: Options) -> int:
-    provision()
-    for tree in TREES:
+    provision(EVERY_TREE)
+    for tree in EVERY_TREE:
         shown = {name: version for name, version in tree.versions().items() if _counts(name)}
         print(f"{tree.folder}: " + ", ".join(f"{name} {shown[name]}" for name in shown))
     return 0
@@ -52,7 +52,7 @@ def _versions(options: Options) -> int:
 
 def _counts(package: str) -> bool:
     """The tree's own packages, not the libraries below them."""
-    return package.startswith(("qemu-system-x86", "linux-image", "busybox"))
+    return package.startswith(("qemu-system-x86", "linux-image", "busybox", "prometheus"))
 
 
 def _boot(options: Options) -> int:
@@ -108,7 +108,11 @@ def _no_options(parser: argparse.ArgumentParser) -> None:
 
 Command = tuple[Callable[[Options], int], str, Callable[[argparse.ArgumentParser], None]]
 _COMMANDS: Final[dict[str, Command]] = {
-    "provision": (_provision, "fetch what guests need into the cache folder", _no_options),
+    "provision": (
+        _provision,
+        "fetch what guests and Prometheus need into the cache folder",
+        _no_options,
+    ),
     "versions": (_versions, "show what was fetched", _no_options),
     "demo": (_demo, "show freed memory come back from a real guest, as a picture", _demo_options),
     "boot": (_boot, "boot a guest and give you its console", _boot_options),

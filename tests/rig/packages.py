@@ -96,6 +96,21 @@ GENERIC_KERNEL: Final = Tree(
 )
 BUSYBOX: Final = Tree("busybox", ("busybox-static",), must_have=("usr/bin/busybox",))
 TREES: Final = (QEMU, CLOUD_KERNEL, GENERIC_KERNEL, BUSYBOX)
+"""What guests need."""
+
+PROMETHEUS: Final = Tree(
+    "prometheus",
+    ("prometheus", "promtool", "libc6"),  # all that the two programs need to run
+    keep=("usr/bin/prom*", "usr/lib64/*", "usr/lib/x86_64-linux-gnu/*.so*"),
+    must_have=("usr/bin/prometheus", "usr/bin/promtool", "usr/lib64/ld-linux-x86-64.so.2"),
+)
+MANDOC: Final = Tree(
+    "mandoc",
+    ("mandoc", "zlib1g", "libc6"),
+    keep=("usr/bin/mandoc", "usr/lib64/*", "usr/lib/x86_64-linux-gnu/*.so*"),
+    must_have=("usr/bin/mandoc", "usr/lib64/ld-linux-x86-64.so.2"),
+)
+EVERY_TREE: Final = (*TREES, PROMETHEUS, MANDOC)
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,111 @@
+"""A program in a pseudo-terminal, as a person at a screen has it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from types import TracebackType
+from typing import Any, Final, Self
+
+_CODES: Final = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|[78])")
+
+
+class PtySession:
+    """One program, the leader of a session whose terminal is ours; killed at the end.
+
+    Attributes:
+        text: all that it wrote, control sequences included.
+    """
+
+    def __init__(self, *command: str, columns: int = 100, rows: int = 20, **environment: str):
+        self.text = ""
+        self._seen = 0
+        self._master, self._terminal = pty.openpty()
+        self.resize(columns, rows, tell=False)
+        self.attributes: list[Any] = termios.tcgetattr(self._terminal)
+        base = {"TERM": "xterm", "LANG": "C.UTF-8", "PATH": os.environ["PATH"]}
+        self._process = subprocess.Popen(
+            command,
+            stdin=self._terminal,
+            stdout=self._terminal,
+            stderr=self._terminal,
+            env=base | environment,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(10)
+        if value is not None:
+            value.add_note(f"--- terminal\n{self.text[-4000:]!r}")
+        os.close(self._master)
+        os.close(self._terminal)
+
+    def resize(self, columns: int, rows: int, *, tell: bool = True) -> None:
+        """Change the window's size; the program gets SIGWINCH from the kernel only as the
+        foreground group of its terminal, so it is sent here."""
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, size)
+        if tell:
+            self.signal(signal.SIGWINCH)
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def type(self, keys: str) -> None:
+        """Press keys; "\\x03" is Ctrl-C."""
+        os.write(self._master, keys.encode())
+
+    def screen(self) -> list[str]:
+        """The last frame that begins at the top left corner, without control sequences."""
+        frame = self.text.rpartition("\x1b[H")[2]
+        return [line.rstrip() for line in _CODES.sub("", frame).replace("\r", "").split("\n")]
+
+    def wait_for(self, text: str, seconds: float = 15) -> None:
+        """Read until a text has come, behind what the last call has found."""
+        deadline = time.monotonic() + seconds
+        while (found := self.text.find(text, self._seen)) < 0:
+            assert time.monotonic() < deadline, f"not within {seconds} s"
+            self._read(0.1)
+        self._seen = found + len(text)
+
+    def wait(self, seconds: float = 10) -> int:
+        """Read until it has ended; return its exit status."""
+        deadline = time.monotonic() + seconds
+        while self._process.poll() is None:
+            assert time.monotonic() < deadline, f"still there after {seconds} s"
+            self._read(0.05)
+        while self._read(0):
+            pass
+        return self._process.returncode
+
+    def is_restored(self) -> bool:
+        """Whether the terminal is as it was before the program."""
+        found: list[Any] = termios.tcgetattr(self._terminal)
+        return found == self.attributes
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select([self._master], [], [], seconds)[0]:
+            return False
+        with contextlib.suppress(OSError):
+            self.text += os.read(self._master, 65536).decode(errors="replace")
+        return True

@@ -1,0 +1,292 @@
+"""The control socket: query-vms, statistics on demand, pause and resume, and the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
+from tests.control_client import GIB, Client, FakeFrontEnd, MemoryListener, attach, two_vms
+from vhost_balloon.control import serve_control
+from vhost_balloon.control_commands import COMMANDS
+from vhost_balloon.convergence import VmState
+from vhost_balloon.counters import Counters
+from vhost_balloon.errors import CommandError, RingErrorReason
+from vhost_balloon.guest_memory import RegionStatistics
+from vhost_balloon.rings import QueueStatistics
+from vhost_balloon.vm import Machine, VmSettings, VmStatistics
+
+UNKNOWN = (1 << 64) - 1
+
+
+@pytest.fixture
+async def machine() -> Machine:
+    return two_vms()
+
+
+@pytest.fixture
+async def client(machine: Machine, nursery: trio.Nursery) -> Client:
+    """A client in command mode."""
+    listener = MemoryListener()
+    await nursery.start(serve_control, listener, machine)
+    client = listener.connect()
+    await client.negotiate()
+    return client
+
+
+@pytest.fixture
+def web1(machine: Machine) -> FakeFrontEnd:
+    return attach(machine.vms["web1"])
+
+
+# query-vms
+
+
+async def test_query_vms_lists_every_configured_vm(client: Client, machine: Machine) -> None:
+    attach(machine.vms["web2"], driver_ready=False, state=VmState.NO_DRIVER)
+    vms = await client.execute("query-vms")
+    assert [(vm["id"], vm["attached"], vm["state"]) for vm in vms] == [
+        ("web1", False, "disconnected"),
+        ("web2", True, "no-driver"),
+    ]
+    unknown = ("front-end-pid", "target", "actual", "resident", "stats-age", "socket-path")
+    assert not vms[0].keys() & set(unknown)
+    assert vms[0]["stats"] == {}
+    assert vms[0]["freed-bytes"] == 0
+
+
+@pytest.mark.parametrize("state", VmState)
+async def test_query_vms_tells_states_apart(
+    client: Client, machine: Machine, state: VmState
+) -> None:
+    attach(machine.vms["web1"], state=state)
+    assert (await client.execute("query-vms"))[0]["state"] == state.value
+
+
+async def test_query_vms_tells_where_a_front_end_connects(
+    client: Client, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An absolute path: clients do not run in the daemon's folder."""
+    monkeypatch.chdir(tmp_path)
+    machine.add("web3", VmSettings(offered=0), Path("run/web3.sock"))
+    assert (await client.execute("query-vms"))[2]["socket-path"] == f"{tmp_path}/run/web3.sock"
+
+
+def known_vm(machine: Machine) -> FakeFrontEnd:
+    """Attach web1, with something in every member."""
+    vm = machine.vms["web1"]
+    vm.counters = Counters(reported_bytes=4096)
+    vm.counters.refuse("poison", 8192)
+    vm.counters.requests[Queue.INFLATE] = 7
+    vm.counters.ring_errors["stats", RingErrorReason.LOOP] += 2
+    queues = (
+        QueueStatistics(0, Queue.INFLATE, 64, True, True, None, 7),
+        QueueStatistics(2, None, 32, True, False, "loop", 0),
+    )
+    return attach(
+        vm, front_end_pid=42, features=1 << 5 | 1 << 30 | 1 << 32 | 1 << 50, protocol_features=0x9,
+        queues=queues, regions=(RegionStatistics(0, GIB, 4096, "tmpfs"),), target=GIB, balloon=0,
+        resident=4096, stats={StatTag.MEMFREE: 5}, stats_age=1.5, state=VmState.DONE,
+        reporting_paused=True, pause_reasons=("operator",), socket_path=Path("/run/web1.sock"),
+    )  # fmt: skip
+
+
+async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machine) -> None:
+    known_vm(machine)
+    known = (await client.execute("query-vms"))[0]
+    assert known == {
+        "id": "web1", "attached": True, "state": "done", "front-end-pid": 42,
+        "socket-path": "/run/web1.sock",
+        "features": ["page-reporting", "protocol-features", "version-1", "bit-50"],
+        "protocol-features": ["mq", "reply-ack"],
+        "queues": [
+            {"index": 0, "queue": "inflate", "size": 64, "started": True, "enabled": True,
+             "requests": 7},
+            {"index": 2, "size": 32, "started": True, "enabled": False, "broken": "loop",
+             "requests": 0},
+        ],
+        "regions": [
+            {"guest-address": 0, "size": GIB, "page-size": 4096, "backing": "tmpfs"},
+        ],
+        "guest-memory": GIB, "target": GIB, "pending": False, "actual": GIB, "balloon": 0,
+        "resident": 4096, "driver-ready": True, "queue-map-ambiguous": False,
+        "reporting-paused": True, "pause-reasons": ["operator"],
+        "stats": {"stat-free-memory": 5}, "stats-age": 1.5,
+        "reported-bytes": 4096, "inflated-bytes": 0, "deflated-bytes": 0, "freed-bytes": 0,
+        "refused-bytes": {"poison": 8192}, "requests": {"inflate": 7}, "ring-errors": 2,
+        "front-end-errors": 0, "config-changes": 0,
+    }  # fmt: skip
+
+
+# balloon-stats
+
+
+async def test_balloon_stats_is_the_sample_that_it_asked_for(
+    client: Client, machine: Machine, web1: FakeFrontEnd
+) -> None:
+    vm = machine.vms["web1"]
+    web1.sample = VmStatistics(
+        "web1", True, vm.counters, stats={StatTag.MEMFREE: 5}, stats_last_update=77
+    )
+    result = await client.execute("balloon-stats")
+    assert result.keys() == {"stats", "last-update"}
+    assert result["last-update"] == 77
+    assert result["stats"].keys() == set(STAT_NAMES.values())
+    known = {name: value for name, value in result["stats"].items() if value != UNKNOWN}
+    assert known == {"stat-free-memory": 5}
+
+
+@pytest.mark.parametrize(("arguments", "seconds"), [({}, 3), ({"timeout": 250}, 0.25)])
+async def test_a_silent_guest_cannot_hang_a_client(
+    client: Client, web1: FakeFrontEnd, arguments: Any, seconds: float,
+    autojump_clock: trio.testing.MockClock,
+) -> None:  # fmt: skip
+    started = trio.current_time()
+    error = await client.failure("balloon-stats", **arguments)
+    assert error == ("GenericError", f"the guest gave no statistics within {seconds:g} s")
+    assert trio.current_time() - started == pytest.approx(seconds)
+    assert await client.execute("query-version")
+
+
+@pytest.mark.parametrize("milliseconds", [0, -1, 60_001])
+async def test_the_time_limit_of_balloon_stats_has_a_range(
+    client: Client, web1: FakeFrontEnd, milliseconds: int
+) -> None:
+    text = "Parameter 'timeout' expects 1 to 60000 milliseconds"
+    failure = await client.failure("balloon-stats", timeout=milliseconds)
+    assert failure == ("GenericError", text)
+
+
+async def test_balloon_stats_of_a_guest_that_gives_none(
+    client: Client, web1: FakeFrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse() -> None:
+        raise CommandError("the guest's driver is not ready, or gives no statistics")
+
+    monkeypatch.setattr(web1, "fresh_stats", refuse)
+    assert (await client.failure("balloon-stats", id="web1"))[0] == "GenericError"
+
+
+async def test_balloon_stats_needs_a_front_end(client: Client) -> None:
+    text = "No balloon device has been activated"
+    assert await client.failure("balloon-stats") == ("DeviceNotActive", text)
+    assert (await client.failure("balloon-stats", id="web1"))[0] == "DeviceNotActive"
+    assert (await client.failure("balloon-stats", id="web9"))[0] == "DeviceNotFound"
+
+
+# balloon-pause and balloon-resume
+
+
+async def test_pause_and_resume_reach_the_front_end(
+    client: Client, machine: Machine, web1: FakeFrontEnd
+) -> None:
+    assert await client.execute("balloon-pause") == {}
+    assert (await client.execute("balloon-pause", id="web1")) == {}
+    assert await client.execute("balloon-resume") == {}
+    assert web1.pauses == [True, True, False]
+
+
+async def test_a_vm_without_a_front_end_can_be_paused(client: Client, machine: Machine) -> None:
+    """So that the next front end is paused from its first report on."""
+    assert await client.execute("balloon-pause", id="web2") == {}
+    web1, web2 = await client.execute("query-vms")
+    assert (web1["reporting-paused"], web1["pause-reasons"]) == (False, [])
+    assert (web2["reporting-paused"], web2["pause-reasons"]) == (True, ["operator"])
+    assert await client.execute("balloon-resume", id="web2") == {}
+    assert not (await client.execute("query-vms"))[1]["reporting-paused"]
+
+
+@pytest.mark.parametrize("command", ["balloon-pause", "balloon-resume"])
+async def test_which_vm_is_paused(client: Client, command: str) -> None:
+    assert (await client.failure(command))[0] == "DeviceNotActive"
+    assert await client.failure(command, id="x") == ("DeviceNotFound", "Device 'x' not found")
+
+
+# query-qmp-schema
+
+
+Schema = Mapping[str, Mapping[str, Any]]
+
+
+def check(schema: Schema, kind: str, value: Any) -> None:
+    """Assert that a value is what the schema says of its type."""
+    entity = schema[kind]
+    match entity["meta-type"]:
+        case "builtin":
+            python: dict[str, set[type]] = {
+                "str": {str},
+                "int": {int},
+                "bool": {bool},
+                "number": {int, float},
+            }
+            assert kind == "any" or type(value) in python[kind], kind
+        case "enum":
+            assert value in entity["values"]
+        case "array":
+            for element in value:
+                check(schema, entity["element-type"], element)
+        case "object":
+            members = {member["name"]: member for member in entity["members"]}
+            assert value.keys() <= members.keys(), kind
+            for name, member in members.items():
+                if name in value:
+                    check(schema, member["type"], value[name])
+                else:
+                    assert "default" in member, f"{kind} lacks {name}"
+        case _:
+            pytest.fail(f"{kind} is no type")
+
+
+async def schema_of(client: Client) -> Schema:
+    entities = await client.execute("query-qmp-schema")
+    named = {entity["name"]: entity for entity in entities}
+    assert len(named) == len(entities), "names are unique"
+    return named
+
+
+async def test_every_type_that_the_schema_names_is_in_it(client: Client) -> None:
+    schema = await schema_of(client)
+    for entity in schema.values():
+        named = [entity[key] for key in ("arg-type", "ret-type", "element-type") if key in entity]
+        named += [member["type"] for member in entity.get("members", ()) if "type" in member]
+        assert set(named) <= schema.keys(), entity
+    meta = {schema[kind]["meta-type"] for kind in schema}
+    assert meta == {"command", "event", "object", "enum", "array", "builtin"}
+
+
+async def test_the_schema_has_all_commands_and_what_they_take(client: Client) -> None:
+    schema = await schema_of(client)
+    commands = {name for name, entity in schema.items() if entity["meta-type"] == "command"}
+    assert commands == {entry["name"] for entry in await client.execute("query-commands")}
+    for name, command in COMMANDS.items():
+        members = schema[schema[name]["arg-type"]]["members"]
+        taken = {member["name"]: "default" in member for member in members}
+        assert taken == {parameter.name: parameter.optional for parameter in command.parameters}
+
+
+async def test_replies_and_events_are_what_the_schema_says(
+    client: Client, machine: Machine
+) -> None:
+    schema = await schema_of(client)
+    front_end = known_vm(machine)
+    path = "/machine/peripheral/web1"
+    requests: dict[str, dict[str, Any]] = {
+        "query-vms": {}, "query-version": {}, "query-commands": {}, "query-qmp-schema": {},
+        "query-balloon": {}, "balloon": {"value": GIB, "id": "web1"}, "balloon-pause": {},
+        "balloon-resume": {}, "qom-get": {"path": path, "property": "guest-stats"},
+        "qom-set": {"path": path, "property": "guest-stats-polling-interval", "value": 1},
+    }  # fmt: skip
+    for command, arguments in requests.items():
+        check(schema, schema[command]["arg-type"], arguments)
+        check(schema, schema[command]["ret-type"], await client.execute(command, **arguments))
+    front_end.sample = front_end.known
+    result = await client.execute("balloon-stats")
+    check(schema, schema["balloon-stats"]["ret-type"], result)
+    machine.actual_changed(machine.vms["web1"])
+    event = await client.read()
+    check(schema, schema[event["event"]]["arg-type"], event["data"])

@@ -1,0 +1,418 @@
+"""The metrics address: HTTP, TLS, clients that are slow or rude, and the daemon's options."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.control_client import two_vms
+from tests.end_to_end import LogLines
+from tests.rig.daemon import Daemon
+from vhost_balloon import config, metrics_server
+from vhost_balloon.config import MetricsOptions
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.metrics_http import MAX_HEAD, BadRequest, Request, parse_head
+from vhost_balloon.metrics_server import MAX_CLIENTS, MetricsServer
+
+TLS = Path(__file__).with_name("tls")
+GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+VM = ["--socket-path=/run/web1.sock"]
+
+
+# Requests
+
+
+@pytest.mark.parametrize(
+    ("head", "request_"),
+    [
+        (b"GET / HTTP/1.1", Request("GET", "/")),
+        (b"HEAD /metrics HTTP/1.0", Request("HEAD", "/metrics")),
+        (b"GET /metrics?name=x HTTP/1.1\r\nHost: a:1", Request("GET", "/metrics")),
+        (b"GET / HTTP/1.1\r\naCCept:  a , b \r\nAccept: c\r\nx", Request("GET", "/", "a , b,c")),
+        (b"GET /\xff HTTP/1.1\r\n\xff: \xff", Request("GET", "/\xff")),
+    ],
+)
+def test_request(head: bytes, request_: Request) -> None:
+    assert parse_head(head) == request_
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(b"", b"GET", b"GET /", b"GET  / HTTP/1.1", b"GET / HTTP/2.0", b"GET x HTTP/1.1"),
+        *(b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1 x", b"\r\nGET / HTTP/1.1"),
+    ],
+)
+def test_what_is_no_request(head: bytes) -> None:
+    with pytest.raises(BadRequest):
+        parse_head(head)
+
+
+# Answers
+
+
+@asynccontextmanager
+async def serving(options: MetricsOptions | None = None) -> AsyncIterator[MetricsServer]:
+    """A server of two VMs that nobody is attached to."""
+    machine = two_vms()
+    server = await MetricsServer.open(
+        options or MetricsOptions("127.0.0.1", 0),
+        lambda: [vm.statistics() for vm in machine.vms.values()],
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+def port(server: MetricsServer) -> int:
+    return int(server.urls()[0].split(":")[2].split("/")[0])
+
+
+async def connect(server: MetricsServer) -> trio.SocketStream:
+    return await trio.open_tcp_stream("127.0.0.1", port(server))
+
+
+async def read_all(stream: trio.abc.Stream) -> bytes:
+    data = b""
+    with trio.fail_after(10):
+        while more := await stream.receive_some():
+            data += more
+    return data
+
+
+async def ask(
+    server: MetricsServer, request: bytes, tls: ssl.SSLContext | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the answer, after which the server hangs up.
+
+    Raises trio.BrokenResourceError without an answer.
+    """
+    stream: trio.abc.Stream = await connect(server)
+    if tls is not None:
+        assert isinstance(stream, trio.SocketStream)
+        stream = trio.SSLStream(stream, tls, server_hostname="localhost", https_compatible=True)
+    async with stream:
+        await stream.send_all(request)
+        head, _, body = (await read_all(stream)).partition(b"\r\n\r\n")
+    if not head:
+        raise trio.BrokenResourceError("no answer")
+    status, *lines = head.decode().split("\r\n")
+    return int(status.split()[1]), dict(line.split(": ", 1) for line in lines), body
+
+
+async def test_metrics() -> None:
+    async with serving() as server:
+        status, headers, body = await ask(server, GET)
+        assert status == 200
+        assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert headers["Connection"] == "close"
+        assert int(headers["Content-Length"]) == len(body)
+        assert b'vhost_balloon_connected{vm="web2"} 0\n' in body
+
+
+async def test_openmetrics_is_for_who_accepts_it() -> None:
+    request = b"GET /metrics HTTP/1.1\r\naccept: application/openmetrics-text\r\n\r\n"
+    async with serving() as server:
+        _, headers, body = await ask(server, request)
+        assert headers["Content-Type"].startswith("application/openmetrics-text")
+        assert body.endswith(b"# EOF\n")
+
+
+async def test_landing_page_leads_to_the_metrics() -> None:
+    async with serving() as server:
+        status, headers, body = await ask(server, b"GET / HTTP/1.0\r\n\r\n")
+        assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert b'<a href="/metrics">' in body
+
+
+async def test_head_has_no_body() -> None:
+    async with serving() as server:
+        status, headers, body = await ask(server, b"HEAD /metrics HTTP/1.1\r\n\r\n")
+        assert (status, body) == (200, b"")
+        assert int(headers["Content-Length"]) > 1000
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /nothing HTTP/1.1\r\n\r\n", 404),
+        (b"GET /metrics/ HTTP/1.1\r\n\r\n", 404),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", 405),
+        (b"DELETE / HTTP/1.1\r\n\r\n", 405),
+        (b"hello\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nx: " + b"x" * MAX_HEAD + b"\r\n\r\n", 431),
+        (b"x" * 4 * MAX_HEAD, 431),
+    ],
+)
+async def test_what_is_not_answered(request_: bytes, status: int) -> None:
+    async with serving() as server:
+        assert (await ask(server, request_))[0] == status
+        assert (await ask(server, GET))[0] == 200
+
+
+async def test_a_request_may_come_byte_by_byte() -> None:
+    async with serving() as server, await connect(server) as client:
+        for byte in GET:
+            await client.send_all(bytes([byte]))
+        assert (await read_all(client)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+# Slow and rude clients
+
+
+async def test_a_client_has_only_so_much_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "PATIENCE", 0.1)
+    async with serving() as server:
+        for beginning in (b"", b"GET / HT", GET[:-1]):
+            async with await connect(server) as client:
+                await client.send_all(beginning)
+                assert await read_all(client) == b""
+
+
+async def test_the_oldest_of_a_crowd_makes_room_for_a_scrape() -> None:
+    async with serving() as server, AsyncExitStack() as crowd:
+        idle = [
+            await crowd.enter_async_context(await connect(server)) for _ in range(MAX_CLIENTS + 5)
+        ]
+        assert (await ask(server, GET))[0] == 200
+        assert await read_all(idle[0]) == b""
+        await idle[-1].send_all(GET)
+        assert (await read_all(idle[-1])).startswith(b"HTTP/1.1 200")
+
+
+async def test_clients_that_break_off_hurt_nobody() -> None:
+    reset = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
+    async with serving() as server:
+        for beginning in (b"", b"GET ", GET, b"POST / HTTP/1.1\r\n\r\n" + bytes(1 << 20)):
+            client = await connect(server)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await client.send_all(beginning)
+            await client.aclose()
+            async with await connect(server) as half:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await half.send_all(beginning)
+                    await half.send_eof()
+                    await read_all(half)
+            assert (await ask(server, GET))[0] == 200
+
+
+# TLS
+
+
+def trusting(certificate: str, client: str | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=TLS / f"{certificate}.pem")
+    if client is not None:
+        context.load_cert_chain(TLS / f"{client}.pem", TLS / f"{client}.key.pem")
+    return context
+
+
+def encrypted(certificate: Path, key: Path | None, client_ca: Path | None = None) -> MetricsOptions:
+    return MetricsOptions("127.0.0.1", 0, certificate, key, client_ca)
+
+
+async def test_tls() -> None:
+    async with serving(encrypted(TLS / "first.pem", TLS / "first.key.pem")) as server:
+        assert server.urls()[0].startswith("https://")
+        assert (await ask(server, GET, trusting("first")))[0] == 200
+        with pytest.raises(trio.BrokenResourceError):
+            await ask(server, GET, trusting("second"))
+        async with await connect(server) as plain:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await plain.send_all(GET)
+                assert b"200 OK" not in await read_all(plain)
+        async with await connect(server):  # a silent client keeps nobody waiting
+            assert (await ask(server, GET, trusting("first")))[0] == 200
+
+
+async def test_key_in_the_certificates_file(tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes((TLS / "first.key.pem").read_bytes() + (TLS / "first.pem").read_bytes())
+    async with serving(encrypted(both, None)) as server:
+        assert (await ask(server, GET, trusting("first")))[0] == 200
+
+
+async def test_only_clients_with_a_certificate() -> None:
+    options = encrypted(TLS / "first.pem", TLS / "first.key.pem", TLS / "second.pem")
+    async with serving(options) as server:
+        assert (await ask(server, GET, trusting("first", "second")))[0] == 200
+        for client in (None, "first"):
+            with pytest.raises(trio.BrokenResourceError):
+                await ask(server, GET, trusting("first", client))
+
+
+async def test_a_renewed_certificate_is_taken_up(tmp_path: Path, log_lines: LogLines) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def install(name: str) -> None:
+        shutil.copy(TLS / f"{name}.pem", certificate)
+        shutil.copy(TLS / f"{name}.key.pem", key)
+
+    install("first")
+    async with serving(encrypted(certificate, key)) as server:
+        assert (await ask(server, GET, trusting("first")))[0] == 200
+        key.write_text("half of it")
+        assert (await ask(server, GET, trusting("first")))[0] == 200
+        assert len(log_lines.having("warning: cannot use", "still used")) == 1
+        install("second")
+        assert (await ask(server, GET, trusting("second")))[0] == 200
+        certificate.unlink()
+        assert (await ask(server, GET, trusting("second")))[0] == 200
+
+
+ENCRYPTED_KEY = """\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAgzl+6V3s/8oQICCAAw
+DAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEFqmhB6AO2HKUMouX8945jUEgZBE
+OydNBy7Vd3r74niEm14uR6zW+vpEyc7lv8GmFHVYhylmOlrE6irdU9GEhTddUrLN
+2hpftZX4f6u3uJUo+pQglZ8w6hC1ApMpXTrEiRrOaUbhM/BWRdD3fWnORIrOlWxT
+Rhkb6cpiU73FsJHQNcnRnWVl/JI0VCKBr1IG52OWJwUusfuS3U6Aj9/JuHAo+WA=
+-----END ENCRYPTED PRIVATE KEY-----
+"""
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "client_ca"),
+    [
+        ("first.pem", None, None),
+        ("first.pem", "second.key.pem", None),
+        ("nothing.pem", "first.key.pem", None),
+        ("first.key.pem", "first.key.pem", None),
+        ("first.pem", "encrypted.pem", None),
+        ("first.pem", "first.key.pem", "first.key.pem"),
+        ("first.pem", "first.key.pem", "nothing.pem"),
+    ],
+)
+async def test_files_that_cannot_be_used(
+    tmp_path: Path, certificate: str, key: str | None, client_ca: str | None
+) -> None:
+    for path in TLS.glob("*.pem"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "encrypted.pem").write_text(ENCRYPTED_KEY)
+    files = [None if name is None else tmp_path / name for name in (certificate, key, client_ca)]
+    with pytest.raises(
+        OperatorError, match=r"^(cannot use .* for TLS|the metrics key is)"
+    ) as error:
+        await MetricsServer.open(MetricsOptions("127.0.0.1", 0, *files), list)
+    assert "\n" not in str(error.value)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port_"),
+    [
+        (":9100", "127.0.0.1", 9100),
+        ("127.0.0.1:0", "127.0.0.1", 0),
+        ("0.0.0.0:65535", "0.0.0.0", 65535),
+        ("[::1]:9100", "::1", 9100),
+        ("[::]:9100", "::", 9100),
+        ("host-1.example.org:80", "host-1.example.org", 80),
+    ],
+)
+def test_address(text: str, host: str, port_: int) -> None:
+    options = config.parse([*VM, f"--metrics-address={text}"]).metrics
+    assert options is not None
+    assert (options.host, options.port) == (host, port_)
+
+
+def test_no_metrics_unless_asked_for() -> None:
+    assert config.parse(VM).metrics is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--metrics-address=" + text] for text in ("", "9100", "::1:9100", "[]:9100", "a:b:1")),
+        *(["--metrics-address=" + text] for text in ("host:", "host:65536", "host:-1", "host:9x")),
+        *(
+            ["--metrics-address=" + text]
+            for text in ("http://host:9100", "a b:1", "host:1/metrics")
+        ),
+        ["--metrics-certificate=x"],
+        ["--metrics-key=x", "--metrics-address=:0"],
+        ["--metrics-client-ca=x", "--metrics-address=:0"],
+    ],
+)
+def test_options_that_make_no_sense(options: list[str]) -> None:
+    with pytest.raises(OperatorError, match="metrics") as error:
+        config.parse([*VM, *options])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "name.invalid", "x" * 80, "::ffff:192.0.2.1"])
+async def test_addresses_that_are_not_ours(host: str) -> None:
+    with pytest.raises(OperatorError, match=r"^cannot listen on ") as error:
+        await MetricsServer.open(MetricsOptions(host, 9100), list)
+    assert "\n" not in str(error.value)
+
+
+async def test_ipv6() -> None:
+    try:
+        server = await MetricsServer.open(MetricsOptions("::1", 0), list)
+    except OperatorError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    assert server.urls()[0].startswith("http://[::1]:")
+    server.close()
+
+
+# The daemon
+
+
+def test_a_port_in_use_is_the_operators_mistake(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "vhost_balloon"),
+                f"--socket-path={tmp_path}/web1.sock",
+                f"--control-socket={tmp_path}/control",
+                f"--metrics-address={address}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    assert done.returncode == 2
+    assert done.stderr == f"vhost-balloon: cannot listen on {address}: Address already in use\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_daemon_ends_in_time_whatever_clients_do() -> None:
+    with Daemon("--metrics-address=:0", vms=[f"web{n}" for n in range(40)]) as daemon:
+        match = re.search(r"metrics on http://(127\.0\.0\.1):(\d+)/metrics\n", daemon.log())
+        assert match is not None
+        clients = [socket.create_connection((match[1], int(match[2]))) for _ in range(20)]
+        for client in clients[::2]:
+            client.send(GET)  # and never reads
+        for client in clients[1::4]:
+            client.send(GET[:-1])
+        with socket.create_connection((match[1], int(match[2]))) as scrape:
+            scrape.send(GET)
+            assert scrape.recv(100).startswith(b"HTTP/1.1 200 OK")
+        daemon.terminate()
+        assert "Traceback" not in daemon.log()
+        for client in clients:
+            client.close()
+
+
+def test_the_client_library_is_loaded_only_when_asked_for() -> None:
+    program = "import sys, vhost_balloon.__main__; print('prometheus_client' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -1,0 +1,151 @@
+"""Both text formats: what the client library would write, only sooner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import pytest
+from prometheus_client import Metric, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.process_collector import ProcessCollector as LibraryCollector
+from prometheus_client.registry import CollectorRegistry
+
+from protocol.virtio_balloon import StatTag
+from tests.control_client import attach, two_vms
+from tests.scrapes import OPENMETRICS, exposition, samples, scrape, snapshots
+from vhost_balloon.metrics import VmCollector
+from vhost_balloon.metrics_process import ProcessCollector
+from vhost_balloon.metrics_text import MAX_FORMATS, MIN_INTERVAL, Exposition
+from vhost_balloon.refusal import Refusal
+from vhost_balloon.vm import Machine, VmSettings, VmStatistics
+
+ODD_NAMES = (
+    "a",
+    'q"uote',
+    "back\\slash",
+    "new\nline",
+    "100%s %d",
+    "{vm}",
+    "käse 🧀",
+    "\udcff",
+    "a,b",
+)
+
+
+@pytest.fixture
+async def machine() -> Machine:
+    return two_vms()
+
+
+def full_machine(names: Iterable[str]) -> Machine:
+    """VMs with front ends that know everything, and some that do not."""
+    machine = Machine()
+    for number, name in enumerate(names):
+        vm = machine.add(name, VmSettings(offered=0))
+        vm.counters.freed_bytes = number << 33
+        vm.counters.refuse(Refusal.UNALIGNED, number)
+        vm.counters.discard_seconds.observe(number / 1000)
+        if number % 4 < 3:
+            stats = {tag: number * 1000 + tag for tag in StatTag}
+            attach(vm, target=number, resident=1, stats=stats, stats_age=number / 7)
+    return machine
+
+
+def parse(text: str, accept: str) -> Iterable[Metric]:
+    if not accept:
+        return text_string_to_metric_families(text)
+    assert text.endswith("# EOF\n")
+    assert text.count("# EOF") == 1
+    families: Iterable[Metric] = openmetrics_parser.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    return families
+
+
+def by_the_library(machine: Machine, accept: str) -> str:
+    registry = CollectorRegistry()
+    registry.register(VmCollector(lambda: snapshots(machine)))
+    if not accept:
+        return generate_latest(registry).decode()
+    body: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+    return body.decode()
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
+async def test_text_says_what_the_client_library_says(accept: str) -> None:
+    machine = full_machine(ODD_NAMES)
+    rendered = exposition(machine)
+    for now in (0, 1, 2):
+        ours = samples(parse(rendered.render(accept, now)[0].decode(), accept))
+        theirs = samples(parse(by_the_library(machine, accept), accept))
+        assert ours.items() >= theirs.items()
+        rest = {name for name, _ in ours.keys() - theirs.keys()}
+        rest -= {name for name in rest if name.startswith("process_")}
+        assert rest == {"vhost_balloon_build_info"}
+        # What was kept of this scrape must not show in the next.
+        machine.vms["a"].counters.freed_bytes += 1
+        machine.vms["new\nline"].connection = None
+
+
+def test_process_metrics_are_the_client_librarys() -> None:
+    theirs = {metric.name: metric for metric in LibraryCollector(registry=None).collect()}
+    ours = {metric.name: metric for metric in ProcessCollector().collect()}
+    assert ours.keys() == theirs.keys()
+    for name, metric in ours.items():
+        assert (metric.type, metric.documentation) == (
+            theirs[name].type,
+            theirs[name].documentation,
+        )
+        (our_sample,), (their_sample,) = metric.samples, theirs[name].samples
+        assert our_sample.name == their_sample.name
+        assert our_sample.value == pytest.approx(their_sample.value, rel=0.1, abs=1)
+
+
+async def test_odd_names_come_back_as_they_are() -> None:
+    found = scrape(full_machine(ODD_NAMES))
+    names = {dict(labels)["vm"] for name, labels in found if name == "vhost_balloon_connected"}
+    assert names == {"\\udcff" if name == "\udcff" else name for name in ODD_NAMES}
+
+
+async def test_formats_are_negotiated(machine: Machine) -> None:
+    rendered = exposition(machine)
+    assert rendered.render("*/*", 0)[1].startswith("text/plain; version=0.0.4")
+    assert rendered.render(OPENMETRICS, 0)[1].startswith("application/openmetrics-text; version=1.")
+
+
+async def test_a_client_cannot_have_formats_made_up(machine: Machine) -> None:
+    rendered = exposition(machine)
+    accepts = [f"application/openmetrics-text;version=1.{n}" for n in range(50)]
+    types = {rendered.render(accept, 0)[1] for accept in (*accepts, "x" * 5000, "version=y")}
+    assert len(types) <= MAX_FORMATS + 1
+
+
+async def test_many_scrapes_at_once_are_made_once(machine: Machine) -> None:
+    made: list[int] = []
+
+    def count() -> list[VmStatistics]:
+        made.append(1)
+        return snapshots(machine)
+
+    rendered = Exposition(count)
+    first, _ = rendered.render("", 0)
+    machine.vms["web1"].counters.freed_bytes = 5
+    assert rendered.render("", MIN_INTERVAL / 2)[0] is first
+    assert len(made) == 1
+    assert b'freed_bytes_total{vm="web1"} 5' in rendered.render("", MIN_INTERVAL)[0]
+
+
+async def test_100_vms_cost_less_than_5_ms() -> None:
+    machine = full_machine(f"web{number}" for number in range(100))
+    rendered = exposition(machine)
+    times = []
+    for now in range(40):
+        for vm in machine.vms.values():  # a busy host: much has changed
+            vm.counters.reported_bytes += 1
+            vm.counters.discard_seconds.observe(0.01)
+        started = time.perf_counter()
+        rendered.render(OPENMETRICS, now)
+        times.append(time.perf_counter() - started)
+    print(f"best {min(times) * 1000:.2f} ms of {len(times)}")
+    assert min(times) < 0.005

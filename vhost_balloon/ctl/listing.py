@@ -1,0 +1,170 @@
+"""What list, status and stats show. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from vhost_balloon.ctl import model
+from vhost_balloon.ctl.model import Vm
+from vhost_balloon.ctl.text import UNKNOWN, Column, clean, format_size, shorten, table
+
+NAME_COLUMNS: Final = 24
+"""Where room is short, a longer name is cut."""
+
+_BYTES: Final = {
+    "stat-swap-in",
+    "stat-swap-out",
+    "stat-free-memory",
+    "stat-total-memory",
+    "stat-available-memory",
+    "stat-disk-caches",
+}
+"""The statistics that are sizes; all others count events."""
+
+
+def names(vms: Sequence[Vm]) -> list[str]:
+    return [clean(vm.id) for vm in vms]
+
+
+def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
+    """The table of `list`."""
+    columns = (
+        Column("VM"),
+        Column("STATE"),
+        Column("MEMORY", right=True, rank=3),
+        Column("TARGET", right=True, rank=2),
+        Column("ACTUAL", right=True, rank=1),
+        Column("RESIDENT", right=True),
+        Column("FREED", right=True, rank=4),
+        Column("REPORTING", rank=5),
+    )
+    rows = [
+        (
+            name(vm, room),
+            clean(vm.state),
+            memory(vm),
+            format_size(vm.target),
+            format_size(vm.actual),
+            format_size(vm.resident),
+            format_size(vm.freed),
+            reporting(vm),
+        )
+        for vm in vms
+    ]
+    return table(columns, rows, room)
+
+
+def name(vm: Vm, room: int | None) -> str:
+    return clean(vm.id) if room is None else shorten(clean(vm.id), NAME_COLUMNS)
+
+
+def memory(vm: Vm) -> str:
+    return format_size(vm.memory or None)
+
+
+def reporting(vm: Vm) -> str:
+    """Whether the guest's free pages are discarded, or why not."""
+    if vm.paused:
+        return "paused: " + clean(", ".join(vm.paused))
+    return "on" if "page-reporting" in model.words(vm.raw, "features") else UNKNOWN
+
+
+def details(vm: Vm, room: int | None) -> list[str]:
+    """What `status` shows: one figure a line, then the queues."""
+    pairs = [*_identity(vm), *_sizes(vm), *_counters(vm.raw)]
+    pairs = [(title, value) for title, value in pairs if value != UNKNOWN]
+    width = max(len(title) for title, _ in pairs)
+    lines = [f"{clean(vm.id)}: {clean(vm.state)}"]
+    lines += [f"  {title:<{width}}  {clean(value)}" for title, value in pairs]
+    if room is not None:
+        lines = [shorten(line, room) for line in lines]
+    queues = model.objects(vm.raw, "queues")
+    return [*lines, "", *_queues(queues, room)] if queues else lines
+
+
+def _identity(vm: Vm) -> list[tuple[str, str]]:
+    pid = model.field(vm.raw, "front-end-pid", int, None)
+    process = UNKNOWN if pid is None else f"process {pid}"
+    ready = model.field(vm.raw, "driver-ready", bool, False)
+    return [
+        ("socket", vm.socket_path or UNKNOWN),
+        ("front end", process if vm.attached else "not attached"),
+        ("guest's driver", "ready" if ready else "not ready"),
+        ("features", " ".join(model.words(vm.raw, "features")) or UNKNOWN),
+        ("free page reporting", reporting(vm)),
+    ]
+
+
+def _sizes(vm: Vm) -> list[tuple[str, str]]:
+    regions = model.objects(vm.raw, "regions")
+    backing = {
+        f"{model.field(region, 'backing', str, UNKNOWN)}, pages of "
+        f"{format_size(model.field(region, 'page-size', int, None))}"
+        for region in regions
+    }
+    held = f" ({'; '.join(sorted(backing))})" if regions else ""
+    waits = " (pending: the guest's driver is not ready)" if vm.pending else ""
+    return [
+        ("guest memory", memory(vm) + held),
+        ("target", format_size(vm.target) + waits),
+        ("actual", format_size(vm.actual)),
+        ("balloon", format_size(model.field(vm.raw, "balloon", int, None))),
+        ("resident on the host", format_size(vm.resident)),
+    ]
+
+
+def _counters(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
+    titles = ("reported", "inflated", "deflated", "freed")
+    pairs = [
+        (title, format_size(model.field(raw, f"{title}-bytes", int, None))) for title in titles
+    ]
+    refused = model.sizes(raw, "refused-bytes")
+    reasons = ", ".join(f"{reason} {format_size(size)}" for reason, size in refused.items())
+    pairs.append(("not discarded", reasons or format_size(0)))
+    for title in ("ring-errors", "front-end-errors"):
+        pairs.append((title.replace("-", " "), str(model.field(raw, title, int, 0))))
+    age = model.seconds(raw, "stats-age")
+    return [*pairs, ("last statistics", UNKNOWN if age is None else f"{age:.0f} s ago")]
+
+
+def _queues(queues: Sequence[Mapping[str, Any]], room: int | None) -> list[str]:
+    columns = (
+        Column("RING", right=True),
+        Column("QUEUE"),
+        Column("SIZE", right=True),
+        Column("STATE"),
+        Column("REQUESTS", right=True),
+    )
+    rows = [
+        (
+            str(model.field(queue, "index", int, 0)),
+            clean(model.field(queue, "queue", str, UNKNOWN)),
+            str(model.field(queue, "size", int, 0)),
+            clean(_queue_state(queue)),
+            str(model.field(queue, "requests", int, 0)),
+        )
+        for queue in queues
+    ]
+    return [f"  {line}" for line in table(columns, rows, None if room is None else room - 2)]
+
+
+def _queue_state(queue: Mapping[str, Any]) -> str:
+    broken = model.field(queue, "broken", str, None)
+    if broken is not None:
+        return f"stopped: {broken}"
+    return "running" if model.field(queue, "enabled", bool, False) else "disabled"
+
+
+def statistics(known: Mapping[str, int], last_update: int) -> list[str]:
+    """What `stats` shows; last_update is in seconds since the epoch."""
+    rows = [
+        (
+            clean(title.removeprefix("stat-").replace("-", " ")),
+            format_size(value) if title in _BYTES else str(value),
+        )
+        for title, value in known.items()
+    ]
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(min(last_update, 1 << 40)))
+    return [*table((Column("STATISTIC"), Column("VALUE", right=True)), rows), f"taken {when}"]

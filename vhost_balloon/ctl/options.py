@@ -1,0 +1,176 @@
+"""The command line. Completion and the manual page's tests read it from here, too."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NoReturn
+
+from vhost_balloon import __version__
+from vhost_balloon.ctl import text
+
+PROGRAM: Final = "vhost-balloonctl"
+DEFAULT_SOCKET: Final = "/run/vhost-balloon/control.sock"
+STATS_SECONDS: Final = 3.0
+MAX_STATS_SECONDS: Final = 60.0
+"""What the daemon's balloon-stats allows."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with one line on a mistake, instead of the usage and a line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: {text.clean(message)}\n")
+
+
+def size(word: str) -> int:
+    """A size as an argument."""
+    try:
+        return text.parse_size(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seconds(most: float = 1e6) -> Callable[[str], float]:
+    """A time limit or interval as an argument: above 0, and at most so many seconds."""
+
+    def convert(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            value = 0
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(
+                f"{word!r} is no number of seconds above 0 and up to {most:g}"
+            )
+        return value
+
+    return convert
+
+
+def count(word: str) -> int:
+    if not word.isascii() or not word.isdecimal() or not 0 < int(word[:12]) < 10**9:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number from 1 to 999999999")
+    return int(word)
+
+
+def build_parser() -> Parser:
+    """The whole command line; a parsed one says in `command` what to do."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="See and steer the memory balloons of vhost-balloon's VMs.",
+        epilog="SIZE is in bytes, or with a binary unit: 512M, 1.5G. Details: man vhost-balloonctl",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    _add_socket(parser, DEFAULT_SOCKET)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", parser_class=Parser
+    )
+    _add_queries(commands)
+    _add_orders(commands)
+    _add_texts(commands)
+    return parser
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; exits with one line on a mistake, and after --help and --version."""
+    parser = build_parser()
+    options = parser.parse_args(words)
+    if options.command == "set" and options.timeout is not None and not options.wait:
+        parser.error("--timeout goes with --wait: a target is accepted at once")
+    return options
+
+
+Commands = Any  # argparse's own class for this is private
+
+
+def _add_queries(commands: Commands) -> None:
+    listing = _add(commands, "list", "all VMs, a line each")
+    listing.add_argument("--names", action="store_true", help="only their names, for scripts")
+    _add(commands, "status", "everything about one VM", vm=True)
+    stats = _add(commands, "stats", "a guest's memory statistics, asked for now", vm=True)
+    stats.add_argument("--last", action="store_true", help="the last sample, without asking")
+    stats.add_argument(
+        "--timeout",
+        type=seconds(MAX_STATS_SECONDS),
+        default=STATS_SECONDS,
+        metavar="SECONDS",
+        help=f"how long the guest may take (default {STATS_SECONDS:g})",
+    )
+    watch = _add(commands, "watch", "a live table of all VMs; q ends it")
+    watch.add_argument(
+        "--interval",
+        type=seconds(),
+        default=1.0,
+        metavar="SECONDS",
+        help="between two looks (default 1)",
+    )
+    watch.add_argument("--count", type=count, metavar="N", help="end after so many looks")
+
+
+def _add_orders(commands: Commands) -> None:
+    order = _add(commands, "set", "set the memory that a guest is to keep", vm=True)
+    order.add_argument("size", type=size, metavar="SIZE", help="such as 512M, 1.5G or 1073741824")
+    order.add_argument("--wait", action="store_true", help="until the guest has got there")
+    order.add_argument(
+        "--timeout", type=seconds(), metavar="SECONDS", help="give up waiting after this long"
+    )
+    _add(commands, "pause", "acknowledge a guest's free pages without discarding them", vm=True)
+    _add(commands, "resume", "discard a guest's free pages again", vm=True)
+
+
+def _add_texts(commands: Commands) -> None:
+    arguments = _add(commands, "qemu-args", "print the options to add to a VM's QEMU", vm=True)
+    arguments.add_argument(
+        "--memory", type=size, metavar="SIZE", help="the guest's memory (default: what it has)"
+    )
+    monitoring = _add(commands, "monitoring", "print what is shipped for monitoring", json=False)
+    monitoring.add_argument(
+        "what", choices=("rules", "dashboard"), help="Prometheus alert rules, Grafana dashboard"
+    )
+    completion = _add(commands, "completion", "print a shell's completion script", json=False)
+    completion.add_argument("shell", choices=("bash", "zsh"))
+
+
+def _add(
+    commands: Commands, name: str, text: str, *, vm: bool = False, json: bool = True
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    # Suppressed where it is not given, it leaves alone what was given before the command.
+    _add_socket(parser, argparse.SUPPRESS)
+    if json:
+        parser.add_argument("--json", action="store_true", help="for programs: JSON on one line")
+    if vm:
+        parser.add_argument("vm", metavar="VM", help="its name: that of its socket's file")
+    return parser
+
+
+def _add_socket(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--control-socket",
+        default=default,
+        metavar="PATH",
+        help=f"the daemon's control socket (default {DEFAULT_SOCKET})",
+    )
+
+
+def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """All options and operands of a parser, but the choice of a command.
+
+    argparse has no public way to list them; every tool for completion reads this attribute.
+    """
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            yield action
+
+
+def commands(parser: argparse.ArgumentParser) -> dict[str, tuple[argparse.ArgumentParser, str]]:
+    """Each command's own parser and what it does, in the order of --help."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            return {name: (found, helps[name]) for name, found in action.choices.items()}
+    return {}

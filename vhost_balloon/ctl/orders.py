@@ -1,0 +1,119 @@
+"""set, pause and resume: what changes something, and waiting until it has."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any, Final
+
+from vhost_balloon.ctl import model
+from vhost_balloon.ctl.client import Client
+from vhost_balloon.ctl.errors import CtlError
+from vhost_balloon.ctl.model import Vm
+from vhost_balloon.ctl.output import Output
+from vhost_balloon.ctl.progress import Progress
+from vhost_balloon.ctl.text import clean, format_size
+
+POLL_SECONDS: Final = 0.2
+"""BALLOON_CHANGE comes once a second at most, which is no progress bar; and query-vms is cheap."""
+
+PAGE_SIZE: Final = 4096
+"""A target that is no whole number of balloon pages is rounded up to one."""
+
+_GIVEN_UP: Final = {"stuck": "is stuck", "out-of-memory": "is out of memory"}
+
+
+def set_target(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """Set a target; with --wait, until the guest has got there. Raises CtlError if it does not."""
+    before = model.query_vm(client, options.vm)
+    client.execute("balloon", {"id": options.vm, "value": options.size})
+    vm = model.query_vm(client, options.vm)
+    if not options.wait:
+        if options.json:
+            output.json(_summary(vm))
+        else:
+            output.lines([_accepted(vm, options.size)])
+        return
+    started = time.monotonic()
+    with Progress(output, shown=not options.json) as progress:
+        vm = _wait(options, client, progress, before)
+    seconds = time.monotonic() - started
+    if options.json:
+        output.json(_summary(vm) | {"seconds": round(seconds, 3)})
+    else:
+        output.lines([f"{clean(vm.id)}: {format_size(vm.actual)} after {seconds:.1f} s"])
+
+
+def _summary(vm: Vm) -> dict[str, Any]:
+    return {
+        "id": vm.id,
+        "target": vm.target,
+        "actual": vm.actual,
+        "state": vm.state,
+        "pending": vm.pending,
+    }
+
+
+def _accepted(vm: Vm, asked: int) -> str:
+    text = f"{clean(vm.id)}: target {format_size(vm.target)}"
+    if vm.memory and asked > vm.memory:
+        text += ", all of its memory"
+    if vm.pending or vm.state == "no-driver":
+        text += " (pending: the guest's driver is not ready)"
+    return text
+
+
+def _wait(options: argparse.Namespace, client: Client, progress: Progress, before: Vm) -> Vm:
+    """Return the VM once it is there. Raises CtlError if it will not be, or not in time."""
+    started = time.monotonic()
+    while True:
+        vm = model.query_vm(client, options.vm)
+        _check(vm, before, options.size)
+        if vm.state == "done":
+            return vm
+        passed = time.monotonic() - started
+        if options.timeout is not None and passed >= options.timeout:
+            raise CtlError(
+                f"{vm.id} did not get there within {options.timeout:g} s: {vm.state}, {_kept(vm)}"
+            )
+        progress.show(vm, before.actual, passed)
+        left = POLL_SECONDS if options.timeout is None else options.timeout - passed
+        time.sleep(max(0, min(POLL_SECONDS, left)))
+
+
+def _check(vm: Vm, before: Vm, asked: int) -> None:
+    """Raises CtlError if it is no use to wait any longer."""
+    pid = model.field(vm.raw, "front-end-pid", int, None)
+    if not vm.attached or pid != model.field(before.raw, "front-end-pid", int, None):
+        raise CtlError(f"{vm.id} went away")
+    expected = min(asked, vm.memory) if vm.memory else asked
+    if vm.target is None or not expected <= vm.target < expected + PAGE_SIZE:
+        raise CtlError(f"{vm.id} was given another target: {format_size(vm.target)}")
+    if vm.state in _GIVEN_UP:
+        raise CtlError(f"{vm.id} {_GIVEN_UP[vm.state]}: {_kept(vm)}")
+
+
+def _kept(vm: Vm) -> str:
+    return f"it keeps {format_size(vm.actual)}, and {format_size(vm.target)} was asked for"
+
+
+def pause(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """Have reports acknowledged without being discarded."""
+    _order(options, client, output, "balloon-pause")
+
+
+def resume(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """Have reports discarded again, as far as nothing else forbids it."""
+    _order(options, client, output, "balloon-resume")
+
+
+def _order(options: argparse.Namespace, client: Client, output: Output, command: str) -> None:
+    model.query_vm(client, options.vm)  # for its error: the names of those that there are
+    client.execute(command, {"id": options.vm})
+    vm = model.query_vm(client, options.vm)
+    if options.json:
+        paused = {"reporting-paused": bool(vm.paused), "pause-reasons": list(vm.paused)}
+        output.json({"id": vm.id, **paused})
+        return
+    state = f"paused ({', '.join(vm.paused)})" if vm.paused else "not paused"
+    output.lines([clean(f"{vm.id}: discarding of reported pages is {state}")])

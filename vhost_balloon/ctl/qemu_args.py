@@ -1,0 +1,44 @@
+"""qemu-args: the options that attach a QEMU to a VM's socket."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import Final
+
+from vhost_balloon.ctl import model
+from vhost_balloon.ctl.client import Client
+from vhost_balloon.ctl.errors import CtlError
+from vhost_balloon.ctl.output import Output
+
+SIZE_MISSING: Final = "SIZE"
+"""Stands for the guest's memory where nobody has said how large it is."""
+
+_DEVICE: Final = "vhost-user-test-device-pci,chardev=balloon,virtio-id=5,num_vqs=5,config_size=16"
+
+
+def run(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """Print them: JSON, lines to read and copy on a terminal, else one line for a script."""
+    vm = model.query_vm(client, options.vm)
+    if vm.socket_path is None:
+        raise CtlError(f"{vm.id} has no socket path: its front end is connected by --fd")
+    memory = options.memory or vm.memory
+    pairs = qemu_options(vm.socket_path, str(memory) if memory else SIZE_MISSING)
+    if options.json:
+        output.json([word for pair in pairs for word in pair])
+        return
+    quoted = [f"{name} {shlex.quote(value)}" for name, value in pairs]
+    output.lines([(" \\\n" if output.terminal else " ").join(quoted)])
+
+
+def qemu_options(socket_path: str, memory: str) -> list[tuple[str, str]]:
+    """Options and their values. -machine adds to what another -machine says."""
+    size = f"{memory}b" if memory.isdecimal() else memory
+    path = socket_path.replace(",", ",,")
+    return [
+        ("-m", size),
+        ("-object", f"memory-backend-memfd,id=mem,size={size},share=on"),
+        ("-machine", "memory-backend=mem"),
+        ("-chardev", f"socket,id=balloon,path={path}"),
+        ("-device", _DEVICE),
+    ]

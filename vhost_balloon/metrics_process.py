@@ -1,0 +1,73 @@
+"""process_*: what this daemon itself costs, named as all client libraries do.
+
+Not the client library's own collector: that lists /proc/self/fd, and with 100 VMs and their 2000
+descriptors this alone takes as long as writing the metrics of all VMs.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+# Positions in /proc/PID/stat behind the command's name: proc_pid_stat(5).
+_USER, _SYSTEM, _START, _VIRTUAL, _RESIDENT = 11, 12, 19, 20, 21
+
+
+class ProcessCollector(Collector):
+    """This process."""
+
+    def __init__(self) -> None:
+        boot = next(
+            float(line.split()[1])
+            for line in Path("/proc/stat").read_text().splitlines()
+            if line.startswith("btime ")
+        )
+        self._started = boot + int(_stat()[_START]) / _TICKS
+
+    def collect(self) -> Iterator[Metric]:
+        stat = _stat()
+        yield GaugeMetricFamily(
+            "process_virtual_memory_bytes",
+            "Virtual memory size in bytes.",
+            int(stat[_VIRTUAL]),
+        )
+        yield GaugeMetricFamily(
+            "process_resident_memory_bytes",
+            "Resident memory size in bytes.",
+            int(stat[_RESIDENT]) * _PAGE,
+        )
+        yield GaugeMetricFamily(
+            "process_start_time_seconds",
+            "Start time of the process since unix epoch in seconds.",
+            self._started,
+        )
+        yield CounterMetricFamily(
+            "process_cpu_seconds_total",
+            "Total user and system CPU time spent in seconds.",
+            (int(stat[_USER]) + int(stat[_SYSTEM])) / _TICKS,
+        )
+        yield GaugeMetricFamily(
+            "process_max_fds",
+            "Maximum number of open file descriptors.",
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        )
+        yield GaugeMetricFamily("process_open_fds", "Number of open file descriptors.", _open_fds())
+
+
+def _stat() -> list[str]:
+    return Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+
+
+def _open_fds() -> int:
+    """From Linux 6.2 on the folder's size says it."""
+    size = os.stat("/proc/self/fd").st_size
+    return size or len(os.listdir("/proc/self/fd")) - 1

@@ -1,0 +1,152 @@
+"""The metrics address: a small HTTP answerer on the daemon's own event loop.
+
+It is not the client library's server, which has a thread for each client, no time limits, and
+with TLS waits for one client's handshake before it accepts the next. What keeps a client from
+hurting anyone here:
+- One request a connection, of MAX_HEAD bytes, and PATIENCE seconds for everything.
+- At most MAX_CLIENTS at a time; the oldest has to go for a new one, so a scrape, which takes
+  milliseconds, gets through a crowd that only sits there.
+- Scrapes within MIN_INTERVAL of each other get the same text (metrics_text).
+Nothing is compressed: that would cost more than the scrape itself.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final, Self
+
+import trio
+
+from vhost_balloon.config import MetricsOptions
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.log import logger
+from vhost_balloon.metrics_http import (
+    HEAD_END,
+    MAX_HEAD,
+    METRICS_PATH,
+    Answer,
+    BadRequest,
+    Request,
+    answer_page,
+    parse_head,
+    plain,
+)
+from vhost_balloon.metrics_text import Exposition, Snapshots
+from vhost_balloon.metrics_tls import Certificates
+
+PATIENCE: Final = 10.0
+"""Seconds for one client: Prometheus gives up after as many."""
+MAX_CLIENTS: Final = 64
+DRAIN_SECONDS: Final = 1.0
+"""What a client still sends is read for so long: closing on it would destroy the answer."""
+
+
+class _HungUpError(Exception):
+    """The client went before it had asked."""
+
+
+class MetricsServer:
+    """Answers clients with what snapshots() says, until its run() is cancelled."""
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        listeners: list[trio.SocketListener],
+        certificates: Certificates | None = None,
+    ) -> None:
+        self._exposition = Exposition(snapshots)
+        self._listeners = listeners
+        self._certificates = certificates
+        self._clients: dict[trio.CancelScope, None] = {}
+
+    @classmethod
+    async def open(cls, options: MetricsOptions, snapshots: Snapshots) -> Self:
+        """Listen on every address of the host's name; close() it. Raises OperatorError."""
+        certificates = None
+        if options.certificate is not None:
+            certificates = Certificates(options.certificate, options.key, options.client_ca)
+        try:
+            listeners = await trio.open_tcp_listeners(options.port, host=options.host)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OperatorError(f"cannot listen on {options.address}: {reason}") from None
+        server = cls(snapshots, listeners, certificates)
+        logger.info("metrics on %s", ", ".join(server.urls()))
+        return server
+
+    def urls(self) -> list[str]:
+        """Where it listens."""
+        scheme = "http" if self._certificates is None else "https"
+        names = [listener.socket.getsockname()[:2] for listener in self._listeners]
+        return [
+            f"{scheme}://{MetricsOptions(host, port).address}{METRICS_PATH}" for host, port in names
+        ]
+
+    def close(self) -> None:
+        """Do not listen any more."""
+        for listener in self._listeners:
+            listener.socket.close()
+
+    async def run(self) -> None:
+        await trio.serve_listeners(self._serve_client, self._listeners)
+
+    async def _serve_client(self, stream: trio.SocketStream) -> None:
+        scope = trio.move_on_after(PATIENCE)
+        self._make_room()
+        self._clients[scope] = None
+        try:
+            with scope:
+                async with stream:
+                    await self._converse(stream)
+        except (trio.BrokenResourceError, _HungUpError):
+            pass  # it is gone, or does not speak TLS
+        finally:
+            self._clients.pop(scope, None)
+
+    def _make_room(self) -> None:
+        while len(self._clients) >= MAX_CLIENTS:
+            oldest = next(iter(self._clients))
+            oldest.cancel()
+            del self._clients[oldest]
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
+        if self._certificates is None:
+            await self._answer_one(stream)
+            await stream.send_eof()
+            with trio.move_on_after(DRAIN_SECONDS):
+                while await stream.receive_some(MAX_HEAD):
+                    pass
+            return
+        async with trio.SSLStream(
+            stream, self._certificates.context(), server_side=True, https_compatible=True
+        ) as encrypted:
+            await self._answer_one(encrypted)
+
+    async def _answer_one(self, stream: trio.abc.Stream) -> None:
+        only_head = False
+        try:
+            request = parse_head(await _receive_head(stream))
+            only_head = request.method == "HEAD"
+            answer = answer_page(request) or self._metrics(request)
+        except BadRequest as error:
+            answer = plain(error.status)
+        await stream.send_all(answer.head())
+        if not only_head:
+            await stream.send_all(answer.body)
+
+    def _metrics(self, request: Request) -> Answer:
+        body, content_type = self._exposition.render(request.accept, trio.current_time())
+        return Answer(HTTPStatus.OK, body, content_type)
+
+
+async def _receive_head(stream: trio.abc.Stream) -> bytes:
+    """What precedes a request's empty line. Raises BadRequest or _HungUpError."""
+    data = b""
+    while HEAD_END not in data:
+        if len(data) >= MAX_HEAD:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        more = await stream.receive_some(MAX_HEAD)
+        if not more:
+            raise _HungUpError
+        data += more
+    return data.partition(HEAD_END)[0]
