@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 import trio.testing
 
 from tests.end_to_end import LogLines
+from tests.helpers import GIB, MIB, mapped, memfd
 from tests.huge_pages import HugePages, need_root
+from tests.pure_front_end import PureFrontEnd, negotiated
 from tests.rig.fixtures import pytest_terminal_summary, rig  # noqa: F401
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.guest_memory import GuestMemory
 from vhost_balloon.log import logger
 
 
@@ -29,6 +34,30 @@ def log_lines() -> Iterator[LogLines]:
 def still_clock() -> trio.testing.MockClock:
     """Time that passes only when the test says so: nothing is late, however slow this machine."""
     return trio.testing.MockClock()
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    """1 MiB at 0 and 1 MiB at 4 GiB, from one file in the opposite order; a hole between."""
+    low = memfd(3 * MIB)
+    high = OwnedFd(os.dup(low.fileno()))
+    memory = GuestMemory()
+    memory.add(mapped(high, guest=4 * GIB, offset=0))
+    memory.add(mapped(low, guest=0, offset=2 * MIB))
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def front_end() -> PureFrontEnd:
+    """A front end without I/O that has negotiated as QEMU does."""
+    return negotiated()
+
+
+@pytest.fixture
+def fresh() -> PureFrontEnd:
+    """One that has just connected."""
+    return PureFrontEnd()
 
 
 @pytest.fixture

@@ -6,12 +6,17 @@ import fcntl
 import os
 from typing import Final
 
+from protocol.vhost_user_payloads import Region
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.guest_memory import MappedRegion
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 HUGE: Final = 2 * MIB
+
+USER: Final = 0x7F00_0000_0000
+"""Where a front end maps its guests' memory."""
 
 QEMU_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -27,6 +32,14 @@ def memfd(size: int, *, seals: int = QEMU_SEALS, flags: int = 0) -> OwnedFd:
 def resident(fd: OwnedFd) -> int:
     """Bytes that the host spends on a file."""
     return os.fstat(fd.fileno()).st_blocks * 512
+
+
+def mapped(
+    fd: OwnedFd, guest: int = 0, size: int = MIB, offset: int = 0, user: int | None = None
+) -> MappedRegion:
+    """A region of a file, at a user address that follows from the guest's unless it is given."""
+    where = USER + guest if user is None else user
+    return MappedRegion(Region(guest, size, where, offset), fd)
 
 
 def no_fds(count: int) -> list[OwnedFd]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ssl
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Final
 
+import trio
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.control_client import two_vms
+from vhost_balloon.config import MetricsOptions
+from vhost_balloon.metrics_server import MetricsServer
 from vhost_balloon.metrics_text import Exposition
 from vhost_balloon.vm import Machine, VmStatistics
 
@@ -18,6 +24,8 @@ OPENMETRICS: Final = (
     "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
 )
 """What Prometheus accepts, in short."""
+
+GET: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def snapshots(machine: Machine) -> list[VmStatistics]:
@@ -41,3 +49,53 @@ def samples(families: Iterable[Metric]) -> Samples:
 def scrape(machine: Machine) -> Samples:
     body, _ = exposition(machine).render("", 0)
     return samples(text_string_to_metric_families(body.decode()))
+
+
+@asynccontextmanager
+async def serving(options: MetricsOptions | None = None) -> AsyncIterator[MetricsServer]:
+    """A server of two VMs that nobody is attached to."""
+    machine = two_vms()
+    server = await MetricsServer.open(
+        options or MetricsOptions("127.0.0.1", 0),
+        lambda: [vm.statistics() for vm in machine.vms.values()],
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+def port(server: MetricsServer) -> int:
+    return int(server.urls()[0].split(":")[2].split("/")[0])
+
+
+async def connect(server: MetricsServer) -> trio.SocketStream:
+    return await trio.open_tcp_stream("127.0.0.1", port(server))
+
+
+async def read_all(stream: trio.abc.Stream) -> bytes:
+    data = b""
+    with trio.fail_after(10):
+        while more := await stream.receive_some():
+            data += more
+    return data
+
+
+async def ask(
+    server: MetricsServer, request: bytes, tls: ssl.SSLContext | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the answer, after which the server hangs up.
+
+    Raises trio.BrokenResourceError without an answer.
+    """
+    stream: trio.abc.Stream = await connect(server)
+    if tls is not None:
+        assert isinstance(stream, trio.SocketStream)
+        stream = trio.SSLStream(stream, tls, server_hostname="localhost", https_compatible=True)
+    async with stream:
+        await stream.send_all(request)
+        head, _, body = (await read_all(stream)).partition(b"\r\n\r\n")
+    if not head:
+        raise trio.BrokenResourceError("no answer")
+    status, *lines = head.decode().split("\r\n")
+    return int(status.split()[1]), dict(line.split(": ", 1) for line in lines), body

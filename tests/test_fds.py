@@ -70,6 +70,16 @@ def test_a_detached_descriptor_is_the_callers() -> None:
     os.close(number)
 
 
+def test_a_closed_eventfd_lets_go_of_its_descriptor() -> None:
+    number = os.eventfd(0)
+    ours = EventFd(OwnedFd(number))
+    ours.close()
+    assert not is_open(number)
+    for use in (ours.signal, ours.drain):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
 def test_a_forgotten_descriptor_is_closed() -> None:
     number = os.eventfd(0)
     owned = OwnedFd(number)

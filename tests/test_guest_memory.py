@@ -13,34 +13,14 @@ from pathlib import Path
 import pytest
 
 from protocol.vhost_user_payloads import Region
-from tests.helpers import GIB, HUGE, MIB, PAGE, memfd, resident
+from tests.helpers import GIB, HUGE, MIB, PAGE, USER, mapped, memfd, resident
 from tests.huge_pages import HugePages
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import DiscardPolicy, GuestMemory, MappedRegion, check_disjoint
 
 TOP = 1 << 64
-USER = 0x7F00_0000_0000
 POLICY = DiscardPolicy()
-
-
-def mapped(
-    fd: OwnedFd, guest: int = 0, size: int = MIB, offset: int = 0, user: int | None = None
-) -> MappedRegion:
-    where = USER + guest if user is None else user
-    return MappedRegion(Region(guest, size, where, offset), fd)
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    """1 MiB at 0 and 1 MiB at 4 GiB, from one file in the opposite order; a hole between."""
-    low = memfd(3 * MIB)
-    high = OwnedFd(os.dup(low.fileno()))
-    memory = GuestMemory()
-    memory.add(mapped(high, guest=4 * GIB, offset=0))
-    memory.add(mapped(low, guest=0, offset=2 * MIB))
-    yield memory
-    memory.close()
 
 
 # Mapping

@@ -20,22 +20,10 @@ from tests.pure_front_end import (
     R,
     actual,
     config,
-    negotiated,
     start_all,
 )
 from vhost_balloon import effects
 from vhost_balloon.features import TRANSPORT_FEATURES
-
-
-@pytest.fixture
-def front_end() -> PureFrontEnd:
-    return negotiated()
-
-
-@pytest.fixture
-def fresh() -> PureFrontEnd:
-    return PureFrontEnd()
-
 
 # Features
 

@@ -18,21 +18,9 @@ from tests.pure_front_end import (
     R,
     actual,
     config,
-    negotiated,
     region,
 )
 from vhost_balloon import effects
-
-
-@pytest.fixture
-def front_end() -> PureFrontEnd:
-    return negotiated()
-
-
-@pytest.fixture
-def fresh() -> PureFrontEnd:
-    return PureFrontEnd()
-
 
 # Memory
 

@@ -17,22 +17,10 @@ from tests.pure_front_end import (
     PureFrontEnd,
     R,
     address,
-    negotiated,
     set_up,
     start_all,
 )
 from vhost_balloon import effects
-
-
-@pytest.fixture
-def front_end() -> PureFrontEnd:
-    return negotiated()
-
-
-@pytest.fixture
-def fresh() -> PureFrontEnd:
-    return PureFrontEnd()
-
 
 # Rings
 

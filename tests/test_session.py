@@ -23,7 +23,6 @@ from tests.pure_front_end import (
     actual,
     address,
     config,
-    negotiated,
     region,
     set_up,
     start_all,
@@ -32,17 +31,6 @@ from tests.pure_front_end import (
 from vhost_balloon import effects
 from vhost_balloon.features import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 from vhost_balloon.message import Message
-
-
-@pytest.fixture
-def front_end() -> PureFrontEnd:
-    return negotiated()
-
-
-@pytest.fixture
-def fresh() -> PureFrontEnd:
-    return PureFrontEnd()
-
 
 # Replies
 

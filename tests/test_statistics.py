@@ -21,6 +21,7 @@ from tests.end_to_end import (
     refused,
     serving,
 )
+from vhost_balloon.errors import CommandError
 from vhost_balloon.simulator import DriverOptions, DriverRing, running_guest
 
 ALL: dict[int, int] = {tag: 1000 + tag for tag in StatTag}
@@ -89,6 +90,29 @@ async def test_without_a_timer_only_on_demand(tmp_path: Path, autojump_clock: Mo
         await give(guest, free(3))
         await trio.sleep(100)
         assert (seen(host), ring.used_index) == (free(3), 2)
+
+
+async def test_a_fresh_sample_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with serving(tmp_path) as host, by_hand(host.path()) as guest:
+        ring, samples = await give(guest, free(1)), []
+
+        async def wait() -> None:
+            samples.append(dict((await host.vm().fresh_stats(5)).stats))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await ring.wait_used()
+            await trio.sleep(4)
+            assert samples == [], "the old one would be no answer"
+            await give(guest, free(2))
+        assert samples == [free(2)]
+        with pytest.raises(CommandError, match="within 5 s"):
+            await host.vm().fresh_stats(5)
+        await guest.stop()
+        with pytest.raises(CommandError, match="not ready"):
+            await host.vm().fresh_stats(5)
+    with pytest.raises(CommandError, match="No balloon device"):
+        await host.vm().fresh_stats(5)
 
 
 async def test_a_new_interval_counts_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -1,0 +1,116 @@
+"""The metrics address by TLS: whom it answers, renewed certificates, files that cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import ssl
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.end_to_end import LogLines
+from tests.scrapes import GET, ask, connect, read_all, serving
+from vhost_balloon.config import MetricsOptions
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.metrics_server import MetricsServer
+
+TLS = Path(__file__).with_name("tls")
+
+
+def trusting(certificate: str, client: str | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=TLS / f"{certificate}.pem")
+    if client is not None:
+        context.load_cert_chain(TLS / f"{client}.pem", TLS / f"{client}.key.pem")
+    return context
+
+
+def encrypted(certificate: Path, key: Path | None, client_ca: Path | None = None) -> MetricsOptions:
+    return MetricsOptions("127.0.0.1", 0, certificate, key, client_ca)
+
+
+async def test_tls() -> None:
+    async with serving(encrypted(TLS / "first.pem", TLS / "first.key.pem")) as server:
+        assert server.urls()[0].startswith("https://")
+        assert (await ask(server, GET, trusting("first")))[0] == 200
+        with pytest.raises(trio.BrokenResourceError):
+            await ask(server, GET, trusting("second"))
+        async with await connect(server) as plain:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await plain.send_all(GET)
+                assert b"200 OK" not in await read_all(plain)
+        async with await connect(server):  # a silent client keeps nobody waiting
+            assert (await ask(server, GET, trusting("first")))[0] == 200
+
+
+async def test_key_in_the_certificates_file(tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes((TLS / "first.key.pem").read_bytes() + (TLS / "first.pem").read_bytes())
+    async with serving(encrypted(both, None)) as server:
+        assert (await ask(server, GET, trusting("first")))[0] == 200
+
+
+async def test_only_clients_with_a_certificate() -> None:
+    options = encrypted(TLS / "first.pem", TLS / "first.key.pem", TLS / "second.pem")
+    async with serving(options) as server:
+        assert (await ask(server, GET, trusting("first", "second")))[0] == 200
+        for client in (None, "first"):
+            with pytest.raises(trio.BrokenResourceError):
+                await ask(server, GET, trusting("first", client))
+
+
+async def test_a_renewed_certificate_is_taken_up(tmp_path: Path, log_lines: LogLines) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def install(name: str) -> None:
+        shutil.copy(TLS / f"{name}.pem", certificate)
+        shutil.copy(TLS / f"{name}.key.pem", key)
+
+    install("first")
+    async with serving(encrypted(certificate, key)) as server:
+        assert (await ask(server, GET, trusting("first")))[0] == 200
+        key.write_text("half of it")
+        assert (await ask(server, GET, trusting("first")))[0] == 200
+        assert len(log_lines.having("warning: cannot use", "still used")) == 1
+        install("second")
+        assert (await ask(server, GET, trusting("second")))[0] == 200
+        certificate.unlink()
+        assert (await ask(server, GET, trusting("second")))[0] == 200
+
+
+ENCRYPTED_KEY = """\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAgzl+6V3s/8oQICCAAw
+DAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEFqmhB6AO2HKUMouX8945jUEgZBE
+OydNBy7Vd3r74niEm14uR6zW+vpEyc7lv8GmFHVYhylmOlrE6irdU9GEhTddUrLN
+2hpftZX4f6u3uJUo+pQglZ8w6hC1ApMpXTrEiRrOaUbhM/BWRdD3fWnORIrOlWxT
+Rhkb6cpiU73FsJHQNcnRnWVl/JI0VCKBr1IG52OWJwUusfuS3U6Aj9/JuHAo+WA=
+-----END ENCRYPTED PRIVATE KEY-----
+"""
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "client_ca"),
+    [
+        ("first.pem", None, None),
+        ("first.pem", "second.key.pem", None),
+        ("nothing.pem", "first.key.pem", None),
+        ("first.key.pem", "first.key.pem", None),
+        ("first.pem", "encrypted.pem", None),
+        ("first.pem", "first.key.pem", "first.key.pem"),
+        ("first.pem", "first.key.pem", "nothing.pem"),
+    ],
+)
+async def test_files_that_cannot_be_used(
+    tmp_path: Path, certificate: str, key: str | None, client_ca: str | None
+) -> None:
+    for path in TLS.glob("*.pem"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "encrypted.pem").write_text(ENCRYPTED_KEY)
+    files = [None if name is None else tmp_path / name for name in (certificate, key, client_ca)]
+    with pytest.raises(
+        OperatorError, match=r"^(cannot use .* for TLS|the metrics key is)"
+    ) as error:
+        await MetricsServer.open(MetricsOptions("127.0.0.1", 0, *files), list)
+    assert "\n" not in str(error.value)
