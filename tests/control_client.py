@@ -39,7 +39,7 @@ class FakeFrontEnd:
         else:
             self.known = self.sample
 
-    def statistics(self) -> VmStatistics:
+    def statistics(self, *, details: bool) -> VmStatistics:
         return self.known
 
 

@@ -37,7 +37,8 @@ def main() -> None:
         raise_descriptor_limit()
         trio.run(daemon.run, settings)
     except OperatorError as error:
-        print(f"vhost-balloon: {error}", file=sys.stderr)
+        line = " ".join(str(error).splitlines())  # a path may hold newlines
+        print(f"vhost-balloon: {line}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

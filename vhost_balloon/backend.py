@@ -292,8 +292,8 @@ class FrontEndConnection:
                 continue
             self._rings.stats.request()
 
-    def statistics(self) -> VmStatistics:
-        """A snapshot. Never waits."""
+    def statistics(self, *, details: bool) -> VmStatistics:
+        """A snapshot, with queues and regions if details are wanted. Never waits."""
         balloon, session, memory = self.balloon, self.session, self._device.memory
         known = balloon.memory_size > 0
         reasons = self._pause_reasons()
@@ -305,8 +305,8 @@ class FrontEndConnection:
             front_end_pid=self._pid,
             features=session.features,
             protocol_features=session.protocol_features,
-            queues=self._rings.statistics(),
-            regions=tuple(mapped.statistics() for mapped in memory.regions),
+            queues=self._rings.statistics() if details else (),
+            regions=memory.statistics() if details else (),
             guest_memory=balloon.memory_size,
             target=balloon.target if known or balloon.has_wish else None,
             pending=balloon.has_wish and not session.driver_ready,

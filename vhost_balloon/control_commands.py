@@ -128,13 +128,13 @@ def _balloon(machine: Machine, arguments: dict[str, Any]) -> Json:
     if arguments["value"] <= 0:
         raise CommandError("Parameter 'value' expects a size")
     vm.set_target(arguments["value"])
-    statistics = vm.statistics()
+    statistics = vm.statistics(details=False)
     return {"pending": True} if statistics.pending or not statistics.driver_ready else {}
 
 
 def _query_balloon(machine: Machine, arguments: dict[str, Any]) -> Json:
     vm = _attached_vm(machine, arguments)
-    actual = vm.statistics().actual
+    actual = vm.statistics(details=False).actual
     if actual is None:
         raise _not_active(f": the memory of VM '{vm.id}' is not known before its driver starts")
     return {"actual": actual}
@@ -184,7 +184,7 @@ def _qom_vm(machine: Machine, path: str) -> Vm:
 
 
 def _guest_stats(vm: Vm) -> Json:
-    statistics = vm.statistics()
+    statistics = vm.statistics(details=False)
     stats = {name: statistics.stats.get(tag, STAT_UNKNOWN) for tag, name in STAT_NAMES.items()}
     return {"stats": stats, "last-update": statistics.stats_last_update}
 

@@ -51,6 +51,6 @@ class BalloonEvents:
             self._tell(vm, timestamp)
 
     def _tell(self, vm: Vm, timestamp: float) -> None:
-        actual = vm.statistics().actual
+        actual = vm.statistics(details=False).actual
         if actual is not None:  # its front end may have gone meanwhile
             self._broadcast(vm.id, qmp.event(EVENT, {"actual": actual, "id": vm.id}, timestamp))

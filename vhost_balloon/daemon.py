@@ -94,7 +94,7 @@ async def open_metrics(options: MetricsOptions, machine: Machine) -> MetricsServ
     from vhost_balloon.metrics_server import MetricsServer
 
     return await MetricsServer.open(
-        options, lambda: [vm.statistics() for vm in machine.vms.values()]
+        options, lambda: [vm.statistics(details=False) for vm in machine.vms.values()]
     )
 
 

@@ -213,6 +213,9 @@ class GuestMemory:
             mapped.unmap()
         self.replace([])
 
+    def statistics(self) -> tuple[RegionStatistics, ...]:
+        return tuple(mapped.statistics() for mapped in self.regions)
+
     def resident(self) -> int:
         """Bytes that the host spends on the regions' files, each file once (RAM and swap)."""
         blocks = {m.inode: os.fstat(m.fd.fileno()).st_blocks for m in self.regions}

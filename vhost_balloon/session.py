@@ -207,8 +207,7 @@ class Session:
         """Stop and disable all rings and forget the driver; memory and connection stay."""
         for index in self.started:
             yield from self.stop(index)
-        for ring in self.rings:
-            ring.enabled, ring.base = False, 0
+        self.rings = [Ring() for _ in range(NUM_QUEUES)]
         self.returned_bases.clear()
         self.status = 0
         yield NewDriver()

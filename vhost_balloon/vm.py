@@ -171,8 +171,8 @@ class Vm:
             raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
         self.connection.set_target(value)
 
-    def statistics(self) -> VmStatistics:
-        """A snapshot. Never waits."""
+    def statistics(self, *, details: bool = True) -> VmStatistics:
+        """A snapshot, with queues and regions unless details are not wanted. Never waits."""
         if self.connection is None:
             return VmStatistics(
                 self.id,
@@ -183,4 +183,4 @@ class Vm:
                 pause_reasons=("operator",) if self.paused else (),
                 stats_interval=self.stats_interval,
             )
-        return self.connection.statistics()
+        return self.connection.statistics(details=details)
