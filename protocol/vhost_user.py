@@ -1,7 +1,7 @@
 """vhost-user: request numbers, feature bits, limits and the message header.
 
 Source: QEMU docs/interop/vhost-user.rst. Numbers are in the machine's byte order there; this
-package supports little-endian hosts only (see vhost_balloon.config), so they are written so.
+package supports little-endian hosts only (see vhost_balloon.__main__), so they are written so.
 The payloads live in protocol.vhost_user_payloads.
 """
 
@@ -40,7 +40,7 @@ MAX_FDS: Final = 253
 """The kernel's SCM_MAX_FD: no message can carry more descriptors."""
 
 MAX_PAYLOAD_SIZE: Final = 0x10000
-"""Longest payload that is still read and refused; a header that names more is not framing.
+"""Longest payload that is kept; a longer one is skipped, and its request refused.
 
 The longest payload that the specification knows has 2056 bytes (GET_SHMEM_CONFIG's reply)."""
 

@@ -76,8 +76,13 @@ class PtySession:
         os.write(self._master, keys.encode())
 
     def screen(self) -> list[str]:
-        """The last frame that begins at the top left corner, without control sequences."""
-        frame = self.text.rpartition("\x1b[H")[2]
+        """The frame in which wait_for() found its text, without control sequences.
+
+        A frame begins at the top left corner. What it ends with is what a test waits for: a later
+        one may have come only in part.
+        """
+        start = self.text.rfind("\x1b[H", 0, self._seen)
+        frame = self.text[start:].removeprefix("\x1b[H").partition("\x1b[H")[0]
         return [line.rstrip() for line in _CODES.sub("", frame).replace("\r", "").split("\n")]
 
     def wait_for(self, text: str, seconds: float = 15) -> None:

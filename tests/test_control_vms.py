@@ -116,10 +116,10 @@ async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machin
         "guest-memory": GIB, "target": GIB, "pending": False, "actual": GIB, "balloon": 0,
         "resident": 4096, "driver-ready": True, "queue-map-ambiguous": False,
         "reporting-paused": True, "pause-reasons": ["operator"],
-        "stats": {"stat-free-memory": 5}, "stats-age": 1.5,
+        "stats": {"stat-free-memory": 5}, "stats-age": 1.5, "stats-interval": 0.0,
         "reported-bytes": 4096, "inflated-bytes": 0, "deflated-bytes": 0, "freed-bytes": 0,
         "refused-bytes": {"poison": 8192}, "requests": {"inflate": 7}, "ring-errors": 2,
-        "front-end-errors": 0, "config-changes": 0,
+        "front-end-errors": 0, "front-end-stalls": 0, "config-changes": 0,
     }  # fmt: skip
 
 

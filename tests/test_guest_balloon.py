@@ -51,6 +51,7 @@ def test_inflate_and_deflate(both: Attached) -> None:
     assert vm["inflated-bytes"] >= 512 * MiB
     deflated = workload.set_target(both.qmp, GiB)
     assert both.vm()["balloon"] == 0
+    assert both.vm()["resident"] == pytest.approx(both.guest.resident(), abs=16 * MiB)
     assert both.vm()["deflated-bytes"] >= 512 * MiB
     wait_until(lambda: both.guest.meminfo()["MemFree"] > before["MemFree"] - 150 * MiB, 20)
     print(f"512 MiB: inflated in {inflated:.2f} s, deflated in {deflated:.2f} s")
@@ -95,6 +96,7 @@ def test_statistics_and_balloon_go_on_after_stop_and_cont(both: Attached) -> Non
         both.wait_driver()
         vm = both.vm()
         assert (vm["target"], vm["actual"]) == (900 * MiB, 900 * MiB)
+        assert both.guest.resident() < 900 * MiB
     assert_stats_agree(both)
     workload.set_target(both.qmp, GiB)
 
@@ -107,6 +109,7 @@ def test_reboot_with_an_inflated_balloon(both: Attached) -> None:
     both.qmp.wait_event("BALLOON_CHANGE", matching=lambda event: event["data"]["actual"] == GiB)
     wait_until(lambda: both.vm()["actual"] == 700 * MiB, 30)
     assert both.vm()["target"] == 700 * MiB
+    assert both.guest.resident() < 700 * MiB
     assert_stats_agree(both)
     workload.set_target(both.qmp, GiB)
 
@@ -122,7 +125,9 @@ def test_reset_with_an_inflated_balloon(both: Attached) -> None:
 
 def test_driver_unload_and_reload(both: Attached) -> None:
     workload.set_target(both.qmp, 700 * MiB)
+    free = both.guest.meminfo()["MemFree"]
     both.guest.unload_driver()
+    assert both.guest.meminfo()["MemFree"] > free + 300 * MiB
     vm = both.vm()
     assert not vm["driver-ready"]
     assert (vm["balloon"], vm["target"]) == (0, 700 * MiB)

@@ -81,3 +81,6 @@ def test_installed_commands_run_from_an_empty_folder(
 def test_version_is_stated_once() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["version"] == vhost_balloon.__version__
+    # QMP's greeting has three numbers.
+    assert all(part.isdecimal() for part in vhost_balloon.__version__.split("."))
+    assert vhost_balloon.__version__.count(".") == 2

@@ -125,7 +125,6 @@ def test_a_status_has_eight_bits(front_end: PureFrontEnd) -> None:
     assert front_end.send(R.GET_STATUS) == U64(0xFF)
 
 
-def test_an_owner_says_so(fresh: PureFrontEnd) -> None:
-    assert (fresh.session.owned, fresh.session.config_unread) == (False, False)
-    fresh.send(R.SET_OWNER)
-    assert fresh.session.owned
+def test_set_owner_is_taken(fresh: PureFrontEnd) -> None:
+    assert fresh.send(R.SET_OWNER) is None
+    assert not fresh.session.config_unread

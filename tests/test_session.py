@@ -182,7 +182,7 @@ def test_a_message_that_was_not_received_whole_or_is_a_reply_is_refused(
     front_end: PureFrontEnd, message: Message
 ) -> None:
     assert front_end.deliver(message) == NACK
-    assert not front_end.session.owned
+    assert front_end.session.status == 0
 
 
 @pytest.mark.parametrize(("request_", "payload", "fds"), [row[:3] for row in VALID])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -28,9 +31,15 @@ from tests.end_to_end import (
     open_fds,
     serving,
 )
+from vhost_balloon.counters import Counters
 from vhost_balloon.discard import Discarded, punch
 from vhost_balloon.guest_memory import Piece
+from vhost_balloon.log import VmLog
+from vhost_balloon.processors import DeflateProcessor, HintProcessor
+from vhost_balloon.ring import Processor
 from vhost_balloon.simulator import GuestRam
+from vhost_balloon.stats_processor import StatsProcessor
+from vhost_balloon.virtqueue import Buffer, Chain
 
 GIB = 1 << 30
 BATCH = 64 * MIB
@@ -85,7 +94,7 @@ async def test_a_ring_is_given_back_at_once(tmp_path: Path, size: int) -> None:
         base = await guest.front_end.get_vring_base(index)
         seconds = time.perf_counter() - started
         print(f"GET_VRING_BASE against {size // GIB} GiB: {seconds * 1000:.1f} ms")
-        assert seconds < 2
+        assert seconds < 0.5
         assert (base, ring.used_index) == (0, 0), "the request is left unused"
         assert host.vm().counters.requests[Queue.REPORTING] == 0
         batches = sum(host.vm().counters.discard_seconds.counts)
@@ -269,3 +278,42 @@ async def test_sigterm_comes_while_a_discard_runs(
                     await ended.wait()
         assert len(gate.done) == 1
     assert open_fds() == before
+
+
+class EndlessQueue:
+    """A guest that gives one buffer after the other, as fast as they are used."""
+
+    def __init__(self) -> None:
+        self.popped = 0
+
+    def pop(self) -> Chain:
+        self.popped += 1
+        assert self.popped < 100_000, "nobody else had a turn"
+        return Chain(0, [Buffer(0, 0, False)])
+
+    def pending(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("queue", [Queue.STATS, Queue.DEFLATE, Queue.FREE_PAGE])
+async def test_a_ring_that_is_never_empty_starves_nobody(queue: Queue) -> None:
+    endless = EndlessQueue()
+    ring: Any = SimpleNamespace(
+        virtqueue=endless, stopping=False, waiting_since=math.inf, complete=lambda heads: None
+    )
+    device: Any = SimpleNamespace(
+        counters=Counters(),
+        heartbeat=SimpleNamespace(found_late=lambda now: False),
+        memory=SimpleNamespace(read=lambda address, length: b"", inside=lambda ranges: 0),
+        log=VmLog("web1"),
+    )
+    processors: dict[Queue, Processor] = {
+        Queue.STATS: StatsProcessor(device),
+        Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE),
+        Queue.FREE_PAGE: HintProcessor(device),
+    }
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(processors[queue].drain, ring)
+        while endless.popped < 10:
+            await trio.lowlevel.checkpoint()
+        ring.stopping = True

@@ -38,12 +38,18 @@ STALL_PATIENCE: Final = 10.0
 """Seconds until a front end that says nothing, or stops inside a message, is complained about."""
 
 
-async def serve_front_end(vm: Vm, stream: trio.SocketStream) -> None:
-    """Serve a front end until it goes; nothing of it is left then."""
+async def serve_front_end(
+    vm: Vm, stream: trio.SocketStream, *, peer_connected: bool = True
+) -> None:
+    """Serve a front end until it goes; nothing of it is left then.
+
+    peer_connected: whether the process at the other end made the connection itself. Where the
+    socket was handed to it, the kernel names whoever made it, and pins cannot be looked for.
+    """
     transport = Transport(stream)
     try:
         async with trio.open_nursery() as nursery:
-            vm.connection = FrontEndConnection(vm, transport, nursery)
+            vm.connection = FrontEndConnection(vm, transport, nursery, peer_connected)
             await vm.connection.serve()
             nursery.cancel_scope.cancel()
     finally:
@@ -54,11 +60,13 @@ async def serve_front_end(vm: Vm, stream: trio.SocketStream) -> None:
 class FrontEndConnection:
     """From accept to the end of the connection; its tasks live in nursery."""
 
-    def __init__(self, vm: Vm, transport: Transport, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, vm: Vm, transport: Transport, nursery: trio.Nursery, peer_connected: bool
+    ) -> None:
         self.vm = vm
         self.balloon = Balloon()
         self.session = Session(self.balloon, vm.settings.offered)
-        self._pid = transport.peer_pid()
+        self._pid = transport.peer_pid() if peer_connected else None
         self._device = Device(
             self.balloon,
             vm.counters,
@@ -148,7 +156,7 @@ class FrontEndConnection:
             case effects.StopRing(index):
                 return await self._rings.stop(index)
             case effects.StartRing(index, kick, setup):
-                self._rings.start(index, kick, setup)
+                await self._rings.start(index, kick, setup)
             case effects.RingsChanged():
                 await self._rings.update()
                 self._tell_config()
@@ -190,13 +198,13 @@ class FrontEndConnection:
                     "put all VMs of this daemon at risk: use memory-backend-memfd, one daemon "
                     "per VM, or --allow-unsealed-memory"
                 )
-            self.vm.log.warning(
+            self.vm.log.misbehaved(
                 "guest memory is not sealed against shrinking: if its file is truncated, this "
                 "daemon ends"
             )
         reason = self.vm.settings.policy.refusal(mapped.filesystem)
         if reason is not None:
-            self.vm.log.warning(f"guest memory will not be discarded: {reason}")
+            self.vm.log.misbehaved(f"guest memory will not be discarded: {reason}")
         return mapped
 
     async def _remove_region(self, region: Region) -> None:
@@ -229,6 +237,8 @@ class FrontEndConnection:
         if self._channel is not None:
             self._channel.close()
         self._channel = channel
+        self._config_told = False
+        self._tell_config()
 
     # The target
 
@@ -248,9 +258,8 @@ class FrontEndConnection:
         if self.session.suspended:
             self._config_told = False
         elif self.session.config_unread and not self._config_told and self._channel is not None:
-            self._channel.send(BackendRequest.CONFIG_CHANGE_MSG)
-            self.vm.counters.config_changes += 1
-            self._config_told = True
+            self._config_told = self._channel.send(BackendRequest.CONFIG_CHANGE_MSG)
+            self.vm.counters.config_changes += self._config_told
 
     def _follow(self) -> None:
         self._convergence.observe(

@@ -149,7 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="listen here for a front end; may be repeated, one VM each, named after the file",
     )
-    vms.add_argument("--fd", type=int, metavar="N", help="serve this connected front-end socket")
+    vms.add_argument(
+        "--fd",
+        type=int,
+        metavar="N",
+        help="serve this connected front-end socket (whose process cannot be told: see --discard)",
+    )
     _add_access(vms, "socket", "front-end sockets")
     control = parser.add_argument_group("control")
     control.add_argument(

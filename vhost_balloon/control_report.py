@@ -40,6 +40,7 @@ def describe_vm(vm: VmStatistics) -> Object:
             "queue-map-ambiguous": vm.queue_map_ambiguous,
             "stats": {STAT_NAMES[tag]: value for tag, value in vm.stats.items()},
             "stats-age": vm.stats_age,
+            "stats-interval": vm.stats_interval,
             **_describe_counters(vm.counters),
         }
     )
@@ -87,6 +88,7 @@ def _describe_counters(counters: Counters) -> dict[str, Json]:
         "requests": {queue.value: count for queue, count in counters.requests.items()},
         "ring-errors": counters.ring_errors.total(),
         "front-end-errors": counters.front_end_errors,
+        "front-end-stalls": counters.front_end_stalls,
         "config-changes": counters.config_changes,
     }
 

@@ -65,10 +65,12 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
         "queue-map-ambiguous": "bool",
         "stats": "GuestStatValues",
         "*stats-age": "number",
+        "stats-interval": "number",
         "refused-bytes": "RefusedBytes",
         "requests": "Requests",
         "ring-errors": "int",
         "front-end-errors": "int",
+        "front-end-stalls": "int",
         "config-changes": "int",
     },
     "VmQueue": {

@@ -42,7 +42,7 @@ async def serve_vm(vm: Vm, listener: trio.SocketListener) -> None:
 
 async def serve_fd(vm: Vm, stream: trio.SocketStream, done: Callable[[], None]) -> None:
     """Serve the one front end of --fd; the daemon's work is done with it."""
-    await serve_front_end(vm, stream)
+    await serve_front_end(vm, stream, peer_connected=False)
     done()
 
 

@@ -33,7 +33,10 @@ BLOCK: Final = 512
 
 @dataclass(slots=True)
 class Discarded:
-    """Bytes: freed is what came back, failed what the kernel refused; error is its reason."""
+    """Bytes: freed is what came back, failed what the kernel refused; error is its reason.
+
+    Two batches on the same file at the same time each see what the other frees.
+    """
 
     freed: int = 0
     failed: int = 0
@@ -82,9 +85,19 @@ def _blocks(fds: Iterable[int]) -> int:
     return sum(os.fstat(fd).st_blocks for fd in fds)
 
 
+def fits_inline(batch: list[Piece]) -> bool:
+    """Whether a batch is so small that it is best discarded in place."""
+    return len(batch) <= INLINE_PIECES and sum(piece.length for piece in batch) <= INLINE_BYTES
+
+
+DISCARDING: Final = trio.CapacityLimiter(8)
+"""Who holds one of these may discard in a thread; the others wait in the order they came. More
+at once would not free more: the kernel's work is bound by the processors."""
+
+
 async def discard(batch: list[Piece]) -> Discarded:
     """Discard one batch, in a worker thread if it is a big one. Not cancelled half-way."""
-    if len(batch) <= INLINE_PIECES and sum(piece.length for piece in batch) <= INLINE_BYTES:
+    if fits_inline(batch):
         return punch(batch)
     with trio.CancelScope(shield=True):
         result = await trio.to_thread.run_sync(punch, batch)

@@ -22,9 +22,6 @@ class VmLog:
         self._window = float("-inf")
         self._lines = 0
 
-    def debug(self, text: str) -> None:
-        self._log(logging.DEBUG, text)
-
     def info(self, text: str) -> None:
         self._log(logging.INFO, text)
 

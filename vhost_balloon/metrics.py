@@ -120,12 +120,13 @@ VM_FAMILIES: Final = (
     ),
     counter(
         "freed_bytes_total",
-        "Memory that really came back to the host; an estimate while the guest runs.",
+        "Memory that really came back to the host; an estimate while the guest runs and requests "
+        "overlap.",
         attrgetter("counters.freed_bytes"),
     ),
     counters(
         "refused_bytes_total",
-        "What the guest reported or inflated and was not discarded, by reason.",
+        "Bytes of requests that were refused or not discarded, by reason.",
         ("reason",),
         _REFUSED,
         attrgetter("counters.refused_bytes"),

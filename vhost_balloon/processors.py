@@ -21,7 +21,7 @@ import trio
 from protocol.virtio_balloon import Queue
 from vhost_balloon.decode import Named, page_buffers_size, pages, reported
 from vhost_balloon.device import Device
-from vhost_balloon.discard import batches, discard
+from vhost_balloon.discard import DISCARDING, batches, discard, fits_inline
 from vhost_balloon.errors import RingError
 from vhost_balloon.guest_memory import Piece
 from vhost_balloon.heartbeat import HOLD_LIMIT
@@ -134,7 +134,7 @@ class DiscardProcessor(_Processor):
         for named in self._decode(chains):
             if ring.stopping:
                 return None
-            if trio.current_time() >= deadline:
+            if trio.current_time() >= deadline and self._queue is not Queue.REPORTING:
                 break
             if done.size:  # a big request: let the others have their turn
                 await trio.lowlevel.cancel_shielded_checkpoint()
@@ -174,12 +174,19 @@ class DiscardProcessor(_Processor):
             if trio.current_time() >= deadline:
                 done.refuse(Refusal.LATE, sum(piece.length for piece in batch))
                 continue
-            await self._discard(batch, done)
+            await self._discard(batch, deadline, done)
         return True
 
-    async def _discard(self, batch: list[Piece], done: Tally) -> None:
+    async def _discard(self, batch: list[Piece], deadline: float, done: Tally) -> None:
         counters = self._device.counters
-        result = await discard(batch)
+        if fits_inline(batch):
+            result = await discard(batch)
+        else:
+            async with DISCARDING:
+                if trio.current_time() >= deadline:
+                    done.refuse(Refusal.LATE, sum(piece.length for piece in batch))
+                    return
+                result = await discard(batch)
         counters.freed_bytes += result.freed
         counters.discard_seconds.observe(result.seconds)
         if result.error is not None:

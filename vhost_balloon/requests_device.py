@@ -54,8 +54,8 @@ def set_protocol_features(session: Session, message: Message) -> None:
 
 
 def set_owner(session: Session, message: Message) -> None:
+    """The start of a session. There is nothing to do: each connection is a new one."""
     parse_empty(message.payload)
-    session.owned = True
 
 
 def reset_owner(session: Session, message: Message) -> Steps:

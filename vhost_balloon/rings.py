@@ -62,10 +62,18 @@ class RingSet:
 
     # Single rings
 
-    def start(self, index: int, kick: OwnedFd, setup: RingSetup) -> None:
-        """Start a ring; update() lets it run. Raises FrontEndError."""
+    async def start(self, index: int, kick: OwnedFd, setup: RingSetup) -> None:
+        """Start a ring; update() lets it run. Raises FrontEndError.
+
+        A discard that runs was planned when this ring was no ring, and could take its pages.
+        """
         kick_eventfd = EventFd(kick)
-        bound = bind(setup, setup.base, self._device.memory)
+        await self.pause()
+        try:
+            bound = bind(setup, setup.base, self._device.memory)
+        except FrontEndError:
+            await self.update()
+            raise
         ring = self.rings[index] = StartedRing(index, setup, bound, kick_eventfd)
         ring.call = self._calls.get(index)
         self._protect()
@@ -114,7 +122,7 @@ class RingSet:
     async def update(self) -> None:
         """Judge again which rings run and what each carries; let their tasks follow."""
         queue_map = map_queues(self._session.features, self.rings)
-        if not queue_map.ambiguous:
+        if not self.rings or not queue_map.ambiguous:
             self.map_ambiguous = False
         for index, ring in self.rings.items():
             queue = queue_map.queues.get(index)
@@ -136,7 +144,8 @@ class RingSet:
         plan: dict[int, BoundRing] = {}
         try:
             for index, ring in self.rings.items():
-                plan[index] = bind(ring.setup, ring.virtqueue.base, memory)
+                if ring.broken is None:
+                    plan[index] = bind(ring.setup, ring.virtqueue.base, memory)
         except FrontEndError:
             for bound in plan.values():
                 bound.virtqueue.release()
@@ -144,15 +153,18 @@ class RingSet:
         return plan
 
     def rebind(self, plan: dict[int, BoundRing]) -> None:
-        """Move all rings to what plan() made. Not while they run."""
-        for index, bound in plan.items():
-            self.rings[index].rebind(bound)
+        """Move all rings to what plan() made; broken ones give up theirs. Not while they run."""
+        for index, ring in self.rings.items():
+            if index in plan:
+                ring.rebind(plan[index])
+            else:
+                ring.unbind()
         self._protect()
 
     def drop_region(self, mapped: MappedRegion) -> None:
         """Stop for good every ring that lies in a region that goes. Not while they run."""
         for ring in self.rings.values():
-            if ring.lies_in(mapped):
+            if ring.lies_in(mapped) and ring.broken is None:
                 self._broke(ring, RingError(RingErrorReason.MEMORY, "its memory was removed"))
                 ring.unbind()
         self._protect()

@@ -105,7 +105,6 @@ class Session:
         self.offered = offered | TRANSPORT_FEATURES
         self.features = 0
         self.protocol_features = 0
-        self.owned = False
         self.status = 0
         self.regions: list[Region] = []
         self.rings = [Ring() for _ in range(NUM_QUEUES)]

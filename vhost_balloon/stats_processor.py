@@ -44,6 +44,10 @@ class StatsProcessor:
             self._held = chain.head
             if stale or self._wanted:
                 self._release(ring)
+            if ring.stopping:
+                return
+            # A guest may give buffers without end: the others have their turn in between.
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def request(self) -> None:
         """Ask for a fresh sample: now, or as soon as the guest has given its buffer."""

@@ -157,11 +157,14 @@ class BackendChannel:
     def send(self, request: int) -> bool:
         """Send a request without payload and without waiting for an answer.
 
-        False if there is no room: then requests that say the same wait there unread.
+        True if the front end has it, or has at least as many requests waiting there unread as
+        the socket holds; False if it has closed its end.
         """
         message = HEADER.pack(request, VERSION, 0)
         try:
             self._sock.send(message, _SEND_FLAGS)
+        except BlockingIOError:
+            return True
         except OSError:
             return False
         return True

@@ -21,7 +21,6 @@ from vhost_balloon.simulator.residency import page_residency
 
 PAGE_SIZE: Final = 4096
 MIB: Final = 1 << 20
-HUGE_PAGE_SIZE: Final = 2 * MIB
 PCI_HOLE_START: Final = 2 << 30
 """Where QEMU's q35 stops RAM when the guest has more than fits below the hole."""
 PCI_HOLE_END: Final = 4 << 30
