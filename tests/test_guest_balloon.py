@@ -127,7 +127,8 @@ def test_driver_unload_and_reload(both: Attached) -> None:
     workload.set_target(both.qmp, 700 * MiB)
     free = both.guest.meminfo()["MemFree"]
     both.guest.unload_driver()
-    assert both.guest.meminfo()["MemFree"] > free + 300 * MiB
+    # Pages that are being reported, up to 128 MiB at a time, do not count as free.
+    wait_until(lambda: both.guest.meminfo()["MemFree"] > free + 250 * MiB, 20)
     vm = both.vm()
     assert not vm["driver-ready"]
     assert (vm["balloon"], vm["target"]) == (0, 700 * MiB)
