@@ -29,11 +29,17 @@ def fresh_stats(both: Attached) -> dict[str, int]:
     return stats
 
 
+def free_memory_agrees(both: Attached) -> bool:
+    stats, info = fresh_stats(both), both.guest.meminfo()
+    pairs = (("stat-free-memory", "MemFree"), ("stat-available-memory", "MemAvailable"))
+    return all(abs(stats[stat] - info[line]) < 48 * MiB for stat, line in pairs)
+
+
 def assert_stats_agree(both: Attached) -> None:
+    # Up to 128 MiB are out of the free lists while they are reported: soon none is.
+    wait_until(lambda: free_memory_agrees(both), 30)
     stats, info = fresh_stats(both), both.guest.meminfo()
     assert stats["stat-total-memory"] == info["MemTotal"]
-    assert stats["stat-free-memory"] == pytest.approx(info["MemFree"], abs=48 * MiB)
-    assert stats["stat-available-memory"] == pytest.approx(info["MemAvailable"], abs=48 * MiB)
     assert stats["stat-disk-caches"] == pytest.approx(info["Cached"], abs=16 * MiB)
     assert stats["stat-minor-faults"] > 100
     assert len(stats) == 16
@@ -46,7 +52,7 @@ def test_inflate_and_deflate(both: Attached) -> None:
     vm = both.vm()
     assert (vm["target"], vm["actual"], vm["balloon"]) == (512 * MiB, 512 * MiB, 512 * MiB)
     # Linux counts ballooned pages out of its total unless it deflates on OOM.
-    assert both.guest.meminfo()["MemFree"] < before["MemFree"] - 450 * MiB
+    assert both.guest.meminfo()["MemFree"] < before["MemFree"] - 350 * MiB
     assert both.guest.resident() < 512 * MiB
     assert vm["inflated-bytes"] >= 512 * MiB
     deflated = workload.set_target(both.qmp, GiB)
