@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 import trio.testing
 
+from tests.control_client import Client, MemoryListener, two_vms
 from tests.end_to_end import LogLines
 from tests.helpers import GIB, MIB, mapped, memfd
 from tests.huge_pages import HugePages, need_root
 from tests.pure_front_end import PureFrontEnd, negotiated
 from tests.rig.fixtures import pytest_terminal_summary, rig  # noqa: F401
+from vhost_balloon.control import serve_control
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import GuestMemory
 from vhost_balloon.log import logger
+from vhost_balloon.vm import Machine
 
 
 @pytest.fixture
@@ -77,3 +81,28 @@ def shmem_huge_pages() -> Iterator[None]:
     setting.write_text("always")
     yield
     setting.write_text(old)
+
+
+# The control socket
+
+
+@pytest.fixture
+async def machine() -> Machine:
+    """web1 and web2, with nobody attached."""
+    return two_vms()
+
+
+@pytest.fixture
+async def server(machine: Machine, nursery: trio.Nursery) -> MemoryListener:
+    """The control server of machine, over streams in memory."""
+    listener = MemoryListener()
+    await nursery.start(serve_control, listener, machine)
+    return listener
+
+
+@pytest.fixture
+async def client(server: MemoryListener) -> Client:
+    """A client in command mode."""
+    client = server.connect()
+    await client.negotiate()
+    return client

@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 import pytest
-import trio
-import trio.testing
 
 from protocol.virtio_balloon import STAT_NAMES, StatTag
 from tests.control_client import (
@@ -16,35 +14,13 @@ from tests.control_client import (
     FakeFrontEnd,
     MemoryListener,
     attach,
-    two_vms,
 )
-from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import COMMANDS
 from vhost_balloon.vm import Machine
 
 UNKNOWN = (1 << 64) - 1
 PATH = "/machine/peripheral/web1"
 NOT_INTEGER = "Invalid parameter type for 'guest-stats-polling-interval', expected: integer"
-
-
-@pytest.fixture
-async def machine() -> Machine:
-    return two_vms()
-
-
-@pytest.fixture
-async def server(machine: Machine, nursery: trio.Nursery) -> MemoryListener:
-    listener = MemoryListener()
-    await nursery.start(serve_control, listener, machine)
-    return listener
-
-
-@pytest.fixture
-async def client(server: MemoryListener) -> Client:
-    """A client in command mode."""
-    client = server.connect()
-    await client.negotiate()
-    return client
 
 
 @pytest.fixture

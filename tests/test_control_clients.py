@@ -18,32 +18,10 @@ from tests.control_client import (
     MemoryListener,
     change,
     request,
-    two_vms,
 )
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import Command, Parameter
 from vhost_balloon.vm import Machine
-
-
-@pytest.fixture
-async def machine() -> Machine:
-    return two_vms()
-
-
-@pytest.fixture
-async def server(machine: Machine, nursery: trio.Nursery) -> MemoryListener:
-    listener = MemoryListener()
-    await nursery.start(serve_control, listener, machine)
-    return listener
-
-
-@pytest.fixture
-async def client(server: MemoryListener) -> Client:
-    """A client in command mode."""
-    client = server.connect()
-    await client.negotiate()
-    return client
-
 
 # BALLOON_CHANGE
 
