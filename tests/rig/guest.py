@@ -197,6 +197,11 @@ class Guest:
             for words in lines
         }
 
+    def vmstat(self) -> dict[str, int]:
+        """/proc/vmstat: events since boot and pages in some state."""
+        lines = (line.split() for line in self.run("cat /proc/vmstat").splitlines())
+        return {name: int(value) for name, value in lines}
+
     def dmesg(self) -> str:
         """The kernel's log."""
         return self.run("dmesg")
