@@ -10,7 +10,9 @@ import trio
 import trio.testing
 
 from vhost_balloon.backend import FrontEndConnection
-from vhost_balloon.vm import Machine, Vm, VmSettings, VmStatistics
+from vhost_balloon.vm import Machine, Vm, VmStatistics
+from vhost_balloon.vm_settings import VmSettings
+from vhost_balloon.vm_spec import VmSpec
 
 GIB = 1 << 30
 
@@ -20,6 +22,7 @@ class FakeFrontEnd:
 
     def __init__(self, vm: Vm, **known: Any) -> None:
         known = {"guest_memory": GIB, "actual": GIB, "driver_ready": True} | known
+        known["spec"] = vm.spec
         self.known = VmStatistics(vm.id, True, vm.counters, **known)
         self.targets: list[int] = []
         self.pauses: list[bool] = []
@@ -47,7 +50,7 @@ def two_vms() -> Machine:
     """web1 and web2, configured, with nobody attached."""
     machine = Machine()
     for vm_id in ("web1", "web2"):
-        machine.add(vm_id, VmSettings(offered=0))
+        machine.add(VmSpec(vm_id, VmSettings(offered=0)))
     return machine
 
 

@@ -22,6 +22,7 @@ from tests.control_client import (
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import Command, Parameter
 from vhost_balloon.vm import Machine
+from vhost_balloon.vm_spec import VmSpec
 
 # BALLOON_CHANGE
 
@@ -102,7 +103,7 @@ async def test_no_event_overtakes_the_reply_that_ends_negotiation(
 ) -> None:
     """QEMU's Python client takes whatever comes first for that reply."""
     for steps in range(12):
-        vm = machine.add(f"vm{steps}", machine.vms["web1"].settings)
+        vm = machine.add(VmSpec(f"vm{steps}", machine.vms["web1"].settings))
         client = server.connect()
         await client.read()
         await client.stream.send_all(request("qmp_capabilities"))

@@ -12,6 +12,7 @@ import trio.testing
 
 from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
 from tests.control_client import GIB, Client, FakeFrontEnd, MemoryListener, attach, two_vms
+from vhost_balloon.config import parse
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import COMMANDS
 from vhost_balloon.convergence import VmState
@@ -19,7 +20,7 @@ from vhost_balloon.counters import Counters
 from vhost_balloon.errors import CommandError, RingErrorReason
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
-from vhost_balloon.vm import Machine, VmSettings, VmStatistics
+from vhost_balloon.vm import Machine, VmStatistics
 
 UNKNOWN = (1 << 64) - 1
 
@@ -73,7 +74,8 @@ async def test_query_vms_tells_where_a_front_end_connects(
 ) -> None:
     """An absolute path: clients do not run in the daemon's folder."""
     monkeypatch.chdir(tmp_path)
-    machine.add("web3", VmSettings(offered=0), Path("run/web3.sock"))
+    (spec,) = parse(["--socket-path=run/web3.sock"]).vms
+    machine.add(spec)
     assert (await client.execute("query-vms"))[2]["socket-path"] == f"{tmp_path}/run/web3.sock"
 
 

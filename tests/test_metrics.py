@@ -16,7 +16,9 @@ from vhost_balloon.counters import DISCARD_BUCKETS
 from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.metrics import FAMILIES, PAUSE_REASONS
 from vhost_balloon.refusal import EVERY_REASON, Refusal
-from vhost_balloon.vm import Machine, VmSettings
+from vhost_balloon.vm import Machine
+from vhost_balloon.vm_settings import VmSettings
+from vhost_balloon.vm_spec import VmSpec
 
 _DESIGN = """
 target_bytes actual_bytes guest_memory_bytes connected reporting_paused state queue_map_ambiguous
@@ -140,7 +142,7 @@ async def test_a_removed_vm_takes_all_its_series_with_it(machine: Machine) -> No
     rendered = exposition(machine)
     rendered.render("", 0)
     del machine.vms["web1"]
-    machine.add("web3", VmSettings(offered=0))
+    machine.add(VmSpec("web3", VmSettings(offered=0)))
     body, _ = rendered.render("", 1)
     assert b"web1" not in body
     assert body.count(b'vhost_balloon_connected{vm="web3"}') == 1

@@ -20,7 +20,9 @@ from vhost_balloon.metrics import VmCollector
 from vhost_balloon.metrics_process import ProcessCollector
 from vhost_balloon.metrics_text import MAX_FORMATS, MIN_INTERVAL, Exposition
 from vhost_balloon.refusal import Refusal
-from vhost_balloon.vm import Machine, VmSettings, VmStatistics
+from vhost_balloon.vm import Machine, VmStatistics
+from vhost_balloon.vm_settings import VmSettings
+from vhost_balloon.vm_spec import VmSpec
 
 ODD_NAMES = (
     "a",
@@ -44,7 +46,7 @@ def full_machine(names: Iterable[str]) -> Machine:
     """VMs with front ends that know everything, and some that do not."""
     machine = Machine()
     for number, name in enumerate(names):
-        vm = machine.add(name, VmSettings(offered=0))
+        vm = machine.add(VmSpec(name, VmSettings(offered=0)))
         vm.counters.freed_bytes = number << 33
         vm.counters.refuse(Refusal.UNALIGNED, number)
         vm.counters.discard_seconds.observe(number / 1000)

@@ -64,13 +64,17 @@ class FrontEndConnection:
         self, vm: Vm, transport: Transport, nursery: trio.Nursery, peer_connected: bool
     ) -> None:
         self.vm = vm
+        self._settings = vm.settings  # a change of them is for the next front end
         self.balloon = Balloon()
-        self.session = Session(self.balloon, vm.settings.offered)
+        if self._settings.target is not None:
+            self.balloon.set_target(self._settings.target)
+        self.session = Session(self.balloon, self._settings.offered)
+        self.has_unsealed_memory = False
         self._pid = transport.peer_pid() if peer_connected else None
         self._device = Device(
             self.balloon,
             vm.counters,
-            vm.settings.policy,
+            self._settings.policy,
             vm.machine.heartbeat,
             PinGuard(self._pid, vm.machine.proc),
             vm.log,
@@ -191,18 +195,19 @@ class FrontEndConnection:
         """Raises FrontEndError; the descriptor is the mapping's only on success."""
         mapped = MappedRegion(region, fd)
         if not mapped.shrink_sealed:
-            if self.vm.settings.require_sealed:
+            if self.vm.machine.require_sealed:
                 mapped.unmap()
                 raise FrontEndError(
                     "guest memory is not sealed against shrinking (F_SEAL_SHRINK), which would "
                     "put all VMs of this daemon at risk: use memory-backend-memfd, one daemon "
                     "per VM, or --allow-unsealed-memory"
                 )
+            self.has_unsealed_memory = True
             self.vm.log.misbehaved(
                 "guest memory is not sealed against shrinking: if its file is truncated, this "
                 "daemon ends"
             )
-        reason = self.vm.settings.policy.refusal(mapped.filesystem)
+        reason = self._settings.policy.refusal(mapped.filesystem)
         if reason is not None:
             self.vm.log.misbehaved(f"guest memory will not be discarded: {reason}")
         return mapped
@@ -310,6 +315,8 @@ class FrontEndConnection:
             id=self.vm.id,
             attached=True,
             counters=self.vm.counters,
+            spec=self.vm.spec,
+            leaving=self.vm.leaving,
             socket_path=self.vm.socket_path,
             front_end_pid=self._pid,
             features=session.features,

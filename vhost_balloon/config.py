@@ -9,40 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon import __version__
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
-from vhost_balloon.vm import VmSettings
+from vhost_balloon.vm_settings import (
+    MAX_STATS_INTERVAL,
+    SWITCHES,
+    SettingError,
+    SocketOptions,
+    VmSettings,
+    read_mode,
+)
+from vhost_balloon.vm_spec import VmSpec, read_id
 
-RESERVED_NAMES: Final = ("control", "metrics")
-MAX_STATS_INTERVAL: Final = 86400.0
 LOOPBACK: Final = "127.0.0.1"
 _ADDRESS: Final = re.compile(r"(\[(?P<ipv6>[^][]+)\]|(?P<host>[^][:\s]*)):(?P<port>[0-9]{1,5})")
 
-SWITCHES: Final = {
-    "must-tell-host": (BalloonFeature.MUST_TELL_HOST, "the guest must ask to take pages back"),
-    "stats": (BalloonFeature.STATS_VQ, "guest memory statistics"),
-    "deflate-on-oom": (
-        BalloonFeature.DEFLATE_ON_OOM,
-        "deflation when the guest is out of memory",
-    ),
-    "free-page-hint": (BalloonFeature.FREE_PAGE_HINT, "free page hints (never acted on)"),
-    "page-poison": (BalloonFeature.PAGE_POISON, "the guest's page poison value"),
-    "reporting": (BalloonFeature.PAGE_REPORTING, "free page reporting"),
-}
-"""Feature switches: --no-NAME takes the bit from what is offered to every VM."""
-
 CAPABILITIES: Final = {"type": "balloon"}
 """QEMU docs/interop/vhost-user.json, VhostUserBackendCapabilities."""
-
-
-@dataclass(frozen=True, slots=True)
-class SocketOptions:
-    """Who may connect to a socket: permission bits, and a group's name or number."""
-
-    mode: int = 0o600
-    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +47,20 @@ class MetricsOptions:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """socket_paths and fd are the VMs; either is empty (None) if the other is not."""
+    """vms: those of the command line, of which one at most has no socket: it is fd's.
 
-    socket_paths: tuple[Path, ...]
+    defaults: the settings that the command line gives to every VM.
+    """
+
+    vms: tuple[VmSpec, ...]
     fd: int | None
-    settings: VmSettings
+    defaults: VmSettings
     control_socket: Path | None
-    front_end_access: SocketOptions
     control_access: SocketOptions
+    allow_unsealed_memory: bool
     metrics: MetricsOptions | None
     log_level: str
     log_format: str
-
-    def vm_ids(self) -> list[str]:
-        if self.fd is not None:
-            return [f"fd{self.fd}"]
-        return [path.stem for path in self.socket_paths]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,12 +78,9 @@ class _PrintCapabilities(argparse.Action):
 
 def _mode(text: str) -> int:
     try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o777:
-        raise argparse.ArgumentTypeError(f"{text!r} is no octal mode such as 0660")
-    return mode
+        return read_mode(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _interval(text: str) -> float:
@@ -251,14 +230,34 @@ def parse(arguments: list[str]) -> Config:
     options = build_parser().parse_args(arguments)
     if options.fd is not None and options.socket_path:
         raise OperatorError("--fd and --socket-path cannot be used together")
-    if options.fd is None and not options.socket_path:
-        raise OperatorError("no VM: give --socket-path=PATH (may be repeated) or --fd=N")
+    if options.fd is None and not options.socket_path and options.control_socket is None:
+        raise OperatorError(
+            "no VM: give --socket-path=PATH (may be repeated), --fd=N, or a --control-socket by "
+            "which VMs can be added"
+        )
+    defaults = _settings(options)
+    config = Config(
+        vms=_vms(options, defaults),
+        fd=options.fd,
+        defaults=defaults,
+        control_socket=options.control_socket,
+        control_access=SocketOptions(options.control_mode, options.control_group),
+        allow_unsealed_memory=options.allow_unsealed_memory,
+        metrics=_metrics(options),
+        log_level=options.log_level,
+        log_format=options.log_format,
+    )
+    _check_names(config)
+    return config
+
+
+def _settings(options: argparse.Namespace) -> VmSettings:
     offered = sum(
         int(bit)
         for name, (bit, _) in SWITCHES.items()
         if not getattr(options, f"no_{name.replace('-', '_')}")
     )
-    settings = VmSettings(
+    return VmSettings(
         offered=offered,
         policy=DiscardPolicy(
             DiscardMode(options.discard),
@@ -266,21 +265,14 @@ def parse(arguments: list[str]) -> Config:
             options.discard_other_filesystems,
         ),
         stats_interval=options.stats_interval,
-        require_sealed=len(options.socket_path) > 1 and not options.allow_unsealed_memory,
+        access=SocketOptions(options.socket_mode, options.socket_group),
     )
-    config = Config(
-        socket_paths=tuple(options.socket_path),
-        fd=options.fd,
-        settings=settings,
-        control_socket=options.control_socket,
-        front_end_access=SocketOptions(options.socket_mode, options.socket_group),
-        control_access=SocketOptions(options.control_mode, options.control_group),
-        metrics=_metrics(options),
-        log_level=options.log_level,
-        log_format=options.log_format,
-    )
-    _check_names(config)
-    return config
+
+
+def _vms(options: argparse.Namespace, settings: VmSettings) -> tuple[VmSpec, ...]:
+    if options.fd is not None:
+        return (VmSpec(f"fd{options.fd}", settings),)
+    return tuple(VmSpec(path.stem, settings, path.absolute()) for path in options.socket_path)
 
 
 def _metrics(options: argparse.Namespace) -> MetricsOptions | None:
@@ -296,11 +288,14 @@ def _metrics(options: argparse.Namespace) -> MetricsOptions | None:
 
 
 def _check_names(config: Config) -> None:
-    names = config.vm_ids()
+    names = [vm.id for vm in config.vms]
     for name in names:
         if names.count(name) > 1:
             raise OperatorError(f"two VMs are named {name!r} (a VM is named after its socket)")
-        if name in RESERVED_NAMES or not name:
-            raise OperatorError(f"{name!r} cannot be the name of a VM")
-    if config.control_socket in config.socket_paths:
-        raise OperatorError(f"{config.control_socket} is given for two sockets")
+        try:
+            read_id(name)
+        except SettingError as error:
+            raise OperatorError(f"the name of a VM {error.text}") from None
+    control = config.control_socket
+    if control is not None and control.absolute() in [vm.socket_path for vm in config.vms]:
+        raise OperatorError(f"{control} is given for two sockets")

@@ -14,8 +14,8 @@ from typing import Final
 
 import trio
 
-from vhost_balloon.config import SocketOptions
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.vm_settings import SocketOptions
 
 BACKLOG: Final = 128
 MAX_GROUP_ID: Final = (1 << 32) - 2

@@ -13,32 +13,22 @@ from protocol.virtio_balloon import StatTag
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import Counters
 from vhost_balloon.errors import CommandError
-from vhost_balloon.guest_memory import DiscardPolicy, RegionStatistics
+from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
 from vhost_balloon.rings import QueueStatistics
+from vhost_balloon.vm_settings import VmSettings
+from vhost_balloon.vm_spec import VmSpec
 
 if TYPE_CHECKING:
     from vhost_balloon.backend import FrontEndConnection
 
 
 @dataclass(frozen=True, slots=True)
-class VmSettings:
-    """What the operator chose. offered: balloon feature bits; stats_interval in seconds, 0 = off.
-
-    require_sealed: refuse guest memory that could shrink.
-    """
-
-    offered: int
-    policy: DiscardPolicy = field(default_factory=DiscardPolicy)
-    stats_interval: float = 10.0
-    require_sealed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class VmStatistics:
     """A snapshot of one VM. Sizes in bytes.
 
+    spec: as the operator wishes it. leaving: it goes when its front end does.
     target: what the guest is to keep, None while neither a wish nor the memory's size is known.
     pending: a target waits for the driver. actual: what the guest keeps, None before its memory
     is known. balloon: what it has in the balloon. resident: what the host spends on its memory,
@@ -51,6 +41,8 @@ class VmStatistics:
     id: str
     attached: bool
     counters: Counters
+    spec: VmSpec | None = None
+    leaving: bool = False
     socket_path: Path | None = None
     front_end_pid: int | None = None
     features: int = 0
@@ -83,15 +75,27 @@ Listener = Callable[["Vm"], None]
 class Machine:
     """All VMs by id, in the order of their configuration."""
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(self, proc: Path = Path("/proc"), *, allow_unsealed_memory: bool = False) -> None:
+        """allow_unsealed_memory: several VMs, although one could truncate its memory."""
         self.proc: Final = proc
+        self.allow_unsealed_memory: Final = allow_unsealed_memory
         self.vms: dict[str, Vm] = {}
         self.heartbeat: Final = Heartbeat()
         self._listeners: list[Listener] = []
 
-    def add(self, vm_id: str, settings: VmSettings, socket_path: Path | None = None) -> Vm:
-        vm = self.vms[vm_id] = Vm(vm_id, settings, self, socket_path)
+    def add(self, spec: VmSpec) -> Vm:
+        vm = self.vms[spec.id] = Vm(spec, self)
         return vm
+
+    def remove(self, vm: Vm) -> None:
+        """Forget a VM, and with it all that was counted of it."""
+        del self.vms[vm.id]
+
+    @property
+    def require_sealed(self) -> bool:
+        """Whether guest memory must not be able to shrink: it would end the other VMs, too."""
+        sockets = sum(vm.socket_path is not None for vm in self.vms.values())
+        return sockets > 1 and not self.allow_unsealed_memory
 
     def add_listener(self, callback: Listener) -> None:
         """Have callback called after a VM's actual has changed."""
@@ -108,24 +112,40 @@ class Machine:
 class Vm:
     """One configured VM. Its target belongs to the front end, its counters to the VM."""
 
-    def __init__(
-        self,
-        vm_id: str,
-        settings: VmSettings,
-        machine: Machine,
-        socket_path: Path | None = None,
-    ) -> None:
-        """socket_path: where its front end connects, None if it is connected already (--fd)."""
-        self.id = vm_id
-        self.socket_path = None if socket_path is None else socket_path.absolute()
-        self.settings = settings
+    def __init__(self, spec: VmSpec, machine: Machine) -> None:
+        self.spec = spec
+        self.leaving = False
         self.machine = machine
         self.counters = Counters()
-        self.log = VmLog(vm_id)
+        self.log = VmLog(spec.id)
         self.connection: FrontEndConnection | None = None
         self._paused = False
-        self._stats_interval = settings.stats_interval
+        self._stats_interval = spec.settings.stats_interval
         self.stats_interval_changed = trio.Event()
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def settings(self) -> VmSettings:
+        return self.spec.settings
+
+    @property
+    def socket_path(self) -> Path | None:
+        """Where its front end connects, an absolute path; None if it is connected already."""
+        return self.spec.socket_path
+
+    def change(self, spec: VmSpec) -> None:
+        """Take other settings, of the same name and path.
+
+        The statistics interval counts at once if it is another; everything else is for the next
+        front end, which negotiates features anew.
+        """
+        changed = spec.settings.stats_interval != self.settings.stats_interval
+        self.spec = spec
+        if changed:
+            self.stats_interval = spec.settings.stats_interval
 
     @property
     def attached(self) -> bool:
@@ -178,6 +198,8 @@ class Vm:
                 self.id,
                 False,
                 self.counters,
+                spec=self.spec,
+                leaving=self.leaving,
                 socket_path=self.socket_path,
                 reporting_paused=self.paused,
                 pause_reasons=("operator",) if self.paused else (),

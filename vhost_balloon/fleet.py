@@ -1,0 +1,212 @@
+"""Which VMs are served: each has its listening socket, and a task in a cancel scope of its own.
+
+A VM may come and go at any time; no connection is ever ended for it. One that is waited for, being
+accepted or served keeps its VM: removal is refused, or put off until the front end has gone.
+Everything that adds or removes runs without a checkpoint, so that no front end comes in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Final
+
+import trio
+
+from vhost_balloon.backend import serve_front_end
+from vhost_balloon.errors import CommandError, OperatorError
+from vhost_balloon.listeners import open_unix_listener
+from vhost_balloon.vm import Machine, Vm
+from vhost_balloon.vm_spec import VmSpec
+
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds to wait when this process or the host has no descriptors or memory left."""
+
+_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Member:
+    """A VM and where its front ends come from; its socket is open from here until close()."""
+
+    def __init__(
+        self, spec: VmSpec, listening: AbstractContextManager[trio.SocketListener]
+    ) -> None:
+        """Raises OperatorError if the socket cannot be opened."""
+        self.spec: Final = spec
+        self.scope: Final = trio.CancelScope()
+        self.successor: VmSpec | None = None
+        self.accepting = False
+        self._sockets = ExitStack()
+        self.listener: Final = self._sockets.enter_context(listening)
+
+    def has_visitor(self) -> bool:
+        """Whether a front end has connected and is not attached yet."""
+        poll = select.poll()
+        poll.register(self.listener.socket.fileno(), select.POLLIN)
+        return self.accepting or bool(poll.poll(0))
+
+    async def accept(self) -> trio.SocketStream:
+        """The next front end. While it is being accepted, accepting is true."""
+        # Not by accept() alone: between the kernel's answer and ours, others may run.
+        await trio.lowlevel.wait_readable(self.listener.socket.fileno())
+        self.accepting = True
+        return await self.listener.accept()
+
+    def close(self) -> None:
+        """End its task at once; remove its socket."""
+        self.scope.cancel()
+        self._sockets.close()
+
+
+class Fleet:
+    """The VMs of a machine that have a socket; a context manager, which closes the sockets."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine: Final = machine
+        self._members: dict[str, Member] = {}
+        self._nursery: trio.Nursery | None = None
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for member in self._members.values():
+            member.close()
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Serve in nursery whom add() has added so far, and from now on whom it adds."""
+        self._nursery = nursery
+        for member in self._members.values():
+            nursery.start_soon(self._serve, member)
+
+    # Coming
+
+    def add(self, spec: VmSpec) -> Vm:
+        """Listen for a VM's front ends and serve them. Raises OperatorError, and adds nothing."""
+        self.check(spec)
+        self.check_memory(1)
+        return self.admit(self.open(spec))
+
+    def open(self, spec: VmSpec) -> Member:
+        """Open its socket without adding it yet. Raises OperatorError."""
+        assert spec.socket_path is not None
+        for vm in self.machine.vms.values():
+            if vm.socket_path == spec.socket_path:
+                raise OperatorError(f"{spec.socket_path} is the socket of VM {vm.id!r}")
+        return Member(spec, open_unix_listener(spec.socket_path, spec.settings.access))
+
+    def admit(self, member: Member) -> Vm:
+        """Add what was opened."""
+        spec = member.spec
+        vm = self.machine.add(spec)
+        self._members[spec.id] = member
+        if self._nursery is not None:
+            self._nursery.start_soon(self._serve, member)
+            vm.log.info(f"added: listening on {spec.socket_path}")
+        return vm
+
+    def check(self, spec: VmSpec) -> None:
+        """Raises OperatorError if there is a VM of that name, or no other VM may be added."""
+        if spec.id in self.machine.vms:
+            raise OperatorError(f"there is a VM {spec.id!r} already")
+        if any(vm.socket_path is None for vm in self.machine.vms.values()):
+            raise OperatorError("this daemon serves the VM of --fd, and ends with it")
+
+    def check_memory(self, more: int) -> None:
+        """Raises OperatorError if one VM's memory could end the daemon for others.
+
+        more: VMs to be added.
+        """
+        machine = self.machine
+        if machine.allow_unsealed_memory or len(machine.vms) + more < 2:
+            return
+        for vm in machine.vms.values():
+            if vm.connection is not None and vm.connection.has_unsealed_memory:
+                raise OperatorError(
+                    f"the memory of VM {vm.id!r} is not sealed against shrinking, which would put "
+                    "all VMs of this daemon at risk: use memory-backend-memfd, one daemon per VM, "
+                    "or --allow-unsealed-memory"
+                )
+
+    # Going
+
+    def remove(self, vm_id: str) -> None:
+        """Stop listening for a VM and forget it. Raises CommandError while it has a front end."""
+        vm = self.machine.vms.get(vm_id)
+        if vm is None:
+            raise CommandError(f"Device '{vm_id}' not found", "DeviceNotFound")
+        if not self.is_free(vm):
+            raise CommandError(f"VM '{vm_id}' has a front end: it can be removed once that is gone")
+        self._forget(vm)
+
+    def is_free(self, vm: Vm) -> bool:
+        """Whether no front end is attached, nor about to be."""
+        member = self._members.get(vm.id)
+        return not vm.attached and member is not None and not member.has_visitor()
+
+    def leave(self, vm: Vm, successor: VmSpec | None = None) -> None:
+        """Have a VM removed when its front end goes, and another of its name follow it then."""
+        vm.leaving = True
+        self._members[vm.id].successor = successor
+
+    def stay(self, vm: Vm) -> None:
+        """Take leave() back."""
+        vm.leaving = False
+        self._members[vm.id].successor = None
+
+    def _forget(self, vm: Vm) -> None:
+        self._members.pop(vm.id).close()
+        self.machine.remove(vm)
+        vm.log.info("removed")
+
+    # Serving
+
+    async def _serve(self, member: Member) -> None:
+        """Serve one front end after the other; the next waits in the backlog meanwhile."""
+        vm = self.machine.vms[member.spec.id]
+        with member.scope:
+            while True:
+                try:
+                    stream = await member.accept()
+                except OSError as error:
+                    member.accepting = False
+                    if error.errno not in _EXHAUSTED:
+                        raise
+                    vm.log.misbehaved(f"front end has to wait: {error.strerror}")
+                    await trio.sleep(ACCEPT_PAUSE)
+                    continue
+                await self._attach(vm, member, stream)
+                if vm.leaving and not member.has_visitor():
+                    self._take_leave(vm, member.successor)
+                    return
+
+    async def _attach(self, vm: Vm, member: Member, stream: trio.SocketStream) -> None:
+        """Serve a connected front end to its end."""
+        try:
+            await serve_front_end(vm, stream)
+        finally:
+            member.accepting = False
+
+    def _take_leave(self, vm: Vm, successor: VmSpec | None) -> None:
+        self._forget(vm)
+        if successor is None:
+            return
+        try:
+            self.add(successor)
+        except OperatorError as error:
+            # Its front end went at a time of its own: nobody is there to be told but the log.
+            vm.log.warning(f"cannot be added again: {error}")
+
+
+async def serve_fd(vm: Vm, stream: trio.SocketStream, done: Callable[[], None]) -> None:
+    """Serve the one front end of --fd; the daemon's work is done with it."""
+    await serve_front_end(vm, stream, peer_connected=False)
+    done()
