@@ -21,6 +21,7 @@ from vhost_balloon.errors import CommandError, RingErrorReason
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.vm import Machine, VmStatistics
+from vhost_balloon.vm_settings import VmSettings, settings_to_json
 
 UNKNOWN = (1 << 64) - 1
 
@@ -102,7 +103,8 @@ async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machin
     known_vm(machine)
     known = (await client.execute("query-vms"))[0]
     assert known == {
-        "id": "web1", "attached": True, "state": "done", "front-end-pid": 42,
+        "id": "web1", "attached": True, "state": "done", "front-end-pid": 42, "leaving": False,
+        "origin": "command-line", "settings": settings_to_json(VmSettings(offered=0)),
         "socket-path": "/run/web1.sock",
         "features": ["page-reporting", "protocol-features", "version-1", "bit-50"],
         "protocol-features": ["mq", "reply-ack"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from vhost_balloon import __version__
+from vhost_balloon.config_file import ConfigFile, read_config_file
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
 from vhost_balloon.vm_settings import (
@@ -20,7 +21,7 @@ from vhost_balloon.vm_settings import (
     VmSettings,
     read_mode,
 )
-from vhost_balloon.vm_spec import VmSpec, read_id
+from vhost_balloon.vm_spec import Origin, VmSpec, read_id
 
 LOOPBACK: Final = "127.0.0.1"
 _ADDRESS: Final = re.compile(r"(\[(?P<ipv6>[^][]+)\]|(?P<host>[^][:\s]*)):(?P<port>[0-9]{1,5})")
@@ -47,12 +48,13 @@ class MetricsOptions:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """vms: those of the command line, of which one at most has no socket: it is fd's.
+    """vms: those of the command line and of the file; one without a socket is fd's, and alone.
 
     defaults: the settings that the command line gives to every VM.
     """
 
     vms: tuple[VmSpec, ...]
+    file: ConfigFile | None
     fd: int | None
     defaults: VmSettings
     control_socket: Path | None
@@ -61,6 +63,11 @@ class Config:
     metrics: MetricsOptions | None
     log_level: str
     log_format: str
+
+    @property
+    def control_path(self) -> Path | None:
+        """The control socket's absolute path."""
+        return None if self.control_socket is None else self.control_socket.absolute()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +81,10 @@ class _PrintCapabilities(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(json.dumps(CAPABILITIES))
         parser.exit()
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
 
 
 def _mode(text: str) -> int:
@@ -133,6 +144,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="serve this connected front-end socket (whose process cannot be told: see --discard)",
+    )
+    vms.add_argument(
+        "--config",
+        type=_absolute,
+        metavar="FILE",
+        help="VMs and their settings (TOML), read again by vhost-balloonctl reload",
     )
     _add_access(vms, "socket", "front-end sockets")
     control = parser.add_argument_group("control")
@@ -230,14 +247,19 @@ def parse(arguments: list[str]) -> Config:
     options = build_parser().parse_args(arguments)
     if options.fd is not None and options.socket_path:
         raise OperatorError("--fd and --socket-path cannot be used together")
-    if options.fd is None and not options.socket_path and options.control_socket is None:
-        raise OperatorError(
-            "no VM: give --socket-path=PATH (may be repeated), --fd=N, or a --control-socket by "
-            "which VMs can be added"
-        )
+    if options.fd is not None and options.config is not None:
+        raise OperatorError("--fd and --config cannot be used together")
     defaults = _settings(options)
+    file = None if options.config is None else read_config_file(options.config, defaults)
+    vms = _vms(options, defaults)
+    if not vms and not (file and file.vms) and options.control_socket is None:
+        raise OperatorError(
+            "no VM: give --socket-path=PATH (may be repeated), --fd=N, a --config with VMs, or a "
+            "--control-socket by which VMs can be added"
+        )
     config = Config(
-        vms=_vms(options, defaults),
+        vms=vms if file is None else vms + file.vms,
+        file=file,
         fd=options.fd,
         defaults=defaults,
         control_socket=options.control_socket,
@@ -288,7 +310,8 @@ def _metrics(options: argparse.Namespace) -> MetricsOptions | None:
 
 
 def _check_names(config: Config) -> None:
-    names = [vm.id for vm in config.vms]
+    vms = [vm for vm in config.vms if vm.origin is Origin.COMMAND_LINE]
+    names = [vm.id for vm in vms]
     for name in names:
         if names.count(name) > 1:
             raise OperatorError(f"two VMs are named {name!r} (a VM is named after its socket)")
@@ -296,6 +319,8 @@ def _check_names(config: Config) -> None:
             read_id(name)
         except SettingError as error:
             raise OperatorError(f"the name of a VM {error.text}") from None
-    control = config.control_socket
-    if control is not None and control.absolute() in [vm.socket_path for vm in config.vms]:
+    control = config.control_path
+    if control is not None and control in [vm.socket_path for vm in vms]:
         raise OperatorError(f"{control} is given for two sockets")
+    if config.file is not None:
+        config.file.check_against(vms, control)

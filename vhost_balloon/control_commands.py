@@ -34,7 +34,8 @@ POLLING_INTERVAL: Final = "guest-stats-polling-interval"
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One argument. kind: "integer" (64 bits, signed), "string", "array" or "any"."""
+    """One argument. kind: "integer" (64 bits, signed), "number", "boolean", "string", "array" or
+    "any"."""
 
     name: str
     kind: str
@@ -79,6 +80,8 @@ def _is_integer(value: Json) -> bool:
 
 _KINDS: Final[Mapping[str, Callable[[Json], bool]]] = {
     "integer": _is_integer,
+    "number": lambda value: isinstance(value, float) or _is_integer(value),
+    "boolean": lambda value: isinstance(value, bool),
     "string": lambda value: isinstance(value, str),
     "array": lambda value: isinstance(value, list),
     "any": lambda value: True,

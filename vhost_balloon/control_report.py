@@ -13,6 +13,8 @@ from vhost_balloon.counters import Counters
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.vm import VmStatistics
+from vhost_balloon.vm_settings import settings_to_json
+from vhost_balloon.vm_spec import VmSpec
 
 
 def describe_vm(vm: VmStatistics) -> Object:
@@ -22,6 +24,8 @@ def describe_vm(vm: VmStatistics) -> Object:
             "id": vm.id,
             "attached": vm.attached,
             "state": vm.state.value,
+            "leaving": vm.leaving,
+            **_describe_spec(vm.spec),
             "socket-path": None if vm.socket_path is None else str(vm.socket_path),
             "front-end-pid": vm.front_end_pid,
             "features": names(vm.features, BalloonFeature, VhostFeature, RingFeature),
@@ -44,6 +48,13 @@ def describe_vm(vm: VmStatistics) -> Object:
             **_describe_counters(vm.counters),
         }
     )
+
+
+def _describe_spec(spec: VmSpec | None) -> dict[str, Json]:
+    """Where it comes from, and what the operator chose for it."""
+    if spec is None:
+        return {}
+    return {"origin": spec.origin.value, "settings": settings_to_json(spec.settings)}
 
 
 def names(bits: int, *kinds: Iterable[enum.IntFlag]) -> list[str]:

@@ -14,7 +14,10 @@ from protocol.virtio_balloon import STAT_NAMES, Queue
 from vhost_balloon.control_commands import Command
 from vhost_balloon.control_events import EVENT
 from vhost_balloon.convergence import VmState
+from vhost_balloon.guest_memory import DiscardMode
 from vhost_balloon.refusal import EVERY_REASON
+from vhost_balloon.vm_settings import SWITCHES
+from vhost_balloon.vm_spec import Origin
 
 QUERY: Final = "query-qmp-schema"
 
@@ -25,12 +28,23 @@ _BUILTINS: Final = {
     "bool": "boolean",
     "any": "value",
 }
-_KINDS: Final = {"integer": "int", "string": "str", "array": "[str]", "any": "any"}
+_KINDS: Final = {
+    "integer": "int",
+    "number": "number",
+    "boolean": "bool",
+    "string": "str",
+    "array": "[str]",
+    "any": "any",
+}
 """Types of the table's kinds of parameters."""
 
 _EMPTY: Final = "q_empty"
 _EVENTS: Final = {EVENT: {"actual": "int", "id": "str"}}
-_ENUMS: Final = {"VmState": tuple(state.value for state in VmState)}
+_ENUMS: Final = {
+    "VmState": tuple(state.value for state in VmState),
+    "VmOrigin": tuple(origin.value for origin in Origin),
+    "DiscardMode": tuple(mode.value for mode in DiscardMode),
+}
 
 _VM_SIZES: Final = (
     "guest-memory", "*target", "*actual", "balloon", "*resident", "reported-bytes",
@@ -41,6 +55,7 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Accepted": {"*pending": "bool"},
     "BalloonInfo": {"actual": "int"},
     "CommandInfo": {"name": "str"},
+    "ConfigChanges": dict.fromkeys(("added", "removed", "leaving", "changed", "kept"), "[str]"),
     "GuestStats": {"stats": "GuestStatValues", "last-update": "int"},
     "GuestStatValues": {f"*{name}": "int" for name in STAT_NAMES.values()},
     "RefusedBytes": {f"*{reason}": "int" for reason in EVERY_REASON},
@@ -51,6 +66,9 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
         "id": "str",
         "attached": "bool",
         "state": "VmState",
+        "leaving": "bool",
+        "*origin": "VmOrigin",
+        "*settings": "VmSettings",
         "*socket-path": "str",
         "*front-end-pid": "int",
         "features": "[str]",
@@ -82,6 +100,16 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
         "*broken": "str",
         "requests": "int",
     },
+    "VmSettings": {
+        **dict.fromkeys(SWITCHES, "bool"),
+        "discard": "DiscardMode",
+        "discard-hugetlb": "bool",
+        "discard-other-filesystems": "bool",
+        "stats-interval": "number",
+        "*target": "int",
+        "socket-mode": "str",
+        "*socket-group": "str",
+    },
     "VmRegion": {"guest-address": "int", "size": "int", "page-size": "int", "backing": "str"},
 }
 """Members and their types; * marks one that may be missing, and [..] an array."""
@@ -92,6 +120,7 @@ _RETURNS: Final = {
     "balloon-stats": "GuestStats",
     "query-vms": "[VmInfo]",
     "query-version": "VersionInfo",
+    "config-reload": "ConfigChanges",
     "query-commands": "[CommandInfo]",
     "qom-get": "any",
     QUERY: "[any]",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from vhost_balloon.config import Config, MetricsOptions
 from vhost_balloon.control import serve_control
+from vhost_balloon.control_commands import COMMANDS
+from vhost_balloon.control_fleet import fleet_commands
 from vhost_balloon.fleet import Fleet, serve_fd
 from vhost_balloon.listeners import adopt_connection, open_unix_listener
 from vhost_balloon.log import logger
+from vhost_balloon.reload import Configuration
 from vhost_balloon.vm import Machine
+from vhost_balloon.vm_spec import Origin, VmSpec
 
 if TYPE_CHECKING:
     from vhost_balloon.metrics_server import MetricsServer
@@ -26,10 +31,11 @@ async def run(
     """Run the daemon until SIGTERM or SIGINT. Raises OperatorError before anything is served."""
     machine = Machine(allow_unsealed_memory=config.allow_unsealed_memory)
     with ExitStack() as sockets:
-        fleet = sockets.enter_context(Fleet(machine))
+        fleet = sockets.enter_context(Fleet(machine, config.control_path))
         for spec in config.vms:
             if spec.socket_path is not None:
-                fleet.add(spec)
+                with blame(config, spec):
+                    fleet.add(spec)
         metrics = None
         if config.metrics is not None:
             metrics = await open_metrics(config.metrics, machine)
@@ -49,11 +55,19 @@ async def run(
                 nursery.start_soon(serve_fd, machine.add(config.vms[0]), stream, stop)
             fleet.start(nursery)
             if control is not None:
-                nursery.start_soon(serve_control, control, machine)
+                commands = {**COMMANDS, **fleet_commands(fleet, Configuration(config, fleet))}
+                nursery.start_soon(partial(serve_control, control, machine, commands=commands))
             if metrics is not None:
                 nursery.start_soon(metrics.run)
             logger.info("serving %s", ", ".join(machine.vms) or "no VM yet")
             task_status.started(machine)
+
+
+def blame(config: Config, spec: VmSpec) -> AbstractContextManager[None]:
+    """Have an OperatorError say where a VM comes from, if that is a line of the file."""
+    if config.file is None or spec.origin is not Origin.CONFIG:
+        return nullcontext()
+    return config.file.blamed(spec)
 
 
 async def open_metrics(options: MetricsOptions, machine: Machine) -> MetricsServer:

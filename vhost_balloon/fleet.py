@@ -11,6 +11,7 @@ import errno
 import select
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -64,8 +65,10 @@ class Member:
 class Fleet:
     """The VMs of a machine that have a socket; a context manager, which closes the sockets."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, control_socket: Path | None = None) -> None:
+        """control_socket: its absolute path, which no VM can have."""
         self.machine: Final = machine
+        self._control_socket: Final = control_socket
         self._members: dict[str, Member] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -98,6 +101,8 @@ class Fleet:
     def open(self, spec: VmSpec) -> Member:
         """Open its socket without adding it yet. Raises OperatorError."""
         assert spec.socket_path is not None
+        if spec.socket_path == self._control_socket:
+            raise OperatorError(f"{spec.socket_path} is the control socket")
         for vm in self.machine.vms.values():
             if vm.socket_path == spec.socket_path:
                 raise OperatorError(f"{spec.socket_path} is the socket of VM {vm.id!r}")
@@ -145,7 +150,7 @@ class Fleet:
             raise CommandError(f"Device '{vm_id}' not found", "DeviceNotFound")
         if not self.is_free(vm):
             raise CommandError(f"VM '{vm_id}' has a front end: it can be removed once that is gone")
-        self._forget(vm)
+        self.forget(vm)
 
     def is_free(self, vm: Vm) -> bool:
         """Whether no front end is attached, nor about to be."""
@@ -162,7 +167,8 @@ class Fleet:
         vm.leaving = False
         self._members[vm.id].successor = None
 
-    def _forget(self, vm: Vm) -> None:
+    def forget(self, vm: Vm) -> None:
+        """Remove a VM that is_free, with its socket and all that was counted of it."""
         self._members.pop(vm.id).close()
         self.machine.remove(vm)
         vm.log.info("removed")
@@ -196,7 +202,7 @@ class Fleet:
             member.accepting = False
 
     def _take_leave(self, vm: Vm, successor: VmSpec | None) -> None:
-        self._forget(vm)
+        self.forget(vm)
         if successor is None:
             return
         try:

@@ -28,22 +28,29 @@ def open_unix_listener(path: Path, access: SocketOptions) -> Iterator[trio.Socke
 
     A socket that nobody listens on any more is replaced. Raises OperatorError.
     """
-    group = _group_id(access.group)
+    find_group(access.group)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         with _mistakes(path):
             _make_way(path)
             _bind(sock, path)
         created = _identity(path)
         try:
+            set_access(path, access)
             with _mistakes(path):
-                if group is not None:
-                    os.chown(path, -1, group)
-                os.chmod(path, access.mode)
                 sock.listen(BACKLOG)
             yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         finally:
             if created is not None and _identity(path) == created:
                 path.unlink()
+
+
+def set_access(path: Path, access: SocketOptions) -> None:
+    """Set who may connect to a socket. Raises OperatorError."""
+    group = find_group(access.group)
+    with _mistakes(path):
+        if group is not None:
+            os.chown(path, -1, group)
+        os.chmod(path, access.mode)
 
 
 @contextmanager
@@ -91,7 +98,8 @@ def _make_way(path: Path) -> None:
     raise OperatorError(f"{path} is in use: another process listens on it")
 
 
-def _group_id(group: str | None) -> int | None:
+def find_group(group: str | None) -> int | None:
+    """The number of a group that is given by name or number. Raises OperatorError."""
     if group is None:
         return None
     if group.isdecimal() and len(group) <= len(str(MAX_GROUP_ID)) and int(group) <= MAX_GROUP_ID:

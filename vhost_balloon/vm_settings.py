@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from protocol.qmp import Json
 from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
 
@@ -68,9 +69,9 @@ class SettingError(ValueError):
         self.text: Final = text
 
 
-def settings_to_json(settings: VmSettings) -> dict[str, object]:
+def settings_to_json(settings: VmSettings) -> dict[str, Json]:
     """All settings by key; what has no value is left out."""
-    values: dict[str, object] = {
+    values: dict[str, Json] = {
         name: bool(settings.offered & bit) for name, (bit, _) in SWITCHES.items()
     }
     values |= {

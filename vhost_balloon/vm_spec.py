@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from protocol.qmp import Json
 from vhost_balloon.vm_settings import (
     SettingError,
     VmSettings,
@@ -39,7 +40,7 @@ class VmSpec:
     socket_path: Path | None = None
     origin: Origin = Origin.COMMAND_LINE
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         """JSON values, from which from_json makes the same VmSpec again."""
         return {
             "id": self.id,
