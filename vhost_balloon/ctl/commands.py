@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from vhost_balloon.ctl import listing, model, orders, qemu_args
+from vhost_balloon.ctl import listing, model, orders, qemu_args, vms
 from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.output import Output
@@ -24,13 +24,13 @@ def run(options: argparse.Namespace, output: Output) -> None:
 
 
 def _list(options: argparse.Namespace, client: Client, output: Output) -> None:
-    vms = model.query_vms(client)
+    found = model.query_vms(client)
     if options.json:
-        output.json([vm.id for vm in vms] if options.names else [vm.raw for vm in vms])
+        output.json([vm.id for vm in found] if options.names else [vm.raw for vm in found])
     elif options.names:
-        output.lines(listing.names(vms))
+        output.lines(listing.names(found))
     else:
-        output.lines(listing.overview(vms, output.room()))
+        output.lines(listing.overview(found, output.room()))
 
 
 def _status(options: argparse.Namespace, client: Client, output: Output) -> None:
@@ -95,6 +95,9 @@ _COMMANDS: Final[Mapping[str, Command]] = {
     "set": orders.set_target,
     "pause": orders.pause,
     "resume": orders.resume,
+    "add": vms.add,
+    "remove": vms.remove,
+    "reload": vms.reload,
     "qemu-args": qemu_args.run,
 }
 _WITHOUT_DAEMON: Final[Mapping[str, Callable[[argparse.Namespace, Output], Any]]] = {

@@ -44,6 +44,8 @@ _vhost_balloonctl() {
     fi
     case $command:$operands in
 @OPERANDS@
+    @FILES@)
+        mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     @VMS@)
         mapfile -t names < <(PROGRAM "${socket[@]}" list --names 2>/dev/null)
         for word in "${names[@]}"; do
@@ -94,6 +96,10 @@ fi
 """
 
 
+_ZSH_OPERANDS: Final = {"vm": "_vhost_balloonctl_vms", "socket": "_files"}
+"""What completes an operand."""
+
+
 def script(shell: str) -> str:
     """The script for "bash" or "zsh"."""
     parser = build_parser()
@@ -106,18 +112,21 @@ def _bash(parser: argparse.ArgumentParser) -> str:
     valued = {flag for found in every.values() for flag in _options(found, valued=True)}
     options = [f"        '{name}') {_compgen(_options(found))} ;;" for name, found in every.items()]
     operands = [f"    :*) {_compgen(known)} ;;"]
-    vms = []
+    vms, files = [], []
     for name, found in every.items():
         for number, operand in enumerate(_operands(found)):
             if operand.choices is not None:
                 operands.append(f"    {name}:{number}) {_compgen(operand.choices)} ;;")
             elif operand.dest == "vm":
                 vms.append(f"{name}:{number}")
+            elif operand.dest == "socket":
+                files.append(f"{name}:{number}")
     return (
         _BASH.replace("@VALUED@", f"@({'|'.join(sorted(valued))})")
         .replace("@OPTIONS@", "\n".join(options))
         .replace("@OPERANDS@", "\n".join(operands))
         .replace("@VMS@", "|".join(vms))
+        .replace("@FILES@", "|".join(files))
         .replace("PROGRAM", PROGRAM)
     )
 
@@ -158,8 +167,8 @@ def _specs(parser: argparse.ArgumentParser) -> Iterator[str]:
         if operand.choices is not None:
             yield _quote(f"{number}:{operand.dest}:({' '.join(operand.choices)})")
         else:
-            vms = "_vhost_balloonctl_vms" if operand.dest == "vm" else " "
-            yield _quote(f"{number}:{operand.metavar}:{vms}")
+            found = _ZSH_OPERANDS.get(operand.dest, " ")
+            yield _quote(f"{number}:{operand.metavar}:{found}")
 
 
 def _quote(text: str) -> str:

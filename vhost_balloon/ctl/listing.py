@@ -88,8 +88,11 @@ def _identity(vm: Vm) -> list[tuple[str, str]]:
     pid = model.field(vm.raw, "front-end-pid", int, None)
     process = UNKNOWN if pid is None else f"process {pid}"
     ready = model.field(vm.raw, "driver-ready", bool, False)
+    origin = model.field(vm.raw, "origin", str, UNKNOWN)
+    leaving = model.field(vm.raw, "leaving", bool, False)
     return [
         ("socket", vm.socket_path or UNKNOWN),
+        ("configured by", origin + (", leaves with its front end" if leaving else "")),
         ("front end", process if vm.attached else "not attached"),
         ("guest's driver", "ready" if ready else "not ready"),
         ("features", " ".join(model.words(vm.raw, "features")) or UNKNOWN),

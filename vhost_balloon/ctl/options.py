@@ -15,6 +15,17 @@ STATS_SECONDS: Final = 3.0
 MAX_STATS_SECONDS: Final = 60.0
 """What the daemon's balloon-stats allows."""
 
+MAX_STATS_INTERVAL: Final = 86400.0
+FEATURES: Final = {
+    "reporting": "free page reporting",
+    "deflate-on-oom": "deflation when the guest is out of memory",
+    "stats": "guest memory statistics",
+    "must-tell-host": "that the guest must ask to take pages back",
+    "free-page-hint": "free page hints",
+    "page-poison": "the guest's page poison value",
+}
+"""The daemon's feature switches."""
+
 
 class Parser(argparse.ArgumentParser):
     """Ends with one line on a mistake, instead of the usage and a line."""
@@ -31,17 +42,18 @@ def size(word: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def seconds(most: float = 1e6) -> Callable[[str], float]:
-    """A time limit or interval as an argument: above 0, and at most so many seconds."""
+def seconds(most: float = 1e6, *, zero: bool = False) -> Callable[[str], float]:
+    """A time limit or interval as an argument: above 0, or 0 too, and at most so many seconds."""
+    bound = "from 0" if zero else "above 0 and"
 
     def convert(word: str) -> float:
         try:
             value = float(word)
         except ValueError:
-            value = 0
-        if not 0 < value <= most:
+            value = -1
+        if not (0 < value <= most or (zero and value == 0)):
             raise argparse.ArgumentTypeError(
-                f"{word!r} is no number of seconds above 0 and up to {most:g}"
+                f"{word!r} is no number of seconds {bound} up to {most:g}"
             )
         return value
 
@@ -69,6 +81,7 @@ def build_parser() -> Parser:
     )
     _add_queries(commands)
     _add_orders(commands)
+    _add_vms(commands)
     _add_texts(commands)
     return parser
 
@@ -118,6 +131,33 @@ def _add_orders(commands: Commands) -> None:
     )
     _add(commands, "pause", "acknowledge a guest's free pages without discarding them", vm=True)
     _add(commands, "resume", "discard a guest's free pages again", vm=True)
+
+
+def _add_vms(commands: Commands) -> None:
+    add = _add(commands, "add", "serve one more VM", vm=True)
+    add.add_argument("socket", metavar="SOCKET", help="where its front end will connect")
+    add.add_argument(
+        "--target", type=size, metavar="SIZE", help="what its guest is to keep from the start on"
+    )
+    add.add_argument(
+        "--stats-interval",
+        type=seconds(MAX_STATS_INTERVAL, zero=True),
+        metavar="SECONDS",
+        help="how often the guest is asked for statistics (0: on demand only)",
+    )
+    for name, what in FEATURES.items():
+        add.add_argument(f"--no-{name}", action="store_true", help=f"do not offer {what}")
+    add.add_argument("--discard", choices=("auto", "always", "never"), help="pinned memory, or all")
+    add.add_argument("--discard-hugetlb", action="store_true", help="discard hugetlb pages too")
+    add.add_argument(
+        "--discard-other-filesystems",
+        action="store_true",
+        help="discard memory in files that are on neither tmpfs nor hugetlbfs",
+    )
+    add.add_argument("--socket-mode", metavar="MODE", help="its permissions, in octal")
+    add.add_argument("--socket-group", metavar="GROUP", help="its group")
+    _add(commands, "remove", "serve a VM no longer; it has no front end any more", vm=True)
+    _add(commands, "reload", "read the daemon's configuration file again")
 
 
 def _add_texts(commands: Commands) -> None:

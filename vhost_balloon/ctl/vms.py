@@ -1,0 +1,72 @@
+"""add, remove and reload: which VMs the daemon serves."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any, Final
+
+from vhost_balloon.ctl import model
+from vhost_balloon.ctl.client import Client
+from vhost_balloon.ctl.errors import CtlError
+from vhost_balloon.ctl.options import FEATURES
+from vhost_balloon.ctl.output import Output
+from vhost_balloon.ctl.text import clean
+
+_CHANGES: Final = {
+    "added": "added",
+    "removed": "removed",
+    "leaving": "stays until its front end has gone",
+    "changed": "changed",
+    "kept": "as it was",
+}
+"""The members of config-reload's answer, and what they say of a VM."""
+
+
+def add(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """Have one more VM served. Raises CtlError."""
+    path = os.path.abspath(options.socket)  # the daemon runs in another folder
+    client.execute("vm-add", {"id": options.vm, "socket-path": path, **_settings(options)})
+    vm = model.query_vm(client, options.vm)
+    if options.json:
+        output.json(vm.raw)
+    else:
+        output.lines([clean(f"{vm.id}: listening on {vm.socket_path}")])
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given; all else is the daemon's to choose."""
+    given: dict[str, Any] = {
+        name: False for name in FEATURES if getattr(options, f"no_{name.replace('-', '_')}")
+    }
+    for name in ("discard-hugetlb", "discard-other-filesystems"):
+        if getattr(options, name.replace("-", "_")):
+            given[name] = True
+    for name in ("target", "stats-interval", "discard", "socket-mode", "socket-group"):
+        value = getattr(options, name.replace("-", "_"))
+        if value is not None:
+            given[name] = value
+    return given
+
+
+def remove(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """Have a VM served no longer. Raises CtlError while it has a front end."""
+    model.query_vm(client, options.vm)  # for its error: the names of those that there are
+    client.execute("vm-del", {"id": options.vm})
+    if options.json:
+        output.json({"id": options.vm})
+    else:
+        output.lines([clean(f"{options.vm}: removed")])
+
+
+def reload(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """Have the configuration file read again. Raises CtlError if there is a mistake in it."""
+    answer = client.execute("config-reload")
+    if not isinstance(answer, dict):
+        raise CtlError("the daemon's answer is not understood: another version?")
+    changes = {change: model.words(answer, change) for change in _CHANGES}
+    if options.json:
+        output.json(answer)
+        return
+    lines = [f"{name}: {_CHANGES[change]}" for change in changes for name in changes[change]]
+    output.lines(map(clean, lines or ["no VM is configured in the file"]))
