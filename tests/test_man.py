@@ -13,11 +13,11 @@ import pytest
 import vhost_balloon
 from tests.rig.fixtures import require_rig
 from tests.rig.packages import MANDOC
-from vhost_balloon import config
+from vhost_balloon import command_line
 from vhost_balloon.ctl import options
 
 FOLDER = Path(vhost_balloon.__file__).parent / "man"
-PAGES = {"vhost-balloon": config.build_parser(), "vhost-balloonctl": options.build_parser()}
+PAGES = {"vhost-balloon": command_line.build_parser(), "vhost-balloonctl": options.build_parser()}
 
 
 def plain(roff: str) -> str:

@@ -1,0 +1,192 @@
+"""The daemon's command line: its options, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Final
+
+from vhost_balloon import __version__
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.guest_memory import DiscardMode
+from vhost_balloon.vm_settings import MAX_STATS_INTERVAL, SWITCHES, read_mode
+
+LOOPBACK: Final = "127.0.0.1"
+_ADDRESS: Final = re.compile(r"(\[(?P<ipv6>[^][]+)\]|(?P<host>[^][:\s]*)):(?P<port>[0-9]{1,5})")
+
+CAPABILITIES: Final = {"type": "balloon"}
+"""QEMU docs/interop/vhost-user.json, VhostUserBackendCapabilities."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one line on a mistake, instead of the usage and a line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise OperatorError(message)
+
+
+class _PrintCapabilities(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(json.dumps(CAPABILITIES))
+        parser.exit()
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _mode(text: str) -> int:
+    try:
+        return read_mode(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= MAX_STATS_INTERVAL:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds from 0 to {MAX_STATS_INTERVAL:.0f}"
+        )
+    return seconds
+
+
+def _address(text: str) -> tuple[str, int]:
+    """HOST:PORT, an IPv6 address in brackets; without a host it is this one's loopback."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > 0xFFFF:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no HOST:PORT such as 127.0.0.1:9750 or [::1]:9750"
+        )
+    return match["ipv6"] or match["host"] or LOOPBACK, int(match["port"])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The daemon's command line."""
+    parser = _Parser(
+        prog="vhost-balloon",
+        description="A vhost-user back end that gives KVM guests a virtio memory balloon.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "--print-capabilities",
+        action=_PrintCapabilities,
+        nargs=0,
+        help="print the back end's capabilities as JSON and exit",
+    )
+    vms = parser.add_argument_group("virtual machines")
+    vms.add_argument(
+        "--socket-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="listen here for a front end; may be repeated, one VM each, named after the file",
+    )
+    vms.add_argument(
+        "--fd",
+        type=int,
+        metavar="N",
+        help="serve this connected front-end socket (whose process cannot be told: see --discard)",
+    )
+    vms.add_argument(
+        "--config",
+        type=_absolute,
+        metavar="FILE",
+        help="VMs and their settings (TOML), read again by vhost-balloonctl reload",
+    )
+    _add_access(vms, "socket", "front-end sockets")
+    control = parser.add_argument_group("control")
+    control.add_argument(
+        "--control-socket", type=Path, metavar="PATH", help="listen here for QMP clients"
+    )
+    _add_access(control, "control", "the control socket")
+    control.add_argument(
+        "--stats-interval",
+        type=_interval,
+        default=10.0,
+        metavar="SECONDS",
+        help="how often guests are asked for statistics (default 10; 0: on demand only)",
+    )
+    _add_metrics(parser)
+    features = parser.add_argument_group("features, all offered by default")
+    for name, (_, text) in SWITCHES.items():
+        features.add_argument(f"--no-{name}", action="store_true", help=f"do not offer {text}")
+    _add_memory(parser)
+    log = parser.add_argument_group("log")
+    levels = ("debug", "info", "warning", "error")
+    log.add_argument("--log-level", choices=levels, default="info")
+    log.add_argument("--log-format", choices=("text", "json"), default="text")
+    return parser
+
+
+def _add_access(group: argparse._ArgumentGroup, prefix: str, what: str) -> None:
+    group.add_argument(
+        f"--{prefix}-mode",
+        type=_mode,
+        default=0o600,
+        metavar="MODE",
+        help=f"permissions of {what} (octal, default 0600)",
+    )
+    group.add_argument(f"--{prefix}-group", metavar="GROUP", help=f"group of {what}")
+
+
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    metrics = parser.add_argument_group("metrics")
+    metrics.add_argument(
+        "--metrics-address",
+        type=_address,
+        metavar="HOST:PORT",
+        help="answer Prometheus here, by HTTP; without HOST on 127.0.0.1 (default: nowhere)",
+    )
+    metrics.add_argument(
+        "--metrics-certificate",
+        type=Path,
+        metavar="FILE",
+        help="answer by HTTPS, with this certificate and its chain (PEM)",
+    )
+    metrics.add_argument(
+        "--metrics-key",
+        type=Path,
+        metavar="FILE",
+        help="its key (PEM), if it is not in the certificate's file",
+    )
+    metrics.add_argument(
+        "--metrics-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="answer only clients with a certificate of this authority (PEM)",
+    )
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    memory = parser.add_argument_group("guest memory")
+    memory.add_argument(
+        "--discard",
+        choices=[mode.value for mode in DiscardMode],
+        default=DiscardMode.AUTO.value,
+        help="auto (default): not while the front end has memory pinned for passed-through "
+        "devices; always: without looking; never: acknowledge and discard nothing",
+    )
+    memory.add_argument(
+        "--discard-hugetlb",
+        action="store_true",
+        help="discard hugetlb pages too: a guest dies if it touches one again while the host's "
+        "pool is empty",
+    )
+    memory.add_argument(
+        "--discard-other-filesystems",
+        action="store_true",
+        help="discard memory in files that are on neither tmpfs nor hugetlbfs",
+    )
+    memory.add_argument(
+        "--allow-unsealed-memory",
+        action="store_true",
+        help="serve several VMs although one of them could truncate its memory and so end all",
+    )
