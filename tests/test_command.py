@@ -70,7 +70,7 @@ def test_capabilities() -> None:
         ),
         *(
             pytest.param([f"--socket-path={{folder}}/{name}.sock"], repr(name), id=name)
-            for name in ("control", "metrics")
+            for name in ("control", "metrics", ".hidden")
         ),
         *(
             pytest.param(["--socket-path={new}", f"--{which}-mode={mode}"], "mode", id=mode)

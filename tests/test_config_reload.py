@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from protocol.virtio_balloon import BalloonFeature
 from tests.command import listening
@@ -202,6 +203,29 @@ async def test_one_that_waits_is_served_before_its_vm_leaves(tmp_path: Path, fil
             await eventually(lambda: vm.attached and vm.statistics().guest_memory == 0)
             assert host.machine.vms == {"a": vm}
         await eventually(lambda: not host.machine.vms)
+
+
+async def test_reloads_at_the_same_time_come_one_after_the_other(
+    tmp_path: Path, file: File
+) -> None:
+    file.write()
+    async with operated(tmp_path, file.option) as (host, client):
+        file.write(**{f"vm{number}": "" for number in range(30)})
+        answers: list[dict[str, list[str]]] = []
+
+        async def again() -> None:
+            async with await trio.open_unix_socket(tmp_path / "control") as stream:
+                other = Client(stream)
+                await other.negotiate()
+                answers.append(await other.execute("config-reload"))
+
+        async with trio.open_nursery() as clients:
+            for _ in range(4):
+                clients.start_soon(again)
+        assert sorted(len(answer["added"]) for answer in answers) == [0, 0, 0, 30]
+        assert sorted(len(answer["kept"]) for answer in answers) == [0, 30, 30, 30]
+        assert len(host.machine.vms) == 30
+        await reload(client, kept=list(host.machine.vms))
 
 
 # Mistakes

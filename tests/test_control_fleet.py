@@ -24,10 +24,12 @@ from vhost_balloon import config, daemon
 from vhost_balloon.control_fleet import SETTING_KINDS
 from vhost_balloon.errors import CommandError
 from vhost_balloon.fleet import ACCEPT_PAUSE, Fleet
-from vhost_balloon.simulator import GuestRam
+from vhost_balloon.simulator import DriverOptions, GuestRam, running_guest
 from vhost_balloon.vm import Machine
 from vhost_balloon.vm_settings import SETTINGS
 from vhost_balloon.vm_spec import Origin, VmSpec
+
+QUIET = DriverOptions(report_delay=None)
 
 
 @asynccontextmanager
@@ -103,6 +105,18 @@ async def test_an_initial_target_is_what_each_front_end_starts_with(tmp_path: Pa
                 await client.execute("balloon", id="vm1", value=32 * MIB)
                 assert host.vm().statistics().target == 32 * MIB
             await eventually(lambda: not host.vm().attached)
+
+
+async def test_a_guest_comes_to_its_initial_target_by_itself(tmp_path: Path) -> None:
+    async with operated(tmp_path) as (host, client):
+        await add(client, host, "vm1", target=32 * MIB)
+        async with running_guest(host.path(), 64 * MIB, QUIET) as guest:
+            with trio.fail_after(20):
+                await guest.driver.wait_balloon(32 * MIB // PAGE)
+            assert host.vm().statistics().actual == 32 * MIB
+            host.vm().set_target(64 * MIB)
+            with trio.fail_after(20):
+                await guest.driver.wait_balloon(0)
 
 
 async def test_an_initial_target_above_guest_memory_is_all_of_it(tmp_path: Path) -> None:

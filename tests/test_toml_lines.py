@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhost_balloon.toml_lines import MAX_STATEMENT, KeyPath, Lines
+from vhost_balloon.toml_lines import MAX_STATEMENT, MAX_TRIES, KeyPath, Lines
 
 KEYS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
 FILLING = st.sampled_from(["", "# a comment", "  ", "# [vm.no-table]", "#key = 1"])
@@ -79,6 +79,7 @@ def test_other_ways_to_write_it(text: str, path: KeyPath, line: int) -> None:
         ("a = 1\nb = " + "9" * 5000, 2),
         ("a = 1\nb = [" + "\n" * MAX_STATEMENT + "]\nc = 1", 2),
         ("a = " + "[" * 50_000, 1),
+        ("\n" + "a = [\n1,\n2]\n" * MAX_TRIES, 2 + 3 * MAX_TRIES // 2),
     ],
 )
 def test_where_it_is_broken(text: str, line: int) -> None:

@@ -50,9 +50,9 @@ def fleet_commands(fleet: Fleet, configuration: Configuration) -> Mapping[str, C
         fleet.remove(arguments["id"])
         return {}
 
-    def reload(machine: Machine, arguments: dict[str, Any]) -> Json:
+    async def reload(machine: Machine, arguments: dict[str, Any]) -> Json:
         with _mistakes():
-            return dict(configuration.reload())
+            return dict(await configuration.reload())
 
     settings = (Parameter(key, kind, optional=True) for key, kind in SETTING_KINDS.items())
     return {

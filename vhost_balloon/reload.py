@@ -1,7 +1,7 @@
 """Reading the configuration file again: all is checked first, and a mistake changes nothing.
 
-Only VMs that came from the file are its business. From the first look at who is attached to the
-last change there is no checkpoint, so nothing moves in between.
+Only VMs that came from the file are its business. Once it is read there is no checkpoint from the
+first look at who is attached to the last change, so nothing moves in between.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import trio
 
 from vhost_balloon.config import Config
 from vhost_balloon.config_file import ConfigFile, read_config_file
@@ -57,25 +59,30 @@ class Configuration:
         self._config = config
         self._fleet = fleet
         self._file = config.file
+        self._reading = trio.Lock()
 
     @property
     def defaults(self) -> VmSettings:
         """Settings of a VM that is added without saying them."""
         return self._config.defaults if self._file is None else self._file.defaults
 
-    def reload(self) -> dict[str, list[str]]:
+    async def reload(self) -> dict[str, list[str]]:
         """Read the file again and follow it; names of VMs by what became of them.
 
         Raises OperatorError without having changed anything.
         """
         if self._file is None:
             raise OperatorError("this daemon was started without --config")
-        file = read_config_file(self._file.path, self._config.defaults)
-        with self._planned(file) as plan:
-            self._check(file, plan)
-        self._carry_out(plan)
-        self._file = file
-        return plan.summary()
+        async with self._reading:
+            # A large file takes a second, in which guests want to be answered.
+            file = await trio.to_thread.run_sync(
+                read_config_file, self._file.path, self._config.defaults, abandon_on_cancel=True
+            )
+            with self._planned(file) as plan:
+                self._check(file, plan)
+            self._carry_out(plan)
+            self._file = file
+            return plan.summary()
 
     @contextmanager
     def _planned(self, file: ConfigFile) -> Iterator[Plan]:

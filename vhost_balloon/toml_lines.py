@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 MAX_STATEMENT: Final = 20
-"""Lines: every try parses a statement anew, and none of ours needs more than one."""
+MAX_TRIES: Final = 2000
+"""Lines of one statement, and lines in all that end none: each is parsed from its statement's start
+on, and none of ours needs more than one line."""
 
 KeyPath: TypeAlias = tuple[str, ...]
 
@@ -19,8 +21,8 @@ KeyPath: TypeAlias = tuple[str, ...]
 class Lines:
     """Where each table and key of a text first stands.
 
-    broken: the first line of the first statement that tomllib cannot parse, or that goes on for
-    more than MAX_STATEMENT lines; nothing behind it is known. None if there is no such statement.
+    broken: the first line of the first statement that tomllib cannot parse, or that is too much
+    (MAX_STATEMENT, MAX_TRIES); nothing behind it is known. None if there is no such statement.
     """
 
     def __init__(self, text: str) -> None:
@@ -44,21 +46,23 @@ class Lines:
 
     def _statements(self, lines: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Each one's first line, its text, and what it says."""
-        start = 0
-        while start < len(lines):
+        start = tries = 0
+        while start < len(lines) and tries < MAX_TRIES:
             for end in range(start + 1, min(start + MAX_STATEMENT, len(lines)) + 1):
                 source = "\n".join(lines[start:end])
                 try:
                     statement = tomllib.loads(source)
                 except (ValueError, RecursionError):
+                    tries += 1
                     continue
                 if statement:
                     yield start + 1, source, statement
                 start = end
                 break
             else:
-                self.broken = start + 1
-                return
+                break
+        if start < len(lines):
+            self.broken = start + 1
 
 
 def _header(statement: Mapping[str, Any]) -> KeyPath:
