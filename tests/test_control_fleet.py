@@ -300,6 +300,25 @@ async def test_a_front_end_that_has_just_connected_keeps_its_vm(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_vm_that_is_removed_before_its_task_has_run(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """As when a client sends both commands at once."""
+    machine = Machine()
+    with Fleet(machine) as fleet:
+        fleet.start(nursery)
+        for _ in range(3):
+            fleet.add(VmSpec("vm1", socket_path=tmp_path / "vm1.sock"))
+            fleet.remove("vm1")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks, "their tasks have ended"
+        vm = fleet.add(VmSpec("vm1", socket_path=tmp_path / "vm1.sock"))
+        async with by_hand(tmp_path / "vm1.sock") as guest:
+            assert vm.attached
+            await guest.front_end.get_u64(1)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_front_end_that_waits_for_descriptors_keeps_its_vm(
     tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch,
     autojump_clock: trio.testing.MockClock,

@@ -51,6 +51,7 @@ class Member:
 
     async def accept(self) -> trio.SocketStream:
         """The next front end. While it is being accepted, accepting is true."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # after close() there is no socket to ask
         # Not by accept() alone: between the kernel's answer and ours, others may run.
         await trio.lowlevel.wait_readable(self.listener.socket.fileno())
         self.accepting = True
@@ -87,8 +88,8 @@ class Fleet:
     def start(self, nursery: trio.Nursery) -> None:
         """Serve in nursery whom add() has added so far, and from now on whom it adds."""
         self._nursery = nursery
-        for member in self._members.values():
-            nursery.start_soon(self._serve, member)
+        for vm_id, member in self._members.items():
+            nursery.start_soon(self._serve, self.machine.vms[vm_id], member)
 
     # Coming
 
@@ -114,7 +115,7 @@ class Fleet:
         vm = self.machine.add(spec)
         self._members[spec.id] = member
         if self._nursery is not None:
-            self._nursery.start_soon(self._serve, member)
+            self._nursery.start_soon(self._serve, vm, member)
             vm.log.info(f"added: listening on {spec.socket_path}")
         return vm
 
@@ -175,9 +176,8 @@ class Fleet:
 
     # Serving
 
-    async def _serve(self, member: Member) -> None:
+    async def _serve(self, vm: Vm, member: Member) -> None:
         """Serve one front end after the other; the next waits in the backlog meanwhile."""
-        vm = self.machine.vms[member.spec.id]
         with member.scope:
             while True:
                 try:
