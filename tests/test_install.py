@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import vhost_balloon
+from tests.rig.wheel import build_wheel
+from vhost_balloon.ctl import units
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("protocol", "vhost_balloon")
@@ -20,19 +21,7 @@ PACKAGES = ("protocol", "vhost_balloon")
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy without .git."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
-        path = ROOT / name
-        if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(path, source)
-    # Isolated builds would fetch what the test environment has already.
-    command = ["pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
-    subprocess.run([sys.executable, "-m", *map(str, command)], check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_wheel_holds_every_module_and_nothing_else_at_its_top(wheel: Path) -> None:
@@ -50,6 +39,15 @@ def test_wheel_holds_what_is_shipped_for_monitoring(wheel: Path) -> None:
         for name in ("alerts.yml", "dashboard.json"):
             path = f"vhost_balloon/monitoring/{name}"
             assert archive.read(path) == (ROOT / path).read_bytes()
+
+
+def test_wheel_holds_all_that_install_units_puts_in_place(wheel: Path) -> None:
+    shipped = {path.name: path.read_bytes() for path in (ROOT / "systemd").iterdir()}
+    with zipfile.ZipFile(wheel) as archive:
+        folder = "vhost_balloon/units/"
+        names = [name for name in archive.namelist() if name.startswith(folder)]
+        assert {name[len(folder) :]: archive.read(name) for name in names} == shipped
+    assert set(shipped) == set(units.FOLDERS)
 
 
 def test_wheel_installs_a_manual_page_for_each_documented_command(wheel: Path) -> None:

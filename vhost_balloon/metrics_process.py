@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -26,11 +27,8 @@ class ProcessCollector(Collector):
     """This process."""
 
     def __init__(self) -> None:
-        boot = next(
-            float(line.split()[1])
-            for line in Path("/proc/stat").read_text().splitlines()
-            if line.startswith("btime ")
-        )
+        # Not from /proc/stat, which is hidden from a service with ProcSubset=pid.
+        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._started = boot + int(_stat()[_START]) / _TICKS
 
     def collect(self) -> Iterator[Metric]:

@@ -81,6 +81,12 @@ def _monitoring(options: argparse.Namespace, output: Output) -> None:
     output.write(text)
 
 
+def _install_units(options: argparse.Namespace, output: Output) -> None:
+    from vhost_balloon.ctl import units
+
+    units.run(options, output)
+
+
 def _completion(options: argparse.Namespace, output: Output) -> None:
     from vhost_balloon.ctl import completion
 
@@ -102,5 +108,6 @@ _COMMANDS: Final[Mapping[str, Command]] = {
 }
 _WITHOUT_DAEMON: Final[Mapping[str, Callable[[argparse.Namespace, Output], Any]]] = {
     "monitoring": _monitoring,
+    "install-units": _install_units,
     "completion": _completion,
 }

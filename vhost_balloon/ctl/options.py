@@ -169,6 +169,18 @@ def _add_texts(commands: Commands) -> None:
     monitoring.add_argument(
         "what", choices=("rules", "dashboard"), help="Prometheus alert rules, Grafana dashboard"
     )
+    units = _add(commands, "install-units", "put systemd's units and QEMU's file in place")
+    units.add_argument(
+        "--root", default="/", metavar="PATH", help="the system to install into (default /)"
+    )
+    units.add_argument(
+        "--prefix", default="/usr", metavar="PATH", help="where below it (default /usr)"
+    )
+    units.add_argument(
+        "--binary", metavar="PATH", help="the daemon that the units start (default: this one's)"
+    )
+    units.add_argument("--remove", action="store_true", help="remove the files again")
+    units.add_argument("--dry-run", action="store_true", help="only list the files")
     completion = _add(commands, "completion", "print a shell's completion script", json=False)
     completion.add_argument("shell", choices=("bash", "zsh"))
 

@@ -1,0 +1,113 @@
+"""install-units: systemd's units, user and folder, and what QEMU finds its back ends by."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from vhost_balloon.ctl.errors import CtlError
+from vhost_balloon.ctl.output import Output
+
+FOLDERS: Final[Mapping[str, str]] = {
+    "vhost-balloon.service": "lib/systemd/system",
+    "vhost-balloon.socket": "lib/systemd/system",
+    "vhost-balloon-vm@.socket": "lib/systemd/system",
+    "vhost-balloon@.service": "lib/systemd/system",
+    "vhost-balloon@.socket": "lib/systemd/system",
+    "vhost-balloon.sysusers": "lib/sysusers.d",
+    "vhost-balloon.tmpfiles": "lib/tmpfiles.d",
+    "50-vhost-balloon.json": "share/qemu/vhost-user",
+}
+"""What is shipped, and where below the prefix it goes."""
+
+_DAEMON: Final = "vhost-balloon"
+_PLACEHOLDER: Final = "@BINARY@"
+_SOURCES: Final = Path(__file__).parents[1] / "units"
+_HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
+"""What the services do not see (ProtectHome=, PrivateTmp=)."""
+_PLAIN: Final = re.compile(r"/[A-Za-z0-9._/+@:-]+")
+
+
+def run(options: argparse.Namespace, output: Output) -> None:
+    """Put the files in place, list them, or remove them. Raises CtlError."""
+    targets = {name: _target(options, name) for name in FOLDERS}
+    if options.remove:
+        done = [target for target in targets.values() if options.dry_run or _removed(target)]
+    else:
+        binary = _binary(options.binary)
+        texts = {name: _read(name).replace(_PLACEHOLDER, binary) for name in targets}
+        for name, target in targets.items():
+            if not options.dry_run:
+                _write(target, texts[name])
+        done = list(targets.values())
+    if options.json:
+        output.json([str(target) for target in done])
+    else:
+        output.lines(map(str, done))
+
+
+def _target(options: argparse.Namespace, name: str) -> Path:
+    # sysusers.d and tmpfiles.d read only what ends so.
+    installed = re.sub(r"\.(sysusers|tmpfiles)$", ".conf", name)
+    prefix = Path("/", options.prefix).relative_to("/")
+    return Path(os.path.abspath(options.root), prefix, FOLDERS[name], installed)
+
+
+def _binary(given: str | None) -> str:
+    """The installed daemon, where units can name it and services can see it."""
+    path = os.path.abspath(given) if given else _installed()
+    if not _PLAIN.fullmatch(path):
+        raise CtlError(f"{path} cannot be named in a unit: install it below a plainer path")
+    if path.startswith(_HIDDEN):
+        raise CtlError(f"services do not see {path}: install it below /opt, /usr or the like")
+    return path
+
+
+def _installed() -> str:
+    beside = Path(os.path.abspath(sys.argv[0])).with_name(_DAEMON)
+    for path in (beside, Path(sysconfig.get_path("scripts")) / _DAEMON):
+        if path.is_file() and os.access(path, os.X_OK):
+            return str(path)
+    found = shutil.which(_DAEMON)
+    if found is None:
+        raise CtlError(f"no {_DAEMON} beside this program or in $PATH: give --binary=PATH")
+    return os.path.abspath(found)
+
+
+def _read(name: str) -> str:
+    try:
+        return (_SOURCES / name).read_text("utf-8")
+    except OSError as error:
+        raise CtlError(f"{name} is not installed: {error.strerror}") from None
+
+
+def _write(target: Path, text: str) -> None:
+    """Whole or not at all."""
+    new = target.with_name(f".{target.name}.new")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            new.write_text(text, "utf-8")
+            new.chmod(0o644)
+            new.replace(target)
+        finally:
+            new.unlink(missing_ok=True)
+    except OSError as error:
+        raise CtlError(f"cannot write {target}: {error.strerror}") from None
+
+
+def _removed(target: Path) -> bool:
+    try:
+        target.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CtlError(f"cannot remove {target}: {error.strerror}") from None
+    return True
