@@ -6,7 +6,8 @@ RigError
 |   |-- CommandError  a command in the guest ended with a non-zero status
 |   `-- RigTimeout    a deadline passed
 |-- QMPError          a QMP server answered with an error
-`-- DaemonError       the daemon did not start or end as it should
+|-- DaemonError       the daemon did not start or end as it should
+`-- SystemdError      systemd in namespaces of its own did not do what was asked
 """
 
 from __future__ import annotations
@@ -61,3 +62,7 @@ class QMPError(RigError):
 
 class DaemonError(RigError):
     """The daemon did not start or end as it should; the text carries its log."""
+
+
+class SystemdError(RigError):
+    """systemd in namespaces of its own did not do what was asked; the text carries its output."""

@@ -7,12 +7,15 @@ mark such tests with `@pytest.mark.guest`.
 from __future__ import annotations
 
 import os
-from typing import Final
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Final, NoReturn
 
 import pytest
 
 from .errors import RigUnavailable
-from .packages import TREES, Tree, provision
+from .packages import SYSTEMD, TREES, Tree, provision
+from .systemd import SystemdHost
 
 _missing: Final[list[str]] = []
 
@@ -43,6 +46,19 @@ def rig() -> None:
     require_rig()
 
 
+@pytest.fixture(scope="module")
+def systemd_host() -> Iterator[SystemdHost]:
+    """Real systemd with the daemon installed, one for the tests of a module."""
+    require_rig((SYSTEMD,))
+    with ExitStack() as stack:
+        try:
+            host = stack.enter_context(SystemdHost())
+        except RigUnavailable as error:
+            _refuse(error.reason)  # guests may be had all the same
+        host.install()
+        yield host
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly that no real guest was run."""
     if _missing and not required():
@@ -51,7 +67,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line("Nothing was shown with a real guest in this run.", yellow=True)
 
 
-def _refuse(reason: str) -> None:
+def _refuse(reason: str) -> NoReturn:
     if required():
         pytest.fail(f"the rig is required here but unavailable: {reason}", pytrace=False)
     pytest.skip(f"the rig is unavailable: {reason}")

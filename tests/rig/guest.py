@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -19,7 +20,7 @@ from .errors import CommandError, GuestError, RigTimeout
 from .initramfs import kernel
 from .job import Job
 from .memory import GiB, Memory
-from .process import ended, kill, spawn, text_tail
+from .process import OWN_FORKER, ended, kill, spawn, text_tail
 from .qmp import QMPClient
 
 BOOT_SECONDS: Final = 120.0
@@ -41,6 +42,7 @@ class Guest:
         accel: "kvm" or "tcg"; by default what works on this machine.
         qemu_arguments: more of them.
         human: an interactive shell on the console instead of the command loop.
+        forker: starts QEMU, see spawn(); SystemdHost has one for its PID namespace.
 
     Attributes:
         folder: holds the sockets and logs (console.log, kernel.log, qemu.log) until close().
@@ -63,7 +65,9 @@ class Guest:
         accel: str | None = None,
         qemu_arguments: tuple[str, ...] = (),
         human: bool = False,
+        forker: ThreadPoolExecutor | None = None,
     ) -> None:
+        self._forker = forker or OWN_FORKER
         self.memory = memory or Memory()
         self.accel = accel or accelerator(_boots_under_kvm)
         self.human = human
@@ -106,7 +110,7 @@ class Guest:
         """
         deadline = time.monotonic() + timeout
         with (self.folder / "qemu.log").open("wb") as log:
-            self._process = spawn(self._arguments, output=log)
+            self._process = spawn(self._arguments, output=log, forker=self._forker)
         try:
             self.console = Console(self.folder / "console.sock", self._check_process, timeout=30)
             self.qmp = self._connected_qmp()

@@ -110,7 +110,25 @@ MANDOC: Final = Tree(
     keep=("usr/bin/mandoc", "usr/lib64/*", "usr/lib/x86_64-linux-gnu/*.so*"),
     must_have=("usr/bin/mandoc", "usr/lib64/ld-linux-x86-64.so.2"),
 )
-EVERY_TREE: Final = (*TREES, PROMETHEUS, MANDOC)
+SYSTEMD: Final = Tree(
+    "systemd",
+    (
+        *("systemd", "base-files", "base-passwd", "bash", "dash", "dbus"),
+        *("coreutils", "util-linux", "mount", "libc-bin", "grep", "sed"),
+        # What the wheel needs there: Debian has all that it depends on.
+        *("python3", "python3-venv", "python3-trio", "python3-construct"),
+        "python3-prometheus-client",
+    ),
+    dependencies=True,
+    must_have=(
+        "usr/lib/systemd/systemd",
+        "usr/bin/systemd-analyze",
+        "usr/bin/python3",
+        "usr/lib/python3/dist-packages/trio",
+    ),
+)
+"""Debian as far as systemd as PID 1 needs it, and the daemon inside; no maintainer script ran."""
+EVERY_TREE: Final = (*TREES, PROMETHEUS, MANDOC, SYSTEMD)
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,7 @@ from typing import IO, Final
 
 # PR_SET_PDEATHSIG fires when the *thread* that forked ends, so children are forked by one thread
 # that lives as long as the process: tests may start guests from short-lived worker threads.
-_FORKER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rig-forker")
+OWN_FORKER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rig-forker")
 
 
 def spawn(
@@ -21,15 +21,17 @@ def spawn(
     output: IO[bytes],
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    forker: ThreadPoolExecutor = OWN_FORKER,
 ) -> subprocess.Popen[bytes]:
     """Start a program that is killed when this process ends, however it ends.
 
     Args:
         output: gets its stdout and stderr.
         environment: variables to add to ours.
+        forker: a thread that outlives the process, if not our own.
     """
     command = ["setpriv", "--pdeathsig", "KILL", "--", *map(str, arguments)]
-    return _FORKER.submit(
+    return forker.submit(
         subprocess.Popen,
         command,
         stdin=subprocess.DEVNULL,

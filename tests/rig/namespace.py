@@ -1,0 +1,51 @@
+"""Processes in another PID namespace: which they are out here, and how to start more of them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# include/uapi/linux/sched.h
+_CLONE_NEWPID = 0x20000000
+
+
+def forker(pid: int) -> ThreadPoolExecutor:
+    """A thread whose children live in the PID namespace of pid; for spawn(), shut it down last.
+
+    They see this mount namespace, and are known here by a process id of this PID namespace.
+    """
+    return ThreadPoolExecutor(1, "rig-namespace", initializer=_enter, initargs=(pid,))
+
+
+def _enter(pid: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(f"/proc/{pid}/ns/pid").open() as namespace:
+        if libc.setns(namespace.fileno(), _CLONE_NEWPID) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+
+
+def outside(pid: int, init: int) -> int:
+    """The process id here of what is pid in the PID namespace of process init.
+
+    Raises:
+        ProcessLookupError: there is none.
+    """
+    namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and _inner(entry, namespace) == pid:
+            return int(entry.name)
+    raise ProcessLookupError(f"no process {pid} in the namespace of {init}")
+
+
+def _inner(process: Path, namespace: int) -> int | None:
+    """Its process id in the namespace with this inode, None if it is in another."""
+    try:
+        if (process / "ns/pid").stat().st_ino != namespace:
+            return None
+        match = re.search(r"^NSpid:.*\t(\d+)$", (process / "status").read_text(), re.MULTILINE)
+    except OSError:  # it has just ended
+        return None
+    return int(match[1]) if match else None

@@ -1,0 +1,243 @@
+"""Real systemd as PID 1 of its own namespaces, in a throwaway copy of a Debian tree. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from . import namespace, process
+from .errors import RigUnavailable, SystemdError
+from .packages import SYSTEMD
+from .qmp import QMPClient
+from .wheel import build_wheel
+
+BOOT_SECONDS: Final = 60.0
+SERVICE: Final = "vhost-balloon.service"
+VENV: Final = "/opt/vhost-balloon"
+CONTROL: Final = "/run/vhost-balloon/control.sock"
+_BOOT: Final = Path(__file__).with_name("systemd_boot.sh")
+_ENVIRONMENT: Final = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8")
+# Its cgroups cannot be reached through a mount that the host need not have.
+_REMOVE_CGROUP: Final = (
+    'mount -t cgroup2 cgroup2 "$1" && find "$1/$2" -depth -type d -exec rmdir {} +'
+)
+
+
+class SystemdHost:
+    """One system; a context manager that leaves nothing behind.
+
+    Its processes are seen from here, under other process ids; its files at path().
+
+    Attributes:
+        folder: on this side: systemd's own output, and what tests like to put there.
+        forker: hand it to Guest or spawn(), and the process lives in the system's PID namespace,
+            where the daemon can see it, but with this side's files.
+    """
+
+    forker: ThreadPoolExecutor
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rig-systemd-"))
+        self._cgroup = f"{_own_cgroup()}/{self.folder.name}".strip("/")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._init = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self, timeout: float = BOOT_SECONDS) -> None:
+        """Boot, and wait until all jobs of the boot are done.
+
+        Raises:
+            RigUnavailable: this machine does not let us have namespaces.
+            SystemdError: it did not boot within timeout seconds.
+        """
+        if os.geteuid() != 0:
+            raise RigUnavailable("systemd in namespaces of its own takes root")
+        (self.folder / "work").mkdir()
+        own_mounts = ("unshare", "--mount", "--propagation", "private")
+        command = (*own_mounts, "sh", _BOOT, SYSTEMD.folder, self.folder / "work", self._cgroup)
+        with (self.folder / "systemd.log").open("wb") as log:
+            self._process = process.spawn(command, output=log)
+        deadline = time.monotonic() + timeout
+        while not self._booted():
+            if self._process.poll() is not None:
+                raise RigUnavailable(f"systemd cannot be had here: {self._log()}")
+            if time.monotonic() > deadline:
+                raise SystemdError(f"no systemd within {timeout} s: {self._log()}")
+            time.sleep(0.05)
+        state = self.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
+        if state != "running":
+            raise SystemdError(f"it is {state}:\n{self.systemctl('--failed')}{self._log()}")
+        self.forker = namespace.forker(self._init)
+
+    def close(self) -> None:
+        """End it with all its processes; may be called twice."""
+        if self._process is None:
+            return
+        if self._init:
+            # Once PID 1 has been reaped, no process of its namespace is left.
+            os.kill(self._init, signal.SIGKILL)
+        if not process.ended(self._process, 10):
+            process.kill(self._process)
+        self._process = None
+        if "forker" in self.__dict__:
+            self.forker.shutdown()
+        mount = self.folder / "work"
+        _run("unshare", "--mount", "sh", "-ec", _REMOVE_CGROUP, "sh", mount, self._cgroup)
+        shutil.rmtree(self.folder)
+
+    # Commands and files
+
+    def run(
+        self, *command: str | Path, check: bool = True, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside; stdout has its stderr as well.
+
+        Raises:
+            SystemdError: check, and it ended with another status than 0.
+        """
+        enter = ["nsenter", f"--target={self._init}", "--all", "--root", "--wd"]
+        done = _run(*enter, *_ENVIRONMENT, *command, timeout=timeout)
+        if check and done.returncode != 0:
+            said = f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout}"
+            raise SystemdError(said + self._log())
+        return done
+
+    def systemctl(self, *arguments: str, check: bool = True) -> str:
+        """What systemctl prints."""
+        return self.run("systemctl", "--no-pager", "--full", *arguments, check=check).stdout
+
+    def show(self, unit: str, name: str) -> str:
+        """A property of a unit."""
+        return self.systemctl("show", "--value", f"--property={name}", unit).strip()
+
+    def journal(self, unit: str = SERVICE) -> str:
+        """A unit's log, systemd's own lines about it included."""
+        return self.run("journalctl", "--no-pager", "--output=short-precise", "-u", unit).stdout
+
+    def path(self, inside: str) -> Path:
+        """A file of the system, as this side sees it; sockets can be connected to."""
+        return Path(f"/proc/{self._init}/root{inside}")
+
+    def write(self, inside: str, text: str) -> None:
+        """Write a file, and the folders that it needs."""
+        self.run("mkdir", "-p", os.path.dirname(inside))
+        self.path(inside).write_text(text)
+
+    def drop_in(self, unit: str, text: str, name: str = "test") -> None:
+        """Add to a unit, and have systemd read it; "" takes it back."""
+        path = f"/run/systemd/system/{unit}.d/{name}.conf"
+        if text:
+            self.write(path, text)
+        else:
+            self.path(path).unlink()
+        self.systemctl("daemon-reload")
+
+    # The daemon
+
+    def install(self, wheel: Path | None = None) -> None:
+        """Install the daemon as README says; again: another build in the first one's place."""
+        with tempfile.TemporaryDirectory() as folder:
+            built = wheel or build_wheel(Path(folder))
+            shutil.copy(built, self.path("/root"))
+        if not self.path(VENV).exists():
+            # Debian has what it depends on; there is no network to fetch it by.
+            self.run("python3", "-m", "venv", "--system-site-packages", VENV)
+        options = ("--no-index", "--no-deps", "--force-reinstall", "--disable-pip-version-check")
+        self.run(f"{VENV}/bin/pip", "install", *options, f"/root/{built.name}")
+        # Compiles what Debian's maintainer scripts would have: services may not write there.
+        self.run(f"{VENV}/bin/python", "-c", "import vhost_balloon.metrics_server")
+        self.run(f"{VENV}/bin/vhost-balloon", "--version")
+        self.run(f"{VENV}/bin/vhost-balloonctl", "install-units")
+        self.run("systemd-sysusers")
+        self.run("systemd-tmpfiles", "--create")
+        self.systemctl("daemon-reload")
+
+    def daemon_pid(self, unit: str = SERVICE) -> int:
+        """The daemon's process id on this side. Raises ProcessLookupError if it does not run."""
+        return namespace.outside(int(self.show(unit, "MainPID")), self._init)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL, unit: str = SERVICE) -> int:
+        """Send the daemon a signal; the process id that it had."""
+        pid = self.daemon_pid(unit)
+        os.kill(pid, number)
+        return pid
+
+    def wait_replaced(self, old: int, unit: str = SERVICE, timeout: float = 30) -> float:
+        """Wait until the unit is active again with another process than old; seconds it took."""
+        started = time.monotonic()
+        while True:
+            with contextlib.suppress(ProcessLookupError):
+                if self.show(unit, "ActiveState") == "active" and self.daemon_pid(unit) != old:
+                    return time.monotonic() - started
+            if time.monotonic() - started > timeout:
+                raise SystemdError(f"{unit} is not back\n{self.journal(unit)}")
+            time.sleep(0.05)
+
+    def stored(self, unit: str = SERVICE) -> list[str]:
+        """Names of the descriptors in the unit's store."""
+        lines = self.run("systemd-analyze", "fdstore", unit, check=False).stdout.splitlines()
+        return [line.split()[0] for line in lines[1:] if line.strip()]
+
+    def qmp(self, path: str = CONTROL) -> QMPClient:
+        """A new connection to a control socket inside."""
+        return QMPClient(self.path(path))
+
+    # Inner workings
+
+    def _booted(self) -> bool:
+        """Whether systemd takes orders already."""
+        assert self._process is not None
+        pid = self._process.pid
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for child in children:
+                if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                    self._init = int(child)
+            return bool(self._init) and self.path("/run/systemd/private").is_socket()
+        except OSError:
+            return False
+
+    def _log(self) -> str:
+        return "\n" + process.text_tail(self.folder / "systemd.log")
+
+
+def _run(*command: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+    )
+
+
+def _own_cgroup() -> str:
+    """Our group in the unified hierarchy, which hybrid systems have beside the older ones."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    return next((line[3:] for line in lines if line.startswith("0::")), "/")
