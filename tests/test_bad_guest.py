@@ -257,6 +257,25 @@ async def test_memory_of_a_ring_is_removed_under_it(
         assert host.vm().statistics().guest_memory == 80 * MIB
 
 
+async def test_memory_of_a_broken_ring_is_removed(tmp_path: Path, still_clock: MockClock) -> None:
+    async with serving(tmp_path) as host, by_hand(host.path()) as guest:
+        dimm = guest.ram.add(16 * MIB, 1 << 32)
+        await guest.front_end.add_region(dimm)
+        index, ring = guest.indexes[Queue.REPORTING], guest.rings[Queue.REPORTING]
+        bases = await guest.stop()
+        ring.used = dimm.start
+        await guest.start(bases=bases)
+        ring.publish(SIZE)
+        ring.kick()
+        assert await guest.front_end.ports[index].err.wait() == 1
+        mapped = guest_mappings()
+        await guest.front_end.remove_region(dimm)
+        assert guest_mappings() == mapped - 1
+        assert sum(host.vm().counters.ring_errors.values()) == 1
+        await guest.works(host.vm())
+        await guest.stop()
+
+
 async def test_a_truncated_file_hurts_one_ring(
     tmp_path: Path, still_clock: MockClock, log_lines: LogLines
 ) -> None:

@@ -1,0 +1,17 @@
+"""All targets. A new one is a module like those here, and a line below."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.fuzz import control, messages, rings
+from tests.fuzz.driver import Target
+
+TARGETS: Final = {
+    target.name: target
+    for target in (
+        Target("messages", messages.INVARIANT, messages.run, messages.SEEDS, messages.TOKENS),
+        Target("rings", rings.INVARIANT, rings.run, rings.SEEDS, rings.TOKENS),
+        Target("control", control.INVARIANT, control.run, control.SEEDS, control.TOKENS),
+    )
+}

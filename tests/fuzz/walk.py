@@ -1,0 +1,83 @@
+"""One walk over all that a ring offers, each step checked against what it may come to."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from protocol.virtio_balloon import BALLOON_PAGE_SIZE
+from vhost_balloon.decode import MAX_SLICE_PFNS, Named, page_buffers_size, pages, reported
+from vhost_balloon.effects import RingSetup
+from vhost_balloon.errors import RingError
+from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory, Piece
+from vhost_balloon.guest_stats import parse_stats
+from vhost_balloon.ranges import merge, total
+from vhost_balloon.ring import BoundRing, bind
+from vhost_balloon.virtqueue import Chain
+
+_POLICY = DiscardPolicy(DiscardMode.ALWAYS)
+_MAX_NAMED = 1 << 17
+"""Page numbers that are looked at in one walk; a chain may name queue size x 2^30."""
+
+
+def check_walk(setup: RingSetup, memory: GuestMemory) -> None:
+    """Raises AssertionError, and FrontEndError where no such ring can be started."""
+    bound = bind(setup, setup.base, memory)
+    try:
+        for chain in _chains(bound, setup.size):
+            for named in _named(chain, memory):
+                _check_named(named, bound, memory)
+    finally:
+        bound.virtqueue.release()
+
+
+def _chains(bound: BoundRing, size: int) -> list[Chain]:
+    chains: list[Chain] = []
+    with suppress(RingError):
+        while (chain := bound.virtqueue.pop()) is not None:
+            chains.append(chain)
+            assert len(chains) <= size, "more chains than the queue holds"
+            assert 0 <= chain.head < size
+            assert 1 <= len(chain.buffers) <= size
+    return chains
+
+
+def _named(chain: Chain, memory: GuestMemory) -> list[Named]:
+    """What the chain names as a report and as page numbers; it is parsed as statistics too."""
+    everything = [reported(chain.buffers)]
+    with suppress(RingError):
+        if page_buffers_size(chain.buffers) <= _MAX_NAMED * BALLOON_PAGE_SIZE:
+            slices = list(pages(chain.buffers, memory.read))
+            assert all(len(named.numbers) <= MAX_SLICE_PFNS for named in slices)
+            assert sum(n.size for n in slices) == page_buffers_size(chain.buffers)
+            everything += slices
+        for address, length, _ in chain.buffers:
+            values, tail = parse_stats(memory.read(address, min(length, 4096)))
+            assert all(0 <= value < 1 << 64 for value in values.values())
+            assert 0 <= tail < 10
+    return everything
+
+
+def _check_named(named: Named, bound: BoundRing, memory: GuestMemory) -> None:
+    protected = merge(bound.ranges)
+    pieces, refusals = memory.resolve(named.ranges, protected, _POLICY)
+    discarded = sum(piece.length for piece in pieces)
+    refused = sum(size for _, size in refusals)
+    assert discarded + refused == total(named.ranges), "a byte is lost, or counted twice"
+    for piece in pieces:
+        _check_piece(piece, named, bound)
+
+
+def _check_piece(piece: Piece, named: Named, bound: BoundRing) -> None:
+    """A piece is whole pages of what was named, inside its region, and no part of a ring."""
+    region, page = piece.region, piece.region.page_size
+    assert piece.length > 0
+    assert piece.offset % page == piece.length % page == 0
+    first = piece.offset - region.region.mmap_offset
+    assert 0 <= first <= region.region.size - piece.length
+    assert piece.offset + piece.length <= os.fstat(region.fd.fileno()).st_size
+    start = region.guest_start + first
+    end = start + piece.length
+    assert any(low <= start and end <= high for low, high in named.ranges)
+    for low, high in bound.ranges:
+        assert end <= low or high <= start, "a page that a ring lies in"
