@@ -114,6 +114,19 @@ class Balloon:
     def poison_val(self) -> int:
         return self._poison
 
+    def snapshot(self) -> tuple[int | None, int, int, int, int]:
+        """Wish in bytes, num_pages, actual, free_page_hint_cmd_id, poison_val: for restore()."""
+        return self._wish, self._num_pages, self._actual, self._cmd_id, self._poison
+
+    def restore(
+        self, wish: int | None, num_pages: int, actual: int, cmd_id: int, poison: int
+    ) -> None:
+        """Go on from a snapshot. Raises ValueError for what the config space cannot hold."""
+        if any(not 0 <= value <= MAX_PAGES for value in (num_pages, actual, cmd_id, poison)):
+            raise ValueError("a config space field does not fit 32 bits")
+        self._wish, self._num_pages, self._actual = wish, num_pages, actual
+        self._cmd_id, self._poison = cmd_id, poison
+
     def set_target(self, wish: int) -> bool:
         """Take a wish in bytes (> 0); True if the config space changed."""
         self._wish = wish

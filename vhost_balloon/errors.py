@@ -19,6 +19,11 @@ class VhostBalloonError(Exception):
     """Base of the four kinds."""
 
 
+class StateError(Exception):
+    """What a process before this one left of a VM cannot be used; nobody is to blame for it, and
+    the VM is served without (vhost_balloon.inert)."""
+
+
 class FrontEndError(VhostBalloonError):
     """A request that is refused; the text says what was wrong with it."""
 

@@ -87,6 +87,15 @@ class Virtqueue:
         """The available index of the first chain that was not used yet."""
         return (self._next_available - self._outstanding) & INDEX_MASK
 
+    @property
+    def lead(self) -> int:
+        """How far base is ahead of the used index: the same for as long as the ring is started."""
+        return (self.base - self._next_used) & INDEX_MASK
+
+    def resume(self, lead: int) -> None:
+        """Go on at what was published last, as another process left it."""
+        self._next_available = (self._next_used + lead) & INDEX_MASK
+
     def release(self) -> None:
         """Give up the views, so that the memory can be unmapped."""
         for view in (self._available, self._used_words, self._used, self._descriptors):
