@@ -58,30 +58,30 @@ class EventFd:
     socket could take what is not ours).
     """
 
-    __slots__ = ("_owned", "_writable")
+    __slots__ = ("_writable", "fd")
 
     def __init__(self, fd: OwnedFd) -> None:
         if not is_eventfd(fd):
             raise FrontEndError("descriptor is not an eventfd")
-        self._owned = fd
+        self.fd = fd
         self._writable = select.poll()
         self._writable.register(fd.fileno(), select.POLLOUT)
 
     def close(self) -> None:
-        self._owned.close()
+        self.fd.close()
 
     async def wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._owned.fileno())
+        await trio.lowlevel.wait_readable(self.fd.fileno())
 
     def drain(self) -> None:
         """Take the count, if there is one."""
         # RWF_NOWAIT (eventfds know it since Linux 5.9) returns even if the peer took the count.
         with contextlib.suppress(BlockingIOError):
-            os.preadv(self._owned.fileno(), [bytearray(8)], -1, os.RWF_NOWAIT)
+            os.preadv(self.fd.fileno(), [bytearray(8)], -1, os.RWF_NOWAIT)
 
     def signal(self) -> None:
         """Add one to the count. A full counter is left: its reader has not looked yet anyway."""
-        fd = self._owned.fileno()
+        fd = self.fd.fileno()
         # A counter at its very limit, which only the kernel can reach, polls as an error alone.
         if any(event & select.POLLOUT for _, event in self._writable.poll(0)):
             with contextlib.suppress(BlockingIOError):

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from protocol.vhost_user import Request
+from protocol.vhost_user import NO_FD, Request
 from vhost_balloon.errors import FrontEndError
 
 if TYPE_CHECKING:
     from vhost_balloon.fds import OwnedFd
+
+
+_VRING_FDS: Final = frozenset(
+    {Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR}
+)
+WITH_FDS: Final = _VRING_FDS | {
+    Request.SET_MEM_TABLE,
+    Request.SET_BACKEND_REQ_FD,
+    Request.ADD_MEM_REG,
+    Request.REM_MEM_REG,
+}
+"""The requests that may carry descriptors; each handler checks how many."""
+
+
+def carries_fds(request: int, payload: bytes) -> bool:
+    """Whether a request of this kind should have come with descriptors."""
+    if request in _VRING_FDS:
+        return not int.from_bytes(payload[:8], "little") & NO_FD
+    return request in WITH_FDS
 
 
 @dataclass(slots=True)

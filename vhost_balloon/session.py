@@ -56,9 +56,9 @@ from vhost_balloon.effects import (
 )
 from vhost_balloon.errors import FrontEndError
 from vhost_balloon.features import TRANSPORT_FEATURES
-from vhost_balloon.message import Message
+from vhost_balloon.message import WITH_FDS, Message
 
-_REFUSED: Final[dict[int, bytes]] = {
+REFUSALS: Final[dict[int, bytes]] = {
     Request.GET_FEATURES: build_u64(0),
     Request.GET_PROTOCOL_FEATURES: build_u64(0),
     Request.GET_CONFIG: b"",
@@ -80,7 +80,7 @@ _REPLY: Final = int(HeaderFlag.REPLY)
 _NEED_REPLY: Final = int(HeaderFlag.NEED_REPLY)
 _REPLY_ACK: Final = int(ProtocolFeature.REPLY_ACK)
 
-_BASE_REQUESTS: Final = (Request.GET_VRING_BASE, Request.GET_VRING_BASE_SKIP_DRAIN)
+BASE_REQUESTS: Final = (Request.GET_VRING_BASE, Request.GET_VRING_BASE_SKIP_DRAIN)
 
 
 @dataclass(slots=True)
@@ -147,7 +147,7 @@ class Session:
         handler, gate = entry
         if gate & ~self.protocol_features:
             raise FrontEndError(f"{ProtocolFeature(gate).name} is not negotiated")
-        if message.request not in _WITH_FDS:
+        if message.request not in WITH_FDS:
             message.expect_fds(0)
         try:
             outcome = handler(self, message)
@@ -161,11 +161,11 @@ class Session:
 
     def refuse(self, message: Message) -> bytes | None:
         """The reply to a request that was refused, or None where none is due."""
-        if message.request in _BASE_REQUESTS:
+        if message.request in BASE_REQUESTS:
             index = int.from_bytes(message.payload[:4], "little")
             return build_vring_state(index, 0)
-        if message.request in _REFUSED:
-            return _REFUSED[message.request]
+        if message.request in REFUSALS:
+            return REFUSALS[message.request]
         return self._ack(message, 1)
 
     def _ack(self, message: Message, value: int) -> bytes | None:
@@ -245,16 +245,3 @@ _HANDLERS: Final[dict[int, tuple[_Handler, int]]] = {
     Request.GET_STATUS: (requests_device.get_status, int(_F.STATUS)),
 }
 """The handler of each request and the protocol feature that it needs."""
-
-_WITH_FDS: Final = frozenset(
-    {
-        Request.SET_MEM_TABLE,
-        Request.SET_VRING_KICK,
-        Request.SET_VRING_CALL,
-        Request.SET_VRING_ERR,
-        Request.SET_BACKEND_REQ_FD,
-        Request.ADD_MEM_REG,
-        Request.REM_MEM_REG,
-    }
-)
-"""The requests that may carry descriptors; each handler checks how many."""

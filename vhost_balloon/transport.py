@@ -1,13 +1,20 @@
 """Exactly one vhost-user message, with its descriptors, at a time. Knows SCM_RIGHTS.
 
-One recvmsg reads the header alone and the next the payload alone: a larger read would merge a
-message without descriptors with the next one that has some.
+A message is looked at as a whole before it is taken from the socket, so that a process that dies
+at any moment leaves it in the socket or in the journal (vhost_balloon.journal).
+
+- Peeking stops behind the first bytes that carry descriptors. What never lies in the socket as a
+  whole, because a front end sends it in parts, is taken part by part (vhost_balloon.partial).
+- Linux hands out, to whoever peeks, the first descriptors in the socket, even if they came with a
+  later message. So they are asked for only if a message should have some, and compared with those
+  that come when it is taken.
 """
 
 from __future__ import annotations
 
 import array
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -19,69 +26,65 @@ from protocol.vhost_user import (
     MAX_PAYLOAD_SIZE,
     REPLY_FLAGS,
     VERSION,
-    VERSION_MASK,
-    HeaderFlag,
 )
 from vhost_balloon.errors import FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.message import Message
+from vhost_balloon.journal import Journal
+from vhost_balloon.message import Message, carries_fds
+from vhost_balloon.partial import Partial, parse_header
+from vhost_balloon.store import Scope, name_of
 
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
-_RECEIVE_FLAGS: Final = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-_SEND_FLAGS: Final = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-_FLAG_BITS: Final = int(VERSION_MASK | HeaderFlag.REPLY | HeaderFlag.NEED_REPLY)
+# Plain numbers: an operator of an IntFlag takes a microsecond, and this is the guest's hot path.
+_TAKE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_PEEK: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK)
+_SEND_FLAGS: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)
+_GLANCE: Final = 512
+"""Bytes that are looked at first: all messages but tables of memory regions fit."""
 
 
-class _Reader:
-    """Collects the bytes and all descriptors of one message."""
+def _received(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+    fds: list[OwnedFd] = []
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers = array.array("i")
+            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+            fds += [OwnedFd(number) for number in numbers]
+    return fds
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.fds: list[OwnedFd] = []
-        self.fds_lost = False
 
-    def some(self, size: int) -> bytes:
-        """At most size bytes, or none at the stream's end. Raises BlockingIOError."""
-        try:
-            data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, _RECEIVE_FLAGS)
-        except ConnectionResetError:
-            return b""
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                numbers = array.array("i")
-                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-                self.fds += [OwnedFd(number) for number in numbers]
-        if flags & socket.MSG_CTRUNC:
-            self.fds_lost = True
-        return data
-
-    async def exactly(self, size: int, *, keep: bool = True) -> bytes:
-        """All size bytes, or none of them with keep=False. Raises StreamError at the end."""
-        parts = []
-        while size:
-            try:
-                part = self.some(min(size, MAX_PAYLOAD_SIZE))
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
-                continue
-            if not part:
-                raise StreamError("connection ended inside a message")
-            size -= len(part)
-            if keep:
-                parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+def _close(fds: list[OwnedFd]) -> None:
+    for fd in fds:
+        fd.close()
 
 
 class Transport:
-    """One connected front-end socket, taken over from stream.
+    """One connected front-end socket; fd is taken over.
 
     A guest waits, with QEMU's lock held, for the answer to each message. So there is one pass
     through the event loop a message: the socket itself is read and written, without a turn for
     others between header, payload and reply, as trio's own streams would give.
+
+    With a scope descriptors are stored, and with a journal each message is in it, before it is
+    taken from the socket. partial is a message that was begun to be taken in parts.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._sock = socket.socket(fileno=stream.socket.detach())
+    def __init__(
+        self,
+        fd: OwnedFd,
+        scope: Scope | None = None,
+        journal: Journal | None = None,
+        partial: Partial | None = None,
+    ) -> None:
+        self.fd: Final = fd
+        self._sock = socket.socket(fileno=fd.fileno())
+        self._scope = scope
+        self._journal = journal
+        self._pipe = None if scope is None else scope.store.pipe
+        self.partial = partial
+        self.partial_changed: Callable[[], None] = lambda: None
+        """Called when a part of a message was taken."""
         self.waiting_since: float | None = trio.current_time()
         """Since when bytes are missing that must come: of the first message, or of one begun."""
 
@@ -95,49 +98,152 @@ class Transport:
 
         Raises StreamError where what comes is no vhost-user message or ends inside one.
         """
-        reader = _Reader(self._sock)
-        try:
-            await trio.lowlevel.wait_readable(self._sock)
-            header = await self._first(reader)
-            if not header:
-                return None
-            return await self._rest(reader, header)
-        except BaseException:
-            for fd in reader.fds:
-                fd.close()
-            raise
-
-    async def _first(self, reader: _Reader) -> bytes:
-        """What of the next header has come, at least a byte, or none at the stream's end."""
-        while True:
+        await trio.lowlevel.wait_readable(self._sock)
+        while self.partial is None:
             try:
-                return reader.some(HEADER_SIZE)
+                data = self._sock.recv(_GLANCE, _PEEK)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
+                continue
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            message = await self._whole(data)
+            if message is None:
+                self.partial = Partial()
+                break
+            self.waiting_since = None
+            return message
+        return await self._in_parts()
 
-    async def _rest(self, reader: _Reader, header: bytes) -> Message:
+    async def _whole(self, data: bytes) -> Message | None:
+        """Take a message whose beginning was seen; None, nothing taken, if not all is there."""
+        if len(data) < HEADER_SIZE:
+            return None
+        request, flags, size = parse_header(data)
+        total = HEADER_SIZE + size
+        if size > MAX_PAYLOAD_SIZE:
+            return None
+        seen: list[OwnedFd] = []
+        if len(data) < total or carries_fds(request, data[HEADER_SIZE:total]):
+            data, ancillary, _, _ = self._sock.recvmsg(total, _ANCILLARY, _PEEK)
+            seen = _received(ancillary)
+        if len(data) < total or not carries_fds(request, data[HEADER_SIZE:total]):
+            _close(seen)
+            seen = []
+        if len(data) < total:
+            return None
+        message = Message(request, flags, data[HEADER_SIZE:total], seen)
+        await self._take(message, data[:total])
+        return message
+
+    async def _take(self, message: Message, data: bytes) -> None:
+        """Take a message that lies in the socket as a whole; its descriptors are here already."""
+        try:
+            full = bool(message.fds) and await self._store(message.fds)
+            if self._journal is not None:
+                self._journal.begin(data, _names(message.fds))
+            came, message.fds_lost = self._consume(len(data))
+            if len(came) == len(message.fds):
+                _close(came)
+            else:  # what was seen belongs to a later message, or has come where none belongs
+                message.close()
+                message.fds = came
+                if self._journal is not None:
+                    self._journal.begin(data, _names(came))
+            message.fds_lost |= full
+            if self._journal is not None:
+                self._journal.taken()
+        except BaseException:
+            message.close()
+            raise
+
+    def _consume(self, left: int) -> tuple[list[OwnedFd], bool]:
+        """Take bytes that were seen; what descriptors came with them, and whether some are lost."""
+        fds: list[OwnedFd] = []
+        lost = False
+        while left:
+            data, ancillary, flags, _ = self._sock.recvmsg(left, _ANCILLARY, _TAKE)
+            if ancillary:
+                fds += _received(ancillary)
+            lost |= bool(flags & _TRUNCATED)
+            left -= len(data)
+        return fds, lost
+
+    async def _store(self, fds: list[OwnedFd]) -> bool:
+        """Have descriptors outlive this process; True if there is no room for them."""
+        if self._scope is not None:
+            for position, fd in enumerate(fds):
+                if name_of(fd) is not None:
+                    continue
+                try:
+                    fds[position] = await self._scope.keep(fd)
+                except FrontEndError:
+                    return True
+        return False
+
+    async def _in_parts(self) -> Message:
+        """Go on with the partial message until it is whole. Raises StreamError."""
+        partial = self.partial
+        assert partial is not None
         self.waiting_since = trio.current_time()
-        if len(header) < HEADER_SIZE:
-            header += await reader.exactly(HEADER_SIZE - len(header))
-        request, flags, size = HEADER.unpack(header)
-        if flags & VERSION_MASK != VERSION or flags & ~_FLAG_BITS:
-            raise StreamError(f"header flags {flags:#x} are not vhost-user's")
-        oversized = size > MAX_PAYLOAD_SIZE
-        payload = await reader.exactly(size, keep=not oversized) if size else b""
+        while (missing := partial.missing()) > 0:
+            try:
+                data, ancillary, flags, _ = self._sock.recvmsg(
+                    min(missing, MAX_PAYLOAD_SIZE), _ANCILLARY, _TAKE
+                )
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                raise StreamError("connection ended inside a message")
+            partial.add(data)
+            fds = _received(ancillary)
+            partial.fds += fds
+            if fds:
+                partial.fds_lost |= await self._store(partial.fds)
+            partial.fds_lost |= bool(flags & _TRUNCATED)
+            self.partial_changed()
+        data = bytes(partial.data)
+        message, self.partial = partial.message(), None
+        if self._journal is not None:
+            self._journal.begin(data, _names(message.fds))
+            self._journal.taken()
         self.waiting_since = None
-        return Message(request, flags, payload, reader.fds, oversized, reader.fds_lost)
+        return message
 
     async def reply(self, request: int, payload: bytes) -> None:
         """Send a reply. Raises ConnectionError if the front end is gone."""
         left = HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload
+        if self._pipe is not None and self._journal is not None:
+            left = left[self._pipe.send(self._sock.fileno(), left, self._journal) :]
         while left:
             try:
                 left = left[self._sock.send(left, _SEND_FLAGS) :]
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._sock)
 
+    # After a restart
+
+    def begins_with(self, data: bytes) -> bool:
+        """Whether this is what the socket holds next."""
+        try:
+            return self._sock.recv(len(data), _PEEK) == data
+        except (BlockingIOError, ConnectionResetError):
+            return False
+
     def close(self) -> None:
-        self._sock.close()
+        if self.partial is not None:
+            self.partial.close()
+        self._sock.detach()
+        self.fd.close()
+
+
+def _names(fds: list[OwnedFd]) -> tuple[str, ...]:
+    return tuple(name_of(fd) or "" for fd in fds)
 
 
 class BackendChannel:
@@ -152,7 +258,7 @@ class BackendChannel:
             self._sock = socket.socket(fileno=fd.fileno())
         except OSError:
             raise FrontEndError("descriptor is not a socket") from None
-        fd.detach()
+        self.fd: Final = fd
 
     def send(self, request: int) -> bool:
         """Send a request without payload and without waiting for an answer.
@@ -170,4 +276,5 @@ class BackendChannel:
         return True
 
     def close(self) -> None:
-        self._sock.close()
+        self._sock.detach()
+        self.fd.close()

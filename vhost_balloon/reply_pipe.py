@@ -1,0 +1,72 @@
+"""Sends replies so that it is known, whenever this process dies, whether one was sent.
+
+A process that is killed right behind a send has no time to note it, and the front end, woken by
+the send, may well run first. So a reply goes through a pipe: splice(2) takes it out of the pipe
+and puts it into the socket in one system call, which a signal does not interrupt. The journal says
+whose reply was on its way, and the pipe, which outlives the process in the descriptor store,
+whether it still is:
+
+    DONE                        it was not sent
+    SENDING, the pipe is full   it was not sent
+    SENDING, the pipe is empty  it was sent
+
+There is one pipe for all connections: nothing else runs between its filling and its emptying.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.journal import Journal
+
+_SIZE = 1 << 16
+
+
+def make_pipe() -> OwnedFd:
+    """An empty pipe, both ends in one descriptor."""
+    reading, writing = map(OwnedFd, os.pipe2(os.O_CLOEXEC))
+    with contextlib.closing(reading), contextlib.closing(writing):
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        return OwnedFd(os.open(f"/proc/self/fd/{reading.fileno()}", flags))
+
+
+class ReplyPipe:
+    """The pipe; fd is taken over, and may hold what another process did not send."""
+
+    def __init__(self, fd: OwnedFd) -> None:
+        self.fd = fd
+        self.unsent = bool(self._empty())
+        """Whether the process before this one died with a reply on its way."""
+
+    def send(self, sock: int, data: bytes, journal: Journal) -> int:
+        """Send what the socket (non-blocking) takes of a reply at once; the bytes that it took.
+
+        journal is at DONE, and then at SENT if all was sent. Raises ConnectionError.
+        """
+        if len(data) > _SIZE:
+            return 0
+        os.write(self.fd.fileno(), data)
+        journal.sending()
+        try:
+            sent = os.splice(self.fd.fileno(), sock, len(data))
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._empty()
+            raise
+        if sent == len(data):
+            journal.sent()
+        else:
+            self._empty()
+        return sent
+
+    def close(self) -> None:
+        self.fd.close()
+
+    def _empty(self) -> bytes:
+        try:
+            return os.read(self.fd.fileno(), _SIZE)
+        except BlockingIOError:
+            return b""
