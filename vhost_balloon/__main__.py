@@ -11,6 +11,7 @@ import trio
 
 from vhost_balloon import config, daemon, log
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.handed_over import paths
 
 
 def check_platform() -> None:
@@ -32,10 +33,11 @@ def main() -> None:
     faulthandler.enable()
     try:
         check_platform()
-        settings = config.parse(sys.argv[1:])
+        handed = daemon.handed_over()
+        settings = config.parse(sys.argv[1:], paths(handed.sockets))
         log.set_up(settings.log_level, settings.log_format)
         raise_descriptor_limit()
-        trio.run(daemon.run, settings)
+        trio.run(daemon.run, settings, handed)
     except OperatorError as error:
         line = " ".join(str(error).splitlines())  # a path may hold newlines
         print(f"vhost-balloon: {line}", file=sys.stderr)

@@ -8,6 +8,7 @@ the end of their batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from typing import Final, assert_never
 
 import trio
@@ -23,11 +24,15 @@ from vhost_balloon.effects import Effect
 from vhost_balloon.errors import CommandError, FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
+from vhost_balloon.keeper import Keeper, Parts, clock_offset
 from vhost_balloon.message import Message
 from vhost_balloon.pins import PinGuard
 from vhost_balloon.refusal import Refusal
+from vhost_balloon.resume import Left, settle
 from vhost_balloon.rings import RingSet
 from vhost_balloon.session import Session
+from vhost_balloon.state import restore_balloon, restore_session, restore_stats
+from vhost_balloon.store import Scope
 from vhost_balloon.transport import BackendChannel, Transport
 from vhost_balloon.vm import Vm, VmStatistics
 
@@ -38,30 +43,66 @@ STALL_PATIENCE: Final = 10.0
 """Seconds until a front end that says nothing, or stops inside a message, is complained about."""
 
 
-async def serve_front_end(
-    vm: Vm, stream: trio.SocketStream, *, peer_connected: bool = True
-) -> None:
-    """Serve a front end until it goes; nothing of it is left then.
+async def serve_front_end(vm: Vm, fd: OwnedFd, *, peer_connected: bool = True) -> None:
+    """Serve the front end at the other end of a connected socket until it goes; nothing of it is
+    left then.
 
     peer_connected: whether the process at the other end made the connection itself. Where the
     socket was handed to it, the kernel names whoever made it, and pins cannot be looked for.
     """
-    transport = Transport(stream)
+    scope = Scope(vm.store)
+    try:
+        fd = await scope.keep(fd)
+    except FrontEndError as error:
+        fd.close()
+        vm.log.misbehaved(f"front end refused: {error}")
+        return
+    journal = None if vm.record is None else vm.record.journal
+    transport = Transport(fd, scope, journal)
+    await run_connection(vm, transport, scope, peer_connected, _attach)
+
+
+async def _attach(connection: FrontEndConnection) -> None:
+    connection.attach()
+
+
+Prepare = Callable[["FrontEndConnection"], Awaitable[None]]
+
+
+async def run_connection(
+    vm: Vm, transport: Transport, scope: Scope, peer_connected: bool, prepare: Prepare
+) -> None:
+    """Serve a connection until its front end goes; prepare() is called before its messages.
+
+    If it ends because this process does, all that is stored stays for the next one.
+    """
     try:
         async with trio.open_nursery() as nursery:
-            vm.connection = FrontEndConnection(vm, transport, nursery, peer_connected)
-            await vm.connection.serve()
+            connection = FrontEndConnection(vm, transport, scope, nursery, peer_connected)
+            await prepare(connection)
+            vm.connection = connection
+            await connection.serve()
             nursery.cancel_scope.cancel()
+    except Exception:
+        vm.crashed()
+        raise
     finally:
         vm.connection = None
         transport.close()
+    connection.keeper.ended()
+    vm.log.info("front end gone")
 
 
 class FrontEndConnection:
     """From accept to the end of the connection; its tasks live in nursery."""
 
     def __init__(
-        self, vm: Vm, transport: Transport, nursery: trio.Nursery, peer_connected: bool
+        self,
+        vm: Vm,
+        transport: Transport,
+        scope: Scope,
+        nursery: trio.Nursery,
+        peer_connected: bool,
     ) -> None:
         self.vm = vm
         self._settings = vm.settings  # a change of them is for the next front end
@@ -86,18 +127,72 @@ class FrontEndConnection:
         self._channel: BackendChannel | None = None
         self._config_told = False
         self._nursery = nursery
+        self._loop = trio.CancelScope()
+        self._handling = False
+        self._rested: trio.Event | None = None
+        self.keeper = Keeper(
+            vm.record,
+            scope,
+            Parts(
+                transport,
+                self.session,
+                self._rings,
+                lambda: self._device.memory,
+                lambda: self._channel,
+                peer_connected,
+            ),
+        )
+        self._rings.stats.sampled = self.keeper.save_stats
+
+    def attach(self) -> None:
+        """A front end has just connected."""
+        self.keeper.attached()
+        self.vm.log.info(f"front end attached (process {self._pid})")
+
+    async def resume(self, left: Left) -> None:
+        """Go on with a front end that another process served; answer what that left unanswered."""
+        areas, memory = left.documents, self._device.memory
+        memory.replace(left.memory.regions)
+        self.has_unsealed_memory = any(not mapped.shrink_sealed for mapped in memory.regions)
+        restore_session(self.session, areas["connection"]["session"])
+        self.session.regions = [mapped.region for mapped in memory.regions]
+        restore_balloon(self.session, areas["balloon"])
+        self.balloon.memory_size = memory.size
+        restore_stats(self.balloon.stats, areas["stats"], clock_offset())
+        self._channel = left.channel
+        self.keeper.foreign = self._device.foreign = left.foreign
+        self._rings.calls.update(left.calls)
+        self._rings.errs.update(left.errs)
+        for ring in left.rings:
+            self._rings.resume(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
+        self._rings.stats.resume()
+        self._follow()
+        await self._rings.update()
+        self._tell_config()
+        self._transport.waiting_since = None
+        self.vm.log.info(f"front end resumed (process {self._pid})")
+        if left.pending is not None:
+            await settle(self._transport, left.pending, self._serve_message)
+            self.keeper.answered()
 
     # Messages
 
     async def serve(self) -> None:
         """Answer messages until the connection ends, then stop and release everything."""
-        self.vm.log.info(f"front end attached (process {self._pid})")
         self._device.look_for_pins(trio.current_time())
         self._nursery.start_soon(self._poll_stats)
         self._nursery.start_soon(self._watch_stalls)
         try:
-            while (message := await self._transport.receive()) is not None:
-                await self._serve_message(message)
+            with self._loop:
+                while (message := await self._transport.receive()) is not None:
+                    self._handling = True
+                    await self._serve_message(message)
+                    self._handling = False
+                    if self._rested is not None:
+                        break
+            if self._rested is not None:
+                self._rested.set()
+                await trio.sleep_forever()
         except StreamError as error:
             self._misbehaved(f"connection ended: {error}")
         except ConnectionError:
@@ -108,9 +203,9 @@ class FrontEndConnection:
             self._device.memory.close()
             if self._channel is not None:
                 self._channel.close()
-            self.vm.log.info("front end gone")
 
     async def _serve_message(self, message: Message) -> None:
+        self.keeper.begin()
         try:
             reply = await self._handle(message)
         except FrontEndError as error:
@@ -118,8 +213,10 @@ class FrontEndConnection:
             reply = self.session.refuse(message)
         finally:
             message.close()
+        self.keeper.finish(message.request, reply)
         if reply is not None:
             await self._transport.reply(message.request, reply)
+        self.keeper.answered()
 
     async def _handle(self, message: Message) -> bytes | None:
         """Drive the session through one message. Raises FrontEndError if it refuses."""
@@ -136,6 +233,14 @@ class FrontEndConnection:
         except StopIteration as stop:
             reply: bytes | None = stop.value
             return reply
+
+    async def rest(self) -> None:
+        """Come to a rest between two messages, and between two requests of each ring, for good."""
+        self._rested = trio.Event()
+        if not self._handling:
+            self._loop.cancel()
+        await self._rested.wait()
+        await self._rings.pause()
 
     def _misbehaved(self, text: str) -> None:
         self.vm.counters.front_end_errors += 1
@@ -251,6 +356,7 @@ class FrontEndConnection:
         """Have the guest keep value bytes (> 0); the config space shows it on return."""
         if self.balloon.set_target(value):
             self._config_changed()
+        self.keeper.save_balloon()
 
     def _config_changed(self) -> None:
         self._follow()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vhost_balloon.vm_settings import (
     SocketOptions,
     VmSettings,
 )
-from vhost_balloon.vm_spec import Origin, VmSpec, read_id
+from vhost_balloon.vm_spec import CONTROL, METRICS, RESERVED_NAMES, Origin, VmSpec, read_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +60,23 @@ class Config:
         return None if self.control_socket is None else self.control_socket.absolute()
 
 
-def parse(arguments: list[str]) -> Config:
-    """Raises OperatorError with one line, or exits after --version and the like."""
+def parse(arguments: list[str], handed: Mapping[str, Path | None] | None = None) -> Config:
+    """Read the command line; handed: sockets that were handed over, their names and paths.
+
+    Raises OperatorError with one line, or exits after --version and the like.
+    """
     options = build_parser().parse_args(arguments)
-    if options.fd is not None and options.socket_path:
-        raise OperatorError("--fd and --socket-path cannot be used together")
+    handed = handed or {}
+    sockets = {name: path for name, path in handed.items() if name not in RESERVED_NAMES}
+    options.socket_path = [p for p in options.socket_path if p.absolute() not in sockets.values()]
+    options.control_socket = _control(options, handed)
+    if options.fd is not None and (options.socket_path or sockets):
+        raise OperatorError("--fd and other front-end sockets cannot be used together")
     if options.fd is not None and options.config is not None:
         raise OperatorError("--fd and --config cannot be used together")
     defaults = _settings(options)
     file = None if options.config is None else read_config_file(options.config, defaults)
-    vms = _vms(options, defaults)
+    vms = _vms(options, defaults, sockets, file)
     if not vms and not (file and file.vms) and options.control_socket is None:
         raise OperatorError(
             "no VM: give --socket-path=PATH (may be repeated), --fd=N, a --config with VMs, or a "
@@ -82,7 +90,7 @@ def parse(arguments: list[str]) -> Config:
         control_socket=options.control_socket,
         control_access=SocketOptions(options.control_mode, options.control_group),
         allow_unsealed_memory=options.allow_unsealed_memory,
-        metrics=_metrics(options),
+        metrics=_metrics(options, METRICS in handed),
         log_level=options.log_level,
         log_format=options.log_format,
     )
@@ -108,26 +116,49 @@ def _settings(options: argparse.Namespace) -> VmSettings:
     )
 
 
-def _vms(options: argparse.Namespace, settings: VmSettings) -> tuple[VmSpec, ...]:
+def _vms(
+    options: argparse.Namespace,
+    settings: VmSettings,
+    handed: Mapping[str, Path | None],
+    file: ConfigFile | None,
+) -> tuple[VmSpec, ...]:
     if options.fd is not None:
         return (VmSpec(f"fd{options.fd}", settings),)
-    return tuple(VmSpec(path.stem, settings, path.absolute()) for path in options.socket_path)
+    in_file = {vm.socket_path for vm in file.vms} if file else set()
+    specs = [
+        VmSpec(name, settings, path, Origin.HANDED_OVER)
+        for name, path in handed.items()
+        if path not in in_file
+    ]
+    specs += [VmSpec(path.stem, settings, path.absolute()) for path in options.socket_path]
+    return tuple(specs)
 
 
-def _metrics(options: argparse.Namespace) -> MetricsOptions | None:
+def _control(options: argparse.Namespace, handed: Mapping[str, Path | None]) -> Path | None:
+    given: Path | None = options.control_socket
+    if CONTROL not in handed:
+        return given
+    if given is not None and given.absolute() != handed[CONTROL]:
+        raise OperatorError(f"--control-socket={given}, and another one was handed over")
+    return handed[CONTROL]
+
+
+def _metrics(options: argparse.Namespace, handed: bool) -> MetricsOptions | None:
     files = (options.metrics_certificate, options.metrics_key, options.metrics_client_ca)
-    if options.metrics_address is None:
+    if handed and options.metrics_address is not None:
+        raise OperatorError("--metrics-address, and a socket for metrics was handed over")
+    if options.metrics_address is None and not handed:
         if any(files):
             raise OperatorError("TLS for metrics without --metrics-address")
         return None
     if options.metrics_certificate is None and any(files):
         raise OperatorError("TLS for metrics without --metrics-certificate")
-    host, port = options.metrics_address
+    host, port = options.metrics_address or (METRICS, 0)
     return MetricsOptions(host, port, *files)
 
 
 def _check_names(config: Config) -> None:
-    vms = [vm for vm in config.vms if vm.origin is Origin.COMMAND_LINE]
+    vms = [vm for vm in config.vms if vm.origin is not Origin.CONFIG]
     names = [vm.id for vm in vms]
     for name in names:
         if names.count(name) > 1:

@@ -23,6 +23,7 @@ class VmState(enum.Enum):
     """What a VM's balloon is doing; the values are those of query-vms and of the metric."""
 
     DISCONNECTED = "disconnected"
+    INERT = "inert"
     NO_DRIVER = "no-driver"
     MOVING = "moving"
     STUCK = "stuck"

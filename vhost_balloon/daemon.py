@@ -5,62 +5,133 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from vhost_balloon import systemd, upgrade
 from vhost_balloon.config import Config, MetricsOptions
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import COMMANDS
 from vhost_balloon.control_fleet import fleet_commands
+from vhost_balloon.errors import CommandError
+from vhost_balloon.fds import OwnedFd
 from vhost_balloon.fleet import Fleet, serve_fd
-from vhost_balloon.listeners import adopt_connection, open_unix_listener
+from vhost_balloon.handed_over import HandedOver, take_sockets
+from vhost_balloon.listeners import adopt_connection
 from vhost_balloon.log import logger
 from vhost_balloon.reload import Configuration
+from vhost_balloon.sockets import Sockets
+from vhost_balloon.store import PREFIX, Store
+from vhost_balloon.systemd import (
+    READY,
+    STOPPING,
+    Notifier,
+    fdstore_limit,
+    reloading,
+    status,
+    watchdog_interval,
+)
 from vhost_balloon.vm import Machine
-from vhost_balloon.vm_spec import Origin, VmSpec
+from vhost_balloon.vm_spec import METRICS, Origin, VmSpec
 
 if TYPE_CHECKING:
     from vhost_balloon.metrics_server import MetricsServer
 
 
+COUNTERS_INTERVAL: Final = 1.0
+"""Seconds between two looks at counters that nobody asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """Descriptors that this process was started with: listening sockets by name, and what the
+    process before it had stored."""
+
+    sockets: dict[str, HandedOver] = field(default_factory=dict)
+    stored: tuple[tuple[str, OwnedFd], ...] = ()
+
+
+NOTHING: Final = Handed()
+
+
+def handed_over() -> Handed:
+    """What the service manager, or this program itself, handed over. Raises OperatorError."""
+    found = [*systemd.inherited(), *upgrade.inherited()]
+    stored = tuple((name, fd) for name, fd in found if name.startswith(PREFIX))
+    return Handed(take_sockets(found), stored)
+
+
 async def run(
-    config: Config, task_status: trio.TaskStatus[Machine] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    handed: Handed = NOTHING,
+    task_status: trio.TaskStatus[Machine] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run the daemon until SIGTERM or SIGINT. Raises OperatorError before anything is served."""
-    machine = Machine(allow_unsealed_memory=config.allow_unsealed_memory)
-    with ExitStack() as sockets:
-        fleet = sockets.enter_context(Fleet(machine, config.control_path))
+    """Run the daemon until SIGTERM or SIGINT. Raises OperatorError before anything is served.
+
+    With a descriptor store nothing is shut down at the end: the next process goes on.
+    """
+    notifier, interval = Notifier(), watchdog_interval()
+    store = Store(notifier, fdstore_limit(), handed.stored)
+    machine = Machine(allow_unsealed_memory=config.allow_unsealed_memory, store=store)
+    with ExitStack() as stack:
+        stack.callback(notifier.close)
+        sockets = Sockets(store, handed.sockets)
+        fleet = stack.enter_context(Fleet(machine, sockets, config.control_path))
+        await store.open_pipe()
+        await fleet.inherit()
         for spec in config.vms:
             if spec.socket_path is not None:
                 with blame(config, spec):
                     fleet.add(spec)
+        fleet.resume()
         metrics = None
         if config.metrics is not None:
-            metrics = await open_metrics(config.metrics, machine)
-            sockets.callback(metrics.close)
+            metrics = await open_metrics(config.metrics, machine, handed.sockets.get(METRICS))
+            stack.callback(metrics.close)
         # Later than the front-end sockets: whoever can reach it finds all VMs listening.
         control = None
-        if config.control_socket is not None:
-            control = sockets.enter_context(
-                open_unix_listener(config.control_socket, config.control_access)
-            )
+        if config.control_path is not None:
+            control = stack.enter_context(sockets.open(config.control_path, config.control_access))
         stream = None if config.fd is None else adopt_connection(config.fd)
-        async with trio.open_nursery() as nursery:
-            stop = nursery.cancel_scope.cancel
-            nursery.start_soon(machine.heartbeat.run)
-            await nursery.start(_stop_on_signal, stop)
-            if stream is not None:
-                nursery.start_soon(serve_fd, machine.add(config.vms[0]), stream, stop)
-            fleet.start(nursery)
-            if control is not None:
-                commands = {**COMMANDS, **fleet_commands(fleet, Configuration(config, fleet))}
-                nursery.start_soon(partial(serve_control, control, machine, commands=commands))
-            if metrics is not None:
-                nursery.start_soon(metrics.run)
-            logger.info("serving %s", ", ".join(machine.vms) or "no VM yet")
-            task_status.started(machine)
+        try:
+            async with trio.open_nursery() as nursery:
+                stop = nursery.cancel_scope.cancel
+                nursery.start_soon(machine.heartbeat.run)
+                nursery.start_soon(store.run)
+                await nursery.start(_follow_signals, stop, notifier, machine, sockets)
+                if interval is not None:
+                    nursery.start_soon(notifier.feed_watchdog, interval)
+                if stream is not None:
+                    nursery.start_soon(serve_fd, machine.add(config.vms[0]), stream, stop)
+                fleet.start(nursery)
+                if control is not None:
+                    await control.keep()
+                    commands = {**COMMANDS, **fleet_commands(fleet, Configuration(config, fleet))}
+                    serve = partial(serve_control, control.listener, machine, commands=commands)
+                    nursery.start_soon(serve)
+                if metrics is not None:
+                    nursery.start_soon(metrics.run)
+                await fleet.ready()
+                nursery.start_soon(_save_counters, machine)
+                logger.info("serving %s", ", ".join(machine.vms) or "no VM yet")
+                task_status.started(machine)
+                await notifier.send(f"{READY}\n{status(f'serving {len(machine.vms)} VMs')}")
+        finally:
+            # Also if a bug ends it: whoever comes next finds everything as it is now.
+            store.leaving = store.active
+            for vm in machine.vms.values():
+                vm.save_counters()
+
+
+async def _save_counters(machine: Machine) -> None:
+    """What was counted and not shown yet is on record soon."""
+    while machine.store.active:
+        await trio.sleep(COUNTERS_INTERVAL)
+        for vm in machine.vms.values():
+            vm.save_counters()
 
 
 def blame(config: Config, spec: VmSpec) -> AbstractContextManager[None]:
@@ -70,21 +141,45 @@ def blame(config: Config, spec: VmSpec) -> AbstractContextManager[None]:
     return config.file.blamed(spec)
 
 
-async def open_metrics(options: MetricsOptions, machine: Machine) -> MetricsServer:
-    """Listen for Prometheus. Raises OperatorError."""
+async def open_metrics(
+    options: MetricsOptions, machine: Machine, handed: HandedOver | None
+) -> MetricsServer:
+    """Listen for Prometheus, if what was handed over does not do so already. Raises
+    OperatorError."""
     # Imported only where it is asked for: the client library costs start time and memory.
     from vhost_balloon.metrics_server import MetricsServer
 
     return await MetricsServer.open(
-        options, lambda: [vm.statistics(details=False) for vm in machine.vms.values()]
+        options,
+        lambda: [vm.statistics(details=False) for vm in machine.vms.values()],
+        None if handed is None else handed.listener(),
     )
 
 
-async def _stop_on_signal(
-    stop: Callable[[], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def _follow_signals(
+    stop: Callable[[], None],
+    notifier: Notifier,
+    machine: Machine,
+    sockets: Sockets,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
+            if number == signal.SIGHUP:
+                await _upgrade(notifier, machine, sockets)
+                continue
             logger.info("ending on %s", signal.Signals(number).name)
+            notifier.try_send(STOPPING)
             stop()
+
+
+async def _upgrade(notifier: Notifier, machine: Machine, sockets: Sockets) -> None:
+    """Re-execute in place; a program that does not start is logged and nothing changes."""
+    try:
+        await upgrade.check()
+    except CommandError as error:
+        logger.error("not re-executed: %s", error)
+        return
+    await notifier.send(reloading())
+    await upgrade.execute(machine, sockets)

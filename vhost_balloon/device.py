@@ -28,8 +28,9 @@ _PIN_MESSAGES = {
 class Device:
     """What processors ask before they act.
 
-    paused: the operator has paused reporting discards. protected are the guest ranges of all
-    started rings, which are never discarded.
+    paused: the operator has paused reporting discards. foreign: its state was left by a later
+    version of this program, and may mean more than is understood. protected are the guest ranges
+    of all started rings, which are never discarded.
     """
 
     balloon: Balloon
@@ -41,10 +42,13 @@ class Device:
     memory: GuestMemory = field(default_factory=GuestMemory)
     protected: list[Range] = field(default_factory=list)
     paused: bool = False
+    foreign: bool = False
     _pins_seen: PinState = PinState.FREE
 
     def refusal(self, queue: Queue) -> str | None:
         """Why nothing on this queue is discarded, by the last look, or None if it is."""
+        if self.foreign:
+            return Refusal.FOREIGN
         mode = self.policy.mode
         if mode is DiscardMode.NEVER:
             return Refusal.NEVER

@@ -19,9 +19,13 @@ import trio
 
 from vhost_balloon.backend import serve_front_end
 from vhost_balloon.errors import CommandError, OperatorError
-from vhost_balloon.listeners import open_unix_listener
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.inheritance import LeftVm, left_vms
+from vhost_balloon.log import logger
+from vhost_balloon.revival import keep_vm, lost_front_ends, restore_vm, resume_vm
+from vhost_balloon.sockets import Listening, Sockets
 from vhost_balloon.vm import Machine, Vm
-from vhost_balloon.vm_spec import VmSpec
+from vhost_balloon.vm_spec import Origin, VmSpec
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when this process or the host has no descriptors or memory left."""
@@ -30,21 +34,42 @@ _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Member:
-    """A VM and where its front ends come from; its socket is open from here until close()."""
+    """A VM and where its front ends come from; its socket is open from here until close().
+
+    left: what the process before this one left of it; listening is None for a VM that is not
+    configured any more, and is served only until the front end goes that it had then. lost: the
+    name of a front end's socket whose state is lost.
+    """
 
     def __init__(
-        self, spec: VmSpec, listening: AbstractContextManager[trio.SocketListener]
+        self,
+        spec: VmSpec,
+        listening: AbstractContextManager[Listening] | None,
+        left: LeftVm | None = None,
     ) -> None:
         """Raises OperatorError if the socket cannot be opened."""
         self.spec: Final = spec
         self.scope: Final = trio.CancelScope()
         self.successor: VmSpec | None = None
         self.accepting = False
+        self.ready: Final = trio.Event()
+        """Set once what was left is served again, and all is stored."""
+        self.left = left
+        self.lost: str | None = None
         self._sockets = ExitStack()
-        self.listener: Final = self._sockets.enter_context(listening)
+        self.listening: Listening | None = None
+        if listening is not None:
+            self.listening = self._sockets.enter_context(listening)
+
+    @property
+    def listener(self) -> trio.SocketListener:
+        assert self.listening is not None
+        return self.listening.listener
 
     def has_visitor(self) -> bool:
         """Whether a front end has connected and is not attached yet."""
+        if self.listening is None:
+            return False
         poll = select.poll()
         poll.register(self.listener.socket.fileno(), select.POLLIN)
         return self.accepting or bool(poll.poll(0))
@@ -66,9 +91,13 @@ class Member:
 class Fleet:
     """The VMs of a machine that have a socket; a context manager, which closes the sockets."""
 
-    def __init__(self, machine: Machine, control_socket: Path | None = None) -> None:
+    def __init__(
+        self, machine: Machine, sockets: Sockets | None = None, control_socket: Path | None = None
+    ) -> None:
         """control_socket: its absolute path, which no VM can have."""
         self.machine: Final = machine
+        self._sockets: Final = Sockets(machine.store) if sockets is None else sockets
+        self._left: dict[str, LeftVm] = {}
         self._control_socket: Final = control_socket
         self._members: dict[str, Member] = {}
         self._nursery: trio.Nursery | None = None
@@ -91,6 +120,48 @@ class Fleet:
         for vm_id, member in self._members.items():
             nursery.start_soon(self._serve, self.machine.vms[vm_id], member)
 
+    # What the process before this one left
+
+    async def inherit(self) -> None:
+        """Look at what was left. VMs of add() go on where they were; call resume() after them."""
+        self._left = {left.spec.id: left for left in await left_vms(self.machine.store)}
+
+    def resume(self) -> None:
+        """Add those VMs that nobody configured: they were added at run time, or are configured no
+        more, and stay until their front ends go."""
+        for left in list(self._left.values()):
+            if left.spec.origin is Origin.CONTROL:
+                try:
+                    self.add(left.spec)
+                    continue
+                except OperatorError as error:
+                    logger.warning("%s: cannot be added again: %s", left.spec.id, error)
+            self._left.pop(left.spec.id, None)
+            if left.attached and left.spec.id not in self.machine.vms:
+                self.admit(Member(left.spec, None, left))
+                self.machine.vms[left.spec.id].leaving = True
+            else:
+                left.drop()
+        paths = [member.spec.socket_path for member in self._members.values() if not member.left]
+        for path, name in lost_front_ends(self.machine.store, paths).items():
+            for member in self._members.values():
+                if member.spec.socket_path == path:
+                    member.lost = name
+
+    def _take_left(self, spec: VmSpec) -> LeftVm | None:
+        left = self._left.get(spec.id)
+        if left is None or left.spec.socket_path != spec.socket_path:
+            return None
+        return self._left.pop(spec.id)
+
+    async def ready(self) -> None:
+        """Wait until all that was left is served again; remove what nobody needs."""
+        for member in list(self._members.values()):
+            await member.ready.wait()
+        swept = self.machine.store.sweep()
+        if swept:
+            logger.info("%d descriptors that were left are needed no more", swept)
+
     # Coming
 
     def add(self, spec: VmSpec) -> Vm:
@@ -107,13 +178,16 @@ class Fleet:
         for vm in self.machine.vms.values():
             if vm.socket_path == spec.socket_path:
                 raise OperatorError(f"{spec.socket_path} is the socket of VM {vm.id!r}")
-        return Member(spec, open_unix_listener(spec.socket_path, spec.settings.access))
+        listening = self._sockets.open(spec.socket_path, spec.settings.access)
+        return Member(spec, listening, self._take_left(spec))
 
     def admit(self, member: Member) -> Vm:
         """Add what was opened."""
         spec = member.spec
         vm = self.machine.add(spec)
         self._members[spec.id] = member
+        if member.left is not None:
+            restore_vm(vm, member.left)
         if self._nursery is not None:
             self._nursery.start_soon(self._serve, vm, member)
             vm.log.info(f"added: listening on {spec.socket_path}")
@@ -161,17 +235,20 @@ class Fleet:
     def leave(self, vm: Vm, successor: VmSpec | None = None) -> None:
         """Have a VM removed when its front end goes, and another of its name follow it then."""
         vm.leaving = True
+        vm.save()
         self._members[vm.id].successor = successor
 
     def stay(self, vm: Vm) -> None:
         """Take leave() back."""
         vm.leaving = False
+        vm.save()
         self._members[vm.id].successor = None
 
     def forget(self, vm: Vm) -> None:
         """Remove a VM that is_free, with its socket and all that was counted of it."""
         self._members.pop(vm.id).close()
         self.machine.remove(vm)
+        vm.forget()
         vm.log.info("removed")
 
     # Serving
@@ -179,25 +256,40 @@ class Fleet:
     async def _serve(self, vm: Vm, member: Member) -> None:
         """Serve one front end after the other; the next waits in the backlog meanwhile."""
         with member.scope:
-            while True:
-                try:
-                    stream = await member.accept()
-                except OSError as error:
-                    member.accepting = False
-                    if error.errno not in _EXHAUSTED:
-                        raise
-                    vm.log.misbehaved(f"front end has to wait: {error.strerror}")
-                    await trio.sleep(ACCEPT_PAUSE)
-                    continue
-                await self._attach(vm, member, stream)
-                if vm.leaving and not member.has_visitor():
-                    self._take_leave(vm, member.successor)
-                    return
+            await keep_vm(vm, member.listening, member.left)
+            await resume_vm(vm, member.left, member.lost, member.ready.set)
+            member.ready.set()
+            while member.listening is not None and not self._is_to_go(vm, member):
+                stream = await self._accept(vm, member)
+                if stream is not None:
+                    await self._attach(vm, member, stream)
+            self._take_leave(vm, member.successor)
+
+    def _is_to_go(self, vm: Vm, member: Member) -> bool:
+        return vm.leaving and not member.has_visitor()
+
+    async def _accept(self, vm: Vm, member: Member) -> trio.SocketStream | None:
+        """The next front end, or None where it has to wait or was refused."""
+        try:
+            stream = await member.accept()
+        except OSError as error:
+            member.accepting = False
+            if error.errno not in _EXHAUSTED:
+                raise
+            vm.log.misbehaved(f"front end has to wait: {error.strerror}")
+            await trio.sleep(ACCEPT_PAUSE)
+            return None
+        if self.machine.store.room_for_vm():
+            return stream
+        member.accepting = False
+        stream.socket.close()
+        vm.log.misbehaved("front end refused: no more descriptors can be had, or stored")
+        return None
 
     async def _attach(self, vm: Vm, member: Member, stream: trio.SocketStream) -> None:
         """Serve a connected front end to its end."""
         try:
-            await serve_front_end(vm, stream)
+            await serve_front_end(vm, OwnedFd(stream.socket.detach()))
         finally:
             member.accepting = False
 
@@ -214,5 +306,5 @@ class Fleet:
 
 async def serve_fd(vm: Vm, stream: trio.SocketStream, done: Callable[[], None]) -> None:
     """Serve the one front end of --fd; the daemon's work is done with it."""
-    await serve_front_end(vm, stream, peer_connected=False)
+    await serve_front_end(vm, OwnedFd(stream.socket.detach()), peer_connected=False)
     done()

@@ -7,7 +7,7 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.fds import OwnedFd
 from vhost_balloon.vm_settings import SocketOptions
 
 BACKLOG: Final = 128
@@ -23,10 +24,13 @@ MAX_GROUP_ID: Final = (1 << 32) - 2
 
 
 @contextmanager
-def open_unix_listener(path: Path, access: SocketOptions) -> Iterator[trio.SocketListener]:
+def open_unix_listener(
+    path: Path, access: SocketOptions, stays: Callable[[], bool] = lambda: False
+) -> Iterator[trio.SocketListener]:
     """Listen on path; on exit the socket is closed, and its file removed if it is still ours.
 
-    A socket that nobody listens on any more is replaced. Raises OperatorError.
+    A socket that nobody listens on any more is replaced. stays: whether the file is to be left
+    on exit, because the service manager listens on. Raises OperatorError.
     """
     find_group(access.group)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -40,7 +44,7 @@ def open_unix_listener(path: Path, access: SocketOptions) -> Iterator[trio.Socke
                 sock.listen(BACKLOG)
             yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         finally:
-            if created is not None and _identity(path) == created:
+            if created is not None and _identity(path) == created and not stays():
                 path.unlink()
 
 
@@ -51,6 +55,42 @@ def set_access(path: Path, access: SocketOptions) -> None:
         if group is not None:
             os.chown(path, -1, group)
         os.chmod(path, access.mode)
+
+
+@contextmanager
+def resume_unix_listener(
+    path: Path, fd: OwnedFd, stays: Callable[[], bool]
+) -> Iterator[trio.SocketListener]:
+    """Go on listening on path with the socket of the process before this one."""
+    try:
+        with socket.socket(fileno=os.dup(fd.fileno())) as sock:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    finally:
+        if not stays():
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def listening_path(fd: OwnedFd) -> Path | None:
+    """Where a listening Unix socket has its file, None for anything else."""
+    path = bound_path(fd)
+    if path is None:
+        return None
+    with socket.socket(fileno=os.dup(fd.fileno())) as sock:
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return path if listens else None
+
+
+def bound_path(fd: OwnedFd) -> Path | None:
+    """The path that a Unix socket was bound to or accepted at, None for anything else."""
+    try:
+        with socket.socket(fileno=os.dup(fd.fileno())) as sock:
+            if sock.family != socket.AF_UNIX:
+                return None
+            address = sock.getsockname()
+    except OSError:
+        return None
+    return Path(address) if isinstance(address, str) and address else None
 
 
 @contextmanager

@@ -60,16 +60,20 @@ class MetricsServer:
         self._clients: dict[trio.CancelScope, None] = {}
 
     @classmethod
-    async def open(cls, options: MetricsOptions, snapshots: Snapshots) -> Self:
-        """Listen on every address of the host's name; close() it. Raises OperatorError."""
+    async def open(
+        cls,
+        options: MetricsOptions,
+        snapshots: Snapshots,
+        listener: trio.SocketListener | None = None,
+    ) -> Self:
+        """Listen on every address of the host's name, if listener does not listen already.
+
+        It is to be closed. Raises OperatorError.
+        """
         certificates = None
         if options.certificate is not None:
             certificates = Certificates(options.certificate, options.key, options.client_ca)
-        try:
-            listeners = await trio.open_tcp_listeners(options.port, host=options.host)
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OperatorError(f"cannot listen on {options.address}: {reason}") from None
+        listeners = await _listen(options) if listener is None else [listener]
         server = cls(snapshots, listeners, certificates)
         logger.info("metrics on %s", ", ".join(server.urls()))
         return server
@@ -137,6 +141,14 @@ class MetricsServer:
     def _metrics(self, request: Request) -> Answer:
         body, content_type = self._exposition.render(request.accept, trio.current_time())
         return Answer(HTTPStatus.OK, body, content_type)
+
+
+async def _listen(options: MetricsOptions) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(options.port, host=options.host)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OperatorError(f"cannot listen on {options.address}: {reason}") from None
 
 
 async def _receive_head(stream: trio.abc.Stream) -> bytes:

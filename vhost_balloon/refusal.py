@@ -23,6 +23,7 @@ class Refusal:
     PINNED: Final = "pinned"
     PINS_UNKNOWN: Final = "pins-unknown"
     NEVER: Final = "discard-never"
+    FOREIGN: Final = "foreign-state"
     LATE: Final = "late"
     FAILED: Final = "failed"
 
@@ -37,6 +38,7 @@ BY_RULE: Final = frozenset(
         Refusal.PINNED,
         Refusal.PINS_UNKNOWN,
         Refusal.NEVER,
+        Refusal.FOREIGN,
     }
 )
 """Reasons that are no fault of the request's: they are counted, and not logged each time."""

@@ -15,7 +15,7 @@ from protocol.virtio_ring import (
     used_ring_size,
 )
 from vhost_balloon.effects import RingSetup
-from vhost_balloon.errors import FrontEndError, RingError
+from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import EventFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion
 from vhost_balloon.ranges import Range, align_outward
@@ -58,6 +58,19 @@ def bind(setup: RingSetup, base: int, memory: GuestMemory) -> BoundRing:
     descriptors, available, used = views
     queue = Virtqueue(setup.size, descriptors, available, used, base, memory.read)
     return BoundRing(queue, ranges, [mapped for mapped, _, _ in found])
+
+
+def stand_in(setup: RingSetup, base: int) -> BoundRing:
+    """What a broken ring has instead of memory that may be gone: only its base is asked for."""
+    descriptors = memoryview(bytearray(descriptor_table_size(setup.size)))
+    available = memoryview(bytearray(available_ring_size(setup.size)))
+    used = memoryview(bytearray(used_ring_size(setup.size)))
+    queue = Virtqueue(setup.size, descriptors, available, used, base, _no_memory)
+    return BoundRing(queue, [], [])
+
+
+def _no_memory(address: int, length: int) -> bytes:
+    raise RingError(RingErrorReason.MEMORY, "its memory was removed")
 
 
 Broke = Callable[["StartedRing", RingError], None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,18 +41,21 @@ class QueueStatistics:
 class RingSet:
     """The started rings, and the eventfds that may come before a start.
 
-    nursery is where the rings' tasks live; it ends after this object was closed.
+    nursery is where the rings' tasks live; it ends after this object was closed. calls and errs
+    are the eventfds by ring, of rings that are not started too.
     """
 
     def __init__(self, device: Device, session: Session, nursery: trio.Nursery) -> None:
         self.rings: dict[int, StartedRing] = {}
         self.map_ambiguous = False
+        self.ring_broke: Callable[[], None] = lambda: None
+        """Called after a ring was stopped for good."""
         self.stats: Final = StatsProcessor(device)
         self._device = device
         self._session = session
         self._nursery = nursery
-        self._calls: dict[int, EventFd] = {}
-        self._errs: dict[int, EventFd] = {}
+        self.calls: dict[int, EventFd] = {}
+        self.errs: dict[int, EventFd] = {}
         self._map_timer = trio.CancelScope()
         self._processors: dict[Queue, Processor] = {
             Queue.INFLATE: DiscardProcessor(device, Queue.INFLATE),
@@ -75,7 +80,7 @@ class RingSet:
             await self.update()
             raise
         ring = self.rings[index] = StartedRing(index, setup, bound, kick_eventfd)
-        ring.call = self._calls.get(index)
+        ring.call = self.calls.get(index)
         self._protect()
         self._watch_queue_map()
 
@@ -99,15 +104,15 @@ class RingSet:
 
     def set_call(self, index: int, fd: OwnedFd | None) -> None:
         """Raises FrontEndError if the descriptor is no eventfd."""
-        self._replace(self._calls, index, fd)
+        self._replace(self.calls, index, fd)
         if index in self.rings:
-            self.rings[index].call = self._calls.get(index)
+            self.rings[index].call = self.calls.get(index)
             # What was used before the driver listened here must not be waited for in vain.
             self.rings[index].notify()
 
     def set_err(self, index: int, fd: OwnedFd | None) -> None:
         """Raises FrontEndError if the descriptor is no eventfd."""
-        self._replace(self._errs, index, fd)
+        self._replace(self.errs, index, fd)
 
     def _replace(self, eventfds: dict[int, EventFd], index: int, fd: OwnedFd | None) -> None:
         new = None if fd is None else EventFd(fd)
@@ -116,6 +121,23 @@ class RingSet:
             old.close()
         if new is not None:
             eventfds[index] = new
+
+    def resume(
+        self, index: int, setup: RingSetup, bound: BoundRing, kick: EventFd, broken: str | None
+    ) -> None:
+        """Go on with a ring that another process served; update() lets it run.
+
+        What is found waiting may have waited too long. The driver is told once, because that
+        process may have died between using a request and saying so.
+        """
+        ring = self.rings[index] = StartedRing(index, setup, bound, kick)
+        ring.call = self.calls.get(index)
+        ring.waiting_since = -math.inf
+        if broken is not None:
+            ring.broken = RingError(RingErrorReason(broken), "before a restart")
+        ring.notify()
+        self._protect()
+        self._watch_queue_map()
 
     # All rings
 
@@ -164,9 +186,11 @@ class RingSet:
     def drop_region(self, mapped: MappedRegion) -> None:
         """Stop for good every ring that lies in a region that goes. Not while they run."""
         for ring in self.rings.values():
-            if ring.lies_in(mapped) and ring.broken is None:
+            if not ring.lies_in(mapped):
+                continue
+            if ring.broken is None:
                 self._broke(ring, RingError(RingErrorReason.MEMORY, "its memory was removed"))
-                ring.unbind()
+            ring.unbind()  # a ring that broke before holds on to its memory too
         self._protect()
 
     async def close(self) -> None:
@@ -174,7 +198,7 @@ class RingSet:
         self._map_timer.cancel()
         for index in list(self.rings):
             await self.stop(index)
-        for eventfd in (*self._calls.values(), *self._errs.values()):
+        for eventfd in (*self.calls.values(), *self.errs.values()):
             eventfd.close()
 
     def _protect(self) -> None:
@@ -186,8 +210,9 @@ class RingSet:
         ring.broken = error
         self._device.counters.ring_errors[queue, error.reason] += 1
         self._device.log.misbehaved(f"{queue} (ring {ring.index}) stopped: {error}")
-        if ring.index in self._errs:
-            self._errs[ring.index].signal()
+        if ring.index in self.errs:
+            self.errs[ring.index].signal()
+        self.ring_broke()
 
     def statistics(self) -> tuple[QueueStatistics, ...]:
         return tuple(

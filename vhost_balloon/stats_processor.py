@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -30,6 +31,8 @@ class StatsProcessor:
         self._held: int | None = None
         self._stale = False
         self._wanted = False
+        self.sampled: Callable[[], None] = lambda: None
+        """Called at each new sample."""
         self.updated = trio.Event()
         """Set, and replaced by a new one, at each new sample."""
 
@@ -55,6 +58,10 @@ class StatsProcessor:
             self._release(self._ring)
         else:
             self._wanted = True
+
+    def resume(self) -> None:
+        """Another process held the guest's buffer: it is no new sample when it comes again."""
+        self._stale = True
 
     def forget(self) -> None:
         """A new driver: its first buffer is a new sample."""
@@ -85,6 +92,7 @@ class StatsProcessor:
             self._refuse(Refusal.ODD_TAIL, tail)
         if values:
             self._device.balloon.stats.update(values, time.time(), trio.current_time())
+            self.sampled()
             updated, self.updated = self.updated, trio.Event()
             updated.set()
 

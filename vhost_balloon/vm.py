@@ -17,11 +17,22 @@ from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
 from vhost_balloon.rings import QueueStatistics
+from vhost_balloon.state import (
+    Document,
+    counters_document,
+    flag,
+    number,
+    reading,
+    restore_counters,
+)
+from vhost_balloon.store import Scope, Store
 from vhost_balloon.vm_settings import VmSettings
 from vhost_balloon.vm_spec import VmSpec
 
 if TYPE_CHECKING:
     from vhost_balloon.backend import FrontEndConnection
+    from vhost_balloon.fds import OwnedFd
+    from vhost_balloon.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +86,15 @@ Listener = Callable[["Vm"], None]
 class Machine:
     """All VMs by id, in the order of their configuration."""
 
-    def __init__(self, proc: Path = Path("/proc"), *, allow_unsealed_memory: bool = False) -> None:
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        *,
+        allow_unsealed_memory: bool = False,
+        store: Store | None = None,
+    ) -> None:
         """allow_unsealed_memory: several VMs, although one could truncate its memory."""
+        self.store: Final = Store() if store is None else store
         self.proc: Final = proc
         self.allow_unsealed_memory: Final = allow_unsealed_memory
         self.vms: dict[str, Vm] = {}
@@ -119,6 +137,14 @@ class Vm:
         self.counters = Counters()
         self.log = VmLog(spec.id)
         self.connection: FrontEndConnection | None = None
+        self.inert: str | None = None
+        """Why a front end that is attached is served without a device, None if none is."""
+        self.inert_socket: OwnedFd | None = None
+        self.record: Record | None = None
+        self.scope: Final = Scope(machine.store)
+        """Holds the record."""
+        self.crashes = 0
+        """How often this front end's connection ended this program by a bug."""
         self._paused = False
         self._stats_interval = spec.settings.stats_interval
         self.stats_interval_changed = trio.Event()
@@ -144,12 +170,68 @@ class Vm:
         """
         changed = spec.settings.stats_interval != self.settings.stats_interval
         self.spec = spec
+        self.save()
         if changed:
             self.stats_interval = spec.settings.stats_interval
 
     @property
+    def store(self) -> Store:
+        return self.machine.store
+
+    @property
     def attached(self) -> bool:
-        return self.connection is not None
+        return self.connection is not None or self.inert is not None
+
+    # What outlives this process
+
+    def save(self) -> None:
+        """Put the VM on its record, if it has one. Raises ValueError if it does not fit."""
+        if self.record is not None:
+            self.save_to(self.record)
+
+    def save_to(self, record: Record) -> None:
+        record.save(
+            "vm",
+            {
+                "spec": self.spec.to_json(),
+                "paused": self.paused,
+                "stats-interval": self.stats_interval,
+                "leaving": self.leaving,
+                "crashes": self.crashes,
+            },
+        )
+        record.save("counters", counters_document(self.counters))
+
+    def save_inert(self, record: Record, socket: str | None) -> None:
+        """Put on record that the front end at socket (its name) is answered inertly."""
+        document = {"inert": self.inert, "socket": socket, "applied": [0, None]}
+        record.save("connection", document)
+
+    def save_counters(self) -> None:
+        """What is shown of them must never be less later: save before showing."""
+        if self.record is not None:
+            self.record.save("counters", counters_document(self.counters))
+
+    def restore(self, document: Document, counters: Document) -> None:
+        """Raises StateError."""
+        with reading("vm"):
+            self._paused = flag(document["paused"])
+            self._stats_interval = float(document["stats-interval"])
+            self.leaving = flag(document["leaving"])
+            self.crashes = number(document["crashes"])
+        restore_counters(self.counters, counters)
+
+    def forget(self) -> None:
+        """It is removed: drop its record."""
+        if self.record is not None:
+            self.record.close()
+            self.record = None
+            self.scope.flush()
+
+    def crashed(self) -> None:
+        """A bug in serving its front end ends this process."""
+        self.crashes += 1
+        self.save()
 
     @property
     def stats_interval(self) -> float:
@@ -159,6 +241,7 @@ class Vm:
     @stats_interval.setter
     def stats_interval(self, seconds: float) -> None:
         self._stats_interval = seconds
+        self.save()
         changed, self.stats_interval_changed = self.stats_interval_changed, trio.Event()
         changed.set()
 
@@ -170,6 +253,7 @@ class Vm:
     @paused.setter
     def paused(self, paused: bool) -> None:
         self._paused = paused
+        self.save()
         if self.connection is not None:
             self.connection.pause(paused)
 
@@ -193,6 +277,9 @@ class Vm:
 
     def statistics(self, *, details: bool = True) -> VmStatistics:
         """A snapshot, with queues and regions unless details are not wanted. Never waits."""
+        self.save_counters()
+        if self.inert is not None:
+            return self._inert_statistics()
         if self.connection is None:
             return VmStatistics(
                 self.id,
@@ -206,3 +293,17 @@ class Vm:
                 stats_interval=self.stats_interval,
             )
         return self.connection.statistics(details=details)
+
+    def _inert_statistics(self) -> VmStatistics:
+        return VmStatistics(
+            self.id,
+            True,
+            self.counters,
+            spec=self.spec,
+            leaving=self.leaving,
+            socket_path=self.socket_path,
+            state=VmState.INERT,
+            reporting_paused=True,
+            pause_reasons=(VmState.INERT.value,),
+            stats_interval=self.stats_interval,
+        )

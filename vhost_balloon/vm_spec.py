@@ -18,7 +18,9 @@ from vhost_balloon.vm_settings import (
     settings_to_json,
 )
 
-RESERVED_NAMES: Final = ("control", "metrics")
+CONTROL: Final = "control"
+METRICS: Final = "metrics"
+RESERVED_NAMES: Final = (CONTROL, METRICS)
 MAX_NAME: Final = 255
 """Bytes: what a file's name may have, from which names usually come."""
 
@@ -28,6 +30,7 @@ class Origin(enum.Enum):
 
     COMMAND_LINE = "command-line"
     CONFIG = "config"
+    HANDED_OVER = "handed-over"
     CONTROL = "control"
 
 

@@ -1,0 +1,195 @@
+"""A service manager with a descriptor store, as far as the daemon can see it, and restarts.
+
+It does what systemd does with FDSTORE=1, FDSTOREREMOVE=1 and LISTEN_FDS, the duplicates that it
+silently ignores included (kcmp). The real one is tested in test_systemd_*.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+_SYS_KCMP: Final = 312  # x86-64
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# What systemd does between fork and exec: the descriptors from 3 on, and who they are meant for.
+_EXEC: Final = """
+import os, sys
+names, fds, *command = sys.argv[1:]
+fds = [int(fd) for fd in fds.split(",") if fd]
+high = [os.dup2(fd, 500 + number) for number, fd in enumerate(fds)]
+for number, fd in enumerate(high):
+    os.dup2(fd, 3 + number)
+os.closerange(3 + len(high), 2000)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high)), LISTEN_FDNAMES=names)
+os.execv(command[0], command)
+"""
+
+
+def _same_file(one: int, other: int) -> bool:
+    pid = os.getpid()
+    return int(_libc.syscall(_SYS_KCMP, pid, pid, 0, one, other)) == 0
+
+
+class ServiceManager:
+    """Runs one daemon, keeps what it stores, and starts it again when it was killed.
+
+    A context manager. limit is its FileDescriptorStoreMax; program: what to run instead of the
+    daemon's module.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        limit: int = 100,
+        program: Sequence[str] = ("-m", "vhost_balloon"),
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"{self._folder.name}/notify")
+        self.options = options
+        self.limit = limit
+        self.program = program
+        self.environment = environment or {}
+        self.stored: list[tuple[str, int]] = []
+        self.log = Path(self._folder.name, "log")
+        self.restarts = 0
+        self.told: list[str] = []
+        self._ready = threading.Event()
+        self._ending = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._listener = threading.Thread(target=self._listen)
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._listener.start()
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop(signal.SIGKILL)
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._listener.join()
+        self._socket.close()
+        for _, fd in self.stored:
+            os.close(fd)
+        self._folder.cleanup()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def start(self) -> None:
+        """Start the daemon and wait until it is ready."""
+        self._ending = False
+        self._spawn()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        self.wait_ready()
+
+    def wait_ready(self, seconds: float = 30) -> None:
+        assert self._ready.wait(seconds), self.log.read_text()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the daemon for now; its exit status."""
+        self._ending = True
+        self.process.send_signal(number)
+        assert self._watcher is not None
+        self._watcher.join()
+        return self.process.returncode
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End the daemon, and wait until the next one is ready."""
+        self._ready.clear()
+        self.process.send_signal(number)
+        self.wait_ready()
+
+    def wait_restarts(self, count: int, seconds: float = 30) -> None:
+        """Wait until the daemon was started again so often, and is ready."""
+        deadline = time.monotonic() + seconds
+        while self.restarts < count:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
+        self.wait_ready()
+
+    def names(self) -> list[str]:
+        return sorted(name for name, _ in self.stored)
+
+    def _spawn(self) -> None:
+        self._ready.clear()
+        with self._lock:
+            fds = [fd for _, fd in self.stored]
+            names = ":".join(name for name, _ in self.stored)
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-c", _EXEC, names, ",".join(map(str, fds))),
+                        *(sys.executable, *self.program, *self.options),
+                    ],
+                    pass_fds=fds,
+                    env=os.environ
+                    | {"NOTIFY_SOCKET": self._socket.getsockname(), "FDSTORE": str(self.limit)}
+                    | self.environment,
+                    stderr=log,
+                )
+
+    def _watch(self) -> None:
+        while True:
+            self.process.wait()
+            # What it sent last is read first, as systemd's priorities have it.
+            time.sleep(0.02)
+            if self._ending:
+                return
+            self.restarts += 1
+            self.environment.pop("CRASH_AT", None)
+            self._spawn()
+
+    def _listen(self) -> None:
+        while True:
+            data, ancillary, _, _ = self._socket.recvmsg(4096, 4096)
+            if not data:
+                return
+            fds = array.array("i")
+            for _, _, content in ancillary:
+                fds.frombytes(content)
+            with self._lock:
+                self._obey(data.decode(), list(fds))
+
+    def _obey(self, text: str, fds: list[int]) -> None:
+        fields = dict(line.partition("=")[::2] for line in text.splitlines())
+        if "FDSTORE" in fields:
+            assert fields["FDPOLL"] == "0"
+            for fd in fds:
+                known = any(_same_file(fd, other) for _, other in self.stored)
+                if known or len(self.stored) >= self.limit:
+                    os.close(fd)
+                else:
+                    self.stored.append((fields["FDNAME"], fd))
+        elif "FDSTOREREMOVE" in fields:
+            for entry in [entry for entry in self.stored if entry[0] == fields["FDNAME"]]:
+                os.close(entry[1])
+                self.stored.remove(entry)
+        else:
+            self.told.append(text)
+        if "READY" in fields:
+            self._ready.set()

@@ -1,0 +1,186 @@
+"""Listening sockets that the service manager opened: by name, by path, and wrong ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.command import listening
+from tests.rig.qmp import QMPClient
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.handed_over import take_sockets
+
+# What systemd does between fork and exec: the descriptors from 3 on, and who they are meant for.
+_EXEC = """
+import os, sys
+names, fds, *command = sys.argv[1:]
+for number, fd in enumerate(fds.split(",")):
+    os.dup2(int(fd), 60 + number)
+for number, _ in enumerate(fds.split(",")):
+    os.dup2(60 + number, 3 + number)
+    os.close(60 + number)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(number + 1), LISTEN_FDNAMES=names)
+os.execv(command[0], command)
+"""
+
+
+class Started:
+    """A daemon that was handed sockets, and that tells when it serves."""
+
+    def __init__(self, sockets: dict[str, socket.socket], options: tuple[str, ...]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._manager.bind(f"{self._folder.name}/notify")
+        self._manager.settimeout(20)
+        fds = [sock.fileno() for sock in sockets.values()]
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", _EXEC, ":".join(sockets), ",".join(map(str, fds))),
+                *(sys.executable, "-m", "vhost_balloon", *options),
+            ],
+            pass_fds=fds,
+            env=os.environ | {"NOTIFY_SOCKET": self._manager.getsockname()},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def told(self) -> str:
+        """The next that it tells the service manager."""
+        return self._manager.recv(4096).decode()
+
+    def end(self) -> tuple[int, str]:
+        """SIGTERM; exit status, and what it logged."""
+        self.process.send_signal(signal.SIGTERM)
+        _, log = self.process.communicate(timeout=10)
+        return self.process.returncode, log
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+        self._manager.close()
+        self._folder.cleanup()
+
+
+@contextmanager
+def handed(*options: str, **sockets: socket.socket) -> Iterator[Started]:
+    started = Started(sockets, options)
+    try:
+        yield started
+    finally:
+        started.close()
+        for sock in sockets.values():
+            sock.close()
+
+
+def vms(control: Path) -> dict[str, dict[str, object]]:
+    with QMPClient(control) as qmp:
+        return {vm["id"]: vm for vm in qmp.execute("query-vms")}
+
+
+def refused(*options: str, **sockets: socket.socket) -> str:
+    """The one line of a daemon that does not start."""
+    with handed(*options, **sockets) as started:
+        _, log = started.process.communicate(timeout=20)
+        assert (started.process.returncode, log.count("\n")) == (2, 1), log
+        return log
+
+
+def test_vms_control_and_metrics_all_by_name(tmp_path: Path) -> None:
+    metrics = socket.create_server(("127.0.0.1", 0))
+    port = metrics.getsockname()[1]
+    sockets = {name: listening(tmp_path / f"{name}.sock") for name in ("a", "b", "c")}
+    with handed(web1=sockets["a"], db=sockets["b"], control=sockets["c"], metrics=metrics) as it:
+        assert it.told() == "READY=1\nSTATUS=serving 2 VMs"
+        found = vms(tmp_path / "c.sock")
+        assert {name: vm["socket-path"] for name, vm in found.items()} == {
+            "web1": str(tmp_path / "a.sock"),
+            "db": str(tmp_path / "b.sock"),
+        }
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert b'vhost_balloon_connected{vm="web1"} 0' in answer.read()
+        assert it.end()[0] == 0
+        assert it.told() == "STOPPING=1"
+    assert len(list(tmp_path.iterdir())) == 3, "their files are the service manager's"
+
+
+def test_a_front_end_may_connect_before_the_daemon_is_there(tmp_path: Path) -> None:
+    sock = listening(tmp_path / "vm.sock")
+    control = f"--control-socket={tmp_path}/control"
+    with socket.socket(socket.AF_UNIX) as front_end:
+        front_end.connect(sock.getsockname())
+        front_end.sendall(bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]))  # GET_FEATURES, version 1
+        with handed(control, web1=sock) as started:
+            front_end.settimeout(20)
+            assert front_end.recv(12)[:4] == bytes([1, 0, 0, 0])
+            started.told()
+            assert vms(tmp_path / "control")["web1"]["attached"] is True
+
+
+def test_a_handed_over_socket_serves_the_socket_path_of_the_same_path(tmp_path: Path) -> None:
+    path, other = tmp_path / "vm.sock", tmp_path / "other.sock"
+    options = [f"--socket-path={path}", f"--socket-path={other}", f"--control-socket={tmp_path}/c"]
+    with handed(*options, web1=listening(path)) as started:
+        started.told()
+        found = {name: vm["socket-path"] for name, vm in vms(tmp_path / "c").items()}
+        assert found == {"web1": str(path), "other": str(other)}
+        started.end()
+    assert path.is_socket()
+    assert not other.exists()
+
+
+def test_without_a_name_it_is_its_files(tmp_path: Path) -> None:
+    with handed(f"--control-socket={tmp_path}/c", unknown=listening(tmp_path / "x.sock")) as it:
+        it.told()
+        assert list(vms(tmp_path / "c")) == ["x"]
+
+
+def test_what_came_back_from_the_descriptor_store_is_no_vm(tmp_path: Path) -> None:
+    stored = {".5": listening(tmp_path / "stored.sock"), "vm": listening(tmp_path / "vm.sock")}
+    with handed(f"--control-socket={tmp_path}/c", **stored) as started:
+        started.told()
+        assert list(vms(tmp_path / "c")) == ["vm"]
+
+
+def test_wrong_kinds_are_one_line(tmp_path: Path) -> None:
+    unix, tcp = "no listening Unix stream socket", "no listening TCP socket"
+    assert unix in refused(web1=socket.socket(socket.AF_UNIX))
+    assert unix in refused(web1=socket.create_server(("127.0.0.1", 0)))
+    assert unix in refused(web1=socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    assert unix in refused(control=socket.create_server(("127.0.0.1", 0)))
+    assert tcp in refused(metrics=listening(tmp_path / "m.sock"))
+    pair = socket.socketpair()
+    assert unix in refused(web1=pair[0])
+    pair[1].close()
+
+
+def test_a_file_is_no_socket() -> None:
+    null = OwnedFd(os.open(os.devnull, os.O_RDONLY))
+    with pytest.raises(OperatorError, match="'web1' was handed over: Socket operation"):
+        take_sockets([("web1", null)])
+
+
+def test_what_does_not_go_together_is_one_line(tmp_path: Path) -> None:
+    def sock(name: str) -> socket.socket:
+        return listening(tmp_path / name)
+
+    assert "no VM" in refused(metrics=socket.create_server(("127.0.0.1", 0)))
+    assert "--fd and other" in refused("--fd=0", web1=sock("2"))
+    assert "another one was handed over" in refused(
+        "--control-socket=/x", a=sock("3"), control=sock("4")
+    )
+    metrics = socket.create_server(("127.0.0.1", 0))
+    assert "for metrics was handed" in refused("--metrics-address=:0", a=sock("5"), metrics=metrics)
+    same_name = f"--socket-path={tmp_path}/sub/web1.sock"
+    assert "two VMs are named 'web1'" in refused(same_name, web1=sock("6"))

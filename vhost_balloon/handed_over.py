@@ -1,0 +1,79 @@
+"""Listening sockets that the service manager opened for us (sd_listen_fds(3)).
+
+A socket's name (FileDescriptorName=) is its VM's; "control" and "metrics" are the control socket
+and the metrics listener. Their files are the service manager's: never removed here.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.systemd import UNNAMED
+from vhost_balloon.vm_spec import METRICS
+
+STORE_PREFIX: Final = "."
+"""What begins so came back from the descriptor store and is not looked at here."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A listening socket; path is where its file is, None for metrics'."""
+
+    sock: socket.socket
+    path: Path | None
+
+    def listener(self) -> trio.SocketListener:
+        return trio.SocketListener(trio.socket.from_stdlib_socket(self.sock))
+
+
+def take_sockets(inherited: Iterable[tuple[str, OwnedFd]]) -> dict[str, HandedOver]:
+    """What was handed over, by name. Raises OperatorError for what does not listen."""
+    found: dict[str, HandedOver] = {}
+    for name, fd in inherited:
+        if name.startswith(STORE_PREFIX):
+            continue
+        taken = _take(name, fd)
+        if name in (UNNAMED, "") and taken.path is not None:
+            name = taken.path.stem
+        if name in found:
+            raise OperatorError(f"two sockets named {name!r} were handed over")
+        found[name] = taken
+    return found
+
+
+def paths(handed: Mapping[str, HandedOver]) -> dict[str, Path | None]:
+    """What the configuration has to know of them."""
+    return {name: taken.path for name, taken in handed.items()}
+
+
+def _take(name: str, fd: OwnedFd) -> HandedOver:
+    try:
+        sock = socket.socket(fileno=fd.fileno())
+        fd.detach()
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise OperatorError(f"{name!r} was handed over: {error.strerror}") from None
+    families = (socket.AF_INET, socket.AF_INET6) if name == METRICS else (socket.AF_UNIX,)
+    if sock.family not in families or sock.type != socket.SOCK_STREAM or not listens:
+        sock.close()
+        kind = "TCP" if name == METRICS else "Unix stream"
+        raise OperatorError(f"{name!r} was handed over and is no listening {kind} socket")
+    path = _path(sock) if name != METRICS else None
+    if path is None and name != METRICS:
+        sock.close()
+        raise OperatorError(f"{name!r} was handed over and has no path")
+    return HandedOver(sock, path)
+
+
+def _path(sock: socket.socket) -> Path | None:
+    address = sock.getsockname()
+    # An abstract address is bytes; an unnamed socket's is empty.
+    return Path(address) if isinstance(address, str) and address else None

@@ -1,0 +1,185 @@
+"""Keeps one connection's state on its VM's record, for the process after this one.
+
+Whatever a request changes is on the record before its reply leaves. Three parts change at three
+paces: the connection (features, regions, rings), the balloon (at every change of `actual`, with
+the guest waiting) and the last statistics. Without a store there is no record until the daemon
+re-executes itself, and nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from protocol.vhost_user import Request
+from vhost_balloon import state
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.store import Scope, name_of
+
+if TYPE_CHECKING:
+    from vhost_balloon.guest_memory import GuestMemory, MappedRegion
+    from vhost_balloon.partial import Partial
+    from vhost_balloon.record import Record
+    from vhost_balloon.ring import StartedRing
+    from vhost_balloon.rings import RingSet
+    from vhost_balloon.session import Session
+    from vhost_balloon.transport import BackendChannel, Transport
+
+NameOf = Callable[[OwnedFd], str | None]
+
+_CONNECTION_UNTOUCHED: Final = frozenset(
+    {
+        Request.GET_FEATURES,
+        Request.GET_PROTOCOL_FEATURES,
+        Request.GET_QUEUE_NUM,
+        Request.GET_MAX_MEM_SLOTS,
+        Request.GET_STATUS,
+        Request.GET_CONFIG,
+        Request.SET_CONFIG,
+    }
+)
+"""Requests that change nothing of what the connection's document holds."""
+
+
+def clock_offset() -> float:
+    """What makes trio's clock, which starts anywhere, one that every process of a boot shares."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - trio.current_time()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of a connection is kept; memory and channel are replaced while it lasts.
+
+    peer_connected: see backend.serve_front_end().
+    """
+
+    transport: Transport
+    session: Session
+    rings: RingSet
+    memory: Callable[[], GuestMemory]
+    channel: Callable[[], BackendChannel | None]
+    peer_connected: bool
+
+
+class Keeper:
+    """Writes; vhost_balloon.resume reads. record is None without a store."""
+
+    def __init__(self, record: Record | None, scope: Scope, parts: Parts) -> None:
+        self.record: Final = record
+        self.foreign = False
+        """The state was left by a later version: nothing is discarded."""
+        self._scope = scope
+        self._parts = parts
+        self._busy = False
+        parts.transport.partial_changed = self.changed
+        parts.rings.ring_broke = self.changed
+
+    # One request
+
+    def begin(self) -> None:
+        """A request is being handled: what changes until finish() is written then, as one."""
+        self._busy = True
+
+    def finish(self, request: int, reply: bytes | None) -> None:
+        """It was handled, and this is its reply (None if none is due): put all of it on record."""
+        self._busy = False
+        if self.record is None:
+            return
+        if request not in _CONNECTION_UNTOUCHED:
+            self._save_connection(reply)
+        self.save_balloon()
+        self.record.journal.done(reply)
+
+    def answered(self) -> None:
+        """The reply was sent, where one was due."""
+        if self.record is not None:
+            self.record.journal.sent()
+            self._scope.flush()
+
+    # Changes
+
+    def attached(self) -> None:
+        """A connection begins: put all of it on record."""
+        if self.record is not None:
+            self._save_connection(None)
+            self.save_balloon()
+            self.save_stats()
+
+    def changed(self) -> None:
+        """The connection changed without a request."""
+        if self.record is not None and not self._busy:
+            self._save_connection(None)
+
+    def save_balloon(self) -> None:
+        if self.record is not None:
+            self.record.save("balloon", state.balloon_document(self._parts.session))
+
+    def save_stats(self) -> None:
+        if self.record is not None:
+            stats = self._parts.session.balloon.stats
+            self.record.save("stats", state.stats_document(stats, clock_offset()))
+
+    def save_all(self, record: Record, name: NameOf = name_of) -> None:
+        """Write everything to a record that is new, naming descriptors by name."""
+        journal = record.journal
+        record.save("connection", self._document(name, [journal.sequence, None]))
+        record.save("balloon", state.balloon_document(self._parts.session))
+        stats = self._parts.session.balloon.stats
+        record.save("stats", state.stats_document(stats, clock_offset()))
+
+    def ended(self) -> None:
+        """The front end has gone and all is closed: nothing of the connection is left."""
+        if self.record is not None:
+            for area in ("connection", "balloon", "stats"):
+                self.record.save(area, None)
+            self.record.journal.sent()
+            self._scope.flush()
+
+    def _save_connection(self, reply: bytes | None) -> None:
+        assert self.record is not None
+        sequence = self.record.journal.sequence
+        applied = [sequence, None if reply is None else reply.hex()]
+        self.record.save("connection", self._document(name_of, applied))
+
+    def _document(self, name: NameOf, applied: list[Any]) -> state.Document:
+        parts, channel = self._parts, self._parts.channel()
+        rings = parts.rings
+        return {
+            "socket": name(parts.transport.fd),
+            "peer-connected": parts.peer_connected,
+            "channel": None if channel is None else name(channel.fd),
+            "session": state.session_document(parts.session),
+            "regions": [[*_numbers(mapped), name(mapped.fd)] for mapped in parts.memory().regions],
+            "rings": [[*_position(ring), name(ring.kick.fd)] for ring in rings.rings.values()],
+            "calls": [[index, name(eventfd.fd)] for index, eventfd in rings.calls.items()],
+            "errs": [[index, name(eventfd.fd)] for index, eventfd in rings.errs.items()],
+            "partial": _partial_document(parts.transport.partial, name),
+            "applied": applied,
+            "foreign": self.foreign,
+        }
+
+
+def _numbers(mapped: MappedRegion) -> list[int]:
+    region = mapped.region
+    return [region.guest_address, region.size, region.user_address, region.mmap_offset]
+
+
+def _position(ring: StartedRing) -> list[Any]:
+    """Index, where it goes on, and what broke it."""
+    queue, broken = ring.virtqueue, ring.broken
+    return [ring.index, queue.lead, queue.base, None if broken is None else broken.reason.value]
+
+
+def _partial_document(partial: Partial | None, name: NameOf) -> state.Document | None:
+    if partial is None:
+        return None
+    return {
+        "data": partial.data.hex(),
+        "fds": [name(fd) for fd in partial.fds],
+        "skipped": partial.skipped,
+        "fds-lost": partial.fds_lost,
+    }

@@ -1,0 +1,209 @@
+"""Reads what a process before this one left of a connection, and makes it live again.
+
+Everything is read, adopted, mapped and bound before anything is said to the front end or written
+to its memory: either all of it can be used, or a StateError says why not and the connection is
+served inertly (vhost_balloon.inert).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocol.vhost_user_payloads import Region
+from vhost_balloon import state
+from vhost_balloon.balloon import Balloon
+from vhost_balloon.effects import RingSetup
+from vhost_balloon.errors import FrontEndError, RingErrorReason, StateError
+from vhost_balloon.fds import EventFd, OwnedFd
+from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
+from vhost_balloon.guest_stats import GuestStats
+from vhost_balloon.journal import Entry, Journal, Phase
+from vhost_balloon.message import Message
+from vhost_balloon.partial import Partial, parse_header
+from vhost_balloon.ring import BoundRing, bind, stand_in
+from vhost_balloon.session import Session
+from vhost_balloon.state import Document, flag, number, reading
+from vhost_balloon.store import Scope
+from vhost_balloon.transport import BackendChannel, Transport
+
+
+@dataclass(slots=True)
+class LeftRing:
+    """A started ring, bound to memory."""
+
+    index: int
+    setup: RingSetup
+    bound: BoundRing
+    kick: EventFd
+    broken: str | None
+
+
+@dataclass(slots=True)
+class Pending:
+    """The newest request in the journal.
+
+    applied: whether what it changed is on record; reply is what it is to be answered then (None
+    if that is done, or nothing is due).
+    """
+
+    entry: Entry
+    message: Message
+    applied: bool
+    reply: bytes | None
+
+    @classmethod
+    def read(cls, entry: Entry, applied: list[Any], scope: Scope) -> Pending:
+        """applied: of the connection's document. Raises StateError."""
+        sequence, text = applied
+        is_applied = sequence == entry.sequence or entry.phase >= Phase.DONE
+        answer = entry.reply
+        if entry.phase < Phase.DONE and sequence == entry.sequence and text is not None:
+            answer = bytes.fromhex(text)
+        pipe = scope.store.pipe
+        if entry.phase is Phase.SENDING and not (pipe is not None and pipe.unsent):
+            answer = None
+        try:
+            request, flags, _ = parse_header(entry.request)
+        except FrontEndError as error:
+            raise StateError(f"journal: {error}") from None
+        message = Message(request, flags, entry.request[12:])
+        for name in entry.names:
+            try:
+                message.fds.append(scope.adopt(name))
+            except StateError:  # it was not stored, or it is used up: then it is not needed
+                message.fds_lost = True
+        return cls(entry, message, is_applied, answer)
+
+
+@dataclass(slots=True)
+class Left:
+    """A connection as it was left. Documents are checked; descriptors are adopted."""
+
+    peer_connected: bool
+    documents: Document
+    foreign: bool
+    partial: Partial | None
+    transport: Transport = field(init=False)
+    memory: GuestMemory = field(default_factory=GuestMemory)
+    channel: BackendChannel | None = None
+    rings: list[LeftRing] = field(default_factory=list)
+    calls: dict[int, EventFd] = field(default_factory=dict)
+    errs: dict[int, EventFd] = field(default_factory=dict)
+    pending: Pending | None = None
+
+
+def read_connection(
+    areas: Document, socket: OwnedFd, journal: Journal, scope: Scope, *, outlives: bool
+) -> Left:
+    """Make ready what areas say of the connection over socket, which is taken over.
+
+    outlives: whether this connection is kept for the next process as well, in journal.
+    Raises StateError; the socket is left to the caller then, and everything else is closed.
+    """
+    with ExitStack() as undo:
+        try:
+            with reading("connection"):
+                left = _read(areas, journal, scope, undo)
+        except (FrontEndError, OSError) as error:
+            raise StateError(str(error)) from None
+        undo.pop_all()
+    left.transport = Transport(socket, scope, journal if outlives else None, left.partial)
+    return left
+
+
+def _read(areas: Document, journal: Journal, scope: Scope, undo: ExitStack) -> Left:
+    document = areas["connection"]
+
+    def adopt(name: object) -> OwnedFd:
+        fd = scope.adopt(str(name))
+        undo.callback(fd.close)
+        return fd
+
+    session = _checked_session(areas)
+    left = Left(
+        peer_connected=flag(document["peer-connected"]),
+        documents=areas,
+        foreign=flag(document["foreign"]),
+        partial=_partial(document["partial"], adopt),
+    )
+    for guest, size, user, offset, name in document["regions"]:
+        region = Region(number(guest), number(size), number(user), number(offset))
+        check_disjoint((mapped.region for mapped in left.memory.regions), region)
+        mapped = MappedRegion(region, adopt(name))
+        undo.callback(mapped.unmap)
+        left.memory.add(mapped)
+    if document["channel"] is not None:
+        left.channel = BackendChannel(adopt(document["channel"]))
+    for eventfds, key in ((left.calls, "calls"), (left.errs, "errs")):
+        for index, name in document[key]:
+            eventfds[number(index, 0, len(session.rings) - 1)] = EventFd(adopt(name))
+    for index, lead, base, broken, name in document["rings"]:
+        ring = session.rings[number(index, 0, len(session.rings) - 1)]
+        left.rings.append(_ring(ring, left.memory, lead, base, broken, index, adopt(name)))
+        undo.callback(left.rings[-1].bound.virtqueue.release)
+    if {ring.index for ring in left.rings} != set(session.started):
+        raise StateError("other rings than those that were started")
+    entry = journal.latest()
+    if entry is not None and entry.phase is not Phase.SENT:
+        left.pending = Pending.read(entry, document["applied"], scope)
+        if left.partial is not None and not left.pending.applied:
+            left.partial.close()  # it is whole by now, and in the journal
+            left.partial = None
+    return left
+
+
+def _checked_session(areas: Document) -> Session:
+    """A session that nobody uses, to see that the documents can be taken over."""
+    session = Session(Balloon(), 0)
+    state.restore_session(session, areas["connection"]["session"])
+    state.restore_balloon(session, areas["balloon"])
+    state.restore_stats(GuestStats(), areas["stats"], 0.0)
+    return session
+
+
+def _partial(document: Document | None, adopt: Callable[[object], OwnedFd]) -> Partial | None:
+    if document is None:
+        return None
+    return Partial(
+        bytearray.fromhex(document["data"]),
+        [adopt(name) for name in document["fds"]],
+        number(document["skipped"]),
+        flag(document["fds-lost"]),
+    )
+
+
+def _ring(
+    ring: Any,
+    memory: GuestMemory,
+    lead: int,
+    base: int,
+    broken: str | None,
+    index: int,
+    fd: OwnedFd,
+) -> LeftRing:
+    setup = RingSetup(ring.size, ring.address, ring.base)
+    if broken is not None:
+        RingErrorReason(broken)
+        return LeftRing(index, setup, stand_in(setup, number(base, 0, 0xFFFF)), EventFd(fd), broken)
+    bound = bind(setup, 0, memory)
+    bound.virtqueue.resume(number(lead, 0, 0xFFFF))
+    return LeftRing(index, setup, bound, EventFd(fd), None)
+
+
+Serve = Callable[[Message], Awaitable[None]]
+
+
+async def settle(transport: Transport, pending: Pending, serve: Serve) -> None:
+    """Answer the request that was in flight, unless it was answered or is still in the socket."""
+    message = pending.message
+    if pending.applied:
+        message.close()
+        if pending.reply is not None:
+            await transport.reply(message.request, pending.reply)
+    elif pending.entry.phase is Phase.SEEN and transport.begins_with(pending.entry.request):
+        message.close()  # it was never taken
+    else:
+        await serve(message)

@@ -1,0 +1,135 @@
+"""Keeps a VM for the process after this one, and serves again what the one before this left.
+
+A front end whose state cannot be used is answered inertly and its connection kept; a lost record
+leaves its socket, which knows by which path it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from vhost_balloon.backend import FrontEndConnection, run_connection
+from vhost_balloon.errors import FrontEndError, StateError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.inert import serve_inert
+from vhost_balloon.inheritance import LeftVm
+from vhost_balloon.listeners import bound_path, listening_path
+from vhost_balloon.record import Record
+from vhost_balloon.resume import Left, read_connection
+from vhost_balloon.sockets import Listening
+from vhost_balloon.state import reading
+from vhost_balloon.store import RECORD_PREFIX, Scope, Store, name_of
+from vhost_balloon.transport import Transport
+from vhost_balloon.vm import Vm
+
+MAX_CRASHES: Final = 3
+"""A front end that ended this program so often by a bug is not served any more: the others are."""
+
+
+async def keep_vm(vm: Vm, listening: Listening | None, left: LeftVm | None) -> None:
+    """Have a VM and its listening socket outlive this process, if anything does."""
+    if not vm.store.active:
+        return
+    try:
+        if listening is not None:
+            await listening.keep()
+        if left is None:
+            record = Record.create()
+            record.fd = await vm.scope.keep(record.fd, RECORD_PREFIX)
+            vm.record = record
+        else:
+            vm.record = left.record
+        vm.save()
+    except (FrontEndError, ValueError) as error:
+        vm.log.warning(f"it would not survive a restart of this program: {error}")
+
+
+def restore_vm(vm: Vm, left: LeftVm) -> None:
+    """Go on with a VM's counters and orders."""
+    try:
+        vm.restore(left.areas["vm"], left.areas["counters"])
+    except StateError as error:
+        vm.log.warning(f"its counters start anew: {error}")
+
+
+def lost_front_ends(store: Store, paths: Iterable[Path | None]) -> dict[Path, str]:
+    """Front ends that came by one of paths and that no record names: their sockets' names."""
+    wanted, found = set(paths), {}
+    for name, fd in store.left().items():
+        path = bound_path(fd)
+        if path in wanted and listening_path(fd) is None:
+            assert path is not None
+            found[path] = name
+    return found
+
+
+async def resume_vm(
+    vm: Vm, left: LeftVm | None, lost: str | None, ready: Callable[[], None]
+) -> None:
+    """Serve the front end that was left, if there is one, until it goes.
+
+    lost: the socket of one whose record is lost. ready is called once it is served again.
+    """
+    scope = Scope(vm.store)
+    if lost is not None:
+        await _serve_inert(vm, scope, scope.adopt(lost), "its state was lost", ready)
+        return
+    if left is None or not left.attached:
+        return
+    try:
+        with reading("connection"):
+            socket = scope.adopt(str(left.areas["connection"]["socket"]))
+    except StateError as error:
+        vm.log.warning(f"its front end's socket was lost: {error}")
+        return
+    found = _connection(vm, left, scope, socket)
+    if isinstance(found, str):
+        await _serve_inert(vm, scope, socket, found, ready)
+    else:
+        await _serve(vm, scope, found, ready)
+
+
+def _connection(vm: Vm, left: LeftVm, scope: Scope, socket: OwnedFd) -> Left | str:
+    """The connection as it was left, or why it cannot be used."""
+    reason = left.areas["connection"].get("inert")
+    if reason is not None:
+        return str(reason)
+    if vm.crashes >= MAX_CRASHES:
+        return f"it ended this program {vm.crashes} times"
+    journal = left.record.journal
+    try:
+        return read_connection(left.areas, socket, journal, scope, outlives=vm.store.active)
+    except StateError as error:
+        return f"what is known of it cannot be used: {error}"
+
+
+async def _serve(vm: Vm, scope: Scope, left: Left, ready: Callable[[], None]) -> None:
+    async def prepare(connection: FrontEndConnection) -> None:
+        await connection.resume(left)
+        ready()
+
+    await run_connection(vm, left.transport, scope, left.peer_connected, prepare)
+    vm.crashes = 0
+    vm.save()
+
+
+async def _serve_inert(
+    vm: Vm, scope: Scope, socket: OwnedFd, reason: str, ready: Callable[[], None]
+) -> None:
+    vm.inert, vm.inert_socket, journal = reason, socket, None
+    if vm.record is not None:
+        vm.save_inert(vm.record, name_of(socket))
+        journal = vm.record.journal
+        scope.flush()  # what was adopted of it, and closed
+    ready()
+    try:
+        await serve_inert(vm, Transport(socket, None, journal))
+    finally:
+        vm.inert = vm.inert_socket = None
+    if vm.record is not None:
+        vm.record.save("connection", None)
+        scope.flush()
+    vm.crashes = 0
+    vm.save()
