@@ -1,0 +1,71 @@
+"""`python -m tests.benchmarks [PART] [--rounds N] [--json FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.rig.errors import RigError
+from tests.rig.packages import provision
+
+from . import device
+from .compiled import NoCompiler
+from .machine import load, machine
+from .report import Row, table
+
+Options = argparse.Namespace
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the table, write the JSON; that a bar is missed is no failure."""
+    options = _parser().parse_args(arguments)
+    names = list(PARTS) if options.part == "all" else [options.part]
+    try:
+        provision()
+        busy = load()
+        rows = {name: PARTS[name](options) for name in names}
+    except (RigError, NoCompiler) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    _print(rows, busy)
+    if options.json is not None:
+        parts = {name: [row.as_json() for row in part] for name, part in rows.items()}
+        found = {"machine": machine(), "load before": busy, "parts": parts}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _print(rows: dict[str, list[Row]], busy: float) -> None:
+    for name, text in machine().items():
+        print(f"{name}: {text}")
+    print(f"load before: {busy:.2f}; medians, quartiles in brackets")
+    for part, found in rows.items():
+        print(f"\n== {part}\n{table(found)}")
+
+
+def _device(options: Options) -> list[Row]:
+    return device.measure(options.rounds or 10, arena=options.arena << 20)
+
+
+PARTS: Final[dict[str, Callable[[Options], list[Row]]]] = {
+    "device": _device,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("part", nargs="?", default="all", choices=(*PARTS, "all"))
+    parser.add_argument("--rounds", type=int, metavar="N", help="default: as each part needs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument(
+        "--arena", type=int, default=512, metavar="MIB", help="device: memory (at least 128)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Device level: both devices are given the same requests, without a guest's processor.
+
+Each round makes every work with each side, in turns; before, all of the guest's memory is touched,
+and after, exactly the named pages have to be gone. The floor is a process that does nothing but
+punch the same holes in memory of the same kind: merged as far as one kick allows, and singly.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
+from typing import Final
+
+import trio
+
+from protocol.virtio_balloon import Queue
+from tests.rig.memory import GiB, MiB
+from vhost_balloon.ranges import merge, subtract, total
+from vhost_balloon.simulator import GuestRam
+
+from .clocks import cpu_seconds
+from .neighbour import Neighbour
+from .report import Bar, Row
+from .sides import Side, daemon_side, guest_ram, qemu_side
+from .vcpu import BusyProcessor
+from .works import FIRST, Work, inflates, reports, single_pages
+
+LOADED: Final = "busy vCPU: "
+"""Begins the names of works whose memory a running processor has mapped."""
+
+_BUSY: Final = frozenset(
+    (
+        "inflate contiguous up, 1 per kick",
+        "inflate scattered, 1 per kick",
+        "report 32 x 4 MiB, contiguous",
+    )
+)
+
+Figures = dict[str, dict[str, list[float]]]
+"""Work -> series -> one value a round."""
+
+
+class WrongPages(Exception):
+    """A device freed something else than what it was given."""
+
+
+class Floor:
+    """Memory of the same kind, and a process that punches holes into it."""
+
+    def __init__(self, ram: GuestRam, neighbour: Neighbour, puncher: Neighbour) -> None:
+        self.ram = ram
+        self.neighbour = neighbour
+        self.puncher = puncher
+
+
+class Benchmark:
+    """The two sides and the floor, and what was measured so far."""
+
+    def __init__(self, sides: list[Side], floor: Floor, memory: int) -> None:
+        self.times: Figures = defaultdict(lambda: defaultdict(list))
+        self.cpu: Figures = defaultdict(lambda: defaultdict(list))
+        self.trips: Figures = defaultdict(lambda: defaultdict(list))
+        self._sides = sides
+        self._floor = floor
+        self._memory = memory
+
+    def round(self, works: list[Work], pages: int) -> None:
+        """Measure everything once; the sides take turns in going first."""
+        for work in works:
+            for side in self._sides:
+                self._serve(side, work, work.name)
+            self._punch(work, work.name)
+        for work in works:
+            if work.name in _BUSY:
+                self._round_busy(work)
+        for side in self._sides:
+            self._round_trips(side, pages)
+        self._sides.reverse()
+
+    def _serve(self, side: Side, work: Work, name: str) -> None:
+        side.neighbour.touch([(FIRST, self._memory)])
+        used = cpu_seconds(side.pid)
+        elapsed = sum(side.submit(work.queue, kick) for kick in work.kicks)
+        self.cpu[name][side.name].append((cpu_seconds(side.pid) - used) / work.size * GiB)
+        self.times[name][side.name].append(work.size / GiB / elapsed)
+        check(side.ram, work, self._memory)
+
+    def _punch(self, work: Work, name: str, *, busy: bool = False) -> None:
+        floor = self._floor
+        for series, ranges in (("merged", work.merged()), ("singly", work.singly())):
+            with self._mapped(floor.ram, busy) as processor:
+                floor.neighbour.touch([(FIRST, self._memory)])
+                used = cpu_seconds(floor.puncher.pid)
+                with processor.running() if processor else nullcontext():
+                    elapsed = floor.puncher.punch(ranges)
+                used = cpu_seconds(floor.puncher.pid) - used
+            self.times[name][f"floor {series}"].append(work.size / GiB / elapsed)
+            self.cpu[name][f"floor {series}"].append(used / work.size * GiB)
+
+    def _round_busy(self, work: Work) -> None:
+        """The same with a processor that runs in the guest's memory: this process, which looks
+        for answers all the time."""
+        for side in self._sides:
+            with self._mapped(side.ram, True):
+                self._serve(side, work, LOADED + work.name)
+        self._punch(work, LOADED + work.name, busy=True)
+
+    def _mapped(self, ram: GuestRam, busy: bool) -> AbstractContextManager[BusyProcessor | None]:
+        """The guest's memory in this process's page tables, or not."""
+        if not busy:
+            return nullcontext()
+        return BusyProcessor(ram.regions[0].fd, FIRST, self._memory)
+
+    def _round_trips(self, side: Side, pages: int) -> None:
+        work = single_pages(pages)
+        side.neighbour.touch([(FIRST, self._memory)])
+        kinds = {
+            "inflate one page": [side.submit(Queue.INFLATE, kick) for kick in work.kicks],
+            "deflate one page": [side.submit(Queue.DEFLATE, kick) for kick in work.kicks],
+            "a kick for nothing": [side.empty_kick() for _ in range(pages)],
+        }
+        for name, seconds in kinds.items():
+            self.trips[name][side.name].append(statistics.median(seconds) * 1e6)
+
+
+def check(ram: GuestRam, work: Work, memory: int) -> None:
+    """Raise WrongPages unless the pages that work names are gone, and no others."""
+    named = merge(work.singly())
+    kept = subtract([(FIRST, memory)], named)
+    left = sum(ram.resident_in(start, end - start) for start, end in named)
+    there = sum(ram.resident_in(start, end - start) for start, end in kept)
+    if left or there != total(kept):
+        raise WrongPages(f"{work.name}: {left} bytes stayed, {total(kept) - there} are missing")
+
+
+@asynccontextmanager
+async def benchmark(arena: int) -> AsyncIterator[Benchmark]:
+    """Both devices running, each with arena bytes besides its rings."""
+    memory = FIRST + arena
+    async with AsyncExitStack() as stack:
+        daemon = await stack.enter_async_context(daemon_side(memory))
+        qemu = stack.enter_context(qemu_side(memory))
+        ram, neighbour = stack.enter_context(guest_ram(memory))
+        puncher = stack.enter_context(Neighbour(ram.regions[0].fd, memory))
+        yield Benchmark([daemon, qemu], Floor(ram, neighbour, puncher), memory)
+
+
+def measure(rounds: int, *, arena: int = 512 * MiB, pages: int = 500) -> list[Row]:
+    """Measure everything `rounds` times; arena is at least 128 MiB."""
+    return trio.run(_measure, rounds, arena, pages)
+
+
+async def _measure(rounds: int, arena: int, pages: int) -> list[Row]:
+    works = inflates(FIRST + arena) + reports(FIRST + arena)
+    async with benchmark(arena) as bench:
+        for number in range(rounds):
+            started = time.monotonic()
+            bench.round(works, pages)
+            seconds = time.monotonic() - started
+            print(f"device: round {number + 1} of {rounds}, {seconds:.0f} s", file=sys.stderr)
+        return rows(bench)
+
+
+def rows(bench: Benchmark) -> list[Row]:
+    """The rows, with the bars that each is held to."""
+    found = []
+    over = {
+        "of qemu": ("daemon", "qemu"),
+        "of floor": ("daemon", "floor merged"),
+    }
+    for name, values in bench.times.items():
+        found.append(Row(name, "GiB/s", dict(values), over, _speed_bars(name)))
+    for name, values in bench.cpu.items():
+        bars = [Bar("of qemu", 1 / 3, 1 / 5, at_most=True)] if name in _CPU_HELD else []
+        found.append(Row(f"CPU of {name}", "s/GiB", dict(values), over, bars))
+    for name, values in bench.trips.items():
+        bars = [Bar("of qemu", 2, 1.25, at_most=True)] if name == "inflate one page" else []
+        note = "median of the requests of a round"
+        row = Row(name, "us", dict(values), {"of qemu": over["of qemu"]}, bars, note)
+        found.append(row)
+    return found
+
+
+_CPU_HELD: Final = frozenset(
+    f"inflate contiguous {way}, {count} per kick" for way in ("up", "down") for count in (1, 64)
+)
+
+
+def _speed_bars(name: str) -> list[Bar]:
+    if name.startswith(LOADED):
+        return []
+    if name.startswith("inflate contiguous"):
+        limits = (4.0, 4.5) if name.endswith(", 1 per kick") else (4.5, 5.5)
+        return [Bar("of qemu", *limits), Bar("of floor", 0.8, 0.9)]
+    if name.startswith("inflate buddy"):
+        return [Bar("of qemu", 3.0, 3.5)]
+    if name.startswith("inflate scattered"):
+        return [Bar("of qemu", 1.2, 1.35)]
+    return [Bar("of qemu", 0.97, 1.03), Bar("of floor", 0.9, 0.95)]

@@ -1,0 +1,64 @@
+"""Another process with the guest's memory mapped: it uses pages, or punches holes itself."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from vhost_balloon.ranges import Range
+
+from .compiled import program
+
+
+class Neighbour:
+    """host_memory.c over a memory file. A context manager.
+
+    It sleeps between two commands, as a halted vCPU: unmapping its pages interrupts no core.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Map size bytes of the file behind fd, which stays the caller's."""
+        self._process = subprocess.Popen(
+            [program("host_memory"), str(fd), str(size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[fd],
+        )
+
+    def touch(self, ranges: Iterable[Range]) -> float:
+        """Write to every page of ranges of the file; return the seconds it took."""
+        return self._command("touch", ranges)
+
+    def punch(self, ranges: Iterable[Range]) -> float:
+        """Punch each range out of the file, in order; return the seconds it took."""
+        return self._command("punch", ranges)
+
+    def close(self) -> None:
+        """End it by the end of its input."""
+        self._process.communicate(timeout=30)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _command(self, verb: str, ranges: Iterable[Range]) -> float:
+        lines = [f"{start} {end - start}\n" for start, end in ranges]
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{verb} {len(lines)}\n" + "".join(lines))
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline()) / 1e9

@@ -1,0 +1,109 @@
+"""What a benchmark found: figures in rows, the bars they are held to, as JSON and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .summary import Summary, ratios, summarise
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What the figure of that name has to come to, and what is better still.
+
+    at_most: the figure has to stay below instead of above. by_interval: it fails only if the
+    whole 95 % interval lies beyond the limit.
+    """
+
+    figure: str
+    limit: float
+    reach: float | None = None
+    at_most: bool = False
+    by_interval: bool = False
+
+    def met(self, figure: Summary) -> bool:
+        return self._holds(figure, self.limit)
+
+    def reached(self, figure: Summary) -> bool:
+        return self.reach is not None and self._holds(figure, self.reach)
+
+    def _holds(self, figure: Summary, limit: float) -> bool:
+        if self.at_most:
+            return (figure.low if self.by_interval else figure.median) <= limit
+        return (figure.high if self.by_interval else figure.median) >= limit
+
+    def __str__(self) -> str:
+        words = "at most" if self.at_most else "at least"
+        return f"{self.figure} {words} {self.limit:g}"
+
+
+@dataclass
+class Row:
+    """One piece of work.
+
+    Attributes:
+        values: by side or figure, one value a round, in the row's unit.
+        over: names of figures, each the paired quotient of two of values: (above, below).
+        bars: what figures (of values, or of over) have to come to.
+        note: what a reader has to know.
+    """
+
+    work: str
+    unit: str
+    values: dict[str, list[float]]
+    over: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    bars: Sequence[Bar] = ()
+    note: str = ""
+
+    def figures(self) -> dict[str, Summary]:
+        """Everything summarised, by name."""
+        found = {name: summarise(values) for name, values in self.values.items() if values}
+        for name, (above, below) in self.over.items():
+            found[name] = summarise(ratios(self.values[above], self.values[below]))
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        figures = self.figures()
+        return {
+            "work": self.work,
+            "unit": self.unit,
+            "values": self.values,
+            "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},
+            "bars": [
+                {
+                    **dataclasses.asdict(bar),
+                    "met": bar.met(figures[bar.figure]),
+                    "reached": bar.reached(figures[bar.figure]),
+                }
+                for bar in self.bars
+            ],
+            "note": self.note,
+        }
+
+
+def table(rows: Iterable[Row]) -> str:
+    """All rows as text: medians, quartiles in brackets, bars with what became of them."""
+    return "\n".join(line for row in rows for line in _lines(row))
+
+
+def _lines(row: Row) -> list[str]:
+    figures = row.figures()
+    lines = [f"{row.work} ({row.unit})" + (f": {row.note}" if row.note else "")]
+    for name, figure in figures.items():
+        unit = "x" if name in row.over else row.unit
+        spread = f"[{figure.lower_quartile:.4g} .. {figure.upper_quartile:.4g}]"
+        verdicts = "; ".join(_verdict(bar, figure) for bar in row.bars if bar.figure == name)
+        lines.append(f"    {name:24} {figure.median:10.4g} {unit:8} {spread:24} {verdicts}")
+        if any(bar.by_interval and bar.figure == name for bar in row.bars):
+            lines[-1] += f" (95 %: {figure.low:.4g} .. {figure.high:.4g}, n={figure.count})"
+    return [line.rstrip() for line in lines]
+
+
+def _verdict(bar: Bar, figure: Summary) -> str:
+    words = "<=" if bar.at_most else ">="
+    result = "reached" if bar.reached(figure) else "met" if bar.met(figure) else "MISSED"
+    reach = "" if bar.reach is None else f" (reach for {bar.reach:g})"
+    return f"{words} {bar.limit:g}{reach}: {result}"
