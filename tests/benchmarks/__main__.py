@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from tests.rig.errors import RigError
+from tests.rig.memory import MiB
 from tests.rig.packages import provision
 
-from . import device
+from . import density, device, faults, real_guest
 from .compiled import NoCompiler
 from .machine import load, machine
 from .report import Row, table
@@ -48,21 +49,55 @@ def _print(rows: dict[str, list[Row]], busy: float) -> None:
 
 
 def _device(options: Options) -> list[Row]:
-    return device.measure(options.rounds or 10, arena=options.arena << 20)
+    return device.measure(options.rounds or 10, arena=options.arena * MiB)
+
+
+def _guest(options: Options) -> list[Row]:
+    return real_guest.measure(options.rounds or 10)
+
+
+def _faults(options: Options) -> list[Row]:
+    memory = options.guest_memory * MiB
+    rows = faults.measure(options.pairs, memory=memory, milliseconds=options.fault_ms)
+    return [*rows, faults.measure_return(options.rounds or 3)]
+
+
+def _density(options: Options) -> list[Row]:
+    counts = tuple(map(int, options.vms.split(",")))
+    return density.measure(options.rounds or 3, counts=counts)
 
 
 PARTS: Final[dict[str, Callable[[Options], list[Row]]]] = {
     "device": _device,
+    "guest": _guest,
+    "faults": _faults,
+    "density": _density,
 }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("part", nargs="?", default="all", choices=(*PARTS, "all"))
-    parser.add_argument("--rounds", type=int, metavar="N", help="default: as each part needs")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default: 10; faults and density 3")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument(
         "--arena", type=int, default=512, metavar="MIB", help="device: memory (at least 128)"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=10, metavar="N", help="faults: measurements of each load"
+    )
+    parser.add_argument(
+        "--guest-memory",
+        type=int,
+        default=8192,
+        metavar="MIB",
+        help="faults: of each guest; two run",
+    )
+    parser.add_argument(
+        "--fault-ms", type=int, default=4000, metavar="MS", help="faults: length of a measurement"
+    )
+    parser.add_argument(
+        "--vms", default="1,10,100,500", metavar="N,...", help="density: how many are attached"
     )
     return parser
 

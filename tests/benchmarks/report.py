@@ -25,19 +25,15 @@ class Bar:
     by_interval: bool = False
 
     def met(self, figure: Summary) -> bool:
-        return self._holds(figure, self.limit)
+        if self.by_interval:
+            return self._holds(figure.low if self.at_most else figure.high, self.limit)
+        return self._holds(figure.median, self.limit)
 
     def reached(self, figure: Summary) -> bool:
-        return self.reach is not None and self._holds(figure, self.reach)
+        return self.reach is not None and self._holds(figure.median, self.reach)
 
-    def _holds(self, figure: Summary, limit: float) -> bool:
-        if self.at_most:
-            return (figure.low if self.by_interval else figure.median) <= limit
-        return (figure.high if self.by_interval else figure.median) >= limit
-
-    def __str__(self) -> str:
-        words = "at most" if self.at_most else "at least"
-        return f"{self.figure} {words} {self.limit:g}"
+    def _holds(self, value: float, limit: float) -> bool:
+        return value <= limit if self.at_most else value >= limit
 
 
 @dataclass

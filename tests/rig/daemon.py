@@ -99,7 +99,7 @@ class Daemon:
         with (self.folder / "daemon.log").open("ab") as log:
             self._process = process.spawn(self.command(), output=log, environment=self._environment)
         deadline = time.monotonic() + timeout
-        while not _connectable(self.control):
+        while not connectable(self.control):
             if not self.running():
                 raise DaemonError(f"it ended with status {self.status()}\n{self.log()}")
             if time.monotonic() > deadline:
@@ -167,7 +167,8 @@ class Daemon:
         return self._process
 
 
-def _connectable(path: Path) -> bool:
+def connectable(path: Path) -> bool:
+    """Whether somebody listens on a socket file."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
