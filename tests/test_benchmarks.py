@@ -14,7 +14,7 @@ import pytest
 from protocol.virtio_balloon import Queue
 from tests.benchmarks import density, faults, real_guest
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.device import WrongPages, check
+from tests.benchmarks.device import WrongPages, bytes_left
 from tests.benchmarks.report import Bar, Row, table
 from tests.benchmarks.sides import qemu_side
 from tests.benchmarks.summary import interval, ratios, summarise
@@ -117,9 +117,11 @@ def test_qemu_gives_back_exactly_what_its_driver_over_qtest_names(rig: None) -> 
             work = Work("some", queue, [[request]])
             side.neighbour.touch([(FIRST, MEMORY)])
             side.submit(queue, [request])
-            check(side.ram, work, MEMORY)
-            with pytest.raises(WrongPages):
-                check(side.ram, Work("other", queue, [[request[:-1]]]), MEMORY)
+            assert bytes_left(side.ram, work, MEMORY) == 0
+            with pytest.raises(WrongPages, match="too many"):
+                bytes_left(side.ram, Work("less", queue, [[request[:-1]]]), MEMORY)
+            more = [*request, (MEMORY - 2 * PAGE, MEMORY - PAGE)]
+            assert bytes_left(side.ram, Work("more", queue, [[more]]), MEMORY) == PAGE
 
 
 # Each part, in its smallest form

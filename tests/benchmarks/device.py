@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import (
     AbstractContextManager,
@@ -36,6 +36,8 @@ from .works import FIRST, Work, inflates, reports, single_pages
 
 LOADED: Final = "busy vCPU: "
 """Begins the names of works whose memory a running processor has mapped."""
+
+TRIES: Final = 3
 
 _BUSY: Final = frozenset(
     (
@@ -63,12 +65,20 @@ class Floor:
 
 
 class Benchmark:
-    """The two sides and the floor, and what was measured so far."""
+    """The two sides and the floor, and what was measured so far.
+
+    Attributes:
+        times: GiB/s.
+        cpu: seconds per GiB.
+        trips: medians of a round, in microseconds.
+        late: measurements in which pages were left, by work.
+    """
 
     def __init__(self, sides: list[Side], floor: Floor, memory: int) -> None:
         self.times: Figures = defaultdict(lambda: defaultdict(list))
         self.cpu: Figures = defaultdict(lambda: defaultdict(list))
         self.trips: Figures = defaultdict(lambda: defaultdict(list))
+        self.late: Counter[str] = Counter()
         self._sides = sides
         self._floor = floor
         self._memory = memory
@@ -87,12 +97,21 @@ class Benchmark:
         self._sides.reverse()
 
     def _serve(self, side: Side, work: Work, name: str) -> None:
-        side.neighbour.touch([(FIRST, self._memory)])
-        used = cpu_seconds(side.pid)
-        elapsed = sum(side.submit(work.queue, kick) for kick in work.kicks)
-        self.cpu[name][side.name].append((cpu_seconds(side.pid) - used) / work.size * GiB)
-        self.times[name][side.name].append(work.size / GiB / elapsed)
-        check(side.ram, work, self._memory)
+        """Measure one work, again where the device left pages because it was late (the daemon
+        holds no request for more than half a second); in the end only what went counts."""
+        for _ in range(TRIES):
+            side.neighbour.touch([(FIRST, self._memory)])
+            used = cpu_seconds(side.pid)
+            elapsed = sum(side.submit(work.queue, kick) for kick in work.kicks)
+            used = cpu_seconds(side.pid) - used
+            left = bytes_left(side.ram, work, self._memory)
+            if not left:
+                break
+            print(f"device: {side.name}: {name}: {left} bytes left", file=sys.stderr)
+        else:
+            self.late[name] += 1
+        self.cpu[name][side.name].append(used / work.size * GiB)
+        self.times[name][side.name].append((work.size - left) / GiB / elapsed)
 
     def _punch(self, work: Work, name: str, *, busy: bool = False) -> None:
         floor = self._floor
@@ -132,14 +151,18 @@ class Benchmark:
             self.trips[name][side.name].append(statistics.median(seconds) * 1e6)
 
 
-def check(ram: GuestRam, work: Work, memory: int) -> None:
-    """Raise WrongPages unless the pages that work names are gone, and no others."""
+def bytes_left(ram: GuestRam, work: Work, memory: int) -> int:
+    """Bytes that work names and that are still there.
+
+    Raises:
+        WrongPages: something else is gone.
+    """
     named = merge(work.singly())
     kept = subtract([(FIRST, memory)], named)
-    left = sum(ram.resident_in(start, end - start) for start, end in named)
     there = sum(ram.resident_in(start, end - start) for start, end in kept)
-    if left or there != total(kept):
-        raise WrongPages(f"{work.name}: {left} bytes stayed, {total(kept) - there} are missing")
+    if there != total(kept):
+        raise WrongPages(f"{work.name}: {total(kept) - there} bytes too many are gone")
+    return sum(ram.resident_in(start, end - start) for start, end in named)
 
 
 @asynccontextmanager
@@ -178,7 +201,9 @@ def rows(bench: Benchmark) -> list[Row]:
         "of floor": ("daemon", "floor merged"),
     }
     for name, values in bench.times.items():
-        found.append(Row(name, "GiB/s", dict(values), over, _speed_bars(name)))
+        late = bench.late[name]
+        note = f"pages were left in {late} of its measurements" if late else ""
+        found.append(Row(name, "GiB/s", dict(values), over, _speed_bars(name), note))
     for name, values in bench.cpu.items():
         bars = [Bar("of qemu", 1 / 3, 1 / 5, at_most=True)] if name in _CPU_HELD else []
         found.append(Row(f"CPU of {name}", "s/GiB", dict(values), over, bars))
