@@ -17,7 +17,7 @@ from tests.rig.memory import MiB
 from vhost_balloon.simulator import GuestRam
 
 from .clocks import cpu_seconds
-from .crowd import BLOCK, RAM, Crowd, use_pages
+from .crowd import BLOCK, RAM, REPORT_SECONDS, Crowd, use_pages
 from .neighbour import Neighbour
 from .report import Bar, Row
 
@@ -37,6 +37,7 @@ class Density:
         self.reporting: dict[int, dict[str, list[float]]] = {
             count: {"in all": [], "kernel's freeing": [], "besides": []} for count in counts
         }
+        self.served: dict[int, list[float]] = {count: [] for count in counts}
         self.life: dict[int, dict[str, list[float]]] = {
             count: {"attach": [], "detach": []} for count in counts
         }
@@ -69,6 +70,7 @@ class Density:
             "kernel's freeing": 100 * freeing,
             "besides": 100 * (used - freeing),
         }
+        self.served[count].append(crowd.requests / elapsed)
         for name, value in found.items():
             self.reporting[count][name].append(value)
 
@@ -158,6 +160,9 @@ def rows(density: Density, starting: list[float]) -> list[Row]:
     for count, values in density.reporting.items():
         bars = [_at_most("besides", 50, 25)] if count == _MANY else []
         found.append(Row(f"CPU, {count} VMs reporting every 2 s", "% of a core", values, bars=bars))
+    for count, values in density.served.items():
+        note = f"{count / REPORT_SECONDS:g} are wanted"
+        found.append(Row(f"reports of {count} VMs", "1/s", {"served": values}, note=note))
     for count in density.control:
         found.append(Row(f"control, {count} VMs reporting", "ms", density.control[count]))
         found.append(Row(f"one more VM than {count}", "ms", density.life[count]))
