@@ -160,9 +160,9 @@ def rows(density: Density, starting: list[float]) -> list[Row]:
     for count, values in density.reporting.items():
         bars = [_at_most("besides", 50, 25)] if count == _MANY else []
         found.append(Row(f"CPU, {count} VMs reporting every 2 s", "% of a core", values, bars=bars))
-    for count, values in density.served.items():
+    for count, served in density.served.items():
         note = f"{count / REPORT_SECONDS:g} are wanted"
-        found.append(Row(f"reports of {count} VMs", "1/s", {"served": values}, note=note))
+        found.append(Row(f"reports of {count} VMs", "1/s", {"served": served}, note=note))
     for count in density.control:
         found.append(Row(f"control, {count} VMs reporting", "ms", density.control[count]))
         found.append(Row(f"one more VM than {count}", "ms", density.life[count]))

@@ -142,8 +142,11 @@ class Benchmark:
     def _round_trips(self, side: Side, pages: int) -> None:
         work = single_pages(pages)
         side.neighbour.touch([(FIRST, self._memory)])
+        inflating = [side.submit(Queue.INFLATE, kick) for kick in work.kicks]
+        if left := bytes_left(side.ram, work, self._memory):
+            print(f"device: {side.name}: single pages: {left} bytes left", file=sys.stderr)
         kinds = {
-            "inflate one page": [side.submit(Queue.INFLATE, kick) for kick in work.kicks],
+            "inflate one page": inflating,
             "deflate one page": [side.submit(Queue.DEFLATE, kick) for kick in work.kicks],
             "a kick for nothing": [side.empty_kick() for _ in range(pages)],
         }
