@@ -10,7 +10,7 @@ What keeps one client from hurting another, or the daemon:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -99,6 +99,7 @@ class Client:
         self._server = server
         self._parser = RequestParser()
         self._negotiated = False
+        self._then: Callable[[], None] | None = None
         self._sending = trio.Lock()
         self._events: dict[str, bytes] = {}
         self._event_posted = trio.Event()
@@ -132,6 +133,9 @@ class Client:
     async def _answer(self, requests: Iterator[Request | BadRequest]) -> None:
         for request in requests:
             await self._send(qmp.encode(await self._reply(request)))
+            then, self._then = self._then, None
+            if then is not None:
+                then()
 
     async def _send_events(self) -> None:
         with suppress(_HungUpError):
@@ -164,7 +168,10 @@ class Client:
         command = self._find(request.command)
         arguments = check_arguments(command.parameters, request.arguments)
         result = command.handler(self._server.machine, arguments)
-        return await result if isinstance(result, Awaitable) else result
+        if isinstance(result, Awaitable):
+            result = await result
+        self._then = command.then
+        return result
 
     def _find(self, name: str) -> Command:
         not_found = ErrorClass.COMMAND_NOT_FOUND.value

@@ -50,11 +50,13 @@ class Command:
     """What a command takes and does.
 
     The handler gets checked arguments, returns the reply's "return" and raises CommandError if it
-    fails; any other exception is our bug. One that has to wait returns an awaitable.
+    fails; any other exception is our bug. One that has to wait returns an awaitable. then is
+    called once the reply to a command that succeeded was sent.
     """
 
     handler: Handler
     parameters: tuple[Parameter, ...] = ()
+    then: Callable[[], None] | None = None
 
 
 def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""The control socket's commands that add and remove VMs: vm-add, vm-del and config-reload."""
+"""The control socket's commands that change what is served: vm-add, vm-del, config-reload, and
+upgrade."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 from protocol.qmp import Json
+from vhost_balloon import upgrade
 from vhost_balloon.control_commands import Command, Parameter
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fleet import Fleet
@@ -30,8 +32,10 @@ SETTING_KINDS: Final[Mapping[str, str]] = {
 _ID: Final = Parameter("id", "string")
 
 
-def fleet_commands(fleet: Fleet, configuration: Configuration) -> Mapping[str, Command]:
-    """The commands, by name, over these VMs."""
+def fleet_commands(
+    fleet: Fleet, configuration: Configuration, re_execute: Callable[[], None]
+) -> Mapping[str, Command]:
+    """The commands, by name, over these VMs; re_execute becomes the new program soon."""
 
     def add(machine: Machine, arguments: dict[str, Any]) -> Json:
         with _mistakes():
@@ -50,6 +54,10 @@ def fleet_commands(fleet: Fleet, configuration: Configuration) -> Mapping[str, C
         fleet.remove(arguments["id"])
         return {}
 
+    async def upgrade_(machine: Machine, arguments: dict[str, Any]) -> Json:
+        await upgrade.check()
+        return {}
+
     async def reload(machine: Machine, arguments: dict[str, Any]) -> Json:
         with _mistakes():
             return dict(await configuration.reload())
@@ -59,6 +67,7 @@ def fleet_commands(fleet: Fleet, configuration: Configuration) -> Mapping[str, C
         "vm-add": Command(add, (_ID, Parameter("socket-path", "string"), *settings)),
         "vm-del": Command(remove, (_ID,)),
         "config-reload": Command(reload),
+        "upgrade": Command(upgrade_, then=re_execute),
     }
 
 

@@ -101,7 +101,9 @@ async def run(
                 stop = nursery.cancel_scope.cancel
                 nursery.start_soon(machine.heartbeat.run)
                 nursery.start_soon(store.run)
-                await nursery.start(_follow_signals, stop, notifier, machine, sockets)
+                successor = Successor(notifier, machine, sockets)
+                nursery.start_soon(successor.run)
+                await nursery.start(_follow_signals, stop, notifier, successor)
                 if interval is not None:
                     nursery.start_soon(notifier.feed_watchdog, interval)
                 if stream is not None:
@@ -109,7 +111,8 @@ async def run(
                 fleet.start(nursery)
                 if control is not None:
                     await control.keep()
-                    commands = {**COMMANDS, **fleet_commands(fleet, Configuration(config, fleet))}
+                    own = fleet_commands(fleet, Configuration(config, fleet), successor.wanted.set)
+                    commands = {**COMMANDS, **own}
                     serve = partial(serve_control, control.listener, machine, commands=commands)
                     nursery.start_soon(serve)
                 if metrics is not None:
@@ -156,30 +159,42 @@ async def open_metrics(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """Becomes the program as it is installed now, once that is wanted."""
+
+    notifier: Notifier
+    machine: Machine
+    sockets: Sockets
+    wanted: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self) -> None:
+        await self.wanted.wait()
+        await self.notifier.send(reloading())
+        await upgrade.execute(self.machine, self.sockets)
+
+    async def check(self) -> None:
+        """Want it if it starts; else that is logged, and nothing changes."""
+        try:
+            await upgrade.check()
+        except CommandError as error:
+            logger.error("not re-executed: %s", error)
+        else:
+            self.wanted.set()
+
+
 async def _follow_signals(
     stop: Callable[[], None],
     notifier: Notifier,
-    machine: Machine,
-    sockets: Sockets,
+    successor: Successor,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
             if number == signal.SIGHUP:
-                await _upgrade(notifier, machine, sockets)
+                await successor.check()
                 continue
             logger.info("ending on %s", signal.Signals(number).name)
             notifier.try_send(STOPPING)
             stop()
-
-
-async def _upgrade(notifier: Notifier, machine: Machine, sockets: Sockets) -> None:
-    """Re-execute in place; a program that does not start is logged and nothing changes."""
-    try:
-        await upgrade.check()
-    except CommandError as error:
-        logger.error("not re-executed: %s", error)
-        return
-    await notifier.send(reloading())
-    await upgrade.execute(machine, sockets)

@@ -69,6 +69,18 @@ class Client:
             if "event" not in reply:
                 raise self._no_qmp()
 
+    def wait_end(self, seconds: float) -> None:
+        """Wait until the daemon has closed this connection."""
+        deadline = time.monotonic() + seconds
+        try:
+            self._socket.settimeout(self._left(deadline))
+            while self._socket.recv(1 << 16):
+                self._socket.settimeout(self._left(deadline))
+        except TimeoutError:
+            raise CtlError(f"the daemon on {self.path} goes on as it is") from None
+        except OSError:
+            pass
+
     def _refused(self, error: Any) -> CtlError:
         if not isinstance(error, dict) or not isinstance(error.get("desc"), str):
             return self._no_qmp()

@@ -104,6 +104,7 @@ _COMMANDS: Final[Mapping[str, Command]] = {
     "add": vms.add,
     "remove": vms.remove,
     "reload": vms.reload,
+    "upgrade": vms.upgrade,
     "qemu-args": qemu_args.run,
 }
 _WITHOUT_DAEMON: Final[Mapping[str, Callable[[argparse.Namespace, Output], Any]]] = {

@@ -158,6 +158,7 @@ def _add_vms(commands: Commands) -> None:
     add.add_argument("--socket-group", metavar="GROUP", help="its group")
     _add(commands, "remove", "serve a VM no longer; it has no front end any more", vm=True)
     _add(commands, "reload", "read the daemon's configuration file again")
+    _add(commands, "upgrade", "have the daemon re-execute itself as it is installed now")
 
 
 def _add_texts(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""add, remove and reload: which VMs the daemon serves."""
+"""add, remove, reload and upgrade: which VMs the daemon serves, and which program that is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.options import FEATURES
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.ctl.text import clean
+
+UPGRADE_SECONDS: Final = 30.0
+"""What the new program may take to show that it starts, and then to start."""
 
 _CHANGES: Final = {
     "added": "added",
@@ -70,3 +73,22 @@ def reload(options: argparse.Namespace, client: Client, output: Output) -> None:
         return
     lines = [f"{name}: {_CHANGES[change]}" for change in changes for name in changes[change]]
     output.lines(map(clean, lines or ["no VM is configured in the file"]))
+
+
+def upgrade(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """Have the daemon re-execute itself as it is installed now. Raises CtlError if that does not
+    start; the daemon goes on as it is then."""
+    client.execute("upgrade", patience=UPGRADE_SECONDS)
+    client.wait_end(UPGRADE_SECONDS)
+    with Client(options.control_socket, UPGRADE_SECONDS) as successor:
+        version = successor.execute("query-version")
+        vms = model.query_vms(successor)
+    if options.json:
+        output.json(version)
+        return
+    numbers = version.get("qemu") if isinstance(version, dict) else None
+    if not isinstance(numbers, dict):
+        raise CtlError("the daemon's answer is not understood: another version?")
+    text = ".".join(str(numbers.get(part)) for part in ("major", "minor", "micro"))
+    attached = sum(vm.attached for vm in vms)
+    output.lines([clean(f"version {text} serves {len(vms)} VMs, {attached} of them attached")])
