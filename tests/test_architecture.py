@@ -28,6 +28,7 @@ PURE = {
     "vhost_balloon.partial",
     "vhost_balloon.journal",
     "vhost_balloon.ranges",
+    "vhost_balloon.rate",
     "vhost_balloon.refusal",
     "vhost_balloon.requests_device",
     "vhost_balloon.requests_memory",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from vhost_balloon.processors import DeflateProcessor, HintProcessor
 from vhost_balloon.ring import Processor
 from vhost_balloon.simulator import GuestRam
 from vhost_balloon.stats_processor import StatsProcessor
+from vhost_balloon.turn import Turn
 from vhost_balloon.virtqueue import Buffer, Chain
 
 GIB = 1 << 30
@@ -286,10 +287,10 @@ class EndlessQueue:
     def __init__(self) -> None:
         self.popped = 0
 
-    def pop(self) -> Chain:
+    def popping(self) -> Iterator[Chain]:
         self.popped += 1
         assert self.popped < 100_000, "nobody else had a turn"
-        return Chain(0, [Buffer(0, 0, False)])
+        yield Chain(0, [Buffer(0, 0, False)])
 
     def pending(self) -> int:
         return 1
@@ -308,9 +309,9 @@ async def test_a_ring_that_is_never_empty_starves_nobody(queue: Queue) -> None:
         log=VmLog("web1"),
     )
     processors: dict[Queue, Processor] = {
-        Queue.STATS: StatsProcessor(device),
-        Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE),
-        Queue.FREE_PAGE: HintProcessor(device),
+        Queue.STATS: StatsProcessor(device, Turn()),
+        Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE, Turn()),
+        Queue.FREE_PAGE: HintProcessor(device, Turn()),
     }
     async with trio.open_nursery() as nursery:
         nursery.start_soon(processors[queue].drain, ring)

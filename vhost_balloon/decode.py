@@ -4,74 +4,135 @@ Source: virtio specification, "Traditional Memory Balloon Device": inflate and d
 arrays of 32-bit PFNs that the device reads; a reporting request's device-writable buffers are
 themselves the pages reported.
 
-Whatever a guest names, a step here holds at most MAX_SLICE_PFNS page numbers: one chain may name
-queue size x 2^30 of them.
+Whatever a guest names, it is decoded in steps of bounded work, because one chain may name queue
+size x 2^30 pages: between two steps the caller lets others have their turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT, PFN_SIZE
-from vhost_balloon.ranges import Range, merge, merge_numbers
+from vhost_balloon.ranges import Range, merge, merge_numbers, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.virtqueue import Buffer, ReadMemory
 
-MAX_SLICE_PFNS: Final = 16384
+MAX_SLICE_PFNS: Final = 4096
+"""Page numbers that are merged with each other; drivers name 256 to 1024 in a request."""
+
+STEP_PFNS: Final = 512
+STEP_BUFFERS: Final = 64
+STEP_RANGES: Final = 64
+"""Most page numbers, buffers and ranges in a step: each is some 200 us of work."""
 
 
 @dataclass(slots=True)
 class Named:
-    """What a guest named: page numbers, or ranges; and what of the request names nothing usable.
+    """One step: ranges, sorted and disjoint, and what of the request names nothing usable.
 
-    size is how many bytes of guest memory the buffers name, counting repetitions. Merging is the
-    costly part, and is done when ranges are first asked for.
+    size is how many bytes of guest memory the buffers name, counting repetitions.
     """
 
     size: int = 0
-    numbers: list[int] = field(default_factory=list)
-    named_ranges: list[Range] = field(default_factory=list)
+    ranges: list[Range] = field(default_factory=list)
     refusals: list[tuple[str, int]] = field(default_factory=list)
-    _merged: list[Range] | None = None
-
-    @property
-    def ranges(self) -> list[Range]:
-        """All of it as ranges, sorted and disjoint."""
-        if self._merged is None:
-            pages = merge_numbers(self.numbers, PFN_SHIFT)
-            self._merged = merge(self.named_ranges) if self.named_ranges else pages
-        return self._merged
 
     def refuse(self, reason: str, size: int) -> None:
         self.refusals.append((reason, size))
 
 
-def pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Named]:
-    """The pages of inflate or deflate buffers, slice by slice; small buffers share a slice.
+@dataclass(slots=True)
+class Numbers:
+    """One step: page numbers in the order they were named, and what is no page number."""
+
+    numbers: list[int] = field(default_factory=list)
+    refusals: list[tuple[str, int]] = field(default_factory=list)
+
+    def refuse(self, reason: str, size: int) -> None:
+        self.refusals.append((reason, size))
+
+
+def page_numbers(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Numbers]:
+    """The page numbers in inflate or deflate buffers, in at least one step.
 
     Raises RingError where a buffer is not guest memory.
     """
-    named = Named()
+    step, room = Numbers(), STEP_BUFFERS
     for address, length, writable in buffers:
+        if not room:
+            yield step
+            step, room = Numbers(), STEP_BUFFERS
+        room -= 1
         if writable:
-            named.refuse(Refusal.DIRECTION, length)
+            step.refuse(Refusal.DIRECTION, length)
             continue
         if length < PFN_SIZE:
-            named.refuse(Refusal.ODD_TAIL if length else Refusal.EMPTY, length)
+            step.refuse(Refusal.ODD_TAIL if length else Refusal.EMPTY, length)
             continue
         if length % PFN_SIZE:
-            named.refuse(Refusal.ODD_TAIL, length % PFN_SIZE)
+            step.refuse(Refusal.ODD_TAIL, length % PFN_SIZE)
         end = address + length - length % PFN_SIZE
         while address < end:
-            take = min(end - address, (MAX_SLICE_PFNS - len(named.numbers)) * PFN_SIZE)
-            named.numbers += memoryview(read(address, take)).cast("I")
-            named.size += take // PFN_SIZE * BALLOON_PAGE_SIZE
+            if len(step.numbers) == STEP_PFNS:
+                yield step
+                step, room = Numbers(), STEP_BUFFERS
+            take = min(end - address, (STEP_PFNS - len(step.numbers)) * PFN_SIZE)
+            step.numbers += memoryview(read(address, take)).cast("I")
             address += take
-            if len(named.numbers) == MAX_SLICE_PFNS:
-                yield named
-                named = Named()
+    yield step
+
+
+def merged(numbers: list[int]) -> Iterator[list[Range]]:
+    """Page numbers as ranges, which are sorted and disjoint over all steps."""
+    if len(numbers) > STEP_PFNS:
+        runs: list[int] = []
+        for start in range(0, len(numbers), STEP_PFNS):
+            runs += sorted(numbers[start : start + STEP_PFNS])
+            yield []
+        numbers = sorted(runs)  # which only merges what is sorted
+    open_range: list[Range] = []
+    for start in range(0, len(numbers), STEP_PFNS):
+        stop = start + STEP_PFNS
+        ranges = merge([*open_range, *merge_numbers(numbers[start:stop], PFN_SHIFT)])
+        open_range = [ranges.pop()] if stop < len(numbers) else []
+        for first in range(0, len(ranges), STEP_RANGES):
+            yield ranges[first : first + STEP_RANGES]
+
+
+def pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Named]:
+    """The pages of inflate or deflate buffers, step by step; small buffers are taken together.
+
+    Raises RingError where a buffer is not guest memory.
+    """
+    gathered: list[int] = []
+    waiting: Named | None = None  # a step without ranges, unless it turns out to be the last
+    for step in page_numbers(buffers, read):
+        if waiting is not None:
+            yield waiting
+        waiting = Named(refusals=step.refusals)
+        gathered += step.numbers
+        if len(gathered) >= MAX_SLICE_PFNS:
+            yield from _named(gathered, waiting)
+            gathered, waiting = [], None
+    if waiting is not None:
+        yield from _named(gathered, waiting)
+
+
+def _named(numbers: list[int], named: Named) -> Iterator[Named]:
+    """What these numbers name, to begin with in named; repetitions count in the last step."""
+    left = len(numbers) * BALLOON_PAGE_SIZE
+    for ranges in merged(numbers):
+        if named.ranges:
+            yield named
+            named = Named()
+        named.ranges, named.size = ranges, total(ranges)
+        left -= named.size
+        if not ranges:
+            yield named
+            named = Named()
+    named.size += left
     yield named
 
 
@@ -81,15 +142,23 @@ def page_buffers_size(buffers: Iterable[Buffer]) -> int:
     return pfns * BALLOON_PAGE_SIZE
 
 
-def reported(buffers: Iterable[Buffer]) -> Named:
-    """The ranges of reporting buffers; adjacent and overlapping ones are merged."""
-    named = Named()
-    for address, length, writable in buffers:
-        if not length:
-            named.refuse(Refusal.EMPTY, 0)
-        elif not writable:
-            named.refuse(Refusal.DIRECTION, length)
-        else:
-            named.named_ranges.append((address, address + length))
-            named.size += length
-    return named
+def report_size(buffers: Iterable[Buffer]) -> int:
+    """Bytes of guest memory that reporting buffers name, as reported() counts them."""
+    return sum(length for _, length, writable in buffers if writable)
+
+
+def reported(buffers: Sequence[Buffer]) -> Iterator[Named]:
+    """The ranges of reporting buffers, in at least one step; within a step they are merged."""
+    for first in range(0, max(len(buffers), 1), STEP_RANGES):
+        named = Named()
+        ranges: list[Range] = []
+        for address, length, writable in buffers[first : first + STEP_RANGES]:
+            if not length:
+                named.refuse(Refusal.EMPTY, 0)
+            elif not writable:
+                named.refuse(Refusal.DIRECTION, length)
+            else:
+                ranges.append((address, address + length))
+                named.size += length
+        named.ranges = merge(ranges)
+        yield named

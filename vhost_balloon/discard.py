@@ -90,9 +90,10 @@ def fits_inline(batch: list[Piece]) -> bool:
     return len(batch) <= INLINE_PIECES and sum(piece.length for piece in batch) <= INLINE_BYTES
 
 
-DISCARDING: Final = trio.CapacityLimiter(8)
+DISCARDING: Final = trio.CapacityLimiter(min(8, max(1, (os.cpu_count() or 1) - 1)))
 """Who holds one of these may discard in a thread; the others wait in the order they came. More
-at once would not free more: the kernel's work is bound by the processors."""
+at once would not free more: the kernel's work is bound by the processors, of which the event loop
+needs one. No VM holds two at once (processors), so none can keep the others out."""
 
 
 async def discard(batch: list[Piece]) -> Discarded:

@@ -83,6 +83,8 @@ class MappedRegion:
 
     def __init__(self, region: Region, fd: OwnedFd) -> None:
         check_region(region)
+        # Before the size is looked at: a file that is cut and sealed in between counts as unsealed.
+        self.shrink_sealed = syscalls.shrink_sealed(fd.fileno())
         info = os.fstat(fd.fileno())
         if not stat.S_ISREG(info.st_mode):
             raise FrontEndError("memory descriptor is not a file")
@@ -94,7 +96,6 @@ class MappedRegion:
         self.inode = (info.st_dev, info.st_ino)
         self.filesystem = syscalls.filesystem(fd.fileno())
         self.page_size = self.filesystem.page_size
-        self.shrink_sealed = syscalls.shrink_sealed(fd.fileno())
         self._mapping, self._mapped_from = self._map(fd)
         self.fd = fd
 
@@ -289,11 +290,14 @@ class GuestMemory:
         allowed = subtract(ranges, protected)
         refused[Refusal.RING] = total(ranges) - total(allowed)
         pieces: list[Piece] = []
+        looked_at: MappedRegion | None = None
+        reason: str | None = None
         for start, end in allowed:
             outside = end - start
             for mapped, low, high in self._cut(start, end):
                 outside -= high - low
-                reason = policy.refusal(mapped.filesystem)
+                if mapped is not looked_at:
+                    looked_at, reason = mapped, policy.refusal(mapped.filesystem)
                 if reason is not None:
                     refused[reason] += high - low
                     continue
@@ -301,8 +305,10 @@ class GuestMemory:
                 if piece is not None:
                     pieces.append(piece)
                 kept = 0 if piece is None else piece.length
-                refused[_cut_off_reason(mapped)] += high - low - kept
-            refused[Refusal.OUTSIDE] += outside
+                if kept != high - low:
+                    refused[_cut_off_reason(mapped)] += high - low - kept
+            if outside:
+                refused[Refusal.OUTSIDE] += outside
         return pieces, [(reason, size) for reason, size in refused.items() if size]
 
 

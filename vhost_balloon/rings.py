@@ -20,6 +20,7 @@ from vhost_balloon.processors import DeflateProcessor, DiscardProcessor, HintPro
 from vhost_balloon.ring import BoundRing, Processor, StartedRing, bind
 from vhost_balloon.session import Session
 from vhost_balloon.stats_processor import StatsProcessor
+from vhost_balloon.turn import Turn
 
 QUEUE_MAP_PATIENCE: Final = 1.0
 """Seconds after the last start until queues that cannot be told apart are complained about."""
@@ -50,7 +51,8 @@ class RingSet:
         self.map_ambiguous = False
         self.ring_broke: Callable[[], None] = lambda: None
         """Called after a ring was stopped for good."""
-        self.stats: Final = StatsProcessor(device)
+        turn, slot = Turn(), trio.Lock()
+        self.stats: Final = StatsProcessor(device, turn)
         self._device = device
         self._session = session
         self._nursery = nursery
@@ -58,10 +60,10 @@ class RingSet:
         self.errs: dict[int, EventFd] = {}
         self._map_timer = trio.CancelScope()
         self._processors: dict[Queue, Processor] = {
-            Queue.INFLATE: DiscardProcessor(device, Queue.INFLATE),
-            Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE),
-            Queue.REPORTING: DiscardProcessor(device, Queue.REPORTING),
-            Queue.FREE_PAGE: HintProcessor(device),
+            Queue.INFLATE: DiscardProcessor(device, Queue.INFLATE, turn, slot),
+            Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE, turn),
+            Queue.REPORTING: DiscardProcessor(device, Queue.REPORTING, turn, slot),
+            Queue.FREE_PAGE: HintProcessor(device, turn),
             Queue.STATS: self.stats,
         }
 

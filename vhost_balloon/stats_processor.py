@@ -13,10 +13,15 @@ from vhost_balloon.device import Device
 from vhost_balloon.guest_stats import parse_stats
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.ring import StartedRing
+from vhost_balloon.turn import Turn
 from vhost_balloon.virtqueue import Chain
 
 MAX_STATS_SIZE: Final = 4096
 """Bytes of a statistics buffer that are read; the 16 tags of today have 160."""
+
+
+MAX_STATS_BUFFERS: Final = 16
+"""Buffers of a chain that are read; drivers give one."""
 
 
 class StatsProcessor:
@@ -25,8 +30,9 @@ class StatsProcessor:
     A buffer that is taken again after its ring was stopped is no new sample.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, turn: Turn) -> None:
         self._device = device
+        self._turn = turn
         self._ring: StartedRing | None = None
         self._held: int | None = None
         self._stale = False
@@ -38,7 +44,7 @@ class StatsProcessor:
 
     async def drain(self, ring: StartedRing) -> None:
         self._ring = ring
-        while (chain := ring.virtqueue.pop()) is not None:
+        while (chain := await self._pop(ring)) is not None:
             if self._held is not None:  # two buffers: the older one is done with
                 self._release(ring)
             stale, self._stale = self._stale, False
@@ -50,7 +56,17 @@ class StatsProcessor:
             if ring.stopping:
                 return
             # A guest may give buffers without end: the others have their turn in between.
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._turn.others()
+
+    async def _pop(self, ring: StartedRing) -> Chain | None:
+        """The next chain, or None if there is none or the ring is to stop."""
+        for chain in ring.virtqueue.popping():
+            if chain is not None:
+                return chain
+            await self._turn.others()
+            if ring.stopping:
+                break
+        return None
 
     def request(self) -> None:
         """Ask for a fresh sample: now, or as soon as the guest has given its buffer."""
@@ -79,7 +95,7 @@ class StatsProcessor:
 
     def _take_sample(self, chain: Chain) -> None:
         data = bytearray()
-        for address, length, writable in chain.buffers:
+        for address, length, writable in chain.buffers[:MAX_STATS_BUFFERS]:
             if writable:
                 self._refuse(Refusal.DIRECTION, length)
                 continue
@@ -87,6 +103,9 @@ class StatsProcessor:
             data += self._device.memory.read(address, room)
             if room < length:
                 self._refuse(Refusal.OVERSIZED, length - room)
+        if len(chain.buffers) > MAX_STATS_BUFFERS:
+            left = chain.buffers[MAX_STATS_BUFFERS:]
+            self._refuse(Refusal.OVERSIZED, sum(buffer.length for buffer in left))
         values, tail = parse_stats(bytes(data))
         if tail:
             self._refuse(Refusal.ODD_TAIL, tail)

@@ -15,8 +15,8 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 from protocol.virtio_ring import (
     DESCRIPTOR,
@@ -35,6 +35,9 @@ INDIRECT = int(DescriptorFlag.INDIRECT)
 _INDEX = 1  # position of idx in both rings, counted in words
 _RING = 2  # position of the available ring's first head, counted in words
 _USED_RING = 4  # position of the used ring's first element, counted in bytes
+
+WALK_STEP: Final = 128
+"""Buffers of a chain that are looked at in one step, some 150 us: a chain may have 32768."""
 
 ReadMemory = Callable[[int, int], bytes]
 """(guest address, length) -> bytes; raises RingError where that is not all guest memory."""
@@ -113,15 +116,22 @@ class Virtqueue:
 
     def pop(self) -> Chain | None:
         """Take the next chain, or None if there is none. Raises RingError."""
+        return next((chain for chain in self.popping() if chain is not None), None)
+
+    def popping(self) -> Iterator[Chain | None]:
+        """pop() in steps: None after each WALK_STEP buffers, then the chain; nothing if there is
+        none. To stop before the chain has come leaves it where it is. Raises RingError."""
         if not self.pending():
-            return None
+            return
         head = self._available[_RING + self._next_available % self.size]
         if head >= self.size:
             raise RingError(RingErrorReason.HEAD, f"head {head} is outside a queue of {self.size}")
-        chain = Chain(head, self._walk(head))
+        buffers: list[Buffer] = []
+        for _ in self._walk(head, buffers):
+            yield None
         self._next_available = (self._next_available + 1) & INDEX_MASK
         self._outstanding += 1
-        return chain
+        yield Chain(head, buffers)
 
     def push(self, head: int, written: int = 0) -> None:
         """Write the used element of the oldest popped chain; publish() makes it visible."""
@@ -139,8 +149,8 @@ class Virtqueue:
         self._next_available = self.base
         self._outstanding = 0
 
-    def _walk(self, head: int) -> list[Buffer]:
-        buffers: list[Buffer] = []
+    def _walk(self, head: int, buffers: list[Buffer]) -> Iterator[None]:
+        """Append the buffers of a chain; a step ends at each yield."""
         position = head
         while True:
             address, length, flags, following = DESCRIPTOR.unpack_from(
@@ -151,11 +161,11 @@ class Virtqueue:
                 # followed by a single descriptor" that is indirect, whatever its WRITE says.
                 if flags & NEXT:
                     raise RingError(RingErrorReason.INDIRECT, "indirect descriptor with next")
-                buffers += self._walk_indirect(address, length, self.size - len(buffers))
-                return buffers
+                yield from self._walk_indirect(address, length, buffers)
+                return
             buffers.append(Buffer(address, length, bool(flags & WRITE)))
             if not flags & NEXT:
-                return buffers
+                return
             if following >= self.size:
                 raise RingError(
                     RingErrorReason.NEXT, f"next {following} is outside a queue of {self.size}"
@@ -165,29 +175,35 @@ class Virtqueue:
                     RingErrorReason.LOOP, f"chain is longer than the queue size {self.size}"
                 )
             position = following
+            if not len(buffers) % WALK_STEP:
+                yield
 
-    def _walk_indirect(self, address: int, length: int, room: int) -> list[Buffer]:
+    def _walk_indirect(self, address: int, length: int, buffers: list[Buffer]) -> Iterator[None]:
         count = length // DESCRIPTOR_SIZE
         # "A driver MUST NOT create a descriptor chain longer than the Queue Size."
-        if not 0 < count <= room or length % DESCRIPTOR_SIZE:
+        if not 0 < count <= self.size - len(buffers) or length % DESCRIPTOR_SIZE:
             raise RingError(
                 RingErrorReason.INDIRECT,
                 f"indirect table of {length} bytes in a queue of {self.size}",
             )
-        table = list(DESCRIPTOR.iter_unpack(self._read(address, length)))
-        buffers: list[Buffer] = []
+        table = self._read(address, length)
+        most = len(buffers) + count
         position = 0
         while True:
-            address, length, flags, following = table[position]
+            address, length, flags, following = DESCRIPTOR.unpack_from(
+                table, position * DESCRIPTOR_SIZE
+            )
             if flags & INDIRECT:
                 raise RingError(RingErrorReason.INDIRECT, "indirect table inside a table")
             buffers.append(Buffer(address, length, bool(flags & WRITE)))
             if not flags & NEXT:
-                return buffers
+                return
             if following >= count:
                 raise RingError(
                     RingErrorReason.NEXT, f"next {following} is outside a table of {count}"
                 )
-            if len(buffers) == count:
+            if len(buffers) == most:
                 raise RingError(RingErrorReason.LOOP, f"chain is longer than its table {count}")
             position = following
+            if not len(buffers) % WALK_STEP:
+                yield

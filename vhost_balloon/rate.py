@@ -1,0 +1,40 @@
+"""Limits of what one VM may have done, which delay and never refuse. Pure.
+
+All of them that are a rate are here; design.md says what they may not be below. What bounds a
+single request is where the request is read: decode, virtqueue, stats_processor, discard.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MESSAGE_RATE: Final = 20_000.0
+MESSAGE_BURST: Final = 20_000.0
+"""Messages a second from one front end, and at once. QEMU sends some 60 to start a device and two
+for each access to the config space."""
+
+STEP_RATE: Final = 1000.0
+STEP_BURST: Final = 800.0
+"""Steps of work (some 250 us each: see turn) a second for one guest, and at once: a guest with
+endless requests gets a quarter of the event loop. 16,384 scattered page numbers take 400 steps; a
+driver that waits for its answers, as Linux's and Windows's do, is never delayed."""
+
+
+class Bucket:
+    """A token bucket: at most burst at once, and rate a second in the long run."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._left = burst
+        self._filled_at = 0.0
+
+    def take(self, amount: float, now: float) -> float:
+        """Take amount, and return how many seconds to wait before more may be done.
+
+        now is a monotonic clock in seconds. What was taken too early is waited for, once.
+        """
+        earned = (now - self._filled_at) * self._rate
+        self._left = min(self._burst, self._left + earned) - amount
+        self._filled_at = now
+        return max(-self._left, 0.0) / self._rate
