@@ -27,6 +27,7 @@ from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
 from vhost_balloon.keeper import Keeper, Parts, clock_offset
 from vhost_balloon.message import Message
 from vhost_balloon.pins import PinGuard
+from vhost_balloon.rate import MESSAGE_BURST, MESSAGE_RATE, Bucket
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.resume import Left, settle
 from vhost_balloon.rings import RingSet
@@ -182,6 +183,7 @@ class FrontEndConnection:
         self._device.look_for_pins(trio.current_time())
         self._nursery.start_soon(self._poll_stats)
         self._nursery.start_soon(self._watch_stalls)
+        messages = Bucket(MESSAGE_RATE, MESSAGE_BURST)
         try:
             with self._loop:
                 while (message := await self._transport.receive()) is not None:
@@ -190,6 +192,8 @@ class FrontEndConnection:
                     self._handling = False
                     if self._rested is not None:
                         break
+                    if delay := messages.take(1, trio.current_time()):
+                        await trio.sleep(delay)
             if self._rested is not None:
                 self._rested.set()
                 await trio.sleep_forever()

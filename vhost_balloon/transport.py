@@ -207,6 +207,8 @@ class Transport:
                 partial.fds_lost |= await self._store(partial.fds)
             partial.fds_lost |= bool(flags & _TRUNCATED)
             self.partial_changed()
+            if partial.missing() > 0:  # whoever sends without end must not keep others from a turn
+                await trio.lowlevel.wait_readable(self._sock)
         data = bytes(partial.data)
         message, self.partial = partial.message(), None
         if self._journal is not None:
