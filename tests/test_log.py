@@ -129,6 +129,23 @@ def test_a_guest_cannot_fill_the_log(stderr: Stderr, clock: Clock) -> None:
     ]
 
 
+def test_a_front_end_that_comes_and_goes_cannot_fill_the_log_nor_hide_misbehaviour(
+    stderr: Stderr, clock: Clock
+) -> None:
+    set_up("info", "text")
+    vm = VmLog("web1")
+    for _ in range(1000):
+        vm.info("front end gone")
+    vm.misbehaved("bad")
+    assert stderr.lines() == ["info: web1: front end gone"] * BURST + ["warning: web1: bad"]
+    clock.now += INTERVAL
+    vm.info("front end gone")
+    assert stderr.lines()[-2:] == [
+        f"info: web1: {1000 - BURST} more messages were left out",
+        "info: web1: front end gone",
+    ]
+
+
 def test_what_fits_into_the_limit_is_not_counted_as_left_out(stderr: Stderr, clock: Clock) -> None:
     set_up("info", "text")
     vm = VmLog("web1")

@@ -281,3 +281,14 @@ async def test_real_pins_of_a_real_front_end(tmp_path: Path) -> None:
         await eventually(lambda: not host.vm().attached)
         async with by_hand(host.path()) as guest:
             assert await offer(guest)
+
+
+def test_of_a_process_with_too_many_descriptors_nothing_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vhost_balloon.pins.MAX_DESCRIPTORS", 3)
+    proc = Proc(tmp_path)
+    proc.holds(*["/dev/null"] * 3)
+    assert proc.look() is PinState.FREE
+    (proc.folder / "fd" / "3").symlink_to("/dev/null")
+    assert proc.look() is PinState.UNKNOWN

@@ -11,7 +11,25 @@ logger: Final = logging.getLogger("vhost_balloon")
 
 BURST: Final = 10
 INTERVAL: Final = 10.0
-"""At most BURST lines in INTERVAL seconds from one VM's misbehaviour; the rest is counted."""
+"""At most BURST lines in INTERVAL seconds of a VM's misbehaviour, and as many of its comings and
+goings; the rest is counted."""
+
+
+class _Limit:
+    """How many lines of one level there were in the window at hand."""
+
+    def __init__(self) -> None:
+        self._window = float("-inf")
+        self._lines = 0
+
+    def line(self, now: float) -> tuple[bool, int]:
+        """Whether a line may be written now, and how many were left out in the last window."""
+        left_out = 0
+        if now - self._window >= INTERVAL:
+            left_out = max(self._lines - BURST, 0)
+            self._window, self._lines = now, 0
+        self._lines += 1
+        return self._lines <= BURST, left_out
 
 
 class VmLog:
@@ -19,25 +37,25 @@ class VmLog:
 
     def __init__(self, vm: str) -> None:
         self._vm = vm
-        self._window = float("-inf")
-        self._lines = 0
+        self._limits = {logging.INFO: _Limit(), logging.WARNING: _Limit()}
 
     def info(self, text: str) -> None:
-        self._log(logging.INFO, text)
+        """What the front end does, good or bad, as often as it likes: limited in number."""
+        self._limited(logging.INFO, text)
 
     def warning(self, text: str) -> None:
         self._log(logging.WARNING, text)
 
     def misbehaved(self, text: str) -> None:
         """A warning that the guest or the front end can cause at will: limited in number."""
-        now = time.monotonic()
-        if now - self._window >= INTERVAL:
-            if self._lines > BURST:
-                self.warning(f"{self._lines - BURST} more messages were left out")
-            self._window, self._lines = now, 0
-        self._lines += 1
-        if self._lines <= BURST:
-            self.warning(text)
+        self._limited(logging.WARNING, text)
+
+    def _limited(self, level: int, text: str) -> None:
+        may, left_out = self._limits[level].line(time.monotonic())
+        if left_out:
+            self._log(level, f"{left_out} more messages were left out")
+        if may:
+            self._log(level, text)
 
     def _log(self, level: int, text: str) -> None:
         logger.log(level, "%s", text, extra={"vm": self._vm})

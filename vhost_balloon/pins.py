@@ -13,10 +13,15 @@ from __future__ import annotations
 
 import enum
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 CACHE_SECONDS: Final = 1.0
+
+MAX_DESCRIPTORS: Final = 4096
+"""Descriptors that are looked at, in some 8 ms; a process may open millions of them. QEMU has some
+hundreds; of one that has more than this it cannot be told whether it pins memory."""
 
 _DEVICES: Final = (
     "/dev/vfio/",
@@ -57,18 +62,21 @@ class PinGuard:
             pinned, locked = _kilobytes(status, "VmPin"), _kilobytes(status, "VmLck")
         except (OSError, ValueError):
             return PinState.UNKNOWN
-        if pinned or (memory_size and locked >= memory_size) or self._holds_device():
+        if pinned or (memory_size and locked >= memory_size):
             return PinState.PINNED
-        return PinState.FREE
+        return self._look_at_descriptors()
 
-    def _holds_device(self) -> bool:
-        """Whether a descriptor is of a device that pins; without the right to look, no."""
+    def _look_at_descriptors(self) -> PinState:
+        """Whether one is of a device that pins; without the right to look, none is."""
         assert self._folder is not None
         try:
-            numbers = os.listdir(self._folder / "fd")
+            with os.scandir(self._folder / "fd") as entries:
+                numbers = [entry.name for entry in islice(entries, MAX_DESCRIPTORS + 1)]
         except OSError:
-            return False
-        return any(self._link(number).startswith(_DEVICES) for number in numbers)
+            return PinState.FREE
+        if any(self._link(number).startswith(_DEVICES) for number in numbers):
+            return PinState.PINNED
+        return PinState.UNKNOWN if len(numbers) > MAX_DESCRIPTORS else PinState.FREE
 
     def _link(self, number: str) -> str:
         try:
