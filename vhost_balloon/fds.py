@@ -53,7 +53,8 @@ class EventFd:
 
     The file description is shared with the peer, who may have left it in blocking mode or set it
     at any time; so no call here relies on O_NONBLOCK, and none changes it. One gap is left: a peer
-    that makes its eventfd blocking and fills it between our poll and our write blocks us.
+    that makes its eventfd blocking and fills it between our poll and our write blocks us (Linux
+    6.18 still answers EOPNOTSUPP to a write with RWF_NOWAIT).
     Raises FrontEndError if the descriptor is no eventfd (epoll would refuse a file, and reading a
     socket could take what is not ours).
     """
