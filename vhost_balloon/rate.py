@@ -14,7 +14,7 @@ MESSAGE_BURST: Final = 20_000.0
 for each access to the config space."""
 
 STEP_RATE: Final = 1000.0
-STEP_BURST: Final = 800.0
+STEP_BURST: Final = 2000.0
 """Steps of work (some 250 us each: see turn) a second for one guest, and at once: a guest with
 endless requests gets a quarter of the event loop. 16,384 scattered page numbers take 400 steps; a
 driver that waits for its answers, as Linux's and Windows's do, is never delayed."""
