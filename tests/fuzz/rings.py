@@ -34,6 +34,7 @@ from vhost_balloon.pins import PinGuard
 from vhost_balloon.processors import DeflateProcessor, DiscardProcessor, HintProcessor
 from vhost_balloon.ring import Processor, StartedRing, bind
 from vhost_balloon.stats_processor import StatsProcessor
+from vhost_balloon.turn import Turn
 
 INVARIANT: Final = (
     "Whatever guest memory holds, a ring gives at most queue size chains of at most queue size "
@@ -82,15 +83,16 @@ def _fill(source: Source, fd: int) -> None:
 
 
 def _processor(device: Device, queue: Queue) -> Processor:
+    turn = Turn()
     match queue:
         case Queue.STATS:
-            return StatsProcessor(device)
+            return StatsProcessor(device, turn)
         case Queue.FREE_PAGE:
-            return HintProcessor(device)
+            return HintProcessor(device, turn)
         case Queue.DEFLATE:
-            return DeflateProcessor(device, queue)
+            return DeflateProcessor(device, queue, turn)
         case _:
-            return DiscardProcessor(device, queue)
+            return DiscardProcessor(device, queue, turn, trio.Lock())
 
 
 def _used_index(ring: StartedRing) -> int:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE
-from vhost_balloon.decode import MAX_SLICE_PFNS, Named, page_buffers_size, pages, reported
+from vhost_balloon.decode import STEP_RANGES, Named, page_buffers_size, pages, reported
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import RingError
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory, Piece
@@ -44,11 +44,11 @@ def _chains(bound: BoundRing, size: int) -> list[Chain]:
 
 def _named(chain: Chain, memory: GuestMemory) -> list[Named]:
     """What the chain names as a report and as page numbers; it is parsed as statistics too."""
-    everything = [reported(chain.buffers)]
+    everything = list(reported(chain.buffers))
     with suppress(RingError):
         if page_buffers_size(chain.buffers) <= _MAX_NAMED * BALLOON_PAGE_SIZE:
             slices = list(pages(chain.buffers, memory.read))
-            assert all(len(named.numbers) <= MAX_SLICE_PFNS for named in slices)
+            assert all(len(named.ranges) <= STEP_RANGES for named in slices)
             assert sum(n.size for n in slices) == page_buffers_size(chain.buffers)
             everything += slices
         for address, length, _ in chain.buffers:
