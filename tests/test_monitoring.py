@@ -145,6 +145,7 @@ AMBIGUOUS: Final = "vhost_balloon_queue_map_ambiguous"
 
 FIRING: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonGuestStuck", "6m", state("stuck")),
+    ("VhostBalloonInert", "1m", state("inert")),
     ("VhostBalloonGuestOutOfMemory", "2m", state("out-of-memory")),
     ("VhostBalloonStatisticsStale", "3m", stale(10, "0+15x200")),
     ("VhostBalloonStatisticsStale", "45m", stale(300, "0+15x200")),
@@ -160,6 +161,7 @@ FIRING: Final[list[tuple[str, str, Series]]] = [
 QUIET: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonGuestStuck", "4m", state("stuck")),
     ("VhostBalloonGuestStuck", "20m", state("moving")),
+    ("VhostBalloonInert", "20m", state("no-driver")),
     ("VhostBalloonGuestOutOfMemory", "30s", state("out-of-memory")),
     ("VhostBalloonGuestOutOfMemory", "20m", state("stuck")),
     ("VhostBalloonStatisticsStale", "1m", stale(10, "0+15x200")),

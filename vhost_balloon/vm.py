@@ -20,6 +20,7 @@ from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.state import (
     Document,
     counters_document,
+    counters_mark,
     flag,
     number,
     reading,
@@ -145,6 +146,7 @@ class Vm:
         """Holds the record."""
         self.crashes = 0
         """How often this front end's connection ended this program by a bug."""
+        self._saved: tuple[float, ...] = ()
         self._paused = False
         self._stats_interval = spec.settings.stats_interval
         self.stats_interval_changed = trio.Event()
@@ -209,7 +211,8 @@ class Vm:
 
     def save_counters(self) -> None:
         """What is shown of them must never be less later: save before showing."""
-        if self.record is not None:
+        if self.record is not None and self._saved != counters_mark(self.counters):
+            self._saved = counters_mark(self.counters)
             self.record.save("counters", counters_document(self.counters))
 
     def restore(self, document: Document, counters: Document) -> None:
