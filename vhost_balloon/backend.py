@@ -29,7 +29,7 @@ from vhost_balloon.message import Message
 from vhost_balloon.pins import PinGuard
 from vhost_balloon.rate import MESSAGE_BURST, MESSAGE_RATE, Bucket
 from vhost_balloon.refusal import Refusal
-from vhost_balloon.resume import Left, settle
+from vhost_balloon.resume import Left, Pending, settle
 from vhost_balloon.rings import RingSet
 from vhost_balloon.session import Session
 from vhost_balloon.state import restore_balloon, restore_session, restore_stats
@@ -131,6 +131,7 @@ class FrontEndConnection:
         self._loop = trio.CancelScope()
         self._handling = False
         self._rested: trio.Event | None = None
+        self._pending: Pending | None = None
         self.keeper = Keeper(
             vm.record,
             scope,
@@ -151,7 +152,7 @@ class FrontEndConnection:
         self.vm.log.info(f"front end attached (process {self._pid})")
 
     async def resume(self, left: Left) -> None:
-        """Go on with a front end that another process served; answer what that left unanswered."""
+        """Go on with a front end that another process served; serve() answers what that left."""
         areas, memory = left.documents, self._device.memory
         memory.replace(left.memory.regions)
         self.has_unsealed_memory = any(not mapped.shrink_sealed for mapped in memory.regions)
@@ -172,9 +173,7 @@ class FrontEndConnection:
         self._tell_config()
         self._transport.waiting_since = None
         self.vm.log.info(f"front end resumed (process {self._pid})")
-        if left.pending is not None:
-            await settle(self._transport, left.pending, self._serve_message)
-            self.keeper.answered()
+        self._pending = left.pending
 
     # Messages
 
@@ -185,6 +184,7 @@ class FrontEndConnection:
         self._nursery.start_soon(self._watch_stalls)
         messages = Bucket(MESSAGE_RATE, MESSAGE_BURST)
         try:
+            await self._settle()
             with self._loop:
                 while (message := await self._transport.receive()) is not None:
                     self._handling = True
@@ -207,6 +207,13 @@ class FrontEndConnection:
             self._device.memory.close()
             if self._channel is not None:
                 self._channel.close()
+
+    async def _settle(self) -> None:
+        """Answer what the process before this one left unanswered."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            await settle(self._transport, pending, self._serve_message)
+            self.keeper.answered()
 
     async def _serve_message(self, message: Message) -> None:
         self.keeper.begin()
