@@ -94,6 +94,14 @@ async def run_connection(
     vm.log.info("front end gone")
 
 
+class Rest:
+    """A rest that a connection is to come to."""
+
+    def __init__(self) -> None:
+        self.reached = trio.Event()
+        self.ended = trio.Event()
+
+
 class FrontEndConnection:
     """From accept to the end of the connection; its tasks live in nursery."""
 
@@ -130,7 +138,7 @@ class FrontEndConnection:
         self._nursery = nursery
         self._loop = trio.CancelScope()
         self._handling = False
-        self._rested: trio.Event | None = None
+        self._rest: Rest | None = None
         self._pending: Pending | None = None
         self.keeper = Keeper(
             vm.record,
@@ -185,18 +193,12 @@ class FrontEndConnection:
         messages = Bucket(MESSAGE_RATE, MESSAGE_BURST)
         try:
             await self._settle()
-            with self._loop:
-                while (message := await self._transport.receive()) is not None:
-                    self._handling = True
-                    await self._serve_message(message)
-                    self._handling = False
-                    if self._rested is not None:
-                        break
-                    if delay := messages.take(1, trio.current_time()):
-                        await trio.sleep(delay)
-            if self._rested is not None:
-                self._rested.set()
-                await trio.sleep_forever()
+            while await self._answer_messages(messages):
+                assert self._rest is not None
+                self._rest.reached.set()
+                await self._rest.ended.wait()
+                self._rest = None
+                await self._rings.update()
         except StreamError as error:
             self._misbehaved(f"connection ended: {error}")
         except ConnectionError:
@@ -245,13 +247,33 @@ class FrontEndConnection:
             reply: bytes | None = stop.value
             return reply
 
+    async def _answer_messages(self, messages: Bucket) -> bool:
+        """Until the connection ends (False), or is to come to a rest."""
+        with trio.CancelScope() as self._loop:
+            while self._rest is None:
+                message = await self._transport.receive()
+                if message is None:
+                    return False
+                self._handling = True
+                await self._serve_message(message)
+                self._handling = False
+                if delay := messages.take(1, trio.current_time()):
+                    await trio.sleep(delay)
+        return True
+
     async def rest(self) -> None:
-        """Come to a rest between two messages, and between two requests of each ring, for good."""
-        self._rested = trio.Event()
+        """Come to a rest between two messages, and between two requests of each ring, until
+        go_on(). May be cancelled, and is to be followed by go_on() then."""
+        self._rest = Rest()
         if not self._handling:
             self._loop.cancel()
-        await self._rested.wait()
+        await self._rest.reached.wait()
         await self._rings.pause()
+
+    def go_on(self) -> None:
+        """End a rest."""
+        if self._rest is not None:
+            self._rest.ended.set()
 
     def _misbehaved(self, text: str) -> None:
         self.vm.counters.front_end_errors += 1

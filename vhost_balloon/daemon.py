@@ -111,7 +111,7 @@ async def run(
                 fleet.start(nursery)
                 if control is not None:
                     await control.keep()
-                    own = fleet_commands(fleet, Configuration(config, fleet), successor.wanted.set)
+                    own = fleet_commands(fleet, Configuration(config, fleet), successor.want)
                     commands = {**COMMANDS, **own}
                     serve = partial(serve_control, control.listener, machine, commands=commands)
                     nursery.start_soon(serve)
@@ -159,7 +159,7 @@ async def open_metrics(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Successor:
     """Becomes the program as it is installed now, once that is wanted."""
 
@@ -168,10 +168,19 @@ class Successor:
     sockets: Sockets
     wanted: trio.Event = field(default_factory=trio.Event)
 
+    def want(self) -> None:
+        self.wanted.set()
+
     async def run(self) -> None:
-        await self.wanted.wait()
-        await self.notifier.send(reloading())
-        await upgrade.execute(self.machine, self.sockets)
+        while True:
+            await self.wanted.wait()
+            self.wanted = trio.Event()
+            await self.notifier.send(reloading())
+            try:
+                await upgrade.execute(self.machine, self.sockets)
+            except CommandError as error:
+                logger.error("not re-executed: %s", error)
+            await self.notifier.send(READY)
 
     async def check(self) -> None:
         """Want it if it starts; else that is logged, and nothing changes."""
@@ -180,7 +189,7 @@ class Successor:
         except CommandError as error:
             logger.error("not re-executed: %s", error)
         else:
-            self.wanted.set()
+            self.want()
 
 
 async def _follow_signals(

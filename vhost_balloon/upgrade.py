@@ -26,6 +26,8 @@ from vhost_balloon.store import RECORD_PREFIX, name_of
 from vhost_balloon.vm import Machine, Vm
 
 VARIABLE: Final = "VHOST_BALLOON_HANDOVER"
+REST_LIMIT: Final = 2.0
+"""Seconds until all connections are at rest; QEMU waits that long at most."""
 START_LIMIT: Final = 20.0
 """Seconds that the new program may take to print its version."""
 
@@ -97,11 +99,9 @@ async def check() -> None:
 
 
 async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
-    """Become the new program."""
-    with trio.CancelScope(shield=True):
-        for vm in list(machine.vms.values()):
-            if vm.connection is not None:
-                await vm.connection.rest()
+    """Become the new program. Raises CommandError if a front end does not let it, because it does
+    not take a reply; all goes on then as it was."""
+    await _rest(machine)
     handover = Handover()
     for vm in machine.vms.values():
         _hand_over(vm, handover)
@@ -117,6 +117,18 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
     arguments = command()
     sys.stderr.flush()
     os.execv(arguments[0], arguments)
+
+
+async def _rest(machine: Machine) -> None:
+    connections = {vm.id: vm.connection for vm in machine.vms.values() if vm.connection is not None}
+    with trio.move_on_after(REST_LIMIT):
+        for name, connection in connections.items():
+            waits_for = name
+            await connection.rest()
+        return
+    for connection in connections.values():
+        connection.go_on()
+    raise CommandError(f"the front end of {waits_for} does not take its reply")
 
 
 def _hand_over(vm: Vm, handover: Handover) -> None:
