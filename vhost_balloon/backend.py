@@ -19,6 +19,7 @@ from protocol.virtio_balloon import BalloonFeature, Queue
 from vhost_balloon import effects
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.convergence import Convergence, VmState
+from vhost_balloon.conversation import Conversation
 from vhost_balloon.device import Device
 from vhost_balloon.effects import Effect
 from vhost_balloon.errors import CommandError, FrontEndError, StreamError
@@ -27,9 +28,8 @@ from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
 from vhost_balloon.keeper import Keeper, Parts, clock_offset
 from vhost_balloon.message import Message
 from vhost_balloon.pins import PinGuard
-from vhost_balloon.rate import MESSAGE_BURST, MESSAGE_RATE, Bucket
 from vhost_balloon.refusal import Refusal
-from vhost_balloon.resume import Left, Pending, settle
+from vhost_balloon.resume import Left
 from vhost_balloon.rings import RingSet
 from vhost_balloon.session import Session
 from vhost_balloon.state import restore_balloon, restore_session, restore_stats
@@ -94,14 +94,6 @@ async def run_connection(
     vm.log.info("front end gone")
 
 
-class Rest:
-    """A rest that a connection is to come to."""
-
-    def __init__(self) -> None:
-        self.reached = trio.Event()
-        self.ended = trio.Event()
-
-
 class FrontEndConnection:
     """From accept to the end of the connection; its tasks live in nursery."""
 
@@ -136,10 +128,6 @@ class FrontEndConnection:
         self._channel: BackendChannel | None = None
         self._config_told = False
         self._nursery = nursery
-        self._loop = trio.CancelScope()
-        self._handling = False
-        self._rest: Rest | None = None
-        self._pending: Pending | None = None
         self.keeper = Keeper(
             vm.record,
             scope,
@@ -152,6 +140,7 @@ class FrontEndConnection:
                 peer_connected,
             ),
         )
+        self._conversation = Conversation(transport, self.keeper, self._answer)
         self._rings.stats.sampled = self.keeper.save_stats
 
     def attach(self) -> None:
@@ -181,7 +170,7 @@ class FrontEndConnection:
         self._tell_config()
         self._transport.waiting_since = None
         self.vm.log.info(f"front end resumed (process {self._pid})")
-        self._pending = left.pending
+        self._conversation.pending = left.pending
 
     # Messages
 
@@ -190,15 +179,8 @@ class FrontEndConnection:
         self._device.look_for_pins(trio.current_time())
         self._nursery.start_soon(self._poll_stats)
         self._nursery.start_soon(self._watch_stalls)
-        messages = Bucket(MESSAGE_RATE, MESSAGE_BURST)
         try:
-            await self._settle()
-            while await self._answer_messages(messages):
-                assert self._rest is not None
-                self._rest.reached.set()
-                await self._rest.ended.wait()
-                self._rest = None
-                await self._rings.update()
+            await self._conversation.run()
         except StreamError as error:
             self._misbehaved(f"connection ended: {error}")
         except ConnectionError:
@@ -210,26 +192,12 @@ class FrontEndConnection:
             if self._channel is not None:
                 self._channel.close()
 
-    async def _settle(self) -> None:
-        """Answer what the process before this one left unanswered."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            await settle(self._transport, pending, self._serve_message)
-            self.keeper.answered()
-
-    async def _serve_message(self, message: Message) -> None:
-        self.keeper.begin()
+    async def _answer(self, message: Message) -> bytes | None:
         try:
-            reply = await self._handle(message)
+            return await self._handle(message)
         except FrontEndError as error:
             self._misbehaved(f"refused {message.name}: {error}")
-            reply = self.session.refuse(message)
-        finally:
-            message.close()
-        self.keeper.finish(message.request, reply)
-        if reply is not None:
-            await self._transport.reply(message.request, reply)
-        self.keeper.answered()
+            return self.session.refuse(message)
 
     async def _handle(self, message: Message) -> bytes | None:
         """Drive the session through one message. Raises FrontEndError if it refuses."""
@@ -247,33 +215,16 @@ class FrontEndConnection:
             reply: bytes | None = stop.value
             return reply
 
-    async def _answer_messages(self, messages: Bucket) -> bool:
-        """Until the connection ends (False), or is to come to a rest."""
-        with trio.CancelScope() as self._loop:
-            while self._rest is None:
-                message = await self._transport.receive()
-                if message is None:
-                    return False
-                self._handling = True
-                await self._serve_message(message)
-                self._handling = False
-                if delay := messages.take(1, trio.current_time()):
-                    await trio.sleep(delay)
-        return True
-
     async def rest(self) -> None:
         """Come to a rest between two messages, and between two requests of each ring, until
-        go_on(). May be cancelled, and is to be followed by go_on() then."""
-        self._rest = Rest()
-        if not self._handling:
-            self._loop.cancel()
-        await self._rest.reached.wait()
+        go_on(), also if this is cancelled."""
+        await self._conversation.rest()
         await self._rings.pause()
 
-    def go_on(self) -> None:
-        """End a rest."""
-        if self._rest is not None:
-            self._rest.ended.set()
+    async def go_on(self) -> None:
+        """End a rest, or the wish for one."""
+        await self._rings.update()
+        self._conversation.go_on()
 
     def _misbehaved(self, text: str) -> None:
         self.vm.counters.front_end_errors += 1

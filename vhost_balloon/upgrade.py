@@ -127,7 +127,7 @@ async def _rest(machine: Machine) -> None:
             await connection.rest()
         return
     for connection in connections.values():
-        connection.go_on()
+        await connection.go_on()
     raise CommandError(f"the front end of {waits_for} does not take its reply")
 
 

@@ -1,0 +1,90 @@
+"""One front end's messages, in their order: each is answered before the next one is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from vhost_balloon.keeper import Keeper
+from vhost_balloon.message import Message
+from vhost_balloon.rate import MESSAGE_BURST, MESSAGE_RATE, Bucket
+from vhost_balloon.resume import Pending, settle
+from vhost_balloon.transport import Transport
+
+Answer = Callable[[Message], Awaitable[bytes | None]]
+"""Acts on a message; its reply's payload, or None if none is due. Raises nothing for what the
+front end does."""
+
+
+class _Rest:
+    """A rest that is to be come to."""
+
+    def __init__(self) -> None:
+        self.reached = trio.Event()
+        self.ended = trio.Event()
+
+
+class Conversation:
+    """From the first message to the last."""
+
+    def __init__(self, transport: Transport, keeper: Keeper, answer: Answer) -> None:
+        self.pending: Pending | None = None
+        """What the process before this one left unanswered."""
+        self._transport = transport
+        self._keeper = keeper
+        self._answer = answer
+        self._messages = Bucket(MESSAGE_RATE, MESSAGE_BURST)
+        self._receiving = trio.CancelScope()
+        self._answering = False
+        self._rest: _Rest | None = None
+
+    async def run(self) -> None:
+        """Answer until the connection ends. Raises StreamError, or ConnectionError if it ended
+        while a reply was sent."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            await settle(self._transport, pending, self._serve)
+            self._keeper.answered()
+        while await self._serve_all():
+            assert self._rest is not None
+            self._rest.reached.set()
+            await self._rest.ended.wait()
+            self._rest = None
+
+    async def _serve_all(self) -> bool:
+        """Until the connection ends (False), or is to come to a rest."""
+        with trio.CancelScope() as self._receiving:
+            while self._rest is None:
+                message = await self._transport.receive()
+                if message is None:
+                    return False
+                self._answering = True
+                await self._serve(message)
+                self._answering = False
+                if delay := self._messages.take(1, trio.current_time()):
+                    await trio.sleep(delay)
+        return True
+
+    async def _serve(self, message: Message) -> None:
+        self._keeper.begin()
+        try:
+            reply = await self._answer(message)
+        finally:
+            message.close()
+        self._keeper.finish(message.request, reply)
+        if reply is not None:
+            await self._transport.reply(message.request, reply)
+        self._keeper.answered()
+
+    async def rest(self) -> None:
+        """Come to a rest between two messages, until go_on(), also if this is cancelled."""
+        self._rest = _Rest()
+        if not self._answering:
+            self._receiving.cancel()
+        await self._rest.reached.wait()
+
+    def go_on(self) -> None:
+        """End a rest, or the wish for one."""
+        if self._rest is not None:
+            self._rest.ended.set()
