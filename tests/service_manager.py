@@ -38,7 +38,7 @@ os.execv(command[0], command)
 """
 
 
-def _same_file(one: int, other: int) -> bool:
+def same_file(one: int, other: int) -> bool:
     pid = os.getpid()
     return int(_libc.syscall(_SYS_KCMP, pid, pid, 0, one, other)) == 0
 
@@ -56,7 +56,9 @@ class ServiceManager:
         limit: int = 100,
         program: Sequence[str] = ("-m", "vhost_balloon"),
         environment: dict[str, str] | None = None,
+        crashes: Sequence[str] = (),
     ) -> None:
+        """crashes: CRASH_AT of tests.crashing, of one process after the other."""
         self._folder = tempfile.TemporaryDirectory()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"{self._folder.name}/notify")
@@ -64,6 +66,7 @@ class ServiceManager:
         self.limit = limit
         self.program = program
         self.environment = environment or {}
+        self._crashes = list(crashes)
         self.stored: list[tuple[str, int]] = []
         self.log = Path(self._folder.name, "log")
         self.restarts = 0
@@ -137,6 +140,7 @@ class ServiceManager:
 
     def _spawn(self) -> None:
         self._ready.clear()
+        crash = {"CRASH_AT": self._crashes.pop(0)} if self._crashes else {}
         with self._lock:
             fds = [fd for _, fd in self.stored]
             names = ":".join(name for name, _ in self.stored)
@@ -149,7 +153,8 @@ class ServiceManager:
                     pass_fds=fds,
                     env=os.environ
                     | {"NOTIFY_SOCKET": self._socket.getsockname(), "FDSTORE": str(self.limit)}
-                    | self.environment,
+                    | self.environment
+                    | crash,
                     stderr=log,
                 )
 
@@ -161,7 +166,6 @@ class ServiceManager:
             if self._ending:
                 return
             self.restarts += 1
-            self.environment.pop("CRASH_AT", None)
             self._spawn()
 
     def _listen(self) -> None:
@@ -180,7 +184,7 @@ class ServiceManager:
         if "FDSTORE" in fields:
             assert fields["FDPOLL"] == "0"
             for fd in fds:
-                known = any(_same_file(fd, other) for _, other in self.stored)
+                known = any(same_file(fd, other) for _, other in self.stored)
                 if known or len(self.stored) >= self.limit:
                     os.close(fd)
                 else:

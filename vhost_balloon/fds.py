@@ -29,6 +29,10 @@ class OwnedFd:
             raise ValueError("descriptor is closed")
         return self._fd
 
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
     def detach(self) -> int:
         """Give the number, and the duty to close it, to the caller."""
         fd, self._fd = self.fileno(), -1

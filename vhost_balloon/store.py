@@ -8,6 +8,8 @@ stands in the records of the VMs (vhost_balloon.record), which are stored themse
   at most; they begin with a dot, so that they are no VM's name.
 - systemd silently ignores a descriptor whose open file it holds already. So every open file has
   one name here, however often it is kept.
+- What the process before this one left, or what is about to be removed, is such an open file too:
+  stored again under another name it would be ignored, and then removed under the old one.
 - A removal is sent only after the record that names the descriptor was written anew: a Scope
   collects them until its owner says so. A process that dies in between leaves a descriptor that
   no record names; sweep() of the next one removes it.
@@ -94,6 +96,9 @@ class Store:
         self.leaving = False
         """This process ends, and the next one goes on with everything."""
         self._counter = max((_number(name) for name in self._inherited), default=0)
+        if self.active:
+            for name, fd in self._inherited.items():
+                self._know(name, _identity(fd))
 
     @property
     def active(self) -> bool:
@@ -130,6 +135,10 @@ class Store:
                 assert self._notifier is not None
                 await self._notifier.send(fdstore(name), [fd])
                 self._know(name, key)
+            elif name in self._inherited:
+                self._inherited.pop(name).close()
+            elif name in self._removals:
+                self._removals.remove(name)
             self._uses[name] += 1
         return StoredFd(fd.detach(), name, scope)
 
@@ -159,7 +168,7 @@ class Store:
         fd = self._inherited.pop(name, None)
         if fd is None:
             known = self._adopted.get(name)
-            if known is None:
+            if known is None or known.closed:
                 raise StateError(f"descriptor {name} is lost")
             fd = OwnedFd(os.dup(known.fileno()))
         if not self.active:
@@ -188,7 +197,6 @@ class Store:
         self._uses[name] -= 1
         if self._uses[name] <= 0:
             del self._uses[name]
-            self._names.pop(self._keys.pop(name), None)
             self._remove(name)
 
     def _remove(self, name: str) -> None:
@@ -203,8 +211,10 @@ class Store:
             self._work = trio.Event()
             while self._removals:
                 assert self._notifier is not None
-                await self._notifier.send(fdstore_remove(self._removals[0]))
-                self._removals.popleft()
+                name = self._removals.popleft()
+                self._names.pop(self._keys.pop(name), None)
+                # Messages are sent in order: what is stored from here on comes behind this one.
+                await self._notifier.send(fdstore_remove(name))
 
     def _know(self, name: str, key: Key) -> None:
         self._names[key], self._keys[name] = name, key
