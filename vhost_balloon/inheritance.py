@@ -55,6 +55,8 @@ async def left_vms(store: Store) -> list[LeftVm]:
             left = other if older is left else left
             older.drop()
         found[left.spec.id] = left
+    if store.pipe is not None:
+        store.pipe.empty()  # what it meant is in the journals now
     return list(found.values())
 
 
@@ -69,6 +71,8 @@ async def _read(store: Store, name: str) -> LeftVm:
         scope.flush()
         raise
     try:
+        if store.pipe is not None:
+            store.pipe.settle(record.journal)
         areas = {area: record.load(area) for area in AREAS}
         if record.version != STATE_VERSION:
             record, areas = await _renew(record, areas, scope)

@@ -116,6 +116,10 @@ class Journal:
         """SENDING: the reply is in the reply pipe and goes out with the next system call."""
         self._view[self._start + _PHASE_AT] = Phase.SENDING
 
+    def unsent(self) -> None:
+        """DONE again: the reply did not go out."""
+        self._view[self._start + _PHASE_AT] = Phase.DONE
+
     def sent(self) -> None:
         """SENT: nothing is left to do for this request."""
         self._view[self._start + _PHASE_AT] = Phase.SENT

@@ -10,16 +10,21 @@ whether it still is:
     SENDING, the pipe is full   it was not sent
     SENDING, the pipe is empty  it was sent
 
-There is one pipe for all connections: nothing else runs between its filling and its emptying.
+There is one pipe for all connections: nothing else runs between its filling and its emptying. The
+process after one that died looks before it sends anything (vhost_balloon.inheritance), and writes
+down what it saw before it empties the pipe; for it may die as well.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import os
+import termios
 
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.journal import Journal
+from vhost_balloon.journal import Journal, Phase
 
 _SIZE = 1 << 16
 
@@ -37,36 +42,49 @@ class ReplyPipe:
 
     def __init__(self, fd: OwnedFd) -> None:
         self.fd = fd
-        self.unsent = bool(self._empty())
-        """Whether the process before this one died with a reply on its way."""
+
+    @property
+    def unsent(self) -> bool:
+        """Whether a reply is in it, whose process died before it was sent."""
+        size = array.array("i", [0])
+        fcntl.ioctl(self.fd.fileno(), termios.FIONREAD, size)
+        return size[0] > 0
+
+    def settle(self, journal: Journal) -> None:
+        """Write down whether a reply that was on its way, when the process before died, was sent."""
+        entry = journal.latest()
+        if entry is None or entry.phase is not Phase.SENDING:
+            return
+        if self.unsent:
+            journal.unsent()
+        else:
+            journal.sent()
 
     def send(self, sock: int, data: bytes, journal: Journal) -> int:
         """Send what the socket (non-blocking) takes of a reply at once; the bytes that it took.
 
         journal is at DONE, and then at SENT if all was sent. Raises ConnectionError.
         """
-        if len(data) > _SIZE:
-            return 0
         os.write(self.fd.fileno(), data)
         journal.sending()
         try:
             sent = os.splice(self.fd.fileno(), sock, len(data))
         except BlockingIOError:
             sent = 0
+            journal.unsent()
         except OSError:
-            self._empty()
+            self.empty()
             raise
         if sent == len(data):
             journal.sent()
         else:
-            self._empty()
+            self.empty()
         return sent
 
     def close(self) -> None:
         self.fd.close()
 
-    def _empty(self) -> bytes:
-        try:
-            return os.read(self.fd.fileno(), _SIZE)
-        except BlockingIOError:
-            return b""
+    def empty(self) -> None:
+        """Drop what is in it."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd.fileno(), _SIZE)

@@ -46,7 +46,7 @@ class Pending:
     """The newest request in the journal.
 
     applied: whether what it changed is on record; reply is what it is to be answered then (None
-    if that is done, or nothing is due).
+    if nothing is due). Whether a reply that was on its way was sent is written down by now.
     """
 
     entry: Entry
@@ -62,9 +62,6 @@ class Pending:
         answer = entry.reply
         if entry.phase < Phase.DONE and sequence == entry.sequence and text is not None:
             answer = bytes.fromhex(text)
-        pipe = scope.store.pipe
-        if entry.phase is Phase.SENDING and not (pipe is not None and pipe.unsent):
-            answer = None
         try:
             request, flags, _ = parse_header(entry.request)
         except FrontEndError as error:

@@ -220,13 +220,17 @@ class Transport:
     async def reply(self, request: int, payload: bytes) -> None:
         """Send a reply. Raises ConnectionError if the front end is gone."""
         left = HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload
+        while left := left[self._send(left) :]:
+            await trio.lowlevel.wait_writable(self._sock)
+
+    def _send(self, data: bytes) -> int:
+        """Send what the socket takes at once; the bytes that it took."""
         if self._pipe is not None and self._journal is not None:
-            left = left[self._pipe.send(self._sock.fileno(), left, self._journal) :]
-        while left:
-            try:
-                left = left[self._sock.send(left, _SEND_FLAGS) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._sock)
+            return self._pipe.send(self._sock.fileno(), data, self._journal)
+        try:
+            return self._sock.send(data, _SEND_FLAGS)
+        except BlockingIOError:
+            return 0
 
     # After a restart
 
