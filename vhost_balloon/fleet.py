@@ -38,7 +38,7 @@ class Member:
 
     left: what the process before this one left of it; listening is None for a VM that is not
     configured any more, and is served only until the front end goes that it had then. lost: the
-    name of a front end's socket whose state is lost.
+    name of a front end's socket that no record names.
     """
 
     def __init__(
@@ -142,7 +142,11 @@ class Fleet:
                 self.machine.vms[left.spec.id].leaving = True
             else:
                 left.drop()
-        paths = [member.spec.socket_path for member in self._members.values() if not member.left]
+        paths = [
+            member.spec.socket_path
+            for member in self._members.values()
+            if member.left is None or not member.left.attached
+        ]
         for path, name in lost_front_ends(self.machine.store, paths).items():
             for member in self._members.values():
                 if member.spec.socket_path == path:

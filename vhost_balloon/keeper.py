@@ -103,11 +103,11 @@ class Keeper:
     # Changes
 
     def attached(self) -> None:
-        """A connection begins: put all of it on record."""
+        """A connection begins: put all of it on record, last that there is one."""
         if self.record is not None:
-            self._save_connection(None)
             self.save_balloon()
             self.save_stats()
+            self._save_connection(None)
 
     def changed(self) -> None:
         """The connection changed without a request."""

@@ -51,7 +51,7 @@ class ReplyPipe:
         return size[0] > 0
 
     def settle(self, journal: Journal) -> None:
-        """Write down whether a reply that was on its way, when the process before died, was sent."""
+        """Write down whether a reply that was on its way when a process died was sent."""
         entry = journal.latest()
         if entry is None or entry.phase is not Phase.SENDING:
             return

@@ -6,11 +6,13 @@ leaves its socket, which knows by which path it came.
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon.backend import FrontEndConnection, run_connection
+from vhost_balloon.backend import FrontEndConnection, run_connection, serve_front_end
 from vhost_balloon.errors import FrontEndError, StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.inert import serve_inert
@@ -55,14 +57,23 @@ def restore_vm(vm: Vm, left: LeftVm) -> None:
 
 
 def lost_front_ends(store: Store, paths: Iterable[Path | None]) -> dict[Path, str]:
-    """Front ends that came by one of paths and that no record names: their sockets' names."""
+    """Front ends that came by one of paths and that no record names: their sockets' names.
+
+    Those that have gone meanwhile are not looked for.
+    """
     wanted, found = set(paths), {}
     for name, fd in store.left().items():
         path = bound_path(fd)
-        if path in wanted and listening_path(fd) is None:
+        if path in wanted and listening_path(fd) is None and not _has_gone(fd):
             assert path is not None
             found[path] = name
     return found
+
+
+def _has_gone(fd: OwnedFd) -> bool:
+    poll = select.poll()
+    poll.register(fd.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 async def resume_vm(
@@ -70,9 +81,15 @@ async def resume_vm(
 ) -> None:
     """Serve the front end that was left, if there is one, until it goes.
 
-    lost: the socket of one whose record is lost. ready is called once it is served again.
+    lost: the socket of one that no record names. If there is a record, it had just connected, and
+    nothing was taken from it. ready is called once it is served again.
     """
     scope = Scope(vm.store)
+    if lost is not None and left is not None:
+        fd = OwnedFd(os.dup(vm.store.left()[lost].fileno()))
+        ready()
+        await serve_front_end(vm, fd)
+        return
     if lost is not None:
         await _serve_inert(vm, scope, scope.adopt(lost), "its state was lost", ready)
         return
