@@ -72,6 +72,7 @@ class ServiceManager:
         self.restarts = 0
         self.told: list[str] = []
         self._ready = threading.Event()
+        self._last_read = threading.Event()
         self._ending = False
         self._process: subprocess.Popen[bytes] | None = None
         self._listener = threading.Thread(target=self._listen)
@@ -161,12 +162,18 @@ class ServiceManager:
     def _watch(self) -> None:
         while True:
             self.process.wait()
-            # What it sent last is read first, as systemd's priorities have it.
-            time.sleep(0.02)
+            self._read_all()
             if self._ending:
                 return
             self.restarts += 1
             self._spawn()
+
+    def _read_all(self) -> None:
+        """Read what it sent last before it is started again, as systemd's priorities have it."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"LAST=1", self._socket.getsockname())
+        self._last_read.wait()
+        self._last_read.clear()
 
     def _listen(self) -> None:
         while True:
@@ -181,7 +188,9 @@ class ServiceManager:
 
     def _obey(self, text: str, fds: list[int]) -> None:
         fields = dict(line.partition("=")[::2] for line in text.splitlines())
-        if "FDSTORE" in fields:
+        if "LAST" in fields:
+            self._last_read.set()
+        elif "FDSTORE" in fields:
             assert fields["FDPOLL"] == "0"
             for fd in fds:
                 known = any(same_file(fd, other) for _, other in self.stored)
