@@ -83,13 +83,12 @@ def listening_path(fd: OwnedFd) -> Path | None:
 
 def bound_path(fd: OwnedFd) -> Path | None:
     """The path that a Unix socket was bound to or accepted at, None for anything else."""
-    try:
-        with socket.socket(fileno=os.dup(fd.fileno())) as sock:
-            if sock.family != socket.AF_UNIX:
-                return None
-            address = sock.getsockname()
-    except OSError:
-        return None
+    if not stat.S_ISSOCK(os.fstat(fd.fileno()).st_mode):
+        return None  # socket() would refuse it, and leave the copy of the descriptor behind
+    with socket.socket(fileno=os.dup(fd.fileno())) as sock:
+        if sock.family != socket.AF_UNIX:
+            return None
+        address = sock.getsockname()
     return Path(address) if isinstance(address, str) and address else None
 
 
