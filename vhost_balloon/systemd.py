@@ -126,6 +126,7 @@ class Notifier:
         self._socket = _connected(found) if found else None
         self._lock = trio.Lock()
         self._failing = False
+        self._waiting = False
 
     def __bool__(self) -> bool:
         """Whether anybody listens."""
@@ -152,8 +153,11 @@ class Notifier:
                     assert self._socket is not None
                     # Connected, it polls as writable once the receiver's queue has room.
                     await trio.lowlevel.wait_writable(self._socket)
-                except OSError:
+                except OSError as error:
                     # Too many descriptors in flight: systemd has to take some out first.
+                    if not self._waiting:
+                        logger.warning("waiting for the service manager: %s", error.strerror)
+                    self._waiting = True
                     await trio.sleep(RETRY_PAUSE)
 
     def try_send(self, text: str) -> bool:
