@@ -283,12 +283,19 @@ class Fleet:
             vm.log.misbehaved(f"front end has to wait: {error.strerror}")
             await trio.sleep(ACCEPT_PAUSE)
             return None
-        if self.machine.store.room_for_vm():
+        if self.machine.store.room_for_vm(self._attached_but(member)):
             return stream
         member.accepting = False
         stream.socket.close()
         vm.log.misbehaved("front end refused: no more descriptors can be had, or stored")
         return None
+
+    def _attached_but(self, member: Member) -> int:
+        """How many others have a front end, or are about to."""
+        return sum(
+            other is not member and (other.accepting or self.machine.vms[vm_id].attached)
+            for vm_id, other in self._members.items()
+        )
 
     async def _attach(self, vm: Vm, member: Member, stream: trio.SocketStream) -> None:
         """Serve a connected front end to its end."""

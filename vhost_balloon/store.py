@@ -110,11 +110,16 @@ class Store:
         """Descriptors that the store holds now, those that are to be removed included."""
         return len(self._uses) + len(self._inherited) + len(self._removals)
 
-    def room_for_vm(self) -> bool:
-        """Whether one more VM can be attached without passing a limit of descriptors."""
+    def room_for_vm(self, attached: int) -> bool:
+        """Whether one more VM can be attached without passing a limit of descriptors.
+
+        attached: how many are. Some may only have begun to send theirs: they are counted as whole.
+        """
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        free = soft - len(os.listdir("/proc/self/fd"))
-        stored = not self.active or self._limit - self.held >= DESCRIPTORS_PER_VM
+        promised = attached * DESCRIPTORS_PER_VM
+        free = soft - max(_open_descriptors(), promised)
+        room = self._limit - max(self.held, promised)
+        stored = not self.active or room >= DESCRIPTORS_PER_VM
         return stored and free >= DESCRIPTORS_PER_VM + SPARE
 
     async def keep(self, fd: OwnedFd, scope: Scope, prefix: str = PREFIX) -> OwnedFd:
@@ -262,6 +267,12 @@ def _identity(fd: OwnedFd) -> Key:
             if line.startswith("eventfd-id:"):  # proc_pid_fdinfo(5); all eventfds share an inode
                 return ("eventfd", line.split()[1])
     return info.st_dev, info.st_ino, info.st_rdev
+
+
+def _open_descriptors() -> int:
+    """How many descriptors this process has: one system call from Linux 6.2 on, and not a list of
+    ten thousand with many VMs."""
+    return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
 
 
 def _text(number: int) -> str:
