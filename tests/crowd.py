@@ -1,0 +1,118 @@
+"""Many simulated VMs in one process, each driven by hand: attach all, have each use its balloon.
+
+Run by Crowd in the daemon's PID namespace: the daemon looks at the process of its front ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from protocol.virtio_balloon import Queue
+from tests.end_to_end import MIB, PAGE, ByHand, by_hand, fill
+from tests.remote import Remote, serve
+from tests.rig.systemd import SystemdHost
+
+RAM: Final = 2 * MIB
+"""One for the driver's area, one for the rest."""
+INFLATED: Final = RAM - PAGE
+REPORTED: Final = RAM - 2 * PAGE
+"""Addresses of the pages that each VM gives away."""
+
+
+class Crowd(Remote):
+    """The process, seen from a test."""
+
+    def __init__(self, host: SystemdHost) -> None:
+        super().__init__("tests.crowd", host.forker)
+
+    def attach(self, paths: Mapping[str, Path], timeout: float = 240) -> float:
+        """Connect one VM to each path and start its device; seconds that all of it took."""
+        sockets = {vm: str(path) for vm, path in paths.items()}
+        return float(self.call("attach", timeout=timeout, sockets=sockets))
+
+    def use(self, vms: Sequence[str] | None = None, timeout: float = 120) -> float:
+        """See that each balloon frees one page on inflating and one on a report; seconds."""
+        return float(self.call("use", timeout=timeout, vms=vms))
+
+    def begin_to_ask(self) -> None:
+        """Have each VM ask something of its balloon now; result() gives the seconds until the
+        last one was answered."""
+        self.begin("ask")
+
+    def refused(self, path: Path) -> bool:
+        """Whether a front end that connects is turned away."""
+        return bool(self.call("refused", path=str(path)))
+
+
+class _Guests:
+    """The process's own view."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._guests: dict[str, ByHand] = {}
+        self._nursery = nursery
+
+    async def attach(self, sockets: dict[str, str]) -> float:
+        started = time.monotonic()
+        async with trio.open_nursery() as attaching:
+            for vm, path in sockets.items():
+                attaching.start_soon(self._nursery.start, self._live, vm, path)
+        return time.monotonic() - started
+
+    async def _live(self, vm: str, path: str, task_status: trio.TaskStatus[None]) -> None:
+        async with by_hand(Path(path), RAM) as guest:
+            self._guests[vm] = guest
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def use(self, vms: list[str] | None) -> float:
+        started = time.monotonic()
+        async with trio.open_nursery() as using:
+            for vm in vms or self._guests:
+                using.start_soon(_use, self._guests[vm])
+        return time.monotonic() - started
+
+    async def ask(self) -> float:
+        started = time.monotonic()
+        async with trio.open_nursery() as asking:
+            for guest in self._guests.values():
+                asking.start_soon(guest.inflate, [INFLATED // PAGE])
+        return time.monotonic() - started
+
+    async def refused(self, path: str) -> bool:
+        sock = trio.socket.socket(trio.socket.AF_UNIX)
+        with sock, trio.fail_after(30):
+            await sock.connect(path)
+            return await sock.recv(1) == b""
+
+
+async def _use(guest: ByHand) -> None:
+    """Give two pages away, and see them gone; take one back, as a driver does."""
+    for page in (INFLATED, REPORTED):
+        fill(guest.ram, page, PAGE)
+    await guest.inflate([INFLATED // PAGE])
+    assert not guest.ram.is_resident(INFLATED), "an inflated page stays"
+    await guest.report((REPORTED, PAGE))
+    assert not guest.ram.is_resident(REPORTED), "a reported page stays"
+    await guest.rings[Queue.DEFLATE].submit([guest.pfns([INFLATED // PAGE])])
+
+
+async def _main() -> None:
+    async with trio.open_nursery() as nursery:
+        guests = _Guests(nursery)
+        handlers: dict[str, Any] = {
+            "attach": guests.attach,
+            "use": guests.use,
+            "ask": guests.ask,
+            "refused": guests.refused,
+        }
+        await serve(handlers)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(_main)
