@@ -142,11 +142,11 @@ async def test_a_full_store_leaves_the_descriptor_to_the_caller(manager: Manager
 
 async def test_room_for_a_vm_is_its_21_descriptors(manager: Manager) -> None:
     store = store_of(manager, limit=22)
-    assert store.room_for_vm()
+    assert store.room_for_vm(0)
     kept = [await Scope(store).keep(eventfd())]
-    assert store.room_for_vm()
+    assert store.room_for_vm(0)
     kept.append(await Scope(store).keep(eventfd()))
-    assert not store.room_for_vm()
+    assert not store.room_for_vm(0)
 
 
 async def test_names_are_short_for_all_of_them_fit_one_environment_string() -> None:
