@@ -174,14 +174,7 @@ async def test_orders_and_counters_are_kept(tmp_path: Path) -> None:
         host.manager.kill()
         after = host.vm()
         assert host.ask("qom-get", **polling) == 7
-        kept: tuple[str, ...] = (
-            "target",
-            "actual",
-            "reporting-paused",
-            "guest-memory",
-            "driver-ready",
-            "regions",
-        )
+        kept = ("target", "actual", "reporting-paused", "guest-memory", "driver-ready", "regions")
         kept += ("inflated-bytes", "freed-bytes", "requests", "queues")
         assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
         assert (after["target"], after["actual"]) == (48 * MIB, GUEST - MIB)
