@@ -182,4 +182,5 @@ def _partial_document(partial: Partial | None, name: NameOf) -> state.Document |
         "fds": [name(fd) for fd in partial.fds],
         "skipped": partial.skipped,
         "fds-lost": partial.fds_lost,
+        "unsure": partial.unsure,
     }

@@ -34,13 +34,15 @@ def parse_header(data: bytes | bytearray) -> tuple[int, int, int]:
 class Partial:
     """What has come so far.
 
-    skipped: bytes of a payload that is too long to keep. fds_lost: see Message.
+    skipped: bytes of a payload that is too long to keep. fds_lost: see Message. unsure: size and
+    checksum of what was added last, as long as the socket may hold it still.
     """
 
     data: bytearray = field(default_factory=bytearray)
     fds: list[OwnedFd] = field(default_factory=list)
     skipped: int = 0
     fds_lost: bool = False
+    unsure: tuple[int, int] | None = None
 
     def missing(self) -> int:
         """Bytes until the header, or then the message, is whole. Raises StreamError."""

@@ -32,9 +32,9 @@ JOURNAL: Final = "journal"
 AREAS: Final = {
     "balloon": 1 << 9,
     "stats": 3 << 9,
-    "vm": 1 << 12,
+    "vm": 1 << 13,
     "counters": 1 << 13,
-    "connection": 1 << 18,
+    "connection": 1 << 19,
     JOURNAL: 3 << 16,
 }
 """Sizes in bytes, for both slots together. Pages that nothing was written to cost nothing."""

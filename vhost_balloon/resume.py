@@ -108,6 +108,7 @@ def read_connection(
             raise StateError(str(error)) from None
         undo.pop_all()
     left.transport = Transport(socket, scope, journal if outlives else None, left.partial)
+    left.transport.make_sure()
     return left
 
 
@@ -144,11 +145,11 @@ def _read(areas: Document, journal: Journal, scope: Scope, undo: ExitStack) -> L
     if {ring.index for ring in left.rings} != set(session.started):
         raise StateError("other rings than those that were started")
     entry = journal.latest()
+    if entry is not None and left.partial is not None and entry.sequence != document["applied"][0]:
+        left.partial.close()  # it is whole by now, and in the journal
+        left.partial = None
     if entry is not None and entry.phase is not Phase.SENT:
         left.pending = Pending.read(entry, document["applied"], scope)
-        if left.partial is not None and not left.pending.applied:
-            left.partial.close()  # it is whole by now, and in the journal
-            left.partial = None
     return left
 
 
@@ -164,11 +165,13 @@ def _checked_session(areas: Document) -> Session:
 def _partial(document: Document | None, adopt: Callable[[object], OwnedFd]) -> Partial | None:
     if document is None:
         return None
+    unsure = document["unsure"]
     return Partial(
         bytearray.fromhex(document["data"]),
         [adopt(name) for name in document["fds"]],
         number(document["skipped"]),
         flag(document["fds-lost"]),
+        None if unsure is None else (number(unsure[0]), number(unsure[1])),
     )
 
 

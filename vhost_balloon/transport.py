@@ -16,6 +16,7 @@ import array
 import socket
 from collections.abc import Callable
 from typing import Final
+from zlib import crc32
 
 import trio
 
@@ -98,7 +99,8 @@ class Transport:
 
         Raises StreamError where what comes is no vhost-user message or ends inside one.
         """
-        await trio.lowlevel.wait_readable(self._sock)
+        if self.partial is None or self.partial.missing() > 0:
+            await trio.lowlevel.wait_readable(self._sock)
         while self.partial is None:
             try:
                 data = self._sock.recv(_GLANCE, _PEEK)
@@ -190,8 +192,8 @@ class Transport:
         self.waiting_since = trio.current_time()
         while (missing := partial.missing()) > 0:
             try:
-                data, ancillary, flags, _ = self._sock.recvmsg(
-                    min(missing, MAX_PAYLOAD_SIZE), _ANCILLARY, _TAKE
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    min(missing, MAX_PAYLOAD_SIZE), _ANCILLARY, _PEEK
                 )
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
@@ -200,13 +202,7 @@ class Transport:
                 data = b""
             if not data:
                 raise StreamError("connection ended inside a message")
-            partial.add(data)
-            fds = _received(ancillary)
-            partial.fds += fds
-            if fds:
-                partial.fds_lost |= await self._store(partial.fds)
-            partial.fds_lost |= bool(flags & _TRUNCATED)
-            self.partial_changed()
+            await self._take_part(partial, data, _received(ancillary))
             if partial.missing() > 0:  # whoever sends without end must not keep others from a turn
                 await trio.lowlevel.wait_readable(self._sock)
         data = bytes(partial.data)
@@ -216,6 +212,25 @@ class Transport:
             self._journal.taken()
         self.waiting_since = None
         return message
+
+    async def _take_part(self, partial: Partial, data: bytes, seen: list[OwnedFd]) -> None:
+        """Take what was seen of a message: it is in partial, and on record, before."""
+        partial.fds_lost |= bool(seen) and await self._store(seen)
+        before = list(partial.fds)
+        partial.fds += seen
+        partial.add(data)
+        partial.unsure = len(data), crc32(data)
+        self.partial_changed()
+        came, lost = self._consume(len(data))
+        partial.unsure = None
+        partial.fds_lost |= lost
+        if len(came) == len(seen):
+            _close(came)
+        else:  # see _take()
+            _close(seen)
+            partial.fds = before + came
+            partial.fds_lost |= await self._store(partial.fds)
+        self.partial_changed()
 
     async def reply(self, request: int, payload: bytes) -> None:
         """Send a reply. Raises ConnectionError if the front end is gone."""
@@ -240,6 +255,19 @@ class Transport:
             return self._sock.recv(len(data), _PEEK) == data
         except (BlockingIOError, ConnectionResetError):
             return False
+
+    def make_sure(self) -> None:
+        """Drop from the socket what is in the partial message already."""
+        if self.partial is None or self.partial.unsure is None:
+            return
+        size, checksum = self.partial.unsure
+        try:
+            data = self._sock.recv(size, _PEEK)
+        except (BlockingIOError, ConnectionResetError):
+            data = b""
+        if len(data) == size and crc32(data) == checksum:
+            _close(self._consume(size)[0])
+        self.partial.unsure = None
 
     def close(self) -> None:
         if self.partial is not None:
