@@ -42,7 +42,7 @@ async def keep_vm(vm: Vm, listening: Listening | None, left: LeftVm | None) -> N
             record.fd = await vm.scope.keep(record.fd, RECORD_PREFIX)
             vm.record = record
         else:
-            vm.record = left.record
+            vm.record, vm.scope = left.record, left.scope
         vm.save()
     except (FrontEndError, ValueError) as error:
         vm.log.warning(f"it would not survive a restart of this program: {error}")

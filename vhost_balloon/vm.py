@@ -142,8 +142,8 @@ class Vm:
         """Why a front end that is attached is served without a device, None if none is."""
         self.inert_socket: OwnedFd | None = None
         self.record: Record | None = None
-        self.scope: Final = Scope(machine.store)
-        """Holds the record."""
+        self.scope = Scope(machine.store)
+        """Holds the record; replaced with it by one that was left."""
         self.crashes = 0
         """How often this front end's connection ended this program by a bug."""
         self._saved: tuple[float, ...] = ()
