@@ -98,7 +98,11 @@ class Keeper:
         """The reply was sent, where one was due."""
         if self.record is not None:
             self.record.journal.sent()
-            self._scope.flush()
+            self.flush()
+
+    def flush(self) -> None:
+        """The record names nothing any more of what was closed."""
+        self._scope.flush()
 
     # Changes
 

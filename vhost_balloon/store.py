@@ -90,6 +90,7 @@ class Store:
         self._uses: Counter[str] = Counter()
         self._removals: deque[str] = deque()
         self._lock = trio.Lock()
+        self._removing = trio.Lock()
         self._work = trio.Event()
         self.pipe: ReplyPipe | None = None
         """Set by open_pipe(), if there is a store."""
@@ -214,6 +215,11 @@ class Store:
         while True:
             await self._work.wait()
             self._work = trio.Event()
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Have sent all removals: a program that takes this one's place does not know of them."""
+        async with self._removing:
             while self._removals:
                 assert self._notifier is not None
                 name = self._removals.popleft()

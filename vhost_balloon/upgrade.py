@@ -102,6 +102,10 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
     """Become the new program. Raises CommandError if a front end does not let it, because it does
     not take a reply; all goes on then as it was."""
     await _rest(machine)
+    for vm in machine.vms.values():
+        if vm.connection is not None:
+            vm.connection.keeper.flush()
+    await machine.store.settle()
     handover = Handover()
     for vm in machine.vms.values():
         _hand_over(vm, handover)
