@@ -1,0 +1,112 @@
+"""The random acts of a soak: targets, pauses, bad control clients, restarts."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from tests.rig.errors import QMPError
+from tests.rig.memory import MiB
+from tests.rig.systemd import CONTROL, SERVICE
+from tests.soak.fleet import REAL_RAM, SIMULATED_RAM, Fleet
+
+LEAST_REAL: Final = 320 * MiB
+"""What a real guest keeps at least, with its workload."""
+BETWEEN_RESTARTS: Final = 6.0
+PACE: Final = 0.25
+"""Seconds between two restarts, and two acts, at least."""
+CONTROL_INPUT: Final = (b"{", b"\x00\xff" * 50, b'{"execute":"query-vms"}\n', b"[" * 5000, b"\n")
+
+
+class Play:
+    """Acts one after the other; counts, and the longest that a guest waited for its balloon, by
+    kind of restart ("none" for what lies between them)."""
+
+    def __init__(self, fleet: Fleet, seed: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.waited: dict[str, float] = {}
+        self._fleet = fleet
+        self._random = random.Random(seed)
+        self._restarted = time.monotonic()
+        self._restarts: dict[str, Callable[[], None]] = {
+            "SIGKILL": self._kill,
+            "systemctl restart": self._restart,
+            "SIGHUP": self._hang_up,
+        }
+
+    def run(self, seconds: float) -> None:
+        """Play for so long, with one restart of each kind at least."""
+        until = time.monotonic() + seconds
+        for kind in self._restarts:
+            self.restart(kind)
+        while time.monotonic() < until:
+            self.act()
+            time.sleep(PACE)
+
+    def act(self) -> None:
+        if time.monotonic() - self._restarted > BETWEEN_RESTARTS:
+            self.restart(self._random.choice(list(self._restarts)))
+            return
+        what = self._random.choices((self._target, self._pause, self._bad_client), (8, 1, 1))[0]
+        what()
+
+    def restart(self, kind: str) -> None:
+        self._note("none")
+        # So many ends that nobody asked for would make systemd wait ever longer.
+        self._fleet.host.systemctl("reset-failed", SERVICE)
+        self._restarts[kind]()
+        self._fleet.query()
+        self.counts[kind] += 1
+        self._note(kind)
+        self._restarted = time.monotonic()
+
+    def _note(self, kind: str) -> None:
+        waited = float(self._fleet.herd.call("longest"))
+        self.waited[kind] = max(self.waited.get(kind, 0.0), waited)
+
+    def _kill(self) -> None:
+        self._fleet.host.wait_replaced(self._fleet.host.kill())
+
+    def _restart(self) -> None:
+        self._fleet.host.systemctl("restart", SERVICE)
+
+    def _hang_up(self) -> None:
+        """The process stays; what ends is a control client's connection."""
+        host = self._fleet.host
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(host.path(CONTROL)))
+            client.recv(1)
+            host.systemctl("kill", "--kill-whom=main", "--signal=HUP", SERVICE)
+            while client.recv(4096):
+                pass
+
+    def _target(self) -> None:
+        vms = [*self._fleet.real, *self._fleet.simulated]
+        vm = self._random.choice(vms)
+        real = vm in self._fleet.real
+        least, most = (LEAST_REAL, REAL_RAM) if real else (SIMULATED_RAM // 2, SIMULATED_RAM)
+        try:
+            self._fleet.order(vm, self._random.randrange(least, most, MiB))
+            self.counts["targets"] += 1
+        except QMPError:
+            self.counts["targets of the disconnected"] += 1
+
+    def _pause(self) -> None:
+        guest = self._random.choice(list(self._fleet.real.values()))
+        guest.stop()
+        time.sleep(self._random.uniform(0, 0.5))
+        guest.cont()
+        self.counts["real stop/cont"] += 1
+
+    def _bad_client(self) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(self._fleet.host.path(CONTROL)))
+            client.sendall(self._random.choice(CONTROL_INPUT))
+            client.recv(1)
+        self.counts["bad control clients"] += 1

@@ -1,0 +1,120 @@
+"""One soak from start to end, and all that has to be true of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tests.guests import corruption
+from tests.rig import workload
+from tests.rig.memory import MiB
+from tests.rig.systemd import SERVICE
+from tests.soak.fleet import Costs, Fleet, running
+from tests.soak.play import Play
+
+MEMORY_TOLERANCE: Final = 4 * MiB
+"""The daemon may hold so much more at the end than at the start; of descriptors, none."""
+
+LONGEST_PAUSE: Final = 10.0
+"""Seconds that a guest may wait for its balloon, a restart included."""
+
+_BAD_SIGNS: Final = re.compile(
+    r"Traceback|Watchdog timeout|would not survive|was lost|cannot be used|answered and nothing"
+    r"|real\d: front end gone|probe: front end gone|waiting for the service manager"
+    r"|cannot be had, or stored"
+)
+
+
+@dataclass
+class Outcome:
+    """What a soak came to."""
+
+    seed: int
+    start: Costs
+    end: Costs
+    herd: dict[str, Any]
+    acts: dict[str, int]
+    waited: dict[str, float]
+    integrity: list[workload.IntegrityReport]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def restarts(self) -> int:
+        return sum(self.acts[kind] for kind in self.waited if kind in self.acts)
+
+    def summary(self) -> str:
+        pauses = ", ".join(f"{kind} {wait:.2f} s" for kind, wait in self.waited.items())
+        files = sum(report.verified for report in self.integrity)
+        lines = [
+            f"seed {self.seed}: {self.restarts} restarts survived",
+            f"longest pause of the balloon: {pauses}",
+            f"acts: {self.acts}",
+            f"simulated guests: {self.herd}",
+            f"real guests: {files} files verified, bad bytes "
+            f"{[report.bad_bytes for report in self.integrity]}",
+            f"start: {self.start}",
+            f"end:   {self.end}",
+            *(f"PROBLEM: {problem}" for problem in self.problems),
+            "no problems" if not self.problems else f"{len(self.problems)} problems",
+        ]
+        return "\n".join(lines)
+
+
+def soak(seconds: float, real: int, simulated: int, seed: int) -> Outcome:
+    """Run everything for so long, after one restart that is to make both ends comparable."""
+    with running(real, simulated, seed) as fleet:
+        play = Play(fleet, seed)
+        play.restart("SIGKILL")
+        _live(fleet, play, 3.0)
+        start = fleet.costs()
+        began = time.monotonic()
+        files = max(int(REAL_FILES * MiB / FILE), 3)
+        jobs = {
+            vm: workload.Integrity(guest, int(seconds), FILE, files)
+            for vm, guest in fleet.real.items()
+        }
+        herd = _live(fleet, play, seconds - (time.monotonic() - began))
+        integrity = [job.wait(300) for job in jobs.values()]
+        end = fleet.costs()
+        outcome = Outcome(seed, start, end, herd, dict(play.counts), play.waited, integrity)
+        outcome.problems += herd.pop("problems")
+        outcome.problems += _found_at_the_end(fleet, outcome)
+        return outcome
+
+
+FILE: Final = 4 * MiB
+REAL_FILES: Final = 120
+"""MiB of files in a real guest at most."""
+
+
+def _live(fleet: Fleet, play: Play, seconds: float) -> dict[str, Any]:
+    """Let all live, bring all to a rest; the herd's report."""
+    fleet.herd.call("move")
+    play.run(seconds)
+    report: dict[str, Any] = fleet.herd.call("rest", timeout=300)
+    fleet.restore()
+    return report
+
+
+def _found_at_the_end(fleet: Fleet, outcome: Outcome) -> list[str]:
+    found = []
+    start, end = outcome.start, outcome.end
+    if (start.open, start.stored) != (end.open, end.stored):
+        found.append("there are other descriptors at the end than at the start")
+    if end.memory > start.memory + MEMORY_TOLERANCE:
+        found.append("the daemon has grown")
+    if max(outcome.waited.values()) > LONGEST_PAUSE:
+        found.append(f"a guest waited for its balloon for more than {LONGEST_PAUSE:g} s")
+    found += [f"{report.bad_bytes} bad bytes" for report in outcome.integrity if report.bad_bytes]
+    if not all(report.verified for report in outcome.integrity):
+        found.append("a real guest has verified nothing")
+    for vm, guest in fleet.real.items():
+        found += [f"{vm}: {line}" for line in corruption(guest)]
+    for vm, state in fleet.query().items():
+        if state["state"] not in {"done", "disconnected"}:
+            found.append(f"{vm} is {state['state']}")
+    log = fleet.host.journal(SERVICE)
+    found += [line for line in log.splitlines() if _BAD_SIGNS.search(line)][:50]
+    return found
