@@ -95,10 +95,14 @@ async def run(
         control = None
         if config.control_path is not None:
             control = stack.enter_context(sockets.open(config.control_path, config.control_access))
-        stream = None if config.fd is None else adopt_connection(config.fd)
+        stream = None
+        if config.fd is not None and config.vms[0].id not in machine.vms:
+            stream = adopt_connection(config.fd)
         try:
             async with trio.open_nursery() as nursery:
                 stop = nursery.cancel_scope.cancel
+                if config.fd is not None:
+                    fleet.gone = stop
                 nursery.start_soon(machine.heartbeat.run)
                 nursery.start_soon(store.run)
                 successor = Successor(notifier, machine, sockets)

@@ -101,6 +101,8 @@ class Fleet:
         self._control_socket: Final = control_socket
         self._members: dict[str, Member] = {}
         self._nursery: trio.Nursery | None = None
+        self.gone: Callable[[], None] = lambda: None
+        """Called after a VM was removed because its front end had gone."""
 
     def __enter__(self) -> Fleet:
         return self
@@ -128,7 +130,7 @@ class Fleet:
 
     def resume(self) -> None:
         """Add those VMs that nobody configured: they were added at run time, or are configured no
-        more, and stay until their front ends go."""
+        more, or came by --fd, and stay until their front ends go."""
         for left in list(self._left.values()):
             if left.spec.origin is Origin.CONTROL:
                 try:
@@ -138,8 +140,8 @@ class Fleet:
                     logger.warning("%s: cannot be added again: %s", left.spec.id, error)
             self._left.pop(left.spec.id, None)
             if left.attached and left.spec.id not in self.machine.vms:
-                self.admit(Member(left.spec, None, left))
-                self.machine.vms[left.spec.id].leaving = True
+                vm = self.admit(Member(left.spec, None, left))
+                vm.leaving = left.spec.socket_path is not None
             else:
                 left.drop()
         paths = [
@@ -306,6 +308,7 @@ class Fleet:
 
     def _take_leave(self, vm: Vm, successor: VmSpec | None) -> None:
         self.forget(vm)
+        self.gone()
         if successor is None:
             return
         try:
