@@ -20,7 +20,7 @@ from protocol.vhost_user_payloads import (
     parse_vring_state,
 )
 from protocol.virtio_balloon import CONFIG_SIZE, NUM_QUEUES
-from vhost_balloon.errors import StreamError
+from vhost_balloon.errors import StateError, StreamError
 from vhost_balloon.features import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 from vhost_balloon.journal import Phase
 from vhost_balloon.message import Message
@@ -119,7 +119,7 @@ async def serve_inert(vm: Vm, transport: Transport) -> None:
         transport.waiting_since = None
         while (message := await transport.receive()) is not None:
             await serve(message)
-    except StreamError as error:
+    except (StreamError, StateError) as error:
         vm.log.misbehaved(f"connection ended: {error}")
     except ConnectionError:
         pass

@@ -93,9 +93,10 @@ async def _renew(old: Record, areas: Document, scope: Scope) -> tuple[Record, Do
         with reading("connection"):
             areas["connection"]["foreign"] = True
     new = Record.create(old.generation + 1)
-    _copy_journal(old, new, areas)
-    for area, document in areas.items():
-        new.save(area, document)
+    with reading("record"):  # what does not fit is a ValueError
+        _copy_journal(old, new, areas)
+        for area, document in areas.items():
+            new.save(area, document)
     new.fd = await scope.keep(new.fd, RECORD_PREFIX)
     logger.info("a VM's record of version %d was read as %d", old.version, STATE_VERSION)
     old.close()

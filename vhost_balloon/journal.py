@@ -136,7 +136,7 @@ class Journal:
             self._view, start
         )
         room = self._half - _HEAD.size
-        if sequence == 0 or size + names_size + max(reply_size, 0) > room:
+        if sequence == 0 or size + names_size > room:
             return []
         body = start + _HEAD.size
         end = body + size
@@ -150,8 +150,12 @@ class Journal:
         except ValueError:
             return []
         end += names_size
-        reply = bytes(self._view[end : end + reply_size]) if reply_size >= 0 else None
-        if reply is not None and crc32(reply) != reply_checksum:
+        reply = (
+            None
+            if reply_size < 0
+            else bytes(self._view[end : min(end + reply_size, start + self._half)])
+        )
+        if reply is not None and (len(reply) != reply_size or crc32(reply) != reply_checksum):
             # Cut short while the reply was written: the request is still to be done.
             reply, entry_phase = None, min(entry_phase, Phase.TAKEN)
         return [Entry(sequence, entry_phase, request, names, reply)]

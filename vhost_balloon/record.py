@@ -77,15 +77,14 @@ class Record:
             places = {
                 str(name): (int(at), int(length)) for name, (at, length) in header["areas"].items()
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StateError(f"header: {error!r}") from None
+        for name in AREAS:
+            at, length = places.get(name, (0, 0))
+            if at < _HEADER_SIZE or length < 128 or at + length > size:
+                raise StateError(f"area {name} is missing")
         with memoryview(self._mapping) as whole:
-            views = {}
-            for name in AREAS:
-                at, length = places.get(name, (0, 0))
-                if at < _HEADER_SIZE or length < 128 or at + length > size:
-                    raise StateError(f"area {name} is missing")
-                views[name] = whole[at : at + length]
+            views = {name: whole[places[name][0] : sum(places[name])] for name in AREAS}
         self.journal = Journal(views.pop(JOURNAL))
         self._areas = {name: Slots(view) for name, view in views.items()}
         self._saved: dict[str, bytes | None] = {n: a.load() for n, a in self._areas.items()}
@@ -128,7 +127,7 @@ class Record:
             return None
         try:
             return json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise StateError(f"area {area} is no JSON") from None
 
     def close(self) -> None:
@@ -149,5 +148,5 @@ def _read_header(mapping: mmap.mmap) -> Any:
         raise StateError("the header is damaged")
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise StateError("the header is no JSON") from None

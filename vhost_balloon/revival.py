@@ -101,7 +101,11 @@ async def resume_vm(
     except StateError as error:
         vm.log.warning(f"its front end's socket was lost: {error}")
         return
-    found = _connection(vm, left, scope, socket)
+    try:
+        found = _connection(vm, left, scope, socket)
+    except Exception:
+        vm.crashed()
+        raise
     if isinstance(found, str):
         await _serve_inert(vm, scope, socket, found, ready)
     else:

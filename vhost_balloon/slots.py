@@ -11,6 +11,7 @@ from typing import Final
 from zlib import crc32
 
 _HEAD: Final = struct.Struct("<QII")  # sequence (0: never written), length, checksum
+_SEQUENCE: Final = struct.Struct("<Q")
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -34,8 +35,8 @@ class Slots:
 
     @property
     def written(self) -> bool:
-        """Whether anything was ever written, whole or not."""
-        return any(any(self._view[start : start + _HEAD.size]) for start in self._starts)
+        """Whether anything was ever written to its end."""
+        return any(any(self._view[start : start + _SEQUENCE.size]) for start in self._starts)
 
     def save(self, data: bytes) -> None:
         """Write a value. Raises ValueError if it is longer than capacity; nothing changes then."""
@@ -44,7 +45,9 @@ class Slots:
         sequence, start = self._sequence + 1, self._starts[self._next]
         body = start + _HEAD.size
         self._view[body : body + len(data)] = data
-        _HEAD.pack_into(self._view, start, sequence, len(data), crc32(data, sequence & _MASK))
+        # The sequence comes last: without it the slot counts as never written.
+        _HEAD.pack_into(self._view, start, 0, len(data), crc32(data, sequence & _MASK))
+        _SEQUENCE.pack_into(self._view, start, sequence)
         self._sequence, self._next = sequence, 1 - self._next
 
     def release(self) -> None:

@@ -7,6 +7,7 @@ What is wrong with a document is a StateError, and nothing was taken over then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -59,6 +60,13 @@ def flag(value: object) -> bool:
     return value
 
 
+def real(value: object) -> float:
+    """Raises ValueError for anything but a finite number."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no number")
+    return float(value)
+
+
 # The session: features and rings, as the front end set them
 
 
@@ -101,11 +109,13 @@ def restore_session(session: Session, document: Document) -> None:
             number(index, 0, NUM_QUEUES - 1): number(base, 0, INDEX_MASK)
             for index, base in document["returned-bases"]
         }
-        session.offered = number(document["offered"])
-        session.features = session.balloon.features = number(document["features"])
-        session.protocol_features = number(document["protocol-features"])
-        session.status = number(document["status"], 0, 0xFF)
-        session.rings, session.returned_bases = rings, bases
+        offered, features = number(document["offered"]), number(document["features"])
+        protocol_features = number(document["protocol-features"])
+        status = number(document["status"], 0, 0xFF)
+    session.offered, session.status = offered, status
+    session.features = session.balloon.features = features
+    session.protocol_features = protocol_features
+    session.rings, session.returned_bases = rings, bases
 
 
 def _ring(document: Document) -> Ring:
@@ -138,9 +148,9 @@ def restore_balloon(session: Session, document: list[Any]) -> None:
     """Raises StateError."""
     with reading("balloon"):
         wish, num_pages, actual, cmd_id, poison, unread = document
-        wish = wish if wish is None else number(wish, 1, 1 << 128)
+        wish, unread = wish if wish is None else number(wish, 1, 1 << 128), flag(unread)
         session.balloon.restore(wish, *map(number, (num_pages, actual, cmd_id, poison)))
-        session.config_unread = flag(unread)
+    session.config_unread = unread
 
 
 def stats_document(stats: GuestStats, clock_offset: float) -> Document:
@@ -156,9 +166,9 @@ def stats_document(stats: GuestStats, clock_offset: float) -> Document:
 def restore_stats(stats: GuestStats, document: Document, clock_offset: float) -> None:
     """Raises StateError."""
     with reading("statistics"):
-        values = {StatTag(tag): number(value) for tag, value in document["values"]}
+        values = {StatTag(number(tag)): number(value) for tag, value in document["values"]}
         last_update, updated = number(document["last-update"]), document["updated"]
-        updated_at = None if updated is None else float(updated) - clock_offset
+        updated_at = None if updated is None else real(updated) - clock_offset
     stats.values, stats.last_update, stats.updated_at = values, last_update, updated_at
 
 
@@ -217,7 +227,7 @@ def restore_counters(counters: Counters, document: Document) -> None:
             for queue, reason, count in document["ring-errors"]
         }
         buckets, seconds = document["discard-seconds"]
-        counts, seconds = [number(count) for count in buckets], float(seconds)
+        counts, seconds = [number(count) for count in buckets], real(seconds)
     for name, value in plain.items():
         setattr(counters, name, value)
     counters.refused_bytes.update(refused[0])

@@ -24,6 +24,7 @@ from vhost_balloon.state import (
     flag,
     number,
     reading,
+    real,
     restore_counters,
 )
 from vhost_balloon.store import Scope, Store
@@ -218,10 +219,10 @@ class Vm:
     def restore(self, document: Document, counters: Document) -> None:
         """Raises StateError."""
         with reading("vm"):
-            self._paused = flag(document["paused"])
-            self._stats_interval = float(document["stats-interval"])
-            self.leaving = flag(document["leaving"])
-            self.crashes = number(document["crashes"])
+            paused, leaving = flag(document["paused"]), flag(document["leaving"])
+            interval, crashes = real(document["stats-interval"]), number(document["crashes"])
+        self._paused, self.leaving = paused, leaving
+        self._stats_interval, self.crashes = interval, crashes
         restore_counters(self.counters, counters)
 
     def forget(self) -> None:
