@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 import trio
 
 from vhost_balloon import syscalls
-from vhost_balloon.guest_memory import Piece
+from vhost_balloon.guest_memory import MappedRegion, Piece
 from vhost_balloon.ranges import split
 
 BATCH_BYTES: Final = 64 << 20
@@ -27,6 +29,9 @@ BATCH_PIECES: Final = 1024
 INLINE_BYTES: Final = 2 << 20
 INLINE_PIECES: Final = 8
 """Up to here (a millisecond) a thread would cost more than it saves the event loop."""
+
+REMOVE_PIECES: Final = 16
+"""From here on one process_madvise for a region's pieces is cheaper than a call for each."""
 
 BLOCK: Final = 512
 
@@ -67,18 +72,45 @@ def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 def punch(batch: list[Piece]) -> Discarded:
     """Discard one batch, in any thread. A piece that fails is counted, the others are done."""
     result = Discarded()
-    files = {piece.region.inode: piece.region.fd.fileno() for piece in batch}
+    regions = {piece.region for piece in batch}
+    files = {region.inode: region.fd.fileno() for region in regions}
     started = time.perf_counter()
     before = _blocks(files.values())
-    for piece in batch:
-        try:
-            syscalls.punch_hole(piece.region.fd.fileno(), piece.offset, piece.length)
-        except OSError as error:
-            result.failed += piece.length
-            result.error = error
+    for region, pieces in groupby(batch, itemgetter(0)):
+        _punch_region(region, [(offset, length) for _, offset, length in pieces], result)
     result.freed = max(before - _blocks(files.values()), 0) * BLOCK
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _punch_region(region: MappedRegion, holes: list[tuple[int, int]], result: Discarded) -> None:
+    """Punch holes of (offset, length) in one region's file."""
+    done = _remove(region, holes) if len(holes) >= REMOVE_PIECES else 0
+    fd = region.fd.fileno()
+    for offset, length in holes[done:] if done else holes:
+        try:
+            syscalls.punch_hole(fd, offset, length)
+        except OSError as error:
+            result.failed += length
+            result.error = error
+
+
+def _remove(region: MappedRegion, holes: list[tuple[int, int]]) -> int:
+    """Punch holes through the region's mapping; return how many, from the first on.
+
+    Only on tmpfs: elsewhere pieces are few, or what MADV_REMOVE does is not known.
+    """
+    if region.filesystem.kind != "tmpfs":
+        return 0
+    with region.borrowed() as (origin, mapped):
+        for offset, length in holes:
+            # What the kernel would round up to whole pages, or find beside the mapping, has no
+            # business here, whoever made the pieces.
+            if (offset | length) % syscalls.PAGE_SIZE or not (
+                mapped.start <= offset < offset + length <= mapped.stop
+            ):
+                return 0
+        return syscalls.remove([(origin + offset, length) for offset, length in holes])
 
 
 def _blocks(fds: Iterable[int]) -> int:

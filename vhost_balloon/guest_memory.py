@@ -8,6 +8,7 @@ its holes again, or fail where the pool is empty.
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import errno
 import mmap
@@ -17,6 +18,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -143,6 +145,19 @@ class MappedRegion:
         start = file_offset - self._mapped_from
         with memoryview(self._mapping) as whole:
             return whole[start : start + length]
+
+    @contextmanager
+    def borrowed(self) -> Iterator[tuple[int, range]]:
+        """Where in this process offset 0 of the file would be, and which offsets are mapped.
+
+        It stays as it is until the end: unmap() raises BufferError meanwhile.
+        """
+        byte = ctypes.c_char.from_buffer(self._mapping)
+        start = self._mapped_from
+        try:
+            yield ctypes.addressof(byte) - start, range(start, start + len(self._mapping))
+        finally:
+            del byte
 
     def unmap(self) -> None:
         """Undo the mapping; the descriptor is the caller's again. Raises BufferError if in use."""

@@ -7,14 +7,23 @@ third of a second. Every function raises OSError with the call's errno.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 # include/uapi/linux/falloc.h
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
+
+# include/uapi/asm-generic/mman-common.h
+MADV_REMOVE: Final = 9
+
+# include/uapi/asm-generic/unistd.h: the same on every architecture but Alpha
+NR_PROCESS_MADVISE: Final = 440
 
 # include/uapi/linux/magic.h
 TMPFS_MAGIC: Final = 0x01021994
@@ -29,6 +38,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _fallocate.restype = ctypes.c_int
+
+
+_syscall = _libc.syscall
+_syscall.argtypes = (
+    *(ctypes.c_long, ctypes.c_long, ctypes.c_void_p),
+    *(ctypes.c_long, ctypes.c_long, ctypes.c_ulong),
+)
+_syscall.restype = ctypes.c_long
 
 
 class _Statfs(ctypes.Structure):
@@ -78,6 +95,57 @@ def _raise(result: int) -> None:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Free length bytes of the file at offset; a page that is only partly named is zeroed."""
     _raise(_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length))
+
+
+MAX_REMOVED: Final = 512
+"""Ranges of one process_madvise; the kernel takes UIO_MAXIOV, 1024."""
+
+_UNSUPPORTED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
+_remove_supported = True
+
+
+def remove(ranges: Sequence[tuple[int, int]]) -> int:
+    """Punch holes through this process's own mappings; return how many ranges, from the first on.
+
+    ranges are (address, length) in bytes, page-aligned and each inside one shared file mapping,
+    where MADV_REMOVE does what punch_hole() does to the file (mm/madvise.c). One call for many
+    takes half of what one call for each takes. Those that are not done are for punch_hole(), which
+    also tells why: the kernel stops at the first that fails. Never raises.
+
+    A process may do this to itself since Linux 6.13. Before, where a filter of system calls forbids
+    it, or where all memory is locked, nothing is done and it is not tried again.
+    """
+    global _remove_supported
+    done = 0
+    while _remove_supported and done < len(ranges):
+        asked = ranges[done : done + MAX_REMOVED]
+        try:
+            removed = _remove(asked)
+        except OSError as error:
+            # Of the first call only: what was done once is supported.
+            _remove_supported = done > 0 or error.errno not in _UNSUPPORTED
+            return done
+        for _, length in asked:
+            removed -= length
+            if removed < 0:
+                return done
+            done += 1
+    return done
+
+
+def _remove(ranges: Sequence[tuple[int, int]]) -> int:
+    """How many bytes of the ranges were removed, from the first on. Raises OSError if none."""
+    vector = array("Q", [number for item in ranges for number in item])
+    # Not kept open: it would mean another process after a fork.
+    process = os.pidfd_open(os.getpid())
+    try:
+        address, _ = vector.buffer_info()
+        done: int = _syscall(NR_PROCESS_MADVISE, process, address, len(ranges), MADV_REMOVE, 0)
+        if done < 0:
+            _raise(done)
+        return done
+    finally:
+        os.close(process)
 
 
 def allocate(fd: int, offset: int, length: int) -> None:
