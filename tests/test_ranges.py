@@ -13,6 +13,7 @@ from vhost_balloon.ranges import (
     align_outward,
     merge,
     merge_numbers,
+    overlap,
     split,
     subtract,
     total,
@@ -61,9 +62,16 @@ def test_merge_numbers_keeps_the_highest_page_number_whole() -> None:
 
 @given(ranges, ranges)
 def test_subtract(items: list[Range], holes: list[Range]) -> None:
-    left = subtract(merge(items), merge(holes))
+    named = merge(items)
+    left = subtract(named, merge(holes))
     assert_canonical(left)
     assert members(left) == members(items) - members(holes)
+    assert (left is named) is (members(left) == members(items))
+
+
+@given(ranges, ranges)
+def test_overlap(items: list[Range], holes: list[Range]) -> None:
+    assert overlap(merge(items), holes) is bool(members(items) & members(holes))
 
 
 @given(st.integers(0, LIMIT), st.integers(0, LIMIT), alignments)

@@ -15,8 +15,7 @@ import mmap
 import os
 import stat
 import sys
-from bisect import bisect_right
-from collections import Counter
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -282,16 +281,32 @@ class GuestMemory:
 
     def inside(self, ranges: list[Range]) -> int:
         """Bytes of ranges (sorted, disjoint) that are guest memory."""
-        return sum(high - low for start, end in ranges for _, low, high in self._cut(start, end))
+        return sum(total(part) for _, part in self._by_region(ranges))
 
-    def _cut(self, start: int, end: int) -> Iterator[tuple[MappedRegion, int, int]]:
-        """The parts of [start, end) that lie in regions, in order: region, start, end."""
+    def _by_region(self, ranges: list[Range]) -> Iterator[tuple[MappedRegion, list[Range]]]:
+        """The parts of ranges that lie in regions, in order, neighbours in a region together."""
+        first = 0
+        while first < len(ranges):
+            start, end = ranges[first]
+            mapped = self._find_guest(start)
+            if mapped is None or end > mapped.guest_end:
+                yield from self._cut(start, end)
+                first += 1
+                continue
+            stop = bisect_left(ranges, (mapped.guest_end,), first + 1)
+            if ranges[stop - 1][1] > mapped.guest_end:
+                stop -= 1
+            yield mapped, ranges[first:stop]
+            first = stop
+
+    def _cut(self, start: int, end: int) -> Iterator[tuple[MappedRegion, list[Range]]]:
+        """The parts of [start, end) that lie in regions, in order."""
         position = max(bisect_right(self._starts, start) - 1, 0)
         while position < len(self.regions) and self._starts[position] < end:
             mapped = self.regions[position]
             low, high = max(start, mapped.guest_start), min(end, mapped.guest_end)
             if low < high:
-                yield mapped, low, high
+                yield mapped, [(low, high)]
             position += 1
 
     def resolve(
@@ -301,37 +316,39 @@ class GuestMemory:
 
         ranges and protected are sorted and disjoint; protected is never discarded.
         """
-        refused: Counter[str] = Counter()
+        refused: dict[str, int] = {}
         allowed = subtract(ranges, protected)
-        refused[Refusal.RING] = total(ranges) - total(allowed)
+        outside = left = total(allowed)
+        if allowed is not ranges:
+            refused[Refusal.RING] = total(ranges) - left
         pieces: list[Piece] = []
-        looked_at: MappedRegion | None = None
-        reason: str | None = None
-        for start, end in allowed:
-            outside = end - start
-            for mapped, low, high in self._cut(start, end):
-                outside -= high - low
-                if mapped is not looked_at:
-                    looked_at, reason = mapped, policy.refusal(mapped.filesystem)
-                if reason is not None:
-                    refused[reason] += high - low
-                    continue
-                piece = _whole_pages(mapped, low, high)
-                if piece is not None:
-                    pieces.append(piece)
-                kept = 0 if piece is None else piece.length
-                if kept != high - low:
-                    refused[_cut_off_reason(mapped)] += high - low - kept
-            if outside:
-                refused[Refusal.OUTSIDE] += outside
-        return pieces, [(reason, size) for reason, size in refused.items() if size]
+        for mapped, part in self._by_region(allowed):
+            size = total(part)
+            outside -= size
+            reason = policy.refusal(mapped.filesystem)
+            if reason is None:
+                whole = _whole_pages(mapped, part)
+                pieces += whole
+                size -= sum([piece.length for piece in whole])
+                reason = _cut_off_reason(mapped)
+            if size:
+                refused[reason] = refused.get(reason, 0) + size
+        if outside:
+            refused[Refusal.OUTSIDE] = outside
+        return pieces, list(refused.items())
 
 
-def _whole_pages(mapped: MappedRegion, start: int, end: int) -> Piece | None:
-    """The whole backing pages inside a guest range, which lies in the region."""
+def _whole_pages(mapped: MappedRegion, part: list[Range]) -> list[Piece]:
+    """The whole backing pages inside guest ranges, which lie in the region."""
+    size = mapped.page_size
     to_file = mapped.region.mmap_offset - mapped.guest_start
-    aligned = align_inward(start + to_file, end + to_file, mapped.page_size)
-    return None if aligned is None else Piece(mapped, aligned[0], aligned[1] - aligned[0])
+    bits = to_file
+    for start, end in part:
+        bits |= start | end
+    if bits % size == 0:  # as page numbers are, where pages are not huge
+        return [Piece(mapped, start + to_file, end - start) for start, end in part]
+    found = (align_inward(start + to_file, end + to_file, size) for start, end in part)
+    return [Piece(mapped, each[0], each[1] - each[0]) for each in found if each is not None]
 
 
 def _cut_off_reason(mapped: MappedRegion) -> str:

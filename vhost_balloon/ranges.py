@@ -6,7 +6,7 @@ that these functions return are sorted and disjoint, and touching ranges are mer
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
 Range = tuple[int, int]
@@ -48,7 +48,7 @@ def merge_numbers(numbers: Iterable[int], shift: int) -> list[Range]:
 
 def total(ranges: Iterable[Range]) -> int:
     """Bytes in disjoint ranges."""
-    return sum(end - start for start, end in ranges)
+    return sum([end - start for start, end in ranges])
 
 
 def align_inward(start: int, end: int, alignment: int) -> Range | None:
@@ -63,8 +63,20 @@ def align_outward(start: int, end: int, alignment: int) -> Range:
     return start & -alignment, (end + alignment - 1) & -alignment
 
 
-def subtract(ranges: Iterable[Range], holes: Sequence[Range]) -> list[Range]:
-    """What is left of ranges outside holes; both sorted and disjoint."""
+def overlap(ranges: Sequence[Range], holes: Iterable[Range]) -> bool:
+    """Whether any of holes, which had best be few, overlaps any of ranges (sorted, disjoint)."""
+    for start, end in holes:
+        position = bisect_left(ranges, (end,))  # those before it start below end
+        if position and ranges[position - 1][1] > start:
+            return True
+    return False
+
+
+def subtract(ranges: list[Range], holes: Sequence[Range]) -> list[Range]:
+    """What is left of ranges outside holes; both sorted and disjoint. It is ranges itself if that
+    is everything."""
+    if not overlap(ranges, holes):
+        return ranges
     left: list[Range] = []
     for start, end in ranges:
         # The first hole that may reach into this range: the last one that starts before it.
