@@ -49,12 +49,16 @@ class Discarded:
     error: OSError | None = None
 
 
-def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def batches(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """Cut pieces into batches of at most BATCH_BYTES and BATCH_PIECES, in order.
 
     Cuts fall on multiples of BATCH_BYTES from a piece's start, which keeps them aligned to every
     page size up to it; a larger huge page is never cut.
     """
+    if len(pieces) <= BATCH_PIECES and _size(pieces) <= BATCH_BYTES:
+        if pieces:
+            yield pieces
+        return
     batch: list[Piece] = []
     room = BATCH_BYTES
     for piece in pieces:
@@ -67,6 +71,10 @@ def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
             room -= end - start
     if batch:
         yield batch
+
+
+def _size(pieces: list[Piece]) -> int:
+    return sum([length for _, _, length in pieces])
 
 
 def punch(batch: list[Piece]) -> Discarded:
@@ -119,7 +127,7 @@ def _blocks(fds: Iterable[int]) -> int:
 
 def fits_inline(batch: list[Piece]) -> bool:
     """Whether a batch is so small that it is best discarded in place."""
-    return len(batch) <= INLINE_PIECES and sum(piece.length for piece in batch) <= INLINE_BYTES
+    return len(batch) <= INLINE_PIECES and _size(batch) <= INLINE_BYTES
 
 
 DISCARDING: Final = trio.CapacityLimiter(min(8, max(1, (os.cpu_count() or 1) - 1)))

@@ -329,7 +329,7 @@ class GuestMemory:
             if reason is None:
                 whole = _whole_pages(mapped, part)
                 pieces += whole
-                size -= sum([piece.length for piece in whole])
+                size -= sum([length for _, _, length in whole])
                 reason = _cut_off_reason(mapped)
             if size:
                 refused[reason] = refused.get(reason, 0) + size
