@@ -106,6 +106,28 @@ def test_a_buffer_of_4_gib_is_read_only_as_far_as_it_is_asked_for() -> None:
     assert sum(memory.reads) == 4 * MAX_SLICE_PFNS
 
 
+@pytest.mark.parametrize("numbers", [range(9, 1033), range(1032, 8, -1)], ids=["up", "down"])
+def test_a_run_is_one_step_however_many_buffers_name_it(numbers: range) -> None:
+    memory = Memory(pfns(*numbers))
+    named = decode(memory, *[Buffer(at, 1024, False) for at in range(0, 4096, 1024)])
+    assert [step.ranges for step in named if step.ranges] == [[(9 * PAGE, 1033 * PAGE)]]
+    assert sum(step.size for step in named) == 1024 * PAGE
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 500, 600, 1022, 1023])
+@pytest.mark.parametrize("number", [0, None, 5000])
+def test_what_is_a_run_but_for_one_number(wrong: int, number: int | None) -> None:
+    numbers = [*range(9, 1033)]
+    numbers[wrong] = numbers[wrong - 1] if number is None else number
+    named = decode(Memory(pfns(*numbers)), Buffer(0, 4096, False))
+    ranges = [item for step in named for item in step.ranges]
+    assert {page for start, end in ranges for page in range(start, end, PAGE)} == {
+        each * PAGE for each in numbers
+    }
+    assert sum(end - start for start, end in ranges) == len(set(numbers)) * PAGE
+    assert sum(step.size for step in named) == 1024 * PAGE
+
+
 @given(st.lists(st.lists(st.integers(0, 50), max_size=20), max_size=5), st.data())
 def test_any_pages_in_any_buffers(groups: list[list[int]], data: st.DataObject) -> None:
     content, buffers = b"", []

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT, PFN_SIZE
-from vhost_balloon.ranges import Range, merge, merge_numbers, total
+from vhost_balloon.ranges import Range, merge, merge_numbers, one_run, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.virtqueue import Buffer, ReadMemory
 
@@ -86,6 +86,10 @@ def page_numbers(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Number
 
 def merged(numbers: list[int]) -> Iterator[list[Range]]:
     """Page numbers as ranges, which are sorted and disjoint over all steps."""
+    run = one_run(numbers, PFN_SHIFT)
+    if run is not None:
+        yield [run]
+        return
     if len(numbers) > STEP_PFNS:
         runs: list[int] = []
         for start in range(0, len(numbers), STEP_PFNS):
@@ -95,7 +99,9 @@ def merged(numbers: list[int]) -> Iterator[list[Range]]:
     open_range: list[Range] = []
     for start in range(0, len(numbers), STEP_PFNS):
         stop = start + STEP_PFNS
-        ranges = merge([*open_range, *merge_numbers(numbers[start:stop], PFN_SHIFT)])
+        ranges = merge_numbers(numbers[start:stop], PFN_SHIFT)
+        if open_range:
+            ranges[:1] = merge([*open_range, ranges[0]])
         open_range = [ranges.pop()] if stop < len(numbers) else []
         for first in range(0, len(ranges), STEP_RANGES):
             yield ranges[first : first + STEP_RANGES]

@@ -27,16 +27,25 @@ def merge(ranges: Iterable[Range]) -> list[Range]:
     return merged
 
 
-def merge_numbers(numbers: Iterable[int], shift: int) -> list[Range]:
+def one_run(numbers: list[int], shift: int) -> Range | None:
+    """The range of page numbers that go up or down by one each: the usual inflate, which need not
+    be sorted. None if they do not."""
+    if not numbers:
+        return None
+    first, last = numbers[0], numbers[-1]
+    step = 1 if first <= last else -1
+    if (last - first) * step + 1 != len(numbers) or numbers != [*range(first, last + step, step)]:
+        return None
+    return min(first, last) << shift, (max(first, last) + 1) << shift
+
+
+def merge_numbers(numbers: list[int], shift: int) -> list[Range]:
     """Turn page numbers (any order, duplicates allowed) into ranges of 1 << shift byte pages."""
-    ordered = sorted(set(numbers))
-    if not ordered:
+    if not numbers:
         return []
-    first, last = ordered[0], ordered[-1]
-    if last - first + 1 == len(ordered):  # one run: the usual inflate
-        return [(first << shift, (last + 1) << shift)]
+    ordered = sorted(numbers)
     merged: list[Range] = []
-    previous = first
+    first = previous = ordered[0]
     for number in ordered:
         if number - previous > 1:
             merged.append((first << shift, (previous + 1) << shift))
