@@ -288,15 +288,23 @@ class GuestMemory:
         first = 0
         while first < len(ranges):
             start, end = ranges[first]
-            mapped = self._find_guest(start)
-            if mapped is None or end > mapped.guest_end:
+            position = bisect_right(self._starts, start)
+            mapped = self.regions[position - 1] if position else None
+            if mapped is not None and start < mapped.guest_end:
+                limit = mapped.guest_end
+            elif position == len(self.regions):
+                return  # nor is any of those that follow
+            else:
+                mapped, limit = None, self._starts[position]
+            if end > limit:
                 yield from self._cut(start, end)
                 first += 1
                 continue
-            stop = bisect_left(ranges, (mapped.guest_end,), first + 1)
-            if ranges[stop - 1][1] > mapped.guest_end:
+            stop = bisect_left(ranges, (limit,), first + 1)
+            if ranges[stop - 1][1] > limit:
                 stop -= 1
-            yield mapped, ranges[first:stop]
+            if mapped is not None:
+                yield mapped, ranges[first:stop]
             first = stop
 
     def _cut(self, start: int, end: int) -> Iterator[tuple[MappedRegion, list[Range]]]:
