@@ -62,7 +62,7 @@ def flag(value: object) -> bool:
 
 def real(value: object) -> float:
     """Raises ValueError for anything but a finite number."""
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r:.40} is no number")
     return float(value)
 
