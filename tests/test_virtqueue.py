@@ -350,3 +350,30 @@ def test_any_ring_memory_is_chains_or_a_ring_error(
     assert len(driver.reads) <= taken + 1
     assert all(length <= 16 * size for _, length in driver.reads)
     assert queue.base == base
+
+
+def test_a_resumed_queue_goes_on_at_what_was_published() -> None:
+    """Neither at the base that the ring was started with, nor at what was only written."""
+    driver = Driver(index=7)
+    driver.offer(3, 1, 2)
+    before = driver.queue(base=8)  # the front end had used one by itself
+    assert before.lead == 1
+    heads([before.pop(), before.pop()])
+    before.push(1)
+    before.publish()
+    assert (before.lead, before.base) == (1, 9)
+    before.push(2)  # and dies before it publishes
+    after = driver.queue(base=0)
+    after.resume(1)
+    assert (after.base, after.lead) == (9, 1)
+    assert heads([after.pop()]) == [2]
+
+
+def test_a_lead_wraps() -> None:
+    driver = Driver(index=0xFFFF)
+    driver.offer(0, 1)
+    queue = driver.queue(base=0)
+    assert queue.lead == 1
+    after = driver.queue(base=5)
+    after.resume(1)
+    assert (after.base, heads([after.pop()])) == (0, [1])

@@ -24,6 +24,8 @@ _FLAG_BITS = int(VERSION_MASK | HeaderFlag.REPLY | HeaderFlag.NEED_REPLY)
 
 def parse_header(data: bytes | bytearray) -> tuple[int, int, int]:
     """Request, flags and payload size. Raises StreamError where this is no header."""
+    if len(data) < HEADER_SIZE:
+        raise StreamError(f"{len(data)} bytes are no header")
     request, flags, size = HEADER.unpack_from(data)
     if flags & VERSION_MASK != VERSION or flags & ~_FLAG_BITS:
         raise StreamError(f"header flags {flags:#x} are not vhost-user's")

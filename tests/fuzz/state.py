@@ -85,12 +85,14 @@ def _use(vm: LeftVm, store: Store) -> None:
     else:
         json.dumps(counters_document(machine.vms[vm.spec.id].counters), allow_nan=False)
     scope = Scope(store)
-    try:
-        if vm.areas["connection"] is not None:
-            sock = scope.adopt(".s")
-            _close(read_connection(vm.areas, sock, vm.record.journal, scope, outlives=False))
-    except StateError:
-        pass
+    if vm.areas["connection"] is not None:
+        sock = scope.adopt(".s")
+        try:
+            left = read_connection(vm.areas, sock, vm.record.journal, scope, outlives=False)
+        except StateError:
+            sock.close()  # it is the caller's then
+        else:
+            _close(left)
     vm.drop()
 
 
