@@ -60,7 +60,7 @@ def flag(value: object) -> bool:
     return value
 
 
-def real(value: object) -> float:
+def real(value: Any) -> float:
     """Raises ValueError for anything but a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r:.40} is no number")
