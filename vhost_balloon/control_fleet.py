@@ -37,10 +37,10 @@ def fleet_commands(
 ) -> Mapping[str, Command]:
     """The commands, by name, over these VMs; re_execute becomes the new program soon."""
 
-    def add(machine: Machine, arguments: dict[str, Any]) -> Json:
+    async def add(machine: Machine, arguments: dict[str, Any]) -> Json:
         with _mistakes():
             values = {key: value for key, value in arguments.items() if key in SETTING_KINDS}
-            fleet.add(
+            vm = fleet.add(
                 VmSpec(
                     read_id(arguments["id"]),
                     settings_from_json(values, configuration.defaults),
@@ -48,6 +48,7 @@ def fleet_commands(
                     Origin.CONTROL,
                 )
             )
+        await fleet.kept(vm)
         return {}
 
     def remove(machine: Machine, arguments: dict[str, Any]) -> Json:

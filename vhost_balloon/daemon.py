@@ -113,6 +113,8 @@ async def run(
                 if stream is not None:
                     nursery.start_soon(serve_fd, machine.add(config.vms[0]), stream, stop)
                 fleet.start(nursery)
+                await fleet.ready()
+                # Those who connect meanwhile wait: an order to a VM finds it as it was left.
                 if control is not None:
                     await control.keep()
                     own = fleet_commands(fleet, Configuration(config, fleet), successor.want)
@@ -121,7 +123,6 @@ async def run(
                     nursery.start_soon(serve)
                 if metrics is not None:
                     nursery.start_soon(metrics.run)
-                await fleet.ready()
                 nursery.start_soon(_save_counters, machine)
                 logger.info("serving %s", ", ".join(machine.vms) or "no VM yet")
                 task_status.started(machine)

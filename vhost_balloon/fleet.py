@@ -160,6 +160,12 @@ class Fleet:
             return None
         return self._left.pop(spec.id)
 
+    async def kept(self, vm: Vm) -> None:
+        """Wait until a VM that was added outlives this process, if anything does."""
+        member = self._members.get(vm.id)
+        if member is not None:
+            await member.ready.wait()
+
     async def ready(self) -> None:
         """Wait until all that was left is served again; remove what nobody needs."""
         for member in list(self._members.values()):
@@ -262,9 +268,11 @@ class Fleet:
     async def _serve(self, vm: Vm, member: Member) -> None:
         """Serve one front end after the other; the next waits in the backlog meanwhile."""
         with member.scope:
-            await keep_vm(vm, member.listening, member.left)
-            await resume_vm(vm, member.left, member.lost, member.ready.set)
-            member.ready.set()
+            try:
+                await keep_vm(vm, member.listening, member.left)
+                await resume_vm(vm, member.left, member.lost, member.ready.set)
+            finally:
+                member.ready.set()
             while member.listening is not None and not self._is_to_go(vm, member):
                 stream = await self._accept(vm, member)
                 if stream is not None:
