@@ -91,6 +91,7 @@ async def run_connection(
         vm.connection = None
         transport.close()
     connection.keeper.ended()
+    connection.gone.set()
     vm.log.info("front end gone")
 
 
@@ -106,6 +107,7 @@ class FrontEndConnection:
         peer_connected: bool,
     ) -> None:
         self.vm = vm
+        self.gone: Final = trio.Event()
         self._settings = vm.settings  # a change of them is for the next front end
         self.balloon = Balloon()
         if self._settings.target is not None:
@@ -217,9 +219,11 @@ class FrontEndConnection:
 
     async def rest(self) -> None:
         """Come to a rest between two messages, and between two requests of each ring, until
-        go_on(), also if this is cancelled."""
-        await self._conversation.rest()
-        await self._rings.pause()
+        go_on(), also if this is cancelled; or be gone."""
+        if await self._conversation.rest():
+            await self._rings.pause()
+        else:
+            await self.gone.wait()
 
     async def go_on(self) -> None:
         """End a rest, or the wish for one."""

@@ -38,19 +38,25 @@ class Conversation:
         self._receiving = trio.CancelScope()
         self._answering = False
         self._rest: _Rest | None = None
+        self._ended = trio.Event()
 
     async def run(self) -> None:
         """Answer until the connection ends. Raises StreamError, or ConnectionError if it ended
         while a reply was sent."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            await settle(self._transport, pending, self._serve)
-            self._keeper.answered()
-        while await self._serve_all():
-            assert self._rest is not None
-            self._rest.reached.set()
-            await self._rest.ended.wait()
-            self._rest = None
+        try:
+            pending, self.pending = self.pending, None
+            if pending is not None:
+                await settle(self._transport, pending, self._serve)
+                self._keeper.answered()
+            while await self._serve_all():
+                assert self._rest is not None
+                self._rest.reached.set()
+                await self._rest.ended.wait()
+                self._rest = None
+        finally:
+            self._ended.set()
+            if self._rest is not None:
+                self._rest.reached.set()  # nobody has to wait for a front end that has gone
 
     async def _serve_all(self) -> bool:
         """Until the connection ends (False), or is to come to a rest."""
@@ -77,12 +83,18 @@ class Conversation:
             await self._transport.reply(message.request, reply)
         self._keeper.answered()
 
-    async def rest(self) -> None:
-        """Come to a rest between two messages, until go_on(), also if this is cancelled."""
+    async def rest(self) -> bool:
+        """Come to a rest between two messages, until go_on(), also if this is cancelled.
+
+        False if there is nobody any more to come to a rest: the connection ends.
+        """
+        if self._ended.is_set():
+            return False
         self._rest = _Rest()
         if not self._answering:
             self._receiving.cancel()
         await self._rest.reached.wait()
+        return not self._ended.is_set()
 
     def go_on(self) -> None:
         """End a rest, or the wish for one."""

@@ -103,6 +103,7 @@ class Fleet:
         self._nursery: trio.Nursery | None = None
         self.gone: Callable[[], None] = lambda: None
         """Called after a VM was removed because its front end had gone."""
+        machine.arriving = self._is_any_arriving
 
     def __enter__(self) -> Fleet:
         return self
@@ -305,6 +306,12 @@ class Fleet:
         return sum(
             other is not member and (other.accepting or self.machine.vms[vm_id].attached)
             for vm_id, other in self._members.items()
+        )
+
+    def _is_any_arriving(self) -> bool:
+        return any(
+            member.accepting and not self.machine.vms[vm_id].attached
+            for vm_id, member in self._members.items()
         )
 
     async def _attach(self, vm: Vm, member: Member, stream: trio.SocketStream) -> None:

@@ -217,6 +217,11 @@ class Store:
             self._work = trio.Event()
             await self.settle()
 
+    @property
+    def removing(self) -> bool:
+        """Whether removals have not been sent yet."""
+        return bool(self._removals)
+
     async def settle(self) -> None:
         """Have sent all removals: a program that takes this one's place does not know of them."""
         async with self._removing:

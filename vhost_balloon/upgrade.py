@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
@@ -25,9 +25,14 @@ from vhost_balloon.sockets import Sockets
 from vhost_balloon.store import RECORD_PREFIX, name_of
 from vhost_balloon.vm import Machine, Vm
 
+if TYPE_CHECKING:
+    from vhost_balloon.backend import FrontEndConnection
+
 VARIABLE: Final = "VHOST_BALLOON_HANDOVER"
 REST_LIMIT: Final = 2.0
 """Seconds until all connections are at rest; QEMU waits that long at most."""
+ARRIVAL_PAUSE: Final = 0.005
+"""Seconds until a look at whether a front end that is being accepted is attached."""
 START_LIMIT: Final = 20.0
 """Seconds that the new program may take to print its version."""
 
@@ -102,10 +107,6 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
     """Become the new program. Raises CommandError if a front end does not let it, because it does
     not take a reply; all goes on then as it was."""
     await _rest(machine)
-    for vm in machine.vms.values():
-        if vm.connection is not None:
-            vm.connection.keeper.flush()
-    await machine.store.settle()
     handover = Handover()
     for vm in machine.vms.values():
         _hand_over(vm, handover)
@@ -124,13 +125,28 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
 
 
 async def _rest(machine: Machine) -> None:
-    connections = {vm.id: vm.connection for vm in machine.vms.values() if vm.connection is not None}
+    """Have all connections at rest, nobody arriving, and nothing left to remove from the store."""
+    resting: dict[FrontEndConnection, None] = {}
+    waits_for = "?"
     with trio.move_on_after(REST_LIMIT):
-        for name, connection in connections.items():
-            waits_for = name
-            await connection.rest()
-        return
-    for connection in connections.values():
+        while True:
+            restless = {
+                vm.id: vm.connection
+                for vm in machine.vms.values()
+                if vm.connection is not None and vm.connection not in resting
+            }
+            for name, connection in restless.items():
+                waits_for = name
+                resting[connection] = None
+                await connection.rest()
+                connection.keeper.flush()
+            if machine.arriving():
+                await trio.sleep(ARRIVAL_PAUSE)
+            elif machine.store.removing:
+                await machine.store.settle()
+            elif not restless:
+                return  # and nothing was waited for since all of it was seen
+    for connection in resting:
         await connection.go_on()
     raise CommandError(f"the front end of {waits_for} does not take its reply")
 

@@ -101,6 +101,8 @@ class Machine:
         self.allow_unsealed_memory: Final = allow_unsealed_memory
         self.vms: dict[str, Vm] = {}
         self.heartbeat: Final = Heartbeat()
+        self.arriving: Callable[[], bool] = lambda: False
+        """Whether a front end is being accepted that is not attached yet; set by the fleet."""
         self._listeners: list[Listener] = []
 
     def add(self, spec: VmSpec) -> Vm:
