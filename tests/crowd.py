@@ -56,15 +56,15 @@ class _Guests:
         self._guests: dict[str, ByHand] = {}
         self._nursery = nursery
 
-    async def attach(self, sockets: dict[str, str]) -> float:
+    async def attach(self, sockets: dict[str, str], ram: int = RAM) -> float:
         started = time.monotonic()
         async with trio.open_nursery() as attaching:
             for vm, path in sockets.items():
-                attaching.start_soon(self._nursery.start, self._live, vm, path)
+                attaching.start_soon(self._nursery.start, self._live, vm, path, ram)
         return time.monotonic() - started
 
-    async def _live(self, vm: str, path: str, task_status: trio.TaskStatus[None]) -> None:
-        async with by_hand(Path(path), RAM) as guest:
+    async def _live(self, vm: str, path: str, ram: int, task_status: trio.TaskStatus[None]) -> None:
+        async with by_hand(Path(path), ram) as guest:
             self._guests[vm] = guest
             task_status.started()
             await trio.sleep_forever()
@@ -82,6 +82,10 @@ class _Guests:
             for guest in self._guests.values():
                 asking.start_soon(guest.inflate, [INFLATED // PAGE])
         return time.monotonic() - started
+
+    async def fill(self, size: int) -> None:
+        for guest in self._guests.values():
+            fill(guest.ram, guest.ram.driver_area_end, size)
 
     async def refused(self, path: str) -> bool:
         sock = trio.socket.socket(trio.socket.AF_UNIX)
@@ -108,6 +112,7 @@ async def _main() -> None:
             "attach": guests.attach,
             "use": guests.use,
             "ask": guests.ask,
+            "fill": guests.fill,
             "refused": guests.refused,
         }
         await serve(handlers)

@@ -1,0 +1,30 @@
+"""The soak in its smallest form; by hand it runs for long: python -m tests.soak."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.rig.errors import RigUnavailable
+from tests.rig.fixtures import require_rig
+from tests.rig.packages import SYSTEMD
+from tests.soak.run import soak
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.mark.timeout(280)
+def test_nothing_is_lost_or_left_behind_by_restarts() -> None:
+    require_rig()
+    require_rig((SYSTEMD,))
+    seed = int.from_bytes(os.urandom(3))
+    try:
+        outcome = soak(15, real=1, simulated=8, seed=seed)
+    except RigUnavailable as error:
+        pytest.skip(f"the rig is unavailable: {error.reason}")
+    print(f"\n{outcome.summary()}")
+    assert outcome.problems == []
+    assert outcome.restarts >= 6
+    assert outcome.herd["reconnect"] + outcome.herd["stop"] > 0
+    assert outcome.integrity[0].verified > 0
