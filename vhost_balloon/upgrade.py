@@ -127,7 +127,7 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
 async def _rest(machine: Machine) -> None:
     """Have all connections at rest, nobody arriving, and nothing left to remove from the store."""
     resting: dict[FrontEndConnection, None] = {}
-    waits_for = "?"
+    waits_for = ""
     with trio.move_on_after(REST_LIMIT):
         while True:
             restless = {
@@ -136,19 +136,21 @@ async def _rest(machine: Machine) -> None:
                 if vm.connection is not None and vm.connection not in resting
             }
             for name, connection in restless.items():
-                waits_for = name
+                waits_for = f"the front end of {name} does not take its reply"
                 resting[connection] = None
                 await connection.rest()
                 connection.keeper.flush()
             if machine.arriving():
+                waits_for = "a front end arrives"
                 await trio.sleep(ARRIVAL_PAUSE)
             elif machine.store.removing:
+                waits_for = "the service manager does not take what it is told"
                 await machine.store.settle()
             elif not restless:
                 return  # and nothing was waited for since all of it was seen
     for connection in resting:
         await connection.go_on()
-    raise CommandError(f"the front end of {waits_for} does not take its reply")
+    raise CommandError(waits_for)
 
 
 def _hand_over(vm: Vm, handover: Handover) -> None:

@@ -105,6 +105,8 @@ def _found_at_the_end(fleet: Fleet, outcome: Outcome) -> list[str]:
         found.append("there are other descriptors at the end than at the start")
     if end.memory > start.memory + MEMORY_TOLERANCE:
         found.append("the daemon has grown")
+    if outcome.acts.get("SIGHUP put off", 0) > outcome.acts["SIGHUP"] // 3:
+        found.append("the daemon hardly ever re-executes itself")
     if max(outcome.waited.values()) > LONGEST_PAUSE:
         found.append(f"a guest waited for its balloon for more than {LONGEST_PAUSE:g} s")
     found += [f"{report.bad_bytes} bad bytes" for report in outcome.integrity if report.bad_bytes]
