@@ -1,5 +1,6 @@
 # Writes files whose content follows from their number, deletes some, verifies the rest.
-# Wants SECONDS_TO_RUN, FILE_MIB and MOST; keeps its counts in /run/integrity.
+# Wants SECONDS_TO_RUN, FILE_MIB and MOST; keeps its counts in /run/integrity. Whoever makes
+# /run/integrity-stop ends it early.
 folder=/tmp/integrity
 sums=/run/integrity-sums
 mkdir $folder $sums
@@ -51,7 +52,7 @@ retire_one() {
 }
 
 end=$(($(cut -d. -f1 /proc/uptime) + SECONDS_TO_RUN))
-while [ "$(cut -d. -f1 /proc/uptime)" -lt $end ]; do
+while [ "$(cut -d. -f1 /proc/uptime)" -lt $end ] && [ ! -e /run/integrity-stop ]; do
     write_one
     verify $((first + written % (last - first + 1)))
     # Falls to a third now and then: bursts of free pages, as real guests have them.

@@ -1,0 +1,99 @@
+"""The daemon, run as a program in its place, which ends at a step that a test names.
+
+A test puts a line into ORDER: a step of STEPS, "before" or "after", how many times it has to be
+reached, and "kill" (SIGKILL) or "raise" (an unhandled exception). The line goes when it is carried
+out. Copied into a system of its own by tests.restarts; it imports nothing of these tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from vhost_balloon import discard, fds, journal, keeper, record, revival, systemd, transport
+from vhost_balloon import virtqueue as queues
+from vhost_balloon.__main__ import main
+
+ORDER: Final = Path("/run/vhost-balloon/order")
+INJECTED: Final = "injected by a test"
+
+REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
+    "begin": (journal.Journal, "begin"),
+    "consume": (transport.Transport, "_consume"),
+    "taken": (journal.Journal, "taken"),
+    "save": (record.Record, "save"),
+    "finish": (keeper.Keeper, "finish"),
+    "done": (journal.Journal, "done"),
+    "sending": (journal.Journal, "sending"),
+    "splice": (os, "splice"),
+    "sent": (journal.Journal, "sent"),
+}
+"""What a message of the front end goes through, in this order."""
+
+GUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
+    "punch": (discard, "punch"),
+    "push": (queues.Virtqueue, "push"),
+    "publish": (queues.Virtqueue, "publish"),
+    "signal": (fds.EventFd, "signal"),
+}
+"""What a request in a ring goes through."""
+
+STORE_STEPS: Final[dict[str, tuple[Any, str]]] = {"notify": (systemd.Notifier, "send")}
+"""What a descriptor goes through: it is stored, and removed at the end."""
+
+STEPS: Final = {**REQUEST_STEPS, **GUEST_STEPS, **STORE_STEPS}
+
+_reached: Counter[str] = Counter()
+
+
+def reach(step: str, when: str) -> None:
+    """End here if that was ordered."""
+    try:
+        order = ORDER.read_text()
+    except FileNotFoundError:
+        return
+    wanted, wanted_when, count, how = order.split()
+    if (step, when) != (wanted, wanted_when):
+        return
+    _reached[order] += 1
+    if _reached[order] < int(count):
+        return
+    ORDER.unlink()
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError(f"{INJECTED} {when} {step}")
+
+
+def wrapped(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that may end this program before and after its work."""
+
+    @functools.wraps(function)
+    async def wait(*args: Any, **kwargs: Any) -> Any:
+        reach(step, "before")
+        result = await function(*args, **kwargs)
+        reach(step, "after")
+        return result
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        reach(step, "before")
+        result = function(*args, **kwargs)
+        reach(step, "after")
+        return result
+
+    return wait if inspect.iscoroutinefunction(function) else call
+
+
+if __name__ == "__main__":
+    for name, (owner, attribute) in STEPS.items():
+        setattr(owner, attribute, wrapped(name, getattr(owner, attribute)))
+    # A front end that ends the daemon ever again is given up; here it is not its fault.
+    if "MANY_CRASHES" in os.environ:
+        revival.MAX_CRASHES = 1000  # type: ignore[misc]
+    main()

@@ -1,0 +1,279 @@
+"""A real guest on a daemon under a real systemd, seen across the daemon's ends."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.dying import ORDER
+from tests.guests import wait_until
+from tests.rig.errors import GuestError, QMPError
+from tests.rig.fixtures import require_rig
+from tests.rig.guest import Guest
+from tests.rig.memory import GiB, Memory, MiB
+from tests.rig.systemd import SERVICE, SystemdHost
+
+VM: Final = "web1"
+SOCKETS: Final = ("vhost-balloon.socket", f"vhost-balloon-vm@{VM}.socket")
+SOCKET: Final = f"/run/vhost-balloon/{VM}.sock"
+PATIENCE: Final = 60.0
+_PROGRAM: Final = "/run/dying.py"
+_DYING: Final = f"""[Service]
+Environment=MANY_CRASHES=1
+ExecStart=
+ExecStart=/opt/vhost-balloon/bin/python {_PROGRAM} \
+--control-socket=/run/vhost-balloon/control.sock --socket-mode=0660 $VHOST_BALLOON_OPTIONS
+"""
+
+STRANGE: Final = ("nothing is done for it", "cannot be used", "was lost", "start anew", "refused")
+"""What the daemon's log must not say while all goes well."""
+
+FIGURES: Final = (
+    "reported-bytes",
+    "inflated-bytes",
+    "deflated-bytes",
+    "freed-bytes",
+    "ring-errors",
+    "front-end-errors",
+    "config-changes",
+)
+
+
+@contextmanager
+def dying(host: SystemdHost) -> Iterator[None]:
+    """The service runs tests.dying in the daemon's place: order() says where it ends."""
+    host.write(_PROGRAM, Path(__file__).with_name("dying.py").read_text())
+    host.drop_in(SERVICE, _DYING, "dying")
+    yield
+    host.drop_in(SERVICE, "", "dying")
+
+
+def order(host: SystemdHost, step: str, when: str, count: int, how: str) -> None:
+    """Have the daemon end where it reaches a step of tests.dying for the count-th time."""
+    new = host.path(f"{ORDER}.new")
+    new.write_text(f"{step} {when} {count} {how}")
+    new.rename(host.path(str(ORDER)))
+
+
+def figures(vm: dict[str, Any]) -> dict[str, int]:
+    """All that only ever grows in an entry of query-vms."""
+    found = {name: int(vm[name]) for name in FIGURES}
+    for name in ("refused-bytes", "requests"):
+        found |= {f"{name} {key}": value for key, value in vm[name].items()}
+    return found
+
+
+@dataclass
+class Watched:
+    """A guest, and what has to stay as it is whatever becomes of its daemon.
+
+    target: what was ordered last (bytes). pauses: seconds that the guest was without service, by
+    what ended the daemon; each until the guest has answered a question of the new one.
+    """
+
+    host: SystemdHost
+    guest: Guest
+    target: int = GiB
+    paused: bool = False
+    pauses: list[tuple[float, str]] = field(default_factory=list)
+    _floor: dict[str, int] = field(default_factory=dict)
+
+    def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Have the daemon carry out a command, however often it ends meanwhile."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self.host.qmp() as qmp:
+                    return qmp.execute(command, arguments)
+            except (OSError, GuestError, QMPError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def vm(self) -> dict[str, Any]:
+        """What the daemon knows of the VM; its counters are never less than before."""
+        vm: dict[str, Any] = self.ask("query-vms")[0]
+        now = figures(vm)
+        less = {name: (was, now[name]) for name, was in self._floor.items() if now[name] < was}
+        assert not less, f"counters went back: {less}"
+        self._floor = now
+        return vm
+
+    def order_target(self, size: int) -> None:
+        self.ask("balloon", {"value": size})
+        self.target = size
+
+    def pause(self, paused: bool) -> None:
+        self.ask("balloon-pause" if paused else "balloon-resume")
+        self.paused = paused
+
+    # What has to work
+
+    def answers(self) -> float:
+        """Wait until the guest has answered the daemon's question; when it had."""
+        before = int(time.time())
+        assert self.ask("balloon-stats")["last-update"] >= before, "a fresh sample"
+        return time.monotonic()
+
+    def check(self) -> None:
+        """All is as it was, and everything works."""
+        vm = self.vm()
+        assert vm["attached"]
+        assert vm["state"] != "inert"
+        assert (vm["target"], vm["reporting-paused"]) == (self.target, self.paused)
+        assert vm["pause-reasons"] == (["operator"] if self.paused else [])
+        if self.paused:
+            self.pause(False)
+        self.check_discards()
+
+    def check_discards(self) -> None:
+        """The guest takes up a target, and reports what it frees."""
+        before = self.vm()
+        actual = before["actual"]
+        if actual < 700 * MiB:
+            actual = 900 * MiB
+            self.order_target(actual)
+            wait_until(lambda: self.vm()["actual"] == actual, PATIENCE)
+            before = self.vm()
+        self.order_target(actual - 32 * MiB)
+        self.free()
+        freed = time.monotonic()
+
+        def done() -> bool:
+            nonlocal freed
+            vm = self.vm()
+            if time.monotonic() - freed > 3 and vm["reported-bytes"] == before["reported-bytes"]:
+                # Balloon and files are all over the guest's memory: what was freed was no whole
+                # block, and only these are reported.
+                print(
+                    self.guest.run(
+                        "cat /proc/buddyinfo; echo 1 >/proc/sys/vm/compact_memory; cat /proc/buddyinfo"
+                    )
+                )
+                self.free()
+                freed = time.monotonic()
+            grown = {name: vm[name] - before[name] for name in FIGURES}
+            return bool(
+                vm["actual"] == self.target
+                and grown["inflated-bytes"] >= 16 * MiB
+                and grown["reported-bytes"] >= 4 * MiB
+                and grown["freed-bytes"] >= 4 * MiB
+            )
+
+        try:
+            wait_until(done, PATIENCE)
+        except AssertionError as error:
+            error.add_note(f"before: {before}\nnow: {self.vm()}\n{self.host.journal()[-2000:]}")
+            error.add_note(self.guest.run("echo w >/proc/sysrq-trigger; dmesg | tail -10"))
+            raise
+
+    def free(self) -> None:
+        """Have the guest use memory and free it: it reports that within two seconds."""
+        self.guest.run("dd if=/dev/zero of=/tmp/freed bs=1M count=40 2>/dev/null; rm /tmp/freed")
+
+    def stop_and_cont(self) -> None:
+        """All rings are stopped and started: the longest exchange that QEMU has."""
+        self.guest.stop()
+        self.guest.cont()
+
+    def reload_driver(self) -> None:
+        """The guest sets its device up from the beginning."""
+        self.guest.unload_driver()
+        self.guest.load_driver()
+
+
+@contextmanager
+def watched(host: SystemdHost) -> Iterator[Watched]:
+    """A guest of 1 GiB, its driver ready; the service is stopped at the end, its store empty."""
+    require_rig()
+    host.systemctl("start", *SOCKETS)
+    try:
+        with Guest(host.path(SOCKET), memory=Memory(GiB), forker=host.forker) as guest:
+            found = Watched(host, guest)
+            wait_until(lambda: bool(found.vm()["driver-ready"]), 30)
+            found.order_target(GiB)
+            yield found
+    finally:
+        host.path(str(ORDER)).unlink(missing_ok=True)
+        host.systemctl("stop", "vhost-balloon*.socket", "vhost-balloon*.service")
+        host.systemctl("reset-failed")
+
+
+# Ends
+
+
+class Death:
+    """The daemon's process of this moment, whose end can be waited for."""
+
+    def __init__(self, host: SystemdHost) -> None:
+        host.systemctl("reset-failed", SERVICE)  # or the service manager's pause grows each time
+        self.pid = host.daemon_pid()
+        self._fd = os.pidfd_open(self.pid)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+
+    def came(self, seconds: float) -> bool:
+        """Whether it comes within so many seconds."""
+        return bool(self._poll.poll(seconds * 1000))
+
+    def wait(self) -> float:
+        """Wait for it, in another thread than came(); when it was."""
+        assert self.came(PATIENCE), "the daemon does not end"
+        return time.monotonic()
+
+    def kill_in(self, seconds: float) -> float:
+        """SIGKILL it in so many seconds; when that was."""
+        time.sleep(seconds)
+        signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+        return time.monotonic()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@contextmanager
+def death(host: SystemdHost) -> Iterator[Death]:
+    found = Death(host)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+Busy = Callable[[Watched, random.Random], None]
+
+
+def inflating(watched: Watched, chance: random.Random) -> None:
+    watched.order_target(chance.randrange(600, 1000) * MiB)
+
+
+def freeing(watched: Watched, chance: random.Random) -> None:
+    watched.free()
+
+
+def stopping(watched: Watched, chance: random.Random) -> None:
+    watched.stop_and_cont()
+
+
+def reloading(watched: Watched, chance: random.Random) -> None:
+    watched.reload_driver()
+
+
+BUSY: Final[tuple[Busy, ...]] = (inflating, freeing, stopping, reloading)
+"""What goes on while the daemon ends."""
+
+
+def keep_busy(watched: Watched, busy: Busy, chance: random.Random, end: Death) -> None:
+    """Go on with it until the daemon has ended."""
+    for _ in itertools.takewhile(lambda _: not end.came(0.3), range(200)):
+        busy(watched, chance)
+    assert end.came(0), "the daemon did not end"
