@@ -49,11 +49,15 @@ async def keep_vm(vm: Vm, listening: Listening | None, left: LeftVm | None) -> N
 
 
 def restore_vm(vm: Vm, left: LeftVm) -> None:
-    """Go on with a VM's counters and orders."""
+    """Go on with a VM's counters and orders, each as far as it is understood."""
     try:
-        vm.restore(left.areas["vm"], left.areas["counters"])
+        vm.restore_counters(left.areas["counters"])
     except StateError as error:
         vm.log.warning(f"its counters start anew: {error}")
+    try:
+        vm.restore_orders(left.areas["vm"])
+    except StateError as error:
+        vm.log.warning(f"its pause and statistics interval are as configured: {error}")
 
 
 def lost_front_ends(store: Store, paths: Iterable[Path | None]) -> dict[Path, str]:

@@ -218,14 +218,17 @@ class Vm:
             self._saved = counters_mark(self.counters)
             self.record.save("counters", counters_document(self.counters))
 
-    def restore(self, document: Document, counters: Document) -> None:
+    def restore_orders(self, document: Document) -> None:
         """Raises StateError."""
         with reading("vm"):
             paused, leaving = flag(document["paused"]), flag(document["leaving"])
             interval, crashes = real(document["stats-interval"]), number(document["crashes"])
         self._paused, self.leaving = paused, leaving
         self._stats_interval, self.crashes = interval, crashes
-        restore_counters(self.counters, counters)
+
+    def restore_counters(self, document: Document) -> None:
+        """Raises StateError."""
+        restore_counters(self.counters, document)
 
     def forget(self) -> None:
         """It is removed: drop its record."""
