@@ -68,7 +68,6 @@ def integrity(served: Watched) -> Iterator[None]:
 def finished(served: Watched, since: float, name: str) -> None:
     served.pauses.append((served.answers() - since, name))
     served.check()
-    print(name, served.pauses[-1], time.monotonic() - since)
 
 
 def restart_in(host: SystemdHost, seconds: float) -> float:

@@ -1,0 +1,59 @@
+"""The daemon dies at each step of answering its front end and its guest, and no VM notices.
+
+Real QEMU under real systemd, which waits for a reply at many of these moments. The environment
+variables are those of test_systemd_restart.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests import restarts
+from tests.dying import GUEST_STEPS, INJECTED, STEPS
+from tests.restarts import Watched, death, keep_busy, order
+from tests.rig.systemd import SystemdHost
+from tests.test_systemd_restart import MOMENTS, chance, finished, integrity
+
+__all__ = ["chance"]
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture(scope="module")
+def served(systemd_host: SystemdHost) -> Iterator[Watched]:
+    with restarts.dying(systemd_host), restarts.watched(systemd_host) as found:
+        yield found
+
+
+def points(chance: random.Random, most: int) -> list[tuple[str, str]]:
+    """Steps, each before and after it, in an order of which any beginning has all kinds."""
+    names = list(STEPS)
+    first = [(name, chance.choice(("before", "after"))) for name in names]
+    other = {"before": "after", "after": "before"}
+    second = [(name, other[when]) for name, when in first]
+    chance.shuffle(first)
+    chance.shuffle(second)
+    return [*first, *second][:most]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_death_at_each_step(served: Watched, chance: random.Random, how: str) -> None:
+    host = served.host
+    with integrity(served), ThreadPoolExecutor(1) as worker:
+        for step, when in points(chance, MOMENTS):
+            # Only messages and rings that are busy with something get there.
+            kinds = restarts.BUSY[:1] if step in GUEST_STEPS else restarts.BUSY[::2]
+            busy, count = chance.choice(kinds), chance.randint(1, 12)
+            name = f"{how} {when} {step} ({count}) while {busy.__name__}"
+            print(name)
+            with death(host) as end:
+                died = worker.submit(end.wait)
+                order(host, step, when, count, how)
+                keep_busy(served, busy, chance, end)
+            finished(served, died.result(), name)
+            if how == "raise":
+                assert f"{INJECTED} {when} {step}" in host.journal()
