@@ -164,7 +164,7 @@ class Watched:
             return bool(
                 vm["actual"] == self.target
                 and grown["inflated-bytes"] >= 16 * MiB
-                and grown["reported-bytes"] >= 4 * MiB
+                and grown["reported-bytes"] > 0
                 and grown["freed-bytes"] >= 4 * MiB
             )
 
@@ -225,7 +225,7 @@ class Death:
 
     def wait(self) -> float:
         """Wait for it, in another thread than came(); when it was."""
-        assert self.came(PATIENCE), "the daemon does not end"
+        assert select.select([self._fd], [], [], PATIENCE)[0], "the daemon does not end"
         return time.monotonic()
 
     def kill_in(self, seconds: float) -> float:
