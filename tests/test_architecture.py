@@ -21,6 +21,7 @@ PURE = {
     "vhost_balloon.effects",
     "vhost_balloon.errors",
     "vhost_balloon.features",
+    "vhost_balloon.gathering",
     "vhost_balloon.guest_stats",
     "vhost_balloon.message",
     "vhost_balloon.state",
