@@ -31,7 +31,7 @@ def test_help_names_every_option() -> None:
         *("--socket-path", "--fd", "--print-capabilities", "--control-socket", "--socket-mode"),
         *("--socket-group", "--control-mode", "--control-group", "--stats-interval"),
         *("--log-level", "--log-format", "--version", "--no-reporting", "--no-deflate-on-oom"),
-        *("--discard-hugetlb", "--allow-unsealed-memory"),
+        *("--report-rate", "--discard-hugetlb", "--allow-unsealed-memory"),
     ):
         assert option in done.stdout
 
@@ -89,6 +89,13 @@ def test_capabilities() -> None:
             pytest.param(["--socket-path={new}", f"--stats-interval={text}"], "seconds", id=text)
             for text in ("-1", "nan", "inf", "soon", "1e99", "")
         ),
+        *(
+            pytest.param(
+                ["--socket-path={new}", f"--report-rate={text}"], "size", id=f"rate {text}"
+            )
+            for text in ("much", "1M/h", "-1", "")
+        ),
+        pytest.param(["--socket-path={new}", "--report-rate=0/s"], "1 byte", id="no rate"),
         pytest.param(["--socket-path={new}", "--log-level=loud"], "loud", id="log level"),
         pytest.param(["--socket-path={new}", "--frobnicate"], "--frobnicate", id="unknown option"),
         pytest.param(["--socket-path={new}", "stray"], "stray", id="stray argument"),

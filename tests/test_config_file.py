@@ -50,6 +50,7 @@ def test_all_that_a_file_can_say(path: Path) -> None:
         deflate-on-oom = false
         stats-interval = 0.5
         target = "1.5G"
+        report-rate = "512M/s"
         discard = "always"
         discard-hugetlb = true
         discard-other-filesystems = true
@@ -65,6 +66,7 @@ def test_all_that_a_file_can_say(path: Path) -> None:
         0.5,
         3 << 29,
         SocketOptions(0o660, "kvm"),
+        512 << 20,
     )
     assert file.vms == (
         VmSpec("web1", defaults, Path("/run/web1.sock"), Origin.CONFIG),

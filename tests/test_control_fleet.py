@@ -78,7 +78,7 @@ async def test_settings_of_an_added_vm(tmp_path: Path) -> None:
         "reporting": False, "deflate-on-oom": False, "stats": True, "must-tell-host": True,
         "free-page-hint": False, "page-poison": True, "discard": "always",
         "discard-hugetlb": True, "discard-other-filesystems": True, "stats-interval": 2.5,
-        "target": 32 * MIB, "socket-mode": "0666", "socket-group": "0",
+        "target": 32 * MIB, "report-rate": 1, "socket-mode": "0666", "socket-group": "0",
     }  # fmt: skip
     assert set(settings) == set(SETTINGS) == set(SETTING_KINDS)
     async with operated(tmp_path, "--no-page-poison") as (host, client):

@@ -56,6 +56,7 @@ async def test_settings_as_options(tmp_path: Path) -> None:
         *("--no-reporting", "--no-deflate-on-oom", "--no-stats", "--no-must-tell-host"),
         *("--no-free-page-hint", "--no-page-poison", "--discard=never", "--discard-hugetlb"),
         *("--discard-other-filesystems", "--target=1.5G", "--stats-interval=0"),
+        "--report-rate=64M/s",
         *("--socket-mode=0660", "--socket-group=0", "--json"),
     ]
     with daemon(control(tmp_path)):
@@ -65,7 +66,8 @@ async def test_settings_as_options(tmp_path: Path) -> None:
         assert vm["settings"] == {
             **dict.fromkeys(vm_settings.SWITCHES, False),
             "discard": "never", "discard-hugetlb": True, "discard-other-filesystems": True,
-            "target": 3 << 29, "stats-interval": 0, "socket-mode": "0660", "socket-group": "0",
+            "target": 3 << 29, "report-rate": 64 * MIB, "stats-interval": 0,
+            "socket-mode": "0660", "socket-group": "0",
         }  # fmt: skip
         text = (await ctl(tmp_path, "status", "web1")).out
         assert "configured by" in text
@@ -103,6 +105,8 @@ async def test_reload(tmp_path: Path) -> None:
         ["add", "web1"],
         ["add", "web1", "/a", "--target=much"],
         ["add", "web1", "/a", "--target=0"],
+        ["add", "web1", "/a", "--report-rate=0"],
+        ["add", "web1", "/a", "--report-rate=1M/m"],
         ["add", "web1", "/a", "--stats-interval=-1"],
         ["add", "web1", "/a", "--stats-interval=86401"],
         ["add", "web1", "/a", "--stats-interval=nan"],

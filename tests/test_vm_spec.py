@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
 from vhost_balloon.vm_settings import (
     ALL_FEATURES,
+    MAX_REPORT_RATE,
     MAX_STATS_INTERVAL,
     MAX_TARGET,
     SETTINGS,
@@ -45,6 +46,7 @@ SETTINGS_OF_ANY_KIND = st.builds(
     stats_interval=st.floats(0, MAX_STATS_INTERVAL),
     target=st.none() | st.integers(1, MAX_TARGET),
     access=st.builds(SocketOptions, st.integers(0, 0o777), st.none() | names(0)),
+    report_rate=st.none() | st.integers(1, MAX_REPORT_RATE),
 )
 SPECS = st.builds(
     VmSpec,
@@ -114,6 +116,11 @@ def test_any_setting_is_read_or_a_setting_error(key: str, value: Any) -> None:
         ("target", True),
         ("target", 1.0),
         ("target", 1 << 63),
+        ("report-rate", 0),
+        ("report-rate", 0.5),
+        ("report-rate", True),
+        ("report-rate", "512M"),
+        ("report-rate", 1 << 63),
         ("socket-mode", 0o660),
         ("socket-mode", "rw"),
         ("socket-mode", "1777"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vhost_balloon import __version__
+from vhost_balloon.ctl.text import parse_rate
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode
 from vhost_balloon.vm_settings import MAX_STATS_INTERVAL, SWITCHES, read_mode
@@ -54,6 +55,13 @@ def _interval(text: str) -> float:
             f"{text!r} is no number of seconds from 0 to {MAX_STATS_INTERVAL:.0f}"
         )
     return seconds
+
+
+def _rate(text: str) -> int:
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -173,6 +181,13 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
         default=DiscardMode.AUTO.value,
         help="auto (default): not while the front end has memory pinned for passed-through "
         "devices; always: without looking; never: acknowledge and discard nothing",
+    )
+    memory.add_argument(
+        "--report-rate",
+        type=_rate,
+        metavar="RATE",
+        help="bytes a second, such as 512M/s, that each VM's reports may have discarded, and two "
+        "seconds' worth at once (default: all); what is beyond it is acknowledged and kept",
     )
     memory.add_argument(
         "--discard-hugetlb",

@@ -112,6 +112,7 @@ def _settings(options: argparse.Namespace) -> VmSettings:
             options.discard_other_filesystems,
         ),
         stats_interval=options.stats_interval,
+        report_rate=options.report_rate,
         access=SocketOptions(options.socket_mode, options.socket_group),
     )
 

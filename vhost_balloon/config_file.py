@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from vhost_balloon.ctl.text import parse_size
+from vhost_balloon.ctl.text import parse_rate, parse_size
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.toml_lines import KeyPath, Lines
 from vhost_balloon.vm_settings import SettingError, VmSettings, settings_from_json
@@ -34,6 +34,9 @@ MAX_SIZE: Final = 256 << 10
 DEFAULTS: Final = "defaults"
 VMS: Final = "vm"
 SOCKET_PATH: Final = "socket-path"
+
+_TEXTS: Final = {"target": (parse_size, "a size"), "report-rate": (parse_rate, "a rate")}
+"""Settings that are numbers of bytes, and may be texts such as "512M" too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +122,20 @@ class _Reader:
     def settings(self, keys: KeyPath, table: Mapping[str, Any], base: VmSettings) -> VmSettings:
         values = dict(table)
         try:
-            if isinstance(values.get("target"), str):
-                values["target"] = _size("target", values["target"])
+            for key in _TEXTS.keys() & values:
+                if isinstance(values[key], str):
+                    values[key] = _number(key, values[key])
             return settings_from_json(values, base)
         except SettingError as error:
             self.fail((*keys, error.key), str(error))
 
 
-def _size(key: str, text: str) -> int:
+def _number(key: str, text: str) -> int:
+    parse, what = _TEXTS[key]
     try:
-        return parse_size(text)
+        return parse(text)
     except ValueError as error:
-        raise SettingError(key, f"expects a size: {error}") from None
+        raise SettingError(key, f"expects {what}: {error}") from None
 
 
 def _open(path: str, flags: int) -> int:

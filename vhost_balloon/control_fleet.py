@@ -24,6 +24,7 @@ SETTING_KINDS: Final[Mapping[str, str]] = {
     "discard-other-filesystems": "boolean",
     "stats-interval": "number",
     "target": "integer",
+    "report-rate": "integer",
     "socket-mode": "string",
     "socket-group": "string",
 }

@@ -1,4 +1,5 @@
-"""Limits of what one VM may have done, which delay and never refuse. Pure.
+"""Limits of what one VM may have done, which delay and never refuse; and the operator's limit of
+what reports may cost, beyond which they are acknowledged only. Pure.
 
 All of them that are a rate are here; design.md says what they may not be below. What bounds a
 single request is where the request is read: decode, virtqueue, stats_processor, discard.
@@ -20,6 +21,12 @@ endless requests gets a quarter of the event loop. 16,384 scattered page numbers
 driver that waits for its answers, as Linux's and Windows's do, is never delayed."""
 
 
+REPORT_BURST: Final = 2.0
+"""Seconds of --report-rate that may be discarded at once: Linux reports every two seconds. The
+batch (64 MiB, or a huge page if that is larger) that goes beyond it is saved up for afterwards, so
+that any rate lets pages of any size go."""
+
+
 class Bucket:
     """A token bucket: at most burst at once, and rate a second in the long run."""
 
@@ -34,7 +41,16 @@ class Bucket:
 
         now is a monotonic clock in seconds. What was taken too early is waited for, once.
         """
-        earned = (now - self._filled_at) * self._rate
-        self._left = min(self._burst, self._left + earned) - amount
-        self._filled_at = now
+        self._fill(now)
+        self._left -= amount
         return max(-self._left, 0.0) / self._rate
+
+    def is_spent(self, now: float) -> bool:
+        """Whether nothing may be taken now without a wait."""
+        self._fill(now)
+        return self._left <= 0
+
+    def _fill(self, now: float) -> None:
+        earned = (now - self._filled_at) * self._rate
+        self._left = min(self._burst, self._left + earned)
+        self._filled_at = now

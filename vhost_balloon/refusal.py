@@ -20,6 +20,7 @@ class Refusal:
     FILESYSTEM: Final = "filesystem"
     POISON: Final = "poison"
     PAUSED: Final = "paused"
+    RATE: Final = "rate"
     PINNED: Final = "pinned"
     PINS_UNKNOWN: Final = "pins-unknown"
     NEVER: Final = "discard-never"
@@ -35,6 +36,7 @@ BY_RULE: Final = frozenset(
         Refusal.FILESYSTEM,
         Refusal.POISON,
         Refusal.PAUSED,
+        Refusal.RATE,
         Refusal.PINNED,
         Refusal.PINS_UNKNOWN,
         Refusal.NEVER,

@@ -19,7 +19,8 @@ from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
 
 MAX_STATS_INTERVAL: Final = 86400.0
 MAX_TARGET: Final = (1 << 63) - 1
-"""Bytes: the largest of QMP's integers."""
+MAX_REPORT_RATE: Final = (1 << 63) - 1
+"""Bytes, and bytes a second: the largest of QMP's integers."""
 
 SWITCHES: Final = {
     "must-tell-host": (BalloonFeature.MUST_TELL_HOST, "the guest must ask to take pages back"),
@@ -51,6 +52,7 @@ class VmSettings:
 
     offered: balloon feature bits. stats_interval: seconds, 0 for on demand only. target: bytes
     that a guest is to keep from its front end's start on, None for all. access: of its socket.
+    report_rate: bytes a second that its reports may have discarded, None for all.
     """
 
     offered: int = ALL_FEATURES
@@ -58,6 +60,7 @@ class VmSettings:
     stats_interval: float = 10.0
     target: int | None = None
     access: SocketOptions = field(default_factory=SocketOptions)
+    report_rate: int | None = None
 
 
 class SettingError(ValueError):
@@ -80,6 +83,7 @@ def settings_to_json(settings: VmSettings) -> dict[str, Json]:
         "discard-other-filesystems": settings.policy.other_filesystems,
         "stats-interval": settings.stats_interval,
         "target": settings.target,
+        "report-rate": settings.report_rate,
         "socket-mode": f"{settings.access.mode:04o}",
         "socket-group": settings.access.group,
     }
@@ -151,6 +155,12 @@ def _target(settings: VmSettings, key: str, value: object) -> VmSettings:
     return replace(settings, target=value)
 
 
+def _report_rate(settings: VmSettings, key: str, value: object) -> VmSettings:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_REPORT_RATE:
+        raise SettingError(key, "expects a number of bytes a second above 0")
+    return replace(settings, report_rate=value)
+
+
 def _socket_mode(settings: VmSettings, key: str, value: object) -> VmSettings:
     try:
         mode = read_mode(value) if isinstance(value, str) else None
@@ -180,6 +190,7 @@ _READERS: Final[Mapping[str, _Reader]] = {
     "discard-other-filesystems": _other_filesystems,
     "stats-interval": _stats_interval,
     "target": _target,
+    "report-rate": _report_rate,
     "socket-mode": _socket_mode,
     "socket-group": _socket_group,
 }

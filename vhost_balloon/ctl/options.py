@@ -42,6 +42,14 @@ def size(word: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def rate(word: str) -> int:
+    """Bytes a second as an argument."""
+    try:
+        return text.parse_rate(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def seconds(most: float = 1e6, *, zero: bool = False) -> Callable[[str], float]:
     """A time limit or interval as an argument: above 0, or 0 too, and at most so many seconds."""
     bound = "from 0" if zero else "above 0 and"
@@ -148,6 +156,12 @@ def _add_vms(commands: Commands) -> None:
     for name, what in FEATURES.items():
         add.add_argument(f"--no-{name}", action="store_true", help=f"do not offer {what}")
     add.add_argument("--discard", choices=("auto", "always", "never"), help="pinned memory, or all")
+    add.add_argument(
+        "--report-rate",
+        type=rate,
+        metavar="RATE",
+        help="bytes a second that its reports may have discarded, such as 512M/s",
+    )
     add.add_argument("--discard-hugetlb", action="store_true", help="discard hugetlb pages too")
     add.add_argument(
         "--discard-other-filesystems",

@@ -32,6 +32,11 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
+def parse_rate(text: str) -> int:
+    """Bytes a second of 512M/s, or of a size alone. Raises ValueError."""
+    return parse_size(text.removesuffix("/s"))
+
+
 def format_size(size: int | None) -> str:
     """Three significant digits in a binary unit; "-" for what is not known."""
     if size is None:

@@ -45,7 +45,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("discard-hugetlb", "discard-other-filesystems"):
         if getattr(options, name.replace("-", "_")):
             given[name] = True
-    for name in ("target", "stats-interval", "discard", "socket-mode", "socket-group"):
+    plain = ("target", "report-rate", "stats-interval", "discard", "socket-mode", "socket-group")
+    for name in plain:
         value = getattr(options, name.replace("-", "_"))
         if value is not None:
             given[name] = value
