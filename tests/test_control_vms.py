@@ -18,6 +18,7 @@ from vhost_balloon.control_commands import COMMANDS
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import Counters
 from vhost_balloon.errors import CommandError, RingErrorReason
+from vhost_balloon.gathering import HugePages
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.vm import Machine, VmStatistics
@@ -95,7 +96,8 @@ def known_vm(machine: Machine) -> FakeFrontEnd:
         vm, front_end_pid=42, features=1 << 5 | 1 << 30 | 1 << 32 | 1 << 50, protocol_features=0x9,
         queues=queues, regions=(RegionStatistics(0, GIB, 4096, "tmpfs"),), target=GIB, balloon=0,
         resident=4096, stats={StatTag.MEMFREE: 5}, stats_age=1.5, state=VmState.DONE,
-        reporting_paused=True, pause_reasons=("operator",), socket_path=Path("/run/web1.sock"),
+        reporting_paused=True, pause_reasons=("operator",), huge_pages=HugePages(2, 3, 8192),
+        socket_path=Path("/run/web1.sock"),
     )  # fmt: skip
 
 
@@ -122,6 +124,7 @@ async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machin
         "reporting-paused": True, "pause-reasons": ["operator"],
         "stats": {"stat-free-memory": 5}, "stats-age": 1.5, "stats-interval": 0.0,
         "reported-bytes": 4096, "inflated-bytes": 0, "deflated-bytes": 0, "freed-bytes": 0,
+        "huge-pages": {"partial": 2, "whole": 3, "waiting-bytes": 8192}, "huge-pages-freed": 0,
         "refused-bytes": {"poison": 8192}, "requests": {"inflate": 7}, "ring-errors": 2,
         "front-end-errors": 0, "front-end-stalls": 0, "config-changes": 0,
     }  # fmt: skip

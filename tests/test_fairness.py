@@ -23,7 +23,7 @@ from vhost_balloon.decode import (
     pages,
     reported,
 )
-from vhost_balloon.processors import MAX_DEFLATED_PFNS
+from vhost_balloon.deflate_processor import MAX_DEFLATED_PFNS
 from vhost_balloon.simulator import GuestRam
 from vhost_balloon.turn import Turn
 from vhost_balloon.virtqueue import WALK_STEP, Buffer, Virtqueue

@@ -14,6 +14,7 @@ from vhost_balloon.backend import OPERATOR
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import DISCARD_BUCKETS
 from vhost_balloon.errors import RingErrorReason
+from vhost_balloon.gathering import HugePages
 from vhost_balloon.metrics import FAMILIES, PAUSE_REASONS
 from vhost_balloon.refusal import EVERY_REASON, Refusal
 from vhost_balloon.vm import Machine
@@ -34,7 +35,8 @@ guest_stat_direct_reclaims_total
 """
 _MORE = """
 stats_interval_seconds reporting_pause_reason refused_ranges_total front_end_errors_total
-front_end_stalls_total
+front_end_stalls_total report_rate_limit_bytes huge_pages huge_pages_waiting_bytes
+huge_pages_freed_total
 """
 DESIGN = _DESIGN.split()
 MORE = _MORE.split()
@@ -188,6 +190,20 @@ async def test_a_pause_that_was_ordered_shows_without_a_front_end(machine: Machi
     found = of_vm(machine)
     assert found["reporting_paused"] == found[f"reporting_pause_reason{{{OPERATOR}}}"] == 1
     assert of_vm(machine, "web2")["reporting_paused"] == 0
+
+
+async def test_huge_pages_and_the_limit_of_reports(machine: Machine) -> None:
+    before = of_vm(machine).keys()
+    attach(machine.vms["web1"], huge_pages=HugePages(3, 4, 5), report_rate=6)
+    found = of_vm(machine)
+    assert {name: found[name] for name in found if "huge_pages" in name or "limit" in name} == {
+        "huge_pages{partial}": 3,
+        "huge_pages{whole}": 4,
+        "huge_pages_waiting_bytes": 5,
+        "huge_pages_freed_total": 0,
+        "report_rate_limit_bytes": 6,
+    }
+    assert not [name for name in before if "waiting" in name or "huge_pages{" in name]
 
 
 async def test_counters(machine: Machine) -> None:

@@ -32,10 +32,12 @@ from tests.end_to_end import (
     serving,
 )
 from vhost_balloon.counters import Counters
+from vhost_balloon.deflate_processor import DeflateProcessor
 from vhost_balloon.discard import Discarded, punch
+from vhost_balloon.gathering import Gathering
 from vhost_balloon.guest_memory import Piece
 from vhost_balloon.log import VmLog
-from vhost_balloon.processors import DeflateProcessor, HintProcessor
+from vhost_balloon.processors import HintProcessor
 from vhost_balloon.ring import Processor
 from vhost_balloon.simulator import GuestRam
 from vhost_balloon.stats_processor import StatsProcessor
@@ -307,6 +309,7 @@ async def test_a_ring_that_is_never_empty_starves_nobody(queue: Queue) -> None:
         heartbeat=SimpleNamespace(found_late=lambda now: False),
         memory=SimpleNamespace(read=lambda address, length: b"", inside=lambda ranges: 0),
         log=VmLog("web1"),
+        gathering=Gathering(),
     )
     processors: dict[Queue, Processor] = {
         Queue.STATS: StatsProcessor(device, Turn()),

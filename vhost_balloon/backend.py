@@ -28,6 +28,7 @@ from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
 from vhost_balloon.keeper import Keeper, Parts, clock_offset
 from vhost_balloon.message import Message
 from vhost_balloon.pins import PinGuard
+from vhost_balloon.rate import REPORT_BURST, Bucket
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.resume import Left
 from vhost_balloon.rings import RingSet
@@ -95,6 +96,10 @@ async def run_connection(
     vm.log.info("front end gone")
 
 
+def _report_limit(rate: int | None) -> Bucket | None:
+    return None if rate is None else Bucket(rate, rate * REPORT_BURST)
+
+
 class FrontEndConnection:
     """From accept to the end of the connection; its tasks live in nursery."""
 
@@ -123,6 +128,7 @@ class FrontEndConnection:
             PinGuard(self._pid, vm.machine.proc),
             vm.log,
             paused=vm.paused,
+            report_limit=_report_limit(self._settings.report_rate),
         )
         self._convergence = Convergence()
         self._rings = RingSet(self._device, self.session, nursery)
@@ -266,6 +272,7 @@ class FrontEndConnection:
             case effects.AddRegion(region, fd):
                 check_disjoint(self.session.regions, region)
                 self._device.memory.add(self._map(region, fd))
+                self._device.forget_gathered()
             case effects.RemoveRegion(region):
                 await self._remove_region(region)
             case effects.ReplaceRegions(regions):
@@ -429,6 +436,8 @@ class FrontEndConnection:
             pause_reasons=reasons,
             queue_map_ambiguous=self._rings.map_ambiguous,
             stats_interval=self.vm.stats_interval,
+            report_rate=self._settings.report_rate,
+            huge_pages=self._device.gathering.statistics() if memory.has_grids else None,
             stats=balloon.stats.values,
             stats_last_update=balloon.stats.last_update,
             stats_age=balloon.stats.age(trio.current_time()),

@@ -10,6 +10,7 @@ from protocol.vhost_user import ProtocolFeature, VhostFeature
 from protocol.virtio_balloon import STAT_NAMES, BalloonFeature
 from protocol.virtio_ring import RingFeature
 from vhost_balloon.counters import Counters
+from vhost_balloon.gathering import HugePages
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.vm import VmStatistics
@@ -45,6 +46,7 @@ def describe_vm(vm: VmStatistics) -> Object:
             "stats": {STAT_NAMES[tag]: value for tag, value in vm.stats.items()},
             "stats-age": vm.stats_age,
             "stats-interval": vm.stats_interval,
+            "huge-pages": _describe_huge_pages(vm.huge_pages),
             **_describe_counters(vm.counters),
         }
     )
@@ -89,12 +91,23 @@ def _describe_region(region: RegionStatistics) -> Object:
     }
 
 
+def _describe_huge_pages(pages: HugePages | None) -> Json:
+    if pages is None:
+        return None
+    return {
+        "partial": pages.partial,
+        "whole": pages.whole,
+        "waiting-bytes": pages.waiting,
+    }
+
+
 def _describe_counters(counters: Counters) -> dict[str, Json]:
     return {
         "reported-bytes": counters.reported_bytes,
         "inflated-bytes": counters.inflated_bytes,
         "deflated-bytes": counters.deflated_bytes,
         "freed-bytes": counters.freed_bytes,
+        "huge-pages-freed": counters.huge_pages_freed,
         "refused-bytes": dict(counters.refused_bytes),
         "requests": {queue.value: count for queue, count in counters.requests.items()},
         "ring-errors": counters.ring_errors.total(),

@@ -38,12 +38,14 @@ class Counters:
     freed: what really came back to the host. refused: what was named and not discarded, by
     reason (refusal.Refusal). requests: chains completed, by queue. ring_errors: by queue name (or
     "ring" where it was not known) and reason. front_end_stalls: times it said nothing, or half.
+    huge_pages_freed: the host's pages that went because all of each was in the balloon.
     """
 
     reported_bytes: int = 0
     inflated_bytes: int = 0
     deflated_bytes: int = 0
     freed_bytes: int = 0
+    huge_pages_freed: int = 0
     refused_bytes: Counter[str] = field(default_factory=Counter)
     refused_ranges: Counter[str] = field(default_factory=Counter)
     requests: Counter[Queue] = field(default_factory=Counter)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from protocol.virtio_balloon import Queue
+import trio
+
+from protocol.virtio_balloon import BalloonFeature, Queue
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.counters import Counters
-from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory
+from vhost_balloon.gathering import Gathering
+from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory, Piece
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
 from vhost_balloon.pins import PinGuard, PinState
 from vhost_balloon.ranges import Range, merge
+from vhost_balloon.rate import Bucket
 from vhost_balloon.refusal import Refusal
 
 _PIN_REFUSALS = {PinState.PINNED: Refusal.PINNED, PinState.UNKNOWN: Refusal.PINS_UNKNOWN}
@@ -30,7 +35,9 @@ class Device:
 
     paused: the operator has paused reporting discards. foreign: its state was left by a later
     version of this program, and may mean more than is understood. protected are the guest ranges
-    of all started rings, which are never discarded.
+    of all started rings, which are never discarded. report_limit: of bytes that reports may have
+    discarded, None for no limit. discarded: set while no batch of inflate's is being discarded in
+    which a deflate could name a page.
     """
 
     balloon: Balloon
@@ -43,7 +50,13 @@ class Device:
     protected: list[Range] = field(default_factory=list)
     paused: bool = False
     foreign: bool = False
+    report_limit: Bucket | None = None
+    gathering: Gathering = field(default_factory=Gathering)
+    discarded: trio.Event = field(default_factory=trio.Event)
     _pins_seen: PinState = PinState.FREE
+
+    def __post_init__(self) -> None:
+        self.discarded.set()
 
     def refusal(self, queue: Queue) -> str | None:
         """Why nothing on this queue is discarded, by the last look, or None if it is."""
@@ -71,3 +84,43 @@ class Device:
 
     def protect(self, ranges: Iterable[Range]) -> None:
         self.protected = merge(ranges)
+
+    # Huge pages that come in small ones
+
+    def gathering_for(self, queue: Queue) -> Gathering | None:
+        """Where what this queue gives is gathered, if it has to be and may be.
+
+        Reported pages are the guest's again with the answer; those in the balloon are only if
+        MUST_TELL_HOST was not negotiated.
+        """
+        if queue is not Queue.INFLATE or not self.memory.has_grids:
+            return None
+        may_wait = self.balloon.features & BalloonFeature.MUST_TELL_HOST
+        return self.gathering if may_wait else None
+
+    def forget_gathered(self) -> None:
+        """What is known of the balloon may be wrong from here on."""
+        self.gathering.clear()
+        self.count_forgotten()
+
+    def count_forgotten(self) -> None:
+        """No later request can complete them: now they are refused."""
+        if size := self.gathering.forgotten():
+            self.counters.refuse(Refusal.PARTIAL_HUGE_PAGE, size)
+
+    @contextmanager
+    def discarding(self, batch: list[Piece], gathering: Gathering | None) -> Iterator[list[Piece]]:
+        """What of a batch may still be discarded: its huge pages only if no deflate named them.
+
+        One that comes now waits for discarded.
+        """
+        if gathering is None:
+            yield batch
+            return
+        whole = gathering.begin(piece.guest_address for piece in batch)
+        self.discarded = trio.Event()
+        try:
+            yield [p for p in batch if p.region.grid is None or p.guest_address in whole]
+        finally:
+            gathering.end()
+            self.discarded.set()

@@ -22,9 +22,11 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from protocol.vhost_user_payloads import Region
+from protocol.virtio_balloon import BALLOON_PAGE_SIZE
 from vhost_balloon import syscalls
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.gathering import Gathering, Grid
 from vhost_balloon.ranges import Range, align_inward, subtract, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.syscalls import Filesystem
@@ -39,6 +41,10 @@ class Piece(NamedTuple):
     region: MappedRegion
     offset: int
     length: int
+
+    @property
+    def guest_address(self) -> int:
+        return self.offset - self.region.to_file
 
 
 class DiscardMode(enum.Enum):
@@ -97,6 +103,7 @@ class MappedRegion:
         self.inode = (info.st_dev, info.st_ino)
         self.filesystem = syscalls.filesystem(fd.fileno())
         self.page_size = self.filesystem.page_size
+        self.grid = self._grid()
         self._mapping, self._mapped_from = self._map(fd)
         self.fd = fd
 
@@ -119,6 +126,19 @@ class MappedRegion:
         except (OSError, ValueError, OverflowError) as error:
             raise FrontEndError(f"memory cannot be mapped: {error}") from None
         return mapping, start
+
+    def _grid(self) -> Grid | None:
+        """The host pages that balloon pages make up, where they are not the same."""
+        start, size = self.region.mmap_offset, self.region.size
+        whole = align_inward(start, start + size, self.page_size)
+        if self.page_size == BALLOON_PAGE_SIZE or self.to_file % BALLOON_PAGE_SIZE or not whole:
+            return None
+        return Grid(self.page_size, whole[0] - self.to_file, whole[1] - self.to_file)
+
+    @property
+    def to_file(self) -> int:
+        """What makes a guest address in the region an offset into its file."""
+        return self.region.mmap_offset - self.region.guest_address
 
     @property
     def guest_start(self) -> int:
@@ -200,6 +220,8 @@ class GuestMemory:
     """All regions of one guest, sorted by guest address. Immutable while rings run."""
 
     regions: list[MappedRegion] = field(default_factory=list)
+    has_grids: bool = False
+    """Whether balloon pages make up larger pages of the host's anywhere."""
     _starts: list[int] = field(default_factory=list)
 
     @property
@@ -216,6 +238,7 @@ class GuestMemory:
     def replace(self, regions: Iterable[MappedRegion]) -> None:
         self.regions = sorted(regions, key=lambda mapped: mapped.guest_start)
         self._starts = [mapped.guest_start for mapped in self.regions]
+        self.has_grids = any(mapped.grid is not None for mapped in self.regions)
 
     def close(self) -> None:
         for mapped in self.regions:
@@ -317,12 +340,23 @@ class GuestMemory:
                 yield mapped, [(low, high)]
             position += 1
 
+    def gridded(self, ranges: list[Range]) -> Iterator[tuple[Grid, list[Range]]]:
+        """The parts of ranges in regions whose pages are larger than balloon pages."""
+        for mapped, part in self._by_region(ranges):
+            if mapped.grid is not None:
+                yield mapped.grid, part
+
     def resolve(
-        self, ranges: list[Range], protected: list[Range], policy: DiscardPolicy
+        self,
+        ranges: list[Range],
+        protected: list[Range],
+        policy: DiscardPolicy,
+        gathering: Gathering | None = None,
     ) -> tuple[list[Piece], list[tuple[str, int]]]:
         """Turn guest ranges into what may be discarded, and (reason, bytes) of what may not.
 
-        ranges and protected are sorted and disjoint; protected is never discarded.
+        ranges and protected are sorted and disjoint; protected is never discarded. What is no
+        whole page of the host's is refused, or with a gathering, kept there until the rest comes.
         """
         refused: dict[str, int] = {}
         allowed = subtract(ranges, protected)
@@ -335,9 +369,13 @@ class GuestMemory:
             outside -= size
             reason = policy.refusal(mapped.filesystem)
             if reason is None:
-                whole = _whole_pages(mapped, part)
+                if gathering is None or mapped.grid is None:
+                    whole = _whole_pages(mapped, part)
+                    size -= sum([length for _, _, length in whole])
+                else:
+                    whole = _gathered(mapped, mapped.grid, part, gathering)
+                    size -= sum(mapped.grid.clip(start, end) for start, end in part)
                 pieces += whole
-                size -= sum([length for _, _, length in whole])
                 reason = _cut_off_reason(mapped)
             if size:
                 refused[reason] = refused.get(reason, 0) + size
@@ -348,8 +386,7 @@ class GuestMemory:
 
 def _whole_pages(mapped: MappedRegion, part: list[Range]) -> list[Piece]:
     """The whole backing pages inside guest ranges, which lie in the region."""
-    size = mapped.page_size
-    to_file = mapped.region.mmap_offset - mapped.guest_start
+    size, to_file = mapped.page_size, mapped.to_file
     bits = to_file
     for start, end in part:
         bits |= start | end
@@ -357,6 +394,14 @@ def _whole_pages(mapped: MappedRegion, part: list[Range]) -> list[Piece]:
         return [Piece(mapped, start + to_file, end - start) for start, end in part]
     found = (align_inward(start + to_file, end + to_file, size) for start, end in part)
     return [Piece(mapped, each[0], each[1] - each[0]) for each in found if each is not None]
+
+
+def _gathered(
+    mapped: MappedRegion, grid: Grid, part: list[Range], gathering: Gathering
+) -> list[Piece]:
+    """The host pages that guest ranges in the region complete, a piece each."""
+    pages = gathering.add(grid, part)
+    return [Piece(mapped, page + mapped.to_file, grid.size) for page in pages]
 
 
 def _cut_off_reason(mapped: MappedRegion) -> str:

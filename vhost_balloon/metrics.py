@@ -103,6 +103,30 @@ VM_FAMILIES: Final = (
         "swap together.",
         attrgetter("resident"),
     ),
+    gauge(
+        "report_rate_limit_bytes",
+        "Bytes a second that the guest's reports may have discarded (--report-rate).",
+        attrgetter("report_rate"),
+    ),
+    Family(
+        "huge_pages",
+        "Host pages larger than the balloon's, of which a part or all is in the balloon, as far as "
+        "the daemon knows.",
+        lambda vm: vm.huge_pages and vm.huge_pages[:2],
+        ("state",),
+        (("partial",), ("whole",)),
+    ),
+    gauge(
+        "huge_pages_waiting_bytes",
+        "Memory in the balloon that goes once the rest of its huge pages is there as well; it "
+        "counts as refused (partial-huge-page) when it is known that this cannot be.",
+        lambda vm: vm.huge_pages and vm.huge_pages.waiting,
+    ),
+    counter(
+        "huge_pages_freed_total",
+        "Huge pages that were discarded because all of each was in the balloon.",
+        attrgetter("counters.huge_pages_freed"),
+    ),
     counter(
         "reported_bytes_total",
         "Free pages that the guest reported, as far as they lie in its memory.",

@@ -6,6 +6,8 @@ Rules kept here:
   for longer than that, is acknowledged without being discarded.
 - A ring that is to stop gets to its end of batch at most; the chain is left unused, and doing it
   again later is harmless.
+- A huge page that was given in small ones is discarded only while no deflate named any of it, and a
+  deflate of what is being discarded is used after that (see gathering, deflate_processor).
 - Work is cut into steps of some 200 us, and after each all others have their turn: whatever a
   guest names, no VM waits for another one's request.
 """
@@ -22,20 +24,12 @@ from typing import Final
 
 import trio
 
-from protocol.virtio_balloon import BALLOON_PAGE_SIZE, Queue
-from vhost_balloon.decode import (
-    MAX_SLICE_PFNS,
-    Named,
-    merged,
-    page_buffers_size,
-    page_numbers,
-    pages,
-    report_size,
-    reported,
-)
+from protocol.virtio_balloon import Queue
+from vhost_balloon.decode import Named, page_buffers_size, pages, report_size, reported
 from vhost_balloon.device import Device
 from vhost_balloon.discard import DISCARDING, batches, discard, fits_inline
 from vhost_balloon.errors import RingError
+from vhost_balloon.gathering import Gathering
 from vhost_balloon.guest_memory import Piece
 from vhost_balloon.heartbeat import HOLD_LIMIT
 from vhost_balloon.ranges import total
@@ -46,9 +40,6 @@ from vhost_balloon.virtqueue import Buffer, Chain
 
 MAX_TAKEN_BUFFERS: Final = 128
 """Chains are taken together, so that their ranges merge, up to so many buffers."""
-
-MAX_DEFLATED_PFNS: Final = 16384
-"""Page numbers of deflate requests that are looked at; those beyond them count as late."""
 
 COUNTED_BUFFERS: Final = 1024
 """Buffers whose lengths are added up in one step."""
@@ -119,7 +110,7 @@ class Tally:
             self.refusals[reason] += 1
 
 
-class _Processor(ABC):
+class ChainProcessor(ABC):
     """Takes chains together, serves them, uses them. turn is the guest's."""
 
     def __init__(self, device: Device, queue: Queue, turn: Turn) -> None:
@@ -179,7 +170,7 @@ class _Processor(ABC):
         """See Processor."""
 
 
-class DiscardProcessor(_Processor):
+class DiscardProcessor(ChainProcessor):
     """Inflate and reporting: the guest gives pages away.
 
     slot: what both queues of a guest share, so that a guest discards in one thread at a time.
@@ -210,8 +201,8 @@ class DiscardProcessor(_Processor):
 
     def _decode(self, chains: list[Chain]) -> Iterator[Named]:
         if self._queue is Queue.REPORTING:
-            return reported(_buffers(chains))
-        return pages(_buffers(chains), self._device.memory.read)
+            return reported(buffers_of(chains))
+        return pages(buffers_of(chains), self._device.memory.read)
 
     async def _size(self, chains: list[Chain]) -> int:
         """Bytes that the chains name, as decoding them to the end would count."""
@@ -220,82 +211,79 @@ class DiscardProcessor(_Processor):
 
     async def _act(self, ring: StartedRing, named: Named, deadline: float, done: Tally) -> bool:
         """Discard what was named, unless a rule keeps it; False if the ring is to stop."""
-        memory = self._device.memory
-        done.inside += memory.inside(named.ranges)
-        self._device.look_for_pins(trio.current_time())
-        refusal = self._device.refusal(self._queue)
+        device = self._device
+        done.inside += device.memory.inside(named.ranges)
+        device.look_for_pins(trio.current_time())
+        refusal = device.refusal(self._queue)
         if refusal is not None:
             done.refuse(refusal, total(named.ranges))
             return True
-        pieces, refusals = memory.resolve(named.ranges, self._device.protected, self._device.policy)
+        gathering = device.gathering_for(self._queue)
+        pieces, refusals = device.memory.resolve(
+            named.ranges, device.protected, device.policy, gathering
+        )
         done.add(refusals)
+        device.count_forgotten()
         for batch in batches(pieces):
             if ring.stopping:
                 return False
-            if trio.current_time() >= deadline:
-                done.refuse(Refusal.LATE, sum(piece.length for piece in batch))
-                continue
-            await self._discard(batch, deadline, done)
+            reason = self._too_much(batch, deadline)
+            if reason is None:
+                reason = await self._discard(batch, deadline, gathering, done)
+            if reason is not None:
+                done.refuse(reason, _size(batch))
         return True
 
-    async def _discard(self, batch: list[Piece], deadline: float, done: Tally) -> None:
-        counters = self._device.counters
+    def _too_much(self, batch: list[Piece], deadline: float) -> str | None:
+        """Why a batch is acknowledged only: it comes too late, or there are too many reports."""
+        now = trio.current_time()
+        if now >= deadline:
+            return Refusal.LATE
+        limit = self._device.report_limit
+        if limit is None or self._queue is not Queue.REPORTING:
+            return None
+        if limit.is_spent(now):
+            return Refusal.RATE
+        limit.take(_size(batch), now)
+        return None
+
+    async def _discard(
+        self, batch: list[Piece], deadline: float, gathering: Gathering | None, done: Tally
+    ) -> str | None:
+        """Discard a batch, unless it waited for its turn for too long: the reason is returned."""
         if fits_inline(batch):
-            result = await discard(batch)
-        else:
-            async with self._slot, DISCARDING:
-                if trio.current_time() >= deadline:
-                    done.refuse(Refusal.LATE, sum(piece.length for piece in batch))
-                    return
-                result = await discard(batch)
+            await self._punch(batch, gathering, done)
+            return None
+        async with self._slot, DISCARDING:
+            if trio.current_time() >= deadline:
+                return Refusal.LATE
+            await self._punch(batch, gathering, done)
+        return None
+
+    async def _punch(self, batch: list[Piece], gathering: Gathering | None, done: Tally) -> None:
+        with self._device.discarding(batch, gathering) as left:
+            if not left:
+                return
+            result = await discard(left)
+        counters = self._device.counters
         counters.freed_bytes += result.freed
         counters.discard_seconds.observe(result.seconds)
         if result.error is not None:
             done.refuse(Refusal.FAILED, result.failed)
             self._device.log.misbehaved(f"memory cannot be discarded: {result.error.strerror}")
+        elif gathering is not None:
+            counters.huge_pages_freed += sum(piece.region.grid is not None for piece in left)
 
 
-def _buffers(chains: list[Chain]) -> Sequence[Buffer]:
+def _size(batch: list[Piece]) -> int:
+    return sum(piece.length for piece in batch)
+
+
+def buffers_of(chains: list[Chain]) -> Sequence[Buffer]:
     return list(joined.from_iterable(chain.buffers for chain in chains))
 
 
-class DeflateProcessor(_Processor):
-    """The guest takes pages back: all that it waits for is the answer.
-
-    What it names is read before the answer, because the guest uses its buffers again then, and
-    looked at after it. What a chain names beyond MAX_DEFLATED_PFNS counts as late.
-    """
-
-    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
-        tally = Tally()
-        begun = False
-        for step in page_numbers(_buffers(chains), self._device.memory.read):
-            if begun:
-                await self._turn.others()
-            if ring.stopping:
-                return None
-            begun = True
-            tally.numbers += step.numbers
-            tally.add(step.refusals)
-            if len(tally.numbers) >= MAX_DEFLATED_PFNS:
-                break
-        tally.size = len(tally.numbers) * BALLOON_PAGE_SIZE
-        tally.refuse(Refusal.LATE, await add_up(page_buffers_size, chains, self._turn) - tally.size)
-        return tally
-
-    async def _count(self, requests: int, tally: Tally) -> None:
-        slices = range(0, len(tally.numbers), MAX_SLICE_PFNS)
-        steps = joined.from_iterable(merged(tally.numbers[n : n + MAX_SLICE_PFNS]) for n in slices)
-        for number, ranges in enumerate(steps):
-            if number:
-                await self._turn.others()
-            inside = self._device.memory.inside(ranges)
-            tally.inside += inside
-            tally.refuse(Refusal.OUTSIDE, total(ranges) - inside)
-        await super()._count(requests, tally)
-
-
-class HintProcessor(_Processor):
+class HintProcessor(ChainProcessor):
     """Free page hints: acknowledged, never acted on.
 
     A guest may take a hinted page back before we could act. The command id stays at STOP, so a

@@ -11,12 +11,13 @@ import trio
 
 from protocol.virtio_balloon import OPTIONAL_QUEUES, Queue
 from vhost_balloon.balloon import map_queues
+from vhost_balloon.deflate_processor import DeflateProcessor
 from vhost_balloon.device import Device
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import EventFd, OwnedFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion
-from vhost_balloon.processors import DeflateProcessor, DiscardProcessor, HintProcessor
+from vhost_balloon.processors import DiscardProcessor, HintProcessor
 from vhost_balloon.ring import BoundRing, Processor, StartedRing, bind
 from vhost_balloon.session import Session
 from vhost_balloon.stats_processor import StatsProcessor
@@ -144,7 +145,11 @@ class RingSet:
     # All rings
 
     async def update(self) -> None:
-        """Judge again which rings run and what each carries; let their tasks follow."""
+        """Judge again which rings run and what each carries; let their tasks follow.
+
+        It follows every change of rings, features and memory, so what inflate gathered ends here.
+        """
+        self._device.forget_gathered()
         queue_map = map_queues(self._session.features, self.rings)
         if not self.rings or not queue_map.ambiguous:
             self.map_ambiguous = False
@@ -210,6 +215,7 @@ class RingSet:
         """A ring's structure is broken: it stays as it is until the driver sets it up again."""
         queue = "ring" if ring.queue is None else ring.queue.value
         ring.broken = error
+        self._device.forget_gathered()
         self._device.counters.ring_errors[queue, error.reason] += 1
         self._device.log.misbehaved(f"{queue} (ring {ring.index}) stopped: {error}")
         if ring.index in self.errs:

@@ -179,6 +179,7 @@ _PLAIN: Final = (
     "inflated_bytes",
     "deflated_bytes",
     "freed_bytes",
+    "huge_pages_freed",
     "front_end_errors",
     "front_end_stalls",
     "config_changes",

@@ -13,6 +13,7 @@ from protocol.virtio_balloon import StatTag
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import Counters
 from vhost_balloon.errors import CommandError
+from vhost_balloon.gathering import HugePages
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
@@ -48,7 +49,9 @@ class VmStatistics:
     None without a front end. stats_last_update: host wall clock in whole seconds, 0 before the
     first sample; stats_age in seconds. reporting_paused: reports are acknowledged without being
     discarded; pause_reasons say why ("operator", or refusal.Refusal's words). stats_interval in
-    seconds, 0 for on demand only. counters are the live ones, to be read only.
+    seconds, 0 for on demand only. report_rate: bytes a second that reports may have discarded.
+    huge_pages: of the balloon, None where the host's pages are no larger than its. counters are
+    the live ones, to be read only.
     """
 
     id: str
@@ -74,6 +77,8 @@ class VmStatistics:
     pause_reasons: tuple[str, ...] = ()
     queue_map_ambiguous: bool = False
     stats_interval: float = 0.0
+    report_rate: int | None = None
+    huge_pages: HugePages | None = None
     stats: Mapping[StatTag, int] = field(default_factory=dict)
     stats_last_update: int = 0
     stats_age: float | None = None
@@ -300,6 +305,7 @@ class Vm:
                 reporting_paused=self.paused,
                 pause_reasons=("operator",) if self.paused else (),
                 stats_interval=self.stats_interval,
+                report_rate=self.settings.report_rate,
             )
         return self.connection.statistics(details=details)
 

@@ -17,6 +17,7 @@ from tests.fuzz.walk import check_walk
 from vhost_balloon import discard
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.counters import Counters
+from vhost_balloon.deflate_processor import DeflateProcessor
 from vhost_balloon.device import Device
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingError
@@ -31,7 +32,7 @@ from vhost_balloon.guest_memory import (
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
 from vhost_balloon.pins import PinGuard
-from vhost_balloon.processors import DeflateProcessor, DiscardProcessor, HintProcessor
+from vhost_balloon.processors import DiscardProcessor, HintProcessor
 from vhost_balloon.ring import Processor, StartedRing, bind
 from vhost_balloon.stats_processor import StatsProcessor
 from vhost_balloon.turn import Turn
