@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vhost_balloon.gathering import MAX_BITS, MAX_WHOLE, Gathering, Grid, HugePages
+from vhost_balloon.gathering import MAX_BITS, MAX_PAGE, MAX_WHOLE, Gathering, Grid, HugePages
 from vhost_balloon.ranges import merge_numbers
 
 PAGE = 4096
@@ -158,7 +158,7 @@ def test_pages_at_the_edges_that_no_region_holds_wholly_are_left_alone() -> None
     ]
 
 
-@pytest.mark.parametrize("size", [16 << 10, HUGE, 1 << 30])
+@pytest.mark.parametrize("size", [16 << 10, HUGE, MAX_PAGE])
 def test_what_is_remembered_is_bounded_and_the_oldest_is_forgotten(size: int) -> None:
     grid, gathering = Grid(size, 0, 1 << 50), Gathering()
     most = MAX_BITS // max(size // PAGE, 512)

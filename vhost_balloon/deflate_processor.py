@@ -9,7 +9,13 @@ from typing import Final
 import trio
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT
-from vhost_balloon.decode import MAX_SLICE_PFNS, merged, page_buffers_size, page_numbers
+from vhost_balloon.decode import (
+    MAX_SLICE_PFNS,
+    STEP_RANGES,
+    merged,
+    page_buffers_size,
+    page_numbers,
+)
 from vhost_balloon.processors import ChainProcessor, Tally, add_up, buffers_of
 from vhost_balloon.ranges import merge_numbers, total
 from vhost_balloon.refusal import Refusal
@@ -42,7 +48,7 @@ class DeflateProcessor(ChainProcessor):
             if ring.stopping:
                 return None
             begun = True
-            runs |= self._take_back(step.numbers)
+            runs |= await self._take_back(step.numbers)
             tally.numbers += step.numbers
             tally.add(step.refusals)
             if len(tally.numbers) >= MAX_DEFLATED_PFNS:
@@ -56,14 +62,18 @@ class DeflateProcessor(ChainProcessor):
             await self._discarded()
         return tally
 
-    def _take_back(self, numbers: Iterable[int]) -> bool:
+    async def _take_back(self, numbers: Iterable[int]) -> bool:
         """Whether any of these pages is in a huge page that is being discarded."""
         device = self._device
         if not device.gathering:
             return False
+        ranges = merge_numbers(numbers, PFN_SHIFT)
         runs = False
-        for grid, pages in device.memory.gridded(merge_numbers(numbers, PFN_SHIFT)):
-            runs |= device.gathering.remove(grid, pages)
+        for first in range(0, len(ranges), STEP_RANGES):
+            if first:
+                await self._turn.others()
+            for grid, pages in device.memory.gridded(ranges[first : first + STEP_RANGES]):
+                runs |= device.gathering.remove(grid, pages)
         return runs
 
     async def _discarded(self) -> None:

@@ -24,6 +24,10 @@ MAX_BITS: Final = 8 << 20
 """Balloon pages that the partial host pages of a guest may have: 16,384 host pages of 2 MiB, in
 some 5 MiB. The host page that was begun first is forgotten when there are more."""
 
+MAX_PAGE: Final = 32 << 20
+"""Bytes of the largest host page that is gathered. One of 1 GiB has a quarter of a million bits,
+which take long to handle, and is never complete: some of its pages a guest always keeps."""
+
 _LEAST_BITS: Final = 512
 """What a host page costs at least, by that measure: its entry takes more than its bits."""
 

@@ -26,7 +26,7 @@ from protocol.virtio_balloon import BALLOON_PAGE_SIZE
 from vhost_balloon import syscalls
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.gathering import Gathering, Grid
+from vhost_balloon.gathering import MAX_PAGE, Gathering, Grid
 from vhost_balloon.ranges import Range, align_inward, subtract, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.syscalls import Filesystem
@@ -128,10 +128,12 @@ class MappedRegion:
         return mapping, start
 
     def _grid(self) -> Grid | None:
-        """The host pages that balloon pages make up, where they are not the same."""
+        """The host pages that balloon pages may make up; None where they are the same, say."""
         start, size = self.region.mmap_offset, self.region.size
         whole = align_inward(start, start + size, self.page_size)
-        if self.page_size == BALLOON_PAGE_SIZE or self.to_file % BALLOON_PAGE_SIZE or not whole:
+        if not BALLOON_PAGE_SIZE < self.page_size <= MAX_PAGE:
+            return None
+        if self.to_file % BALLOON_PAGE_SIZE or not whole:
             return None
         return Grid(self.page_size, whole[0] - self.to_file, whole[1] - self.to_file)
 
