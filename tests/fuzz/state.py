@@ -78,12 +78,14 @@ async def _read(data: bytes) -> None:
 
 def _use(vm: LeftVm, store: Store) -> None:
     machine = Machine(store=store)
+    served = machine.add(vm.spec)
     try:
-        machine.add(vm.spec).restore(vm.areas["vm"], vm.areas["counters"])
+        served.restore_orders(vm.areas["vm"])
+        served.restore_counters(vm.areas["counters"])
     except StateError:
         pass
     else:
-        json.dumps(counters_document(machine.vms[vm.spec.id].counters), allow_nan=False)
+        json.dumps(counters_document(served.counters), allow_nan=False)
     scope = Scope(store)
     if vm.areas["connection"] is not None:
         sock = scope.adopt(".s")
