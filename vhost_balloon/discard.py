@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -80,49 +80,61 @@ def _size(pieces: list[Piece]) -> int:
 def punch(batch: list[Piece]) -> Discarded:
     """Discard one batch, in any thread. A piece that fails is counted, the others are done."""
     result = Discarded()
-    regions = {piece.region for piece in batch}
-    files = {region.inode: region.fd.fileno() for region in regions}
+    fds = _files(batch)
     started = time.perf_counter()
-    before = _blocks(files.values())
-    for region, pieces in groupby(batch, itemgetter(0)):
-        _punch_region(region, [(offset, length) for _, offset, length in pieces], result)
-    result.freed = max(before - _blocks(files.values()), 0) * BLOCK
+    before = _blocks(fds)
+    if len(batch) < REMOVE_PIECES:
+        _punch_each(batch, result)
+    else:
+        for region, pieces in groupby(batch, itemgetter(0)):
+            _punch_region(region, list(pieces), result)
+    result.freed = max(before - _blocks(fds), 0) * BLOCK
     result.seconds = time.perf_counter() - started
     return result
 
 
-def _punch_region(region: MappedRegion, holes: list[tuple[int, int]], result: Discarded) -> None:
-    """Punch holes of (offset, length) in one region's file."""
-    done = _remove(region, holes) if len(holes) >= REMOVE_PIECES else 0
-    fd = region.fd.fileno()
-    for offset, length in holes[done:] if done else holes:
+def _punch_region(region: MappedRegion, pieces: list[Piece], result: Discarded) -> None:
+    done = _remove(region, pieces) if len(pieces) >= REMOVE_PIECES else 0
+    _punch_each(pieces[done:], result)
+
+
+def _punch_each(pieces: list[Piece], result: Discarded) -> None:
+    for region, offset, length in pieces:
         try:
-            syscalls.punch_hole(fd, offset, length)
+            syscalls.punch_hole(region.fd.fileno(), offset, length)
         except OSError as error:
             result.failed += length
             result.error = error
 
 
-def _remove(region: MappedRegion, holes: list[tuple[int, int]]) -> int:
-    """Punch holes through the region's mapping; return how many, from the first on.
+def _remove(region: MappedRegion, pieces: list[Piece]) -> int:
+    """Punch a region's pieces through the region's mapping; return how many, from the first on.
 
     Only on tmpfs: elsewhere pieces are few, or what MADV_REMOVE does is not known.
     """
     if region.filesystem.kind != "tmpfs":
         return 0
     with region.borrowed() as (origin, mapped):
-        for offset, length in holes:
+        for _, offset, length in pieces:
             # What the kernel would round up to whole pages, or find beside the mapping, has no
             # business here, whoever made the pieces.
             if (offset | length) % syscalls.PAGE_SIZE or not (
                 mapped.start <= offset < offset + length <= mapped.stop
             ):
                 return 0
-        return syscalls.remove([(origin + offset, length) for offset, length in holes])
+        return syscalls.remove([(origin + offset, length) for _, offset, length in pieces])
 
 
-def _blocks(fds: Iterable[int]) -> int:
-    return sum(os.fstat(fd).st_blocks for fd in fds)
+def _files(batch: list[Piece]) -> list[int]:
+    """A descriptor of each file that pieces lie in."""
+    if len(batch) == 1:
+        return [batch[0].region.fd.fileno()]
+    regions = {region for region, _, _ in batch}
+    return list({region.inode: region.fd.fileno() for region in regions}.values())
+
+
+def _blocks(fds: list[int]) -> int:
+    return sum([os.fstat(fd).st_blocks for fd in fds])
 
 
 def fits_inline(batch: list[Piece]) -> bool:
