@@ -23,6 +23,7 @@ from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.vm import Machine, VmStatistics
 from vhost_balloon.vm_settings import VmSettings, settings_to_json
+from vhost_balloon.vm_spec import VmSpec
 
 UNKNOWN = (1 << 64) - 1
 
@@ -61,6 +62,39 @@ async def test_query_vms_lists_every_configured_vm(client: Client, machine: Mach
     assert not vms[0].keys() & set(unknown)
     assert vms[0]["stats"] == {}
     assert vms[0]["freed-bytes"] == 0
+
+
+async def test_others_have_their_turn_between_two_vms(client: Client, machine: Machine) -> None:
+    """What was asked first does not hold up what is asked meanwhile, however many VMs there are."""
+    for number in range(100):
+        machine.add(VmSpec(f"more{number}", VmSettings(offered=0)))
+    passes = 0
+
+    async def count_passes() -> None:
+        nonlocal passes
+        while True:
+            await trio.lowlevel.checkpoint()
+            passes += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_passes)
+        assert len(await client.execute("query-vms")) == 102
+        nursery.cancel_scope.cancel()
+    assert passes >= 100
+
+
+async def test_a_vm_that_is_removed_while_others_are_described_is_left_out(
+    client: Client, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front_end = attach(machine.vms["web1"])
+
+    def remove_second(*, details: bool) -> VmStatistics:
+        machine.remove(machine.vms["web2"])
+        machine.add(VmSpec("web2", VmSettings(offered=0)))  # another one of the same name
+        return front_end.known
+
+    monkeypatch.setattr(front_end, "statistics", remove_second)
+    assert [vm["id"] for vm in await client.execute("query-vms")] == ["web1"]
 
 
 @pytest.mark.parametrize("state", VmState)

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+import trio
+
 from protocol.qmp import ErrorClass, Json, Object, version
 from protocol.virtio_balloon import STAT_NAMES, STAT_UNKNOWN
 from vhost_balloon import __version__
@@ -145,8 +147,15 @@ def _query_balloon(machine: Machine, arguments: dict[str, Any]) -> Json:
     return {"actual": actual}
 
 
-def _query_vms(machine: Machine, arguments: dict[str, Any]) -> Json:
-    return [describe_vm(vm.statistics()) for vm in machine.vms.values()]
+async def _query_vms(machine: Machine, arguments: dict[str, Any]) -> Json:
+    """All VMs, each as it is at its moment: 500 take 0.2 s, in which guests wait for their turn."""
+    described: list[Json] = []
+    for vm in list(machine.vms.values()):
+        if described:
+            await trio.lowlevel.checkpoint()
+        if machine.vms.get(vm.id) is vm:  # else it was removed meanwhile
+            described.append(describe_vm(vm.statistics()))
+    return described
 
 
 async def _balloon_stats(machine: Machine, arguments: dict[str, Any]) -> Json:
