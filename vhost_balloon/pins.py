@@ -70,19 +70,27 @@ class PinGuard:
         """Whether one is of a device that pins; without the right to look, none is."""
         assert self._folder is not None
         try:
-            with os.scandir(self._folder / "fd") as entries:
-                numbers = [entry.name for entry in islice(entries, MAX_DESCRIPTORS + 1)]
+            folder = os.open(self._folder / "fd", os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
             return PinState.FREE
-        if any(self._link(number).startswith(_DEVICES) for number in numbers):
-            return PinState.PINNED
+        try:
+            # Below the open folder: the way to it would be looked up again for each descriptor.
+            with os.scandir(folder) as entries:
+                numbers = [entry.name for entry in islice(entries, MAX_DESCRIPTORS + 1)]
+            if any(_link(folder, number).startswith(_DEVICES) for number in numbers):
+                return PinState.PINNED
+        except OSError:
+            return PinState.FREE
+        finally:
+            os.close(folder)
         return PinState.UNKNOWN if len(numbers) > MAX_DESCRIPTORS else PinState.FREE
 
-    def _link(self, number: str) -> str:
-        try:
-            return os.readlink(f"{self._folder}/fd/{number}")
-        except OSError:  # closed meanwhile
-            return ""
+
+def _link(folder: int, number: str) -> str:
+    try:
+        return os.readlink(number, dir_fd=folder)
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def _kilobytes(status: str, name: str) -> int:
