@@ -70,7 +70,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.model.given |= numbers
         self.model.known |= numbers
         whole = self.model.whole(self.model.known)
-        complete = self.gathering.add(self.model.grid, merge_numbers(numbers, 12))
+        complete = self.gathering.add(self.model.grid, merge_numbers(list(numbers), 12))
         assert set(complete) <= whole, "not all of it was given"
         assert len(complete) == len(set(complete))
         assert self.loses or whole - whole_before <= set(complete)
@@ -79,7 +79,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(place=place)
     def deflate(self, place: tuple[int, int, int]) -> None:
         numbers = self.numbers(*place)
-        must_wait = self.gathering.remove(self.model.grid, merge_numbers(numbers, 12))
+        must_wait = self.gathering.remove(self.model.grid, merge_numbers(list(numbers), 12))
         assert must_wait == any(not numbers.isdisjoint(self.model.pages(p)) for p in self.running)
         if must_wait:  # as the deflate queue does before it answers
             self.end_discards()
@@ -181,7 +181,7 @@ def test_whole_pages_are_bounded_too_and_were_freed() -> None:
 @given(st.sampled_from(SIZES), st.sets(st.integers(0, 1023), min_size=1))
 def test_what_is_cleared_was_waiting(size: int, numbers: set[int]) -> None:
     gathering = Gathering()
-    gathering.add(Grid(size, 0, 1 << 40), merge_numbers(numbers, 12))
+    gathering.add(Grid(size, 0, 1 << 40), merge_numbers(list(numbers), 12))
     waiting = gathering.statistics().waiting
     gathering.clear()
     assert not gathering

@@ -67,7 +67,7 @@ class DeflateProcessor(ChainProcessor):
         device = self._device
         if not device.gathering:
             return False
-        ranges = merge_numbers(numbers, PFN_SHIFT)
+        ranges = merge_numbers(list(numbers), PFN_SHIFT)
         runs = False
         for first in range(0, len(ranges), STEP_RANGES):
             if first:
