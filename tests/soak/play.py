@@ -92,6 +92,7 @@ class Play:
                 if "not re-executed" not in host.journal()[-20_000:]:
                     raise
                 self.counts["SIGHUP put off"] += 1
+                self.counts["SIGHUP"] -= 1  # restart() is about to count it
 
     def _target(self) -> None:
         vms = [*self._fleet.real, *self._fleet.simulated]
