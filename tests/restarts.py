@@ -140,36 +140,36 @@ class Watched:
         self.check_discards()
 
     def check_discards(self) -> None:
-        """The guest takes up a target, and reports what it frees."""
+        """The guest reports what it frees, and takes up a target."""
         before = self.vm()
-        actual = before["actual"]
-        if actual < 700 * MiB:
-            actual = 900 * MiB
-            self.order_target(actual)
-            wait_until(lambda: self.vm()["actual"] == actual, PATIENCE)
-            before = self.vm()
-        self.order_target(actual - 32 * MiB)
-        self.free()
-        freed = time.monotonic()
-
-        def done() -> bool:
-            nonlocal freed
-            vm = self.vm()
-            if time.monotonic() - freed > 4 and vm["reported-bytes"] == before["reported-bytes"]:
-                # Linux reports whole blocks of 4 MiB, and each only once while it stays free: a
-                # few files may share all theirs with others. So take nearly all blocks.
-                self.free(self.guest.meminfo()["MemFree"] // MiB - 200)
-                freed = time.monotonic()
-            grown = {name: vm[name] - before[name] for name in FIGURES}
-            return bool(
+        # Linux reports whole free blocks of 2 MiB, and its files lie scattered where the balloon
+        # has left it little: so it gets all of its memory first, and then uses and frees a lot.
+        self.order_target(GiB)
+        self._wait(before, lambda vm, grown: vm["actual"] == GiB)
+        self.free(300)
+        self._wait(before, lambda vm, grown: grown["reported-bytes"] > 0)
+        before = self.vm()
+        self.order_target(GiB - 64 * MiB)
+        self._wait(
+            before,
+            lambda vm, grown: (
                 vm["actual"] == self.target
-                and grown["inflated-bytes"] >= 16 * MiB
-                and grown["reported-bytes"] > 0
+                and grown["inflated-bytes"] >= 64 * MiB
                 and grown["freed-bytes"] >= 4 * MiB
-            )
+            ),
+        )
+
+    def _wait(
+        self, before: dict[str, Any], done: Callable[[dict[str, Any], dict[str, int]], bool]
+    ) -> None:
+        """Wait until done(vm, by how much its figures have grown since before)."""
+
+        def looked() -> bool:
+            vm = self.vm()
+            return done(vm, {name: vm[name] - before[name] for name in FIGURES})
 
         try:
-            wait_until(done, PATIENCE)
+            wait_until(looked, PATIENCE)
         except AssertionError as error:
             error.add_note(f"before: {before}\nnow: {self.vm()}\n{self.host.journal()[-2000:]}")
             raise

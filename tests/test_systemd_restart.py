@@ -31,7 +31,7 @@ LATEST = 1.5
 
 @pytest.fixture(scope="module")
 def served(systemd_host: SystemdHost) -> Iterator[Watched]:
-    """One guest for all; already its first messages have been answered by several daemons."""
+    """One guest for all."""
     with restarts.dying(systemd_host), restarts.watched(systemd_host) as found:
         yield found
 
