@@ -143,5 +143,5 @@ def test_the_largest_documents_fit() -> None:
     path = "/" + os.fsdecode(b"\xff" * 106)
     spec = VmSpec.from_json(VmSpec(name).to_json() | {"socket-path": path})
     record.save("vm", {"spec": spec.to_json(), "paused": False, "stats-interval": 1 / 3} | {
-        "leaving": False, "crashes": most,
+        "leaving": False, "crashes": [most, 1e300],
     })  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,9 @@ class VmStatistics:
     stats_age: float | None = None
 
 
+CRASH_MEMORY: Final = 600.0
+"""Seconds after which a crash does not count together with the next one."""
+
 NOT_ACTIVATED: Final = "No balloon device has been activated"
 """QEMU's words."""
 
@@ -153,6 +157,7 @@ class Vm:
         self.scope = Scope(machine.store)
         """Holds the record; replaced with it by one that was left."""
         self.crashes = 0
+        self._crashed_at = -CRASH_MEMORY
         """How often this front end's connection ended this program by a bug."""
         self._saved: tuple[float, ...] = ()
         self._paused = False
@@ -207,7 +212,7 @@ class Vm:
                 "paused": self.paused,
                 "stats-interval": self.stats_interval,
                 "leaving": self.leaving,
-                "crashes": self.crashes,
+                "crashes": [self.crashes, self._crashed_at],
             },
         )
         record.save("counters", counters_document(self.counters))
@@ -227,9 +232,11 @@ class Vm:
         """Raises StateError."""
         with reading("vm"):
             paused, leaving = flag(document["paused"]), flag(document["leaving"])
-            interval, crashes = real(document["stats-interval"]), number(document["crashes"])
+            interval = real(document["stats-interval"])
+            crashes, crashed_at = number(document["crashes"][0]), real(document["crashes"][1])
         self._paused, self.leaving = paused, leaving
-        self._stats_interval, self.crashes = interval, crashes
+        self._stats_interval = interval
+        self.crashes, self._crashed_at = crashes, crashed_at
 
     def restore_counters(self, document: Document) -> None:
         """Raises StateError."""
@@ -244,7 +251,9 @@ class Vm:
 
     def crashed(self) -> None:
         """A bug in serving its front end ends this process."""
-        self.crashes += 1
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self.crashes = self.crashes + 1 if now - self._crashed_at < CRASH_MEMORY else 1
+        self._crashed_at = now
         self.save()
 
     @property

@@ -155,7 +155,7 @@ _DOCUMENTS: Final[dict[str, Any]] = {
         "paused": False,
         "stats-interval": 1.0,
         "leaving": False,
-        "crashes": 0,
+        "crashes": [0, 0.0],
     },
     "counters": counters_document(Counters()),
     "connection": _CONNECTION,
