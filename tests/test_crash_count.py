@@ -1,4 +1,4 @@
-"""A front end that ends the daemon by a bug again and again is told from one that does it rarely."""
+"""A front end that ends the daemon by a bug again and again is told from a rare one."""
 
 from __future__ import annotations
 
