@@ -84,6 +84,24 @@ async def test_a_vm_that_is_configured_no_more_stays_until_its_front_end_goes(
         await eventually(lambda: len(host.manager.names()) == FREE + 1)
 
 
+async def test_a_vm_whose_socket_moved_stays_beside_the_new_one(tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    async with hosting(tmp_path) as host:
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            host.manager.stop(signal.SIGKILL)
+            old, new = f"--socket-path={host.path()}", f"--socket-path={moved}/vm1.sock"
+            host.manager.options = tuple(new if o == old else o for o in host.manager.options)
+            host.manager.start()
+            await guest.inflate([5001])
+            found = {vm["id"]: (vm["attached"], vm["leaving"]) for vm in host.ask("query-vms")}
+            assert found == {"vm1": (False, False), "vm1-2": (True, True)}
+            host.manager.kill()
+            await guest.inflate([5002])
+        await eventually(lambda: [vm["id"] for vm in host.ask("query-vms")] == ["vm1"])
+
+
 async def test_a_front_end_that_went_while_the_daemon_was_away(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host:
         async with by_hand(host.path()) as guest:
@@ -155,6 +173,19 @@ async def test_damaged_state_leaves_the_connection_and_does_nothing(tmp_path: Pa
         await eventually(lambda: not host.vm()["attached"])
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
+
+
+async def test_damaged_state_of_a_vm_that_only_the_record_knew(tmp_path: Path) -> None:
+    async with hosting(tmp_path, names=()) as host:
+        host.ask("vm-add", id="a", socket_path=str(host.path("b")))
+        async with by_hand(host.path("b")) as guest:
+            await guest.inflate([5000])
+            host.manager.stop(signal.SIGKILL)
+            damage(host)
+            host.manager.start()
+            await guest.front_end.get_u64(Request.GET_FEATURES)
+            assert [(vm["id"], vm["state"]) for vm in host.ask("query-vms")] == [("b", "inert")]
+        await eventually(lambda: host.ask("query-vms") == [])
 
 
 async def test_state_of_a_later_version_discards_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import errno
 import select
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -132,6 +133,9 @@ class Fleet:
     def resume(self) -> None:
         """Add those VMs that nobody configured: they were added at run time, or are configured no
         more, or came by --fd, and stay until their front ends go."""
+        sockets = {left.socket_name for left in self._left.values()} | {
+            member.left.socket_name for member in self._members.values() if member.left
+        }
         for left in list(self._left.values()):
             if left.spec.origin is Origin.CONTROL:
                 try:
@@ -140,20 +144,27 @@ class Fleet:
                 except OperatorError as error:
                     logger.warning("%s: cannot be added again: %s", left.spec.id, error)
             self._left.pop(left.spec.id, None)
-            if left.attached and left.spec.id not in self.machine.vms:
-                vm = self.admit(Member(left.spec, None, left))
-                vm.leaving = left.spec.socket_path is not None
+            if left.attached:
+                self._stay(left.spec, left)
             else:
                 left.drop()
-        paths = [
-            member.spec.socket_path
-            for member in self._members.values()
-            if member.left is None or not member.left.attached
-        ]
-        for path, name in lost_front_ends(self.machine.store, paths).items():
+        for path, name in lost_front_ends(self.machine.store, sockets).items():
             for member in self._members.values():
-                if member.spec.socket_path == path:
+                if member.spec.socket_path == path and member.listening is not None:
                     member.lost = name
+                    break
+            else:
+                self._stay(VmSpec(path.stem, socket_path=path, origin=Origin.CONTROL), None, name)
+
+    def _stay(self, spec: VmSpec, left: LeftVm | None, lost: str | None = None) -> None:
+        """Have a VM that nobody configured until its front end goes, by its name if it is free."""
+        name, number = spec.id, 1
+        while name in self.machine.vms:
+            number += 1
+            name = f"{spec.id}-{number}"
+        member = Member(replace(spec, id=name), None, left)
+        member.lost = lost
+        self.admit(member).leaving = spec.socket_path is not None
 
     def _take_left(self, spec: VmSpec) -> LeftVm | None:
         left = self._left.get(spec.id)

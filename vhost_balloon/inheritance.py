@@ -34,6 +34,12 @@ class LeftVm:
     def attached(self) -> bool:
         return self.areas["connection"] is not None
 
+    @property
+    def socket_name(self) -> str | None:
+        """What the store knows the front end's socket by."""
+        connection = self.areas["connection"]
+        return connection.get("socket") if isinstance(connection, dict) else None
+
     def drop(self) -> None:
         """Forget it."""
         self.record.close()

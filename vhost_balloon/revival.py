@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -60,16 +60,13 @@ def restore_vm(vm: Vm, left: LeftVm) -> None:
         vm.log.warning(f"its pause and statistics interval are as configured: {error}")
 
 
-def lost_front_ends(store: Store, paths: Iterable[Path | None]) -> dict[Path, str]:
-    """Front ends that came by one of paths and that no record names: their sockets' names.
-
-    Those that have gone meanwhile are not looked for.
-    """
-    wanted, found = set(paths), {}
+def lost_front_ends(store: Store, known: Collection[str | None]) -> dict[Path, str]:
+    """Front ends whose sockets are not among those that records name (known): the names of theirs,
+    by the path that they came by. Those that have gone meanwhile are not looked for."""
+    found = {}
     for name, fd in store.left().items():
-        path = bound_path(fd)
-        if path in wanted and listening_path(fd) is None and not _has_gone(fd):
-            assert path is not None
+        path = None if name in known else bound_path(fd)
+        if path is not None and listening_path(fd) is None and not _has_gone(fd):
             found[path] = name
     return found
 
