@@ -39,7 +39,7 @@ def test_a_rest_is_worth_one_burst_at_most() -> None:
 async def test_too_many_messages_are_delayed_and_all_are_answered(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vhost_balloon.backend.MESSAGE_BURST", 500)
+    monkeypatch.setattr("vhost_balloon.conversation.MESSAGE_BURST", 500)
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         for _ in range(500):
             await guest.front_end.get_config()
