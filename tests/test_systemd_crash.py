@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests import restarts
-from tests.dying import GUEST_STEPS, INJECTED, STEPS
+from tests.dying import GUEST_STEPS, INJECTED, STEPS, STORE_STEPS
 from tests.restarts import Watched, death, keep_busy, order
 from tests.rig.systemd import SystemdHost
 from tests.test_systemd_restart import MOMENTS, chance, finished, integrity
@@ -44,9 +44,12 @@ def points(chance: random.Random, most: int) -> list[tuple[str, str]]:
 def test_death_at_each_step(served: Watched, chance: random.Random, how: str) -> None:
     host = served.host
     with integrity(served), ThreadPoolExecutor(1) as worker:
-        for step, when in points(chance, MOMENTS):
+        # A kill has its other half at random moments: test_systemd_restart.
+        for step, when in points(chance, MOMENTS if how == "raise" else MOMENTS // 2):
             # Only messages and rings that are busy with something get there.
             kinds = restarts.BUSY[:1] if step in GUEST_STEPS else restarts.BUSY[::2]
+            if step in STORE_STEPS:  # only new descriptors get there
+                kinds = (restarts.stopping,)
             busy, count = chance.choice(kinds), chance.randint(1, 12)
             name = f"{how} {when} {step} ({count}) while {busy.__name__}"
             print(name)

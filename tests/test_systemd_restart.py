@@ -52,7 +52,7 @@ def integrity(served: Watched) -> Iterator[None]:
     report = run.finish(120)
     print(f"{report.written} files written, {report.verified} verified, {report.bad_bytes} bad")
     assert (report.bad_bytes, corruption(served.guest)) == (0, [])
-    assert report.verified > 20
+    assert report.verified > 5
     log = served.host.journal()[logged:]
     assert [text for text in restarts.STRANGE if text in log] == []
     served.stop_and_cont()
@@ -94,7 +94,7 @@ def test_systemctl_restart(served: Watched, chance: random.Random) -> None:
 @pytest.mark.timeout(1200)
 def test_sigkill_at_random_moments(served: Watched, chance: random.Random) -> None:
     with integrity(served), ThreadPoolExecutor(1) as worker:
-        for number in range(MOMENTS):
+        for number in range(MOMENTS // 2):  # the others are at steps: test_systemd_crash
             busy = restarts.BUSY[number % len(restarts.BUSY)]
             served.pause(chance.random() < 0.5)
             with death(served.host) as end:
