@@ -111,6 +111,21 @@ def test_balloon_deflates_under_memory_pressure(guest: Guest) -> None:
 
 
 @pytest.mark.guest
+def test_console_loses_nothing_while_orphans_end(guest: Guest) -> None:
+    guest.run(
+        "touch /run/orphans; (while [ -e /run/orphans ]; do"
+        " for i in 1 2 3 4 5 6 7 8; do (sleep 0.0$i &); done; sleep 0.03;"
+        " done) >/dev/null 2>&1 &"
+    )
+    long = "x" * 400
+    try:
+        for number in range(80):
+            assert guest.console.run(f"echo {long} {number}", 20).strip() == f"{long} {number}"
+    finally:
+        guest.run("rm /run/orphans")
+
+
+@pytest.mark.guest
 def test_integrity_workload_counts_and_console_stays_free(guest: Guest) -> None:
     run = workload.Integrity(guest, seconds=8, most=20)
     wait_until(lambda: run.report().written > 2, 30)

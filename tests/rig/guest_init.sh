@@ -27,20 +27,25 @@ fi
 stty raw -echo
 echo @@ready
 # Lines of base64 add up to a command; "run NONCE" starts it. Its end is told with its status.
-command=
-while read -r word nonce; do
-    if [ "$word" != run ]; then
-        command=$command$word
-        continue
-    fi
-    echo "@@begin $nonce"
-    (
-        echo 0 >/proc/self/oom_score_adj
-        eval "$(echo "$command" | base64 -d)"
-    ) </dev/null
-    status=$?
-    echo
-    echo "@@end $nonce $status"
+serve() {
     command=
-done
+    while read -r word nonce; do
+        if [ "$word" != run ]; then
+            command=$command$word
+            continue
+        fi
+        echo "@@begin $nonce"
+        (
+            echo 0 >/proc/self/oom_score_adj
+            eval "$(echo "$command" | base64 -d)"
+        ) </dev/null
+        status=$?
+        echo
+        echo "@@end $nonce $status"
+        command=
+    done
+}
+# Not by PID 1 itself: what its background jobs leave behind becomes its child, and a child's end
+# makes busybox's read forget the part of a line that it has read so far.
+(serve)
 poweroff -f
