@@ -56,10 +56,10 @@ def integrity(served: Watched) -> Iterator[None]:
     log = served.host.journal()[logged:]
     assert [text for text in restarts.STRANGE if text in log] == []
     served.stop_and_cont()
-    served.check(reports=False)
+    served.check()
     served.guest.reset()
     served.answers()
-    served.check(reports=False)
+    served.check()
     pauses = served.pauses[first:]
     longest = max(pauses, default=(0.0, "none"))
     print(f"{len(pauses)} restarts survived; longest pause {longest[0]:.2f} s ({longest[1]})")
@@ -67,7 +67,7 @@ def integrity(served: Watched) -> Iterator[None]:
 
 def finished(served: Watched, since: float, name: str) -> None:
     served.pauses.append((served.answers() - since, name))
-    served.check(reports=False)
+    served.check()
 
 
 def restart_in(host: SystemdHost, seconds: float) -> float:

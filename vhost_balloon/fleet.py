@@ -25,7 +25,7 @@ from vhost_balloon.inheritance import LeftVm, left_vms
 from vhost_balloon.log import logger
 from vhost_balloon.revival import keep_vm, lost_front_ends, restore_vm, resume_vm
 from vhost_balloon.sockets import Listening, Sockets
-from vhost_balloon.vm import Machine, Vm
+from vhost_balloon.vm import UNSEALED, Machine, Vm
 from vhost_balloon.vm_spec import Origin, VmSpec
 
 ACCEPT_PAUSE: Final = 0.1
@@ -235,9 +235,7 @@ class Fleet:
         for vm in machine.vms.values():
             if vm.connection is not None and vm.connection.has_unsealed_memory:
                 raise OperatorError(
-                    f"the memory of VM {vm.id!r} is not sealed against shrinking, which would put "
-                    "all VMs of this daemon at risk: use memory-backend-memfd, one daemon per VM, "
-                    "or --allow-unsealed-memory"
+                    f"the memory of VM {vm.id!r} is not sealed against shrinking, {UNSEALED}"
                 )
 
     # Going
@@ -308,8 +306,8 @@ class Fleet:
         if self.machine.store.room_for_vm(self._attached_but(member)):
             return stream
         member.accepting = False
-        stream.socket.close()
         vm.log.misbehaved("front end refused: no more descriptors can be had, or stored")
+        stream.socket.close()
         return None
 
     def _attached_but(self, member: Member) -> int:
