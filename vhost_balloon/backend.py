@@ -36,7 +36,7 @@ from vhost_balloon.session import Session
 from vhost_balloon.state import restore_balloon, restore_session, restore_stats
 from vhost_balloon.store import Scope
 from vhost_balloon.transport import BackendChannel, Transport
-from vhost_balloon.vm import Vm, VmStatistics
+from vhost_balloon.vm import UNSEALED, Vm, VmStatistics
 
 OPERATOR: Final = "operator"
 """The reason of a pause that was ordered."""
@@ -298,9 +298,7 @@ class FrontEndConnection:
             if self.vm.machine.require_sealed:
                 mapped.unmap()
                 raise FrontEndError(
-                    "guest memory is not sealed against shrinking (F_SEAL_SHRINK), which would "
-                    "put all VMs of this daemon at risk: use memory-backend-memfd, one daemon "
-                    "per VM, or --allow-unsealed-memory"
+                    f"guest memory is not sealed against shrinking (F_SEAL_SHRINK), {UNSEALED}"
                 )
             self.has_unsealed_memory = True
             self.vm.log.misbehaved(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain as joined
 from typing import Final
 
@@ -62,12 +61,12 @@ class DeflateProcessor(ChainProcessor):
             await self._discarded()
         return tally
 
-    async def _take_back(self, numbers: Iterable[int]) -> bool:
+    async def _take_back(self, numbers: list[int]) -> bool:
         """Whether any of these pages is in a huge page that is being discarded."""
         device = self._device
         if not device.gathering:
             return False
-        ranges = merge_numbers(list(numbers), PFN_SHIFT)
+        ranges = merge_numbers(numbers, PFN_SHIFT)
         runs = False
         for first in range(0, len(ranges), STEP_RANGES):
             if first:

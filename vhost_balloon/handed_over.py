@@ -10,17 +10,15 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import trio
 
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.listeners import socket_path
+from vhost_balloon.store import PREFIX
 from vhost_balloon.systemd import UNNAMED
 from vhost_balloon.vm_spec import METRICS
-
-STORE_PREFIX: Final = "."
-"""What begins so came back from the descriptor store and is not looked at here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ def take_sockets(inherited: Iterable[tuple[str, OwnedFd]]) -> dict[str, HandedOv
     """What was handed over, by name. Raises OperatorError for what does not listen."""
     found: dict[str, HandedOver] = {}
     for name, fd in inherited:
-        if name.startswith(STORE_PREFIX):
+        if name.startswith(PREFIX):  # came back from the descriptor store
             continue
         taken = _take(name, fd)
         if name in (UNNAMED, "") and taken.path is not None:
@@ -66,14 +64,8 @@ def _take(name: str, fd: OwnedFd) -> HandedOver:
         sock.close()
         kind = "TCP" if name == METRICS else "Unix stream"
         raise OperatorError(f"{name!r} was handed over and is no listening {kind} socket")
-    path = _path(sock) if name != METRICS else None
+    path = socket_path(sock) if name != METRICS else None
     if path is None and name != METRICS:
         sock.close()
         raise OperatorError(f"{name!r} was handed over and has no path")
     return HandedOver(sock, path)
-
-
-def _path(sock: socket.socket) -> Path | None:
-    address = sock.getsockname()
-    # An abstract address is bytes; an unnamed socket's is empty.
-    return Path(address) if isinstance(address, str) and address else None

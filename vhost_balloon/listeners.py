@@ -86,9 +86,13 @@ def bound_path(fd: OwnedFd) -> Path | None:
     if not stat.S_ISSOCK(os.fstat(fd.fileno()).st_mode):
         return None  # socket() would refuse it, and leave the copy of the descriptor behind
     with socket.socket(fileno=os.dup(fd.fileno())) as sock:
-        if sock.family != socket.AF_UNIX:
-            return None
-        address = sock.getsockname()
+        return socket_path(sock) if sock.family == socket.AF_UNIX else None
+
+
+def socket_path(sock: socket.socket) -> Path | None:
+    """The path that a Unix socket is bound to: an abstract address is bytes, and no path; that of
+    an unnamed socket is empty."""
+    address = sock.getsockname()
     return Path(address) if isinstance(address, str) and address else None
 
 

@@ -12,7 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from protocol.vhost_user import HEADER_SIZE
 from protocol.vhost_user_payloads import Region
+from protocol.virtio_ring import INDEX_MASK
 from vhost_balloon import state
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.effects import RingSetup
@@ -66,7 +68,7 @@ class Pending:
             request, flags, _ = parse_header(entry.request)
         except FrontEndError as error:
             raise StateError(f"journal: {error}") from None
-        message = Message(request, flags, entry.request[12:])
+        message = Message(request, flags, entry.request[HEADER_SIZE:])
         for name in entry.names:
             try:
                 message.fds.append(scope.adopt(name))
@@ -187,9 +189,10 @@ def _ring(
     setup = RingSetup(ring.size, ring.address, ring.base)
     if broken is not None:
         RingErrorReason(broken)
-        return LeftRing(index, setup, stand_in(setup, number(base, 0, 0xFFFF)), EventFd(fd), broken)
+        bound = stand_in(setup, number(base, 0, INDEX_MASK))
+        return LeftRing(index, setup, bound, EventFd(fd), broken)
     bound = bind(setup, 0, memory)
-    bound.virtqueue.resume(number(lead, 0, 0xFFFF))
+    bound.virtqueue.resume(number(lead, 0, INDEX_MASK))
     return LeftRing(index, setup, bound, EventFd(fd), None)
 
 

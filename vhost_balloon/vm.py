@@ -88,6 +88,12 @@ class VmStatistics:
 CRASH_MEMORY: Final = 600.0
 """Seconds after which a crash does not count together with the next one."""
 
+UNSEALED: Final = (
+    "which would put all VMs of this daemon at risk: use memory-backend-memfd, one daemon per VM, "
+    "or --allow-unsealed-memory"
+)
+"""Why memory that could shrink is refused where VMs share a daemon, and what helps."""
+
 NOT_ACTIVATED: Final = "No balloon device has been activated"
 """QEMU's words."""
 
@@ -224,8 +230,11 @@ class Vm:
 
     def save_counters(self) -> None:
         """What is shown of them must never be less later: save before showing."""
-        if self.record is not None and self._saved != counters_mark(self.counters):
-            self._saved = counters_mark(self.counters)
+        if self.record is None:
+            return
+        mark = counters_mark(self.counters)
+        if mark != self._saved:
+            self._saved = mark
             self.record.save("counters", counters_document(self.counters))
 
     def restore_orders(self, document: Document) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from . import process
 from .errors import DaemonError
@@ -21,7 +21,7 @@ START_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 3.0
 
 
-class Daemon:
+class Daemon(process.Started):
     """One `python -m vhost_balloon`; a context manager that terminates it at the end.
 
     Args:
@@ -47,14 +47,6 @@ class Daemon:
         self._environment = dict(environment or {})
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     def __exit__(
         self,

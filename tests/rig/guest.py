@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 from . import memory as ram
 from . import qemu
@@ -20,7 +20,7 @@ from .errors import CommandError, GuestError, RigTimeout
 from .initramfs import kernel
 from .job import Job
 from .memory import GiB, Memory
-from .process import OWN_FORKER, ended, kill, spawn, text_tail
+from .process import OWN_FORKER, Started, ended, kill, spawn, text_tail
 from .qmp import QMPClient
 
 BOOT_SECONDS: Final = 120.0
@@ -28,7 +28,7 @@ _DRIVER: Final = "/lib/modules/virtio_balloon.ko"
 _DEAD_STATES: Final = frozenset({"internal-error", "guest-panicked", "io-error", "shutdown"})
 
 
-class Guest:
+class Guest(Started):
     """One QEMU process with a Linux guest in it; a context manager.
 
     Args:
@@ -84,14 +84,6 @@ class Guest:
             *qemu_arguments,
         ]
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -100,7 +92,7 @@ class Guest:
     ) -> None:
         if isinstance(value, GuestError) and not isinstance(value, CommandError):
             value.add_note(self.logs())
-        self.close()
+        super().__exit__(kind, value, tb)
 
     def start(self, timeout: float = BOOT_SECONDS) -> None:
         """Start QEMU and wait for the guest's shell.

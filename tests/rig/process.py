@@ -5,14 +5,44 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Final
+from types import TracebackType
+from typing import IO, Final, Self
 
 # PR_SET_PDEATHSIG fires when the *thread* that forked ends, so children are forked by one thread
 # that lives as long as the process: tests may start guests from short-lived worker threads.
 OWN_FORKER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rig-forker")
+
+
+class Started(ABC):
+    """A context manager that starts something on entry, and leaves nothing of it behind."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, and wait until it can be used."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, and throw away what it left; may be called twice, and before it has started."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def spawn(

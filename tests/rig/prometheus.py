@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from . import process
 from .errors import RigError
@@ -48,7 +48,7 @@ def promtool(*arguments: str | Path, text: str = "") -> subprocess.CompletedProc
     )
 
 
-class Prometheus:
+class Prometheus(process.Started):
     """A server that scrapes one target every second; a context manager that ends it.
 
     Args:
@@ -86,14 +86,6 @@ class Prometheus:
         (self.folder / "prometheus.yml").write_text(json.dumps(configuration))
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -102,7 +94,7 @@ class Prometheus:
     ) -> None:
         if value is not None:
             value.add_note(f"--- prometheus.log\n{self.log()}")
-        self.close()
+        super().__exit__(kind, value, tb)
 
     def close(self) -> None:
         """Kill it and throw its folder away; may be called twice."""
@@ -142,7 +134,8 @@ class Prometheus:
         except OSError as error:  # an HTTP error is one
             raise PrometheusError(f"{path} {arguments}: {error}\n{self.log()}") from error
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start it and wait until it answers. Raises PrometheusError."""
         command = [
             *program("prometheus"),
             f"--config.file={self.folder}/prometheus.yml",

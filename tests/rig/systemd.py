@@ -11,8 +11,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from . import namespace, process
 from .errors import RigUnavailable, SystemdError
@@ -32,7 +31,7 @@ _REMOVE_CGROUP: Final = (
 )
 
 
-class SystemdHost:
+class SystemdHost(process.Started):
     """One system; a context manager that leaves nothing behind.
 
     Its processes are seen from here, under other process ids; its files at path().
@@ -50,22 +49,6 @@ class SystemdHost:
         self._cgroup = f"{_own_cgroup()}/{self.folder.name}".strip("/")
         self._process: subprocess.Popen[bytes] | None = None
         self._init = 0
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def start(self, timeout: float = BOOT_SECONDS) -> None:
         """Boot, and wait until all jobs of the boot are done.
