@@ -148,7 +148,7 @@ class FrontEndConnection:
                 peer_connected,
             ),
         )
-        self._conversation = Conversation(transport, self.keeper, self._answer)
+        self._conversation = Conversation(transport, self.keeper, self._answer, vm.messages)
         self._rings.stats.sampled = self.keeper.save_stats
 
     def attach(self) -> None:

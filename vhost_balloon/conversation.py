@@ -8,7 +8,7 @@ import trio
 
 from vhost_balloon.keeper import Keeper
 from vhost_balloon.message import Message
-from vhost_balloon.rate import MESSAGE_BURST, MESSAGE_RATE, Bucket
+from vhost_balloon.rate import Bucket
 from vhost_balloon.resume import Pending, settle
 from vhost_balloon.transport import Transport
 
@@ -28,13 +28,16 @@ class _Rest:
 class Conversation:
     """From the first message to the last."""
 
-    def __init__(self, transport: Transport, keeper: Keeper, answer: Answer) -> None:
+    def __init__(
+        self, transport: Transport, keeper: Keeper, answer: Answer, messages: Bucket
+    ) -> None:
+        """messages: what the VM may still send."""
         self.pending: Pending | None = None
         """What the process before this one left unanswered."""
         self._transport = transport
         self._keeper = keeper
         self._answer = answer
-        self._messages = Bucket(MESSAGE_RATE, MESSAGE_BURST)
+        self._messages = messages
         self._receiving = trio.CancelScope()
         self._answering = False
         self._rest: _Rest | None = None

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import trio
+
 from protocol.vhost_user import MAX_MEMORY_REGIONS, HeaderFlag, Request
 from protocol.vhost_user_payloads import (
     CONFIG,
@@ -119,6 +121,8 @@ async def serve_inert(vm: Vm, transport: Transport) -> None:
         transport.waiting_since = None
         while (message := await transport.receive()) is not None:
             await serve(message)
+            if delay := vm.messages.take(1, trio.current_time()):
+                await trio.sleep(delay)
     except (StreamError, StateError) as error:
         vm.log.misbehaved(f"connection ended: {error}")
     except ConnectionError:

@@ -18,6 +18,7 @@ from vhost_balloon.gathering import HugePages
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
+from vhost_balloon.rate import MESSAGE_BURST, MESSAGE_RATE, Bucket
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.state import (
     Document,
@@ -166,6 +167,8 @@ class Vm:
         self._crashed_at = -CRASH_MEMORY
         """How often this front end's connection ended this program by a bug."""
         self._saved: tuple[float, ...] = ()
+        self.messages: Final = Bucket(MESSAGE_RATE, MESSAGE_BURST)
+        """What its front ends may send, one after the other."""
         self._paused = False
         self._stats_interval = spec.settings.stats_interval
         self.stats_interval_changed = trio.Event()
