@@ -17,6 +17,7 @@ from protocol.vhost_user import Request
 from tests.command import listening
 from tests.end_to_end import BLOCK, MIB, by_hand, eventually, fill, is_filled
 from tests.restarting import CRASHING, Host, hosting
+from tests.rig.errors import QMPError
 from vhost_balloon.record import MAGIC, STATE_VERSION
 from vhost_balloon.simulator import FrontEnd, GuestRam
 
@@ -82,6 +83,54 @@ async def test_a_vm_that_is_configured_no_more_stays_until_its_front_end_goes(
             assert host.vm("vm2")["leaving"]
         await eventually(lambda: [vm["id"] for vm in host.ask("query-vms")] == ["vm1"])
         await eventually(lambda: len(host.manager.names()) == FREE + 1)
+
+
+async def test_a_mistake_in_the_file_is_no_reason_to_leave_guests_alone(tmp_path: Path) -> None:
+    """The file's VMs go on as they were, and the file can be read again once it is mended."""
+    file = tmp_path / "vms.toml"
+    text = f'[vm.web]\nsocket-path = "{tmp_path}/web.sock"\nstats-interval = 77\n'
+    file.write_text(text)
+    async with hosting(tmp_path, f"--config={file}") as host, by_hand(host.path("web")) as guest:
+        await guest.inflate([5000])
+        file.write_text(text + "nonsense\n")
+        host.manager.kill()
+        assert f"{file}: line 4: " in host.log()
+        await guest.inflate([5001])
+        web = host.vm("web")
+        assert (web["attached"], web["leaving"], web["origin"]) == (True, False, "config")
+        assert web["settings"]["stats-interval"] == 77
+        with pytest.raises(QMPError, match=r"vms\.toml: line 4: "):
+            host.ask("config-reload")
+        more = f'[vm.more]\nsocket-path = "{tmp_path}/more.sock"\n'
+        file.write_text(text + more)
+        assert host.ask("config-reload")["added"] == ["more"]
+        host.manager.kill()
+        assert [vm["id"] for vm in host.ask("query-vms")] == ["vm1", "web", "more"]
+
+
+async def test_what_cannot_be_added_at_a_restart_stays_while_it_is_used(tmp_path: Path) -> None:
+    async with hosting(tmp_path, names=("vm1", "vm2")) as host, by_hand(host.path()) as guest:
+        await guest.inflate([5000])
+        host.manager.stop(signal.SIGKILL)
+        host.path("vm3").mkdir()
+        host.manager.options += (f"--socket-path={host.path('vm3')}",)
+        host.manager.start()
+        await guest.inflate([5001])
+        assert [vm["id"] for vm in host.ask("query-vms")] == ["vm1", "vm2"]
+        assert str(host.path("vm3")) in host.log()
+
+
+async def test_the_service_manager_is_told_who_is_there(tmp_path: Path) -> None:
+    async with hosting(tmp_path, names=("vm1", "vm2")) as host:
+        assert host.manager.told[-1].endswith("STATUS=2 VMs, 0 with a front end")
+        async with by_hand(host.path()):
+            await eventually(lambda: "STATUS=2 VMs, 1 with a front end" in host.manager.told)
+            host.manager.stop(signal.SIGKILL)
+            damage(host)
+            del host.manager.told[:]
+            host.manager.start()
+            inert = "STATUS=2 VMs, 1 with a front end, 1 of them inert"
+            await eventually(lambda: host.manager.told[-1].endswith(inert))
 
 
 async def test_a_vm_whose_socket_moved_stays_beside_the_new_one(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def main() -> None:
     try:
         check_platform()
         handed = daemon.handed_over()
-        settings = config.parse(sys.argv[1:], paths(handed.sockets))
+        settings = config.parse(sys.argv[1:], paths(handed.sockets), is_restart=bool(handed.stored))
         log.set_up(settings.log_level, settings.log_format)
         raise_descriptor_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)

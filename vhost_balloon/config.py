@@ -40,7 +40,8 @@ class MetricsOptions:
 class Config:
     """vms: those of the command line and of the file; one without a socket is fd's, and alone.
 
-    defaults: the settings that the command line gives to every VM.
+    defaults: the settings that the command line gives to every VM. mistake: why the file says
+    nothing, where the VMs that the process before this one left are to go on without it.
     """
 
     vms: tuple[VmSpec, ...]
@@ -53,6 +54,7 @@ class Config:
     metrics: MetricsOptions | None
     log_level: str
     log_format: str
+    mistake: str | None = None
 
     @property
     def control_path(self) -> Path | None:
@@ -60,9 +62,15 @@ class Config:
         return None if self.control_socket is None else self.control_socket.absolute()
 
 
-def parse(arguments: list[str], handed: Mapping[str, Path | None] | None = None) -> Config:
+def parse(
+    arguments: list[str],
+    handed: Mapping[str, Path | None] | None = None,
+    *,
+    is_restart: bool = False,
+) -> Config:
     """Read the command line; handed: sockets that were handed over, their names and paths.
 
+    is_restart: VMs were left. Their guests wait, so a mistake in the file is no reason to end.
     Raises OperatorError with one line, or exits after --version and the like.
     """
     options = build_parser().parse_args(arguments)
@@ -75,9 +83,16 @@ def parse(arguments: list[str], handed: Mapping[str, Path | None] | None = None)
     if options.fd is not None and options.config is not None:
         raise OperatorError("--fd and --config cannot be used together")
     defaults = _settings(options)
-    file = None if options.config is None else read_config_file(options.config, defaults)
+    file, mistake = None, None
+    if options.config is not None:
+        try:
+            file = _file(options, defaults, sockets)
+        except OperatorError as error:
+            if not is_restart:
+                raise
+            file, mistake = ConfigFile.unread(options.config, defaults), str(error)
     vms = _vms(options, defaults, sockets, file)
-    if not vms and not (file and file.vms) and options.control_socket is None:
+    if not vms and not (file and (file.vms or mistake)) and options.control_socket is None:
         raise OperatorError(
             "no VM: give --socket-path=PATH (may be repeated), --fd=N, a --config with VMs, or a "
             "--control-socket by which VMs can be added"
@@ -93,6 +108,7 @@ def parse(arguments: list[str], handed: Mapping[str, Path | None] | None = None)
         metrics=_metrics(options, METRICS in handed),
         log_level=options.log_level,
         log_format=options.log_format,
+        mistake=mistake,
     )
     _check_names(config)
     return config
@@ -135,6 +151,17 @@ def _vms(
     return tuple(specs)
 
 
+def _file(
+    options: argparse.Namespace, defaults: VmSettings, handed: Mapping[str, Path | None]
+) -> ConfigFile:
+    """Read it, and check it against what else is asked for. Raises OperatorError."""
+    file = read_config_file(options.config, defaults)
+    control = options.control_socket
+    others = _vms(options, defaults, handed, file)
+    file.check_against(others, None if control is None else control.absolute())
+    return file
+
+
 def _control(options: argparse.Namespace, handed: Mapping[str, Path | None]) -> Path | None:
     given: Path | None = options.control_socket
     if CONTROL not in handed:
@@ -171,5 +198,3 @@ def _check_names(config: Config) -> None:
     control = config.control_path
     if control is not None and control in [vm.socket_path for vm in vms]:
         raise OperatorError(f"{control} is given for two sockets")
-    if config.file is not None:
-        config.file.check_against(vms, control)

@@ -48,6 +48,11 @@ class ConfigFile:
     defaults: VmSettings
     vms: tuple[VmSpec, ...]
 
+    @classmethod
+    def unread(cls, path: Path, defaults: VmSettings) -> ConfigFile:
+        """One that has a mistake: it may be read again later."""
+        return cls(path, Lines(""), defaults, ())
+
     @contextmanager
     def blamed(self, vm: VmSpec) -> Iterator[None]:
         """Have an OperatorError about a VM's socket say where the file asks for it."""

@@ -16,7 +16,7 @@ from vhost_balloon.config import Config, MetricsOptions
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import COMMANDS
 from vhost_balloon.control_fleet import fleet_commands
-from vhost_balloon.errors import CommandError
+from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.fleet import Fleet, serve_fd
 from vhost_balloon.handed_over import HandedOver, take_sockets
@@ -82,10 +82,7 @@ async def run(
         fleet = stack.enter_context(Fleet(machine, sockets, config.control_path))
         await store.open_pipe()
         await fleet.inherit()
-        for spec in config.vms:
-            if spec.socket_path is not None:
-                with blame(config, spec):
-                    fleet.add(spec)
+        add_configured(config, fleet)
         fleet.resume()
         metrics = None
         if config.metrics is not None:
@@ -124,9 +121,10 @@ async def run(
                 if metrics is not None:
                     nursery.start_soon(metrics.run)
                 nursery.start_soon(_save_counters, machine)
+                nursery.start_soon(_keep_status, machine, notifier)
                 logger.info("serving %s", ", ".join(machine.vms) or "no VM yet")
                 task_status.started(machine)
-                await notifier.send(f"{READY}\n{status(f'serving {len(machine.vms)} VMs')}")
+                await notifier.send(f"{READY}\n{status(summary(machine))}")
         finally:
             # Also if a bug ends it: whoever comes next finds everything as it is now.
             store.leaving = store.active
@@ -142,9 +140,52 @@ async def _save_counters(machine: Machine) -> None:
             vm.save_counters()
 
 
+def summary(machine: Machine) -> str:
+    """What `systemctl status` shows."""
+    vms = machine.vms.values()
+    inert = sum(vm.inert is not None for vm in vms)
+    text = f"{len(vms)} VMs, {sum(vm.attached for vm in vms)} with a front end"
+    return f"{text}, {inert} of them inert" if inert else text
+
+
+async def _keep_status(machine: Machine, notifier: Notifier) -> None:
+    """What the service manager shows is true within a second."""
+    told = summary(machine)
+    while notifier:
+        await trio.sleep(COUNTERS_INTERVAL)
+        text = summary(machine)
+        if text != told:
+            await notifier.send(status(text))
+            told = text
+
+
+def add_configured(config: Config, fleet: Fleet) -> None:
+    """Add the VMs of the command line and of the file. Raises OperatorError.
+
+    Where VMs were left a mistake is logged instead, since their guests wait: without its file they
+    go on as they were left, and one that cannot be added stays until its front end goes.
+    """
+    is_restart = fleet.has_left()
+    specs = list(config.vms)
+    if config.mistake is not None:
+        logger.error("the VMs of --config go on as they were: %s", config.mistake)
+        before = fleet.configured_before()
+        paths = [spec.socket_path for spec in before]
+        specs = [spec for spec in specs if spec.socket_path not in paths] + before
+    for spec in specs:
+        if spec.socket_path is not None:
+            try:
+                with blame(config, spec):
+                    fleet.add(spec)
+            except OperatorError as error:
+                if not is_restart:
+                    raise
+                logger.error("%s", error)
+
+
 def blame(config: Config, spec: VmSpec) -> AbstractContextManager[None]:
     """Have an OperatorError say where a VM comes from, if that is a line of the file."""
-    if config.file is None or spec.origin is not Origin.CONFIG:
+    if config.file is None or config.mistake is not None or spec.origin is not Origin.CONFIG:
         return nullcontext()
     return config.file.blamed(spec)
 

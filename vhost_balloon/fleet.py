@@ -131,6 +131,14 @@ class Fleet:
         """Look at what was left. VMs of add() go on where they were; call resume() after them."""
         self._left = {left.spec.id: left for left in await left_vms(self.machine.store)}
 
+    def has_left(self) -> bool:
+        """Whether any VM was left that nobody has added yet."""
+        return bool(self._left)
+
+    def configured_before(self) -> list[VmSpec]:
+        """The file's VMs as the process before this one knew them."""
+        return [left.spec for left in self._left.values() if left.spec.origin is Origin.CONFIG]
+
     def resume(self) -> None:
         """Add those VMs that nobody configured: they were added at run time, or are configured no
         more, or came by --fd, and stay until their front ends go."""
