@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from protocol.vhost_user_payloads import Region
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.guest_memory import MappedRegion
+from vhost_balloon.guest_memory import MappedRegion, Part
+from vhost_balloon.ranges import total
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
@@ -40,6 +44,29 @@ def mapped(
     """A region of a file, at a user address that follows from the guest's unless it is given."""
     where = USER + guest if user is None else user
     return MappedRegion(Region(guest, size, where, offset), fd)
+
+
+Piece = tuple[MappedRegion, int, int]
+"""A range of a region's file: offset and length in bytes."""
+
+
+def parts(*pieces: Piece) -> list[Part]:
+    """What discard() takes; pieces of one region that follow on from each other are one part."""
+    found: list[Part] = []
+    for region, items in groupby(pieces, itemgetter(0)):
+        to_guest = -region.to_file
+        ranges = [(at + to_guest, at + size + to_guest) for _, at, size in items]
+        found.append(Part(region, ranges, total(ranges)))
+    return found
+
+
+def pieces(parts: Iterable[Part]) -> list[Piece]:
+    """The other way round."""
+    return [
+        (part.region, start + part.region.to_file, end - start)
+        for part in parts
+        for start, end in part.ranges
+    ]
 
 
 def no_fds(count: int) -> list[OwnedFd]:

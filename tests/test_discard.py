@@ -13,21 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.vhost_user_payloads import Region
-from tests.helpers import GIB, HUGE, MIB, PAGE, memfd, resident
+from tests.helpers import GIB, HUGE, MIB, PAGE, Piece, memfd, parts, pieces, resident
 from tests.huge_pages import HugePages
 from vhost_balloon import discard as module
 from vhost_balloon import syscalls
 from vhost_balloon.discard import (
     BATCH_BYTES,
-    BATCH_PIECES,
+    BATCH_RANGES,
     INLINE_BYTES,
-    INLINE_PIECES,
+    INLINE_RANGES,
     batches,
+    count_of,
     discard,
+    fits_inline,
     punch,
+    size_of,
 )
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.guest_memory import MappedRegion, Piece
+from vhost_balloon.guest_memory import MappedRegion
 from vhost_balloon.syscalls import Filesystem
 
 SIZE = 8 * MIB
@@ -58,10 +61,10 @@ def region() -> Iterator[MappedRegion]:
 # Batches
 
 
-def joined(pieces: Iterable[Piece]) -> list[tuple[int, int]]:
+def joined(items: Iterable[Piece]) -> list[tuple[int, int]]:
     """(offset, length) with those that follow on from each other joined again."""
     found: list[tuple[int, int]] = []
-    for _, offset, length in pieces:
+    for _, offset, length in items:
         if found and sum(found[-1]) == offset:
             found[-1] = (found[-1][0], found[-1][1] + length)
         else:
@@ -73,25 +76,35 @@ def joined(pieces: Iterable[Piece]) -> list[tuple[int, int]]:
 @given(
     st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 4) | st.integers(1, 1 << 16))),
     st.sampled_from([PAGE, HUGE, GIB]),
-    st.sampled_from([3, BATCH_PIECES]),
+    st.sampled_from([3, BATCH_RANGES]),
+    st.booleans(),
 )
 def test_batches_cover_everything_in_order_and_are_bounded(
-    spans: list[tuple[int, int]], page_size: int, most_pieces: int
+    spans: list[tuple[int, int]], page_size: int, most: int, two_regions: bool
 ) -> None:
-    region = mapped(memfd(SIZE))
-    region.page_size = page_size
-    pieces = [Piece(region, at * page_size, min(n * page_size, 8 * GIB)) for at, n in spans]
+    regions = [mapped(memfd(SIZE)) for _ in range(2)]
+    for region in regions:
+        region.page_size = page_size
+    wanted = [
+        (regions[number % (1 + two_regions)], at * page_size, min(n * page_size, 8 * GIB))
+        for number, (at, n) in enumerate(spans)
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BATCH_PIECES", most_pieces)
-        found = list(batches(pieces))
+        patch.setattr(module, "BATCH_RANGES", most)
+        found = list(batches(parts(*wanted)))
     for batch in found:
-        assert 1 <= len(batch) <= most_pieces
-        size = sum(piece.length for piece in batch)
-        assert size <= BATCH_BYTES or (len(batch) == 1 and size == page_size)
-        assert all(p.offset % page_size == p.length % page_size == 0 for p in batch)
-        assert all(piece.length > 0 for piece in batch)
-    assert joined(piece for batch in found for piece in batch) == joined(pieces)
-    region.close()
+        assert all(part.size == sum(end - start for start, end in part.ranges) for part in batch)
+        items = pieces(batch)
+        assert 1 <= len(items) == count_of(batch) <= most
+        total = sum(length for _, _, length in items)
+        assert total == size_of(batch)
+        assert total <= BATCH_BYTES or (len(items) == 1 and total == page_size)
+        assert all(at % page_size == length % page_size == 0 for _, at, length in items)
+        assert all(length > 0 for _, _, length in items)
+    for region in regions:
+        mine = [item for batch in found for item in pieces(batch) if item[0] is region]
+        assert joined(mine) == joined(item for item in wanted if item[0] is region)
+        region.close()
 
 
 def test_nothing_is_no_batch() -> None:
@@ -99,21 +112,21 @@ def test_nothing_is_no_batch() -> None:
 
 
 def test_4_gib_are_cut_into_64_mib(region: MappedRegion) -> None:
-    found = list(batches([Piece(region, PAGE, 4 * GIB)]))
-    assert [len(batch) for batch in found] == [1] * 64
-    assert {batch[0].length for batch in found} == {64 * MIB}
+    found = list(batches(parts((region, PAGE, 4 * GIB))))
+    assert [count_of(batch) for batch in found] == [1] * 64
+    assert {size_of(batch) for batch in found} == {64 * MIB}
 
 
 def test_scattered_pages_are_cut_at_their_number(region: MappedRegion) -> None:
-    pieces = [Piece(region, GIB + 2 * i * PAGE, PAGE) for i in range(BATCH_PIECES + 1)]
-    assert [len(batch) for batch in batches(pieces)] == [BATCH_PIECES, 1]
+    pages = [(region, GIB + 2 * i * PAGE, PAGE) for i in range(BATCH_RANGES + 1)]
+    assert [count_of(batch) for batch in batches(parts(*pages))] == [BATCH_RANGES, 1]
 
 
 # What comes back
 
 
 def test_a_punch_frees_what_it_names_and_nothing_else(region: MappedRegion) -> None:
-    result = punch([Piece(region, MIB, MIB), Piece(region, 4 * MIB, PAGE)])
+    result = punch(parts((region, MIB, MIB), (region, 4 * MIB, PAGE)))
     assert result.freed == MIB + PAGE == SIZE - resident(region.fd)
     assert (result.failed, result.error) == (0, None)
     assert result.seconds > 0
@@ -124,21 +137,21 @@ def test_a_punch_frees_what_it_names_and_nothing_else(region: MappedRegion) -> N
 
 
 def test_what_was_not_there_is_not_freed_again(region: MappedRegion) -> None:
-    assert punch([Piece(region, 0, MIB)]).freed == MIB
-    assert punch([Piece(region, 0, 2 * MIB)]).freed == MIB
-    assert punch([Piece(region, 0, 2 * MIB)]).freed == 0
+    assert punch(parts((region, 0, MIB))).freed == MIB
+    assert punch(parts((region, 0, 2 * MIB))).freed == MIB
+    assert punch(parts((region, 0, 2 * MIB))).freed == 0
 
 
 def test_a_file_behind_two_regions_is_counted_once(region: MappedRegion) -> None:
     other = MappedRegion(Region(GIB, MIB, GIB, 4 * MIB), OwnedFd(os.dup(region.fd.fileno())))
-    assert punch([Piece(region, 0, MIB), Piece(other, 4 * MIB, MIB)]).freed == 2 * MIB
+    assert punch(parts((region, 0, MIB), (other, 4 * MIB, MIB))).freed == 2 * MIB
     other.close()
 
 
 def test_two_files_are_counted_together(region: MappedRegion) -> None:
     other = mapped(memfd(SIZE))
     fill(other, MIB)
-    assert punch([Piece(region, 0, MIB), Piece(other, 0, 2 * MIB)]).freed == 2 * MIB
+    assert punch(parts((region, 0, MIB), (other, 0, 2 * MIB))).freed == 2 * MIB
     other.close()
 
 
@@ -147,7 +160,7 @@ def test_a_file_on_tmpfs() -> None:
         file.truncate(SIZE)
         region = mapped(OwnedFd(os.dup(file.fileno())))
         fill(region)
-        assert punch([Piece(region, MIB, MIB)]).freed == MIB == SIZE - resident(region.fd)
+        assert punch(parts((region, MIB, MIB))).freed == MIB == SIZE - resident(region.fd)
         region.close()
 
 
@@ -157,11 +170,11 @@ def test_huge_pages_come_back_whole_and_only_whole(huge_pages: HugePages) -> Non
     with region.view(0, SIZE) as view:
         view[:] = b"x" * SIZE
     free = huge_pages.free()
-    assert punch([Piece(region, HUGE, HUGE)]).freed == HUGE
+    assert punch(parts((region, HUGE, HUGE))).freed == HUGE
     assert huge_pages.free() == free + 1
     assert resident(region.fd) == SIZE - HUGE
     # Why partial huge pages are kept: nothing comes back, and the content is gone all the same.
-    assert punch([Piece(region, 2 * HUGE, PAGE)]).freed == 0
+    assert punch(parts((region, 2 * HUGE, PAGE))).freed == 0
     assert content(region, 2 * HUGE, PAGE) == {0}
     assert content(region, 2 * HUGE + PAGE, HUGE - PAGE) == {ord("x")}
     region.close()
@@ -173,8 +186,8 @@ def test_transparent_huge_pages_come_back_by_the_small_page() -> None:
     fill(region)
     assert os.fstat(region.fd.fileno()).st_blksize == HUGE  # which says nothing of what is freed
     assert region.page_size == PAGE
-    assert punch([Piece(region, PAGE, PAGE)]).freed == PAGE
-    assert punch([Piece(region, HUGE, HUGE)]).freed == HUGE
+    assert punch(parts((region, PAGE, PAGE))).freed == PAGE
+    assert punch(parts((region, HUGE, HUGE))).freed == HUGE
     assert content(region, 0, PAGE) == content(region, 2 * PAGE, PAGE) == {ord("x")}
     assert resident(region.fd) == SIZE - HUGE - PAGE
     region.close()
@@ -191,14 +204,14 @@ def test_a_piece_that_fails_is_counted_and_the_others_are_done(
         real(fd, offset, length)
 
     monkeypatch.setattr(syscalls, "punch_hole", failing)
-    result = punch([Piece(region, i * MIB, MIB) for i in range(3)])
+    result = punch(parts(*[(region, i * MIB, MIB) for i in range(3)]))
     assert (result.freed, result.failed) == (2 * MIB, MIB)
     assert result.error is not None
     assert result.error.errno == errno.EOPNOTSUPP
 
 
 def test_the_kernel_refusing_is_an_error_and_no_exception(region: MappedRegion) -> None:
-    result = punch([Piece(region, 0, -PAGE), Piece(region, 0, PAGE)])
+    result = punch(parts((region, 0, -PAGE), (region, 0, PAGE)))
     assert (result.freed, result.failed) == (PAGE, -PAGE)
     assert result.error is not None
     assert result.error.errno == errno.EINVAL
@@ -207,29 +220,31 @@ def test_the_kernel_refusing_is_an_error_and_no_exception(region: MappedRegion) 
 def test_memory_that_grows_meanwhile_frees_no_less_than_nothing(
     region: MappedRegion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    punch([Piece(region, 0, MIB)])
+    punch(parts((region, 0, MIB)))
     monkeypatch.setattr(syscalls, "punch_hole", lambda *_: fill(region, MIB))
-    assert punch([Piece(region, 0, PAGE)]).freed == 0
+    assert punch(parts((region, 0, PAGE))).freed == 0
 
 
 # Where it is done
 
 
 @pytest.mark.parametrize(
-    ("pieces", "length", "inline"),
+    ("number", "length", "inline"),
     [
         (1, INLINE_BYTES, True),
         (1, INLINE_BYTES + PAGE, False),
-        (INLINE_PIECES, PAGE, True),
-        (INLINE_PIECES + 1, PAGE, False),
+        (INLINE_RANGES, PAGE, True),
+        (INLINE_RANGES + 1, PAGE, False),
     ],
 )
+def test_a_small_batch_is_best_punched_in_place(
+    region: MappedRegion, number: int, length: int, inline: bool
+) -> None:
+    assert fits_inline(parts(*[(region, 2 * i * PAGE, length) for i in range(number)])) is inline
+
+
 async def test_a_big_batch_is_punched_in_another_thread(
-    region: MappedRegion,
-    monkeypatch: pytest.MonkeyPatch,
-    pieces: int,
-    length: int,
-    inline: bool,
+    region: MappedRegion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = set()
     real = syscalls.punch_hole
@@ -239,9 +254,9 @@ async def test_a_big_batch_is_punched_in_another_thread(
         real(fd, offset, size)
 
     monkeypatch.setattr(syscalls, "punch_hole", watched)
-    result = await discard([Piece(region, 2 * i * PAGE, length) for i in range(pieces)])
-    assert result.freed == pieces * length
-    assert (threads == {threading.main_thread()}) is inline
+    assert (await discard(parts((region, 0, 4 * MIB)))).freed == 4 * MIB
+    assert len(threads) == 1
+    assert threads != {threading.main_thread()}
 
 
 def test_backings_are_told_by_their_magic() -> None:

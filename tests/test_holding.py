@@ -20,7 +20,7 @@ from tests.end_to_end import (
     serving,
 )
 from vhost_balloon.discard import Discarded, punch
-from vhost_balloon.guest_memory import Piece
+from vhost_balloon.guest_memory import Part
 
 GIB = 1 << 30
 BATCH = 64 * MIB
@@ -31,7 +31,7 @@ LIMIT = 0.5
 def slow_discards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch takes 30 ms, by trio's clock."""
 
-    async def discard(batch: list[Piece]) -> Discarded:
+    async def discard(batch: list[Part]) -> Discarded:
         with trio.CancelScope(shield=True):  # as a thread that punches
             await trio.sleep(0.03)
         return punch(batch)

@@ -16,7 +16,7 @@ from tests.end_to_end import LINUX, MIB, PAGE, ByHand, by_hand, fill, is_filled,
 from tests.huge_pages import HugePages
 from vhost_balloon import syscalls
 from vhost_balloon.discard import Discarded, punch
-from vhost_balloon.guest_memory import Piece
+from vhost_balloon.guest_memory import Part
 from vhost_balloon.simulator import GuestRam
 from vhost_balloon.syscalls import TMPFS_MAGIC, Filesystem
 from vhost_balloon.vm import Vm
@@ -38,12 +38,13 @@ def page_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def slow_discards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch takes 30 ms by trio's clock, and is punched at the end of that."""
 
-    async def discard(batch: list[Piece]) -> Discarded:
+    async def discard(batch: list[Part]) -> Discarded:
         with trio.CancelScope(shield=True):
             await trio.sleep(0.03)
         return punch(batch)
 
     monkeypatch.setattr("vhost_balloon.processors.discard", discard)
+    monkeypatch.setattr("vhost_balloon.processors.fits_inline", lambda batch: False)
 
 
 @asynccontextmanager
@@ -168,9 +169,9 @@ async def test_a_deflate_waits_for_the_discard_of_what_it_takes_back(
 async def test_a_deflate_calls_off_a_discard_that_has_not_begun(
     tmp_path: Path, autojump_clock: MockClock, slow_discards: None, page_size: int
 ) -> None:
-    """BATCH_PIECES is one: the second page waits for the first one's batch."""
+    """BATCH_RANGES is one: the second page waits for the first one's batch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vhost_balloon.discard.BATCH_PIECES", 1)
+        patch.setattr("vhost_balloon.discard.BATCH_RANGES", 1)
         async with guest_of(tmp_path) as (guest, vm), trio.open_nursery() as nursery:
             fill(guest.ram, BASE, 2 * page_size)
             await guest.inflate(numbers(PAGE, 2 * page_size - PAGE))

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from protocol.vhost_user_payloads import Region
-from tests.helpers import HUGE, MIB, PAGE, memfd, resident
+from tests.helpers import HUGE, MIB, PAGE, Piece, memfd, parts, resident
 from tests.huge_pages import HugePages
 from vhost_balloon import syscalls
-from vhost_balloon.discard import REMOVE_PIECES, punch
+from vhost_balloon.discard import REMOVE_RANGES, punch
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.guest_memory import MappedRegion, Piece
+from vhost_balloon.guest_memory import MappedRegion
 
 SIZE = 16 * MIB
 START = 4 * MIB
@@ -58,12 +58,12 @@ def kernel(monkeypatch: pytest.MonkeyPatch, *answers: int | OSError | None) -> l
     asked: list[int] = []
     real, left = syscalls._remove, list(answers)
 
-    def answering(ranges: Ranges) -> int:
+    def answering(origin: int, ranges: Ranges) -> int:
         asked.append(len(ranges))
         answer = left.pop(0)
         if isinstance(answer, OSError):
             raise answer
-        return real(ranges) if answer is None else answer
+        return real(origin, ranges) if answer is None else answer
 
     monkeypatch.setattr(syscalls, "_remove", answering)
     return asked
@@ -73,21 +73,28 @@ def kernel(monkeypatch: pytest.MonkeyPatch, *answers: int | OSError | None) -> l
 def needs_remove(region: MappedRegion) -> None:
     """Skip where the kernel (before 6.13) does not let a process do this to itself."""
     with region.borrowed() as (origin, _):
-        if not syscalls.remove([(origin + START + 8 * MIB - PAGE, PAGE)]):
+        if not syscalls.remove(origin, [(START + 8 * MIB - PAGE, START + 8 * MIB)]):
             pytest.skip("process_madvise(MADV_REMOVE) is not supported here")
     os.pwrite(region.fd.fileno(), b"x" * PAGE, START + 8 * MIB - PAGE)
 
 
 def every_other(region: MappedRegion, count: int, first: int = START) -> list[Piece]:
-    """Pieces of one and of two pages, none adjacent, in no order."""
-    pieces = [Piece(region, first + 4 * i * PAGE, PAGE * (1 + i % 2)) for i in range(count)]
-    return [*pieces[::2], *pieces[1::2]]
+    """Pieces of one and of two pages, none adjacent."""
+    return [(region, first + 4 * i * PAGE, PAGE * (1 + i % 2)) for i in range(count)]
+
+
+def size(pieces: list[Piece]) -> int:
+    return sum(length for _, _, length in pieces)
+
+
+def offsets(pieces: list[Piece]) -> list[int]:
+    return [offset for _, offset, _ in pieces]
 
 
 def check(region: MappedRegion, pieces: list[Piece]) -> int:
     """Punch them; that they are gone and nothing else is. Returns the bytes freed."""
     before = bytearray(os.pread(region.fd.fileno(), SIZE, 0))
-    result = punch(pieces)
+    result = punch(parts(*pieces))
     assert (result.failed, result.error) == (0, None)
     for _, offset, length in pieces:
         before[offset : offset + length] = bytes(length)
@@ -96,11 +103,11 @@ def check(region: MappedRegion, pieces: list[Piece]) -> int:
 
 
 @pytest.mark.usefixtures("needs_remove")
-@pytest.mark.parametrize("count", [REMOVE_PIECES, 256, 500])
+@pytest.mark.parametrize("count", [REMOVE_RANGES, 256, 500])
 def test_many_pieces_go_at_once(region: MappedRegion, punched: list[int], count: int) -> None:
     pieces = every_other(region, count)
-    assert check(region, pieces) == sum(piece.length for piece in pieces)
-    assert resident(region.fd) == SIZE - sum(piece.length for piece in pieces)
+    assert check(region, pieces) == size(pieces)
+    assert resident(region.fd) == SIZE - size(pieces)
     assert punched == []
 
 
@@ -115,9 +122,9 @@ def test_more_than_fit_one_call(
 
 
 def test_few_pieces_are_punched(region: MappedRegion, punched: list[int]) -> None:
-    pieces = every_other(region, REMOVE_PIECES - 1)
+    pieces = every_other(region, REMOVE_RANGES - 1)
     check(region, pieces)
-    assert punched == [piece.offset for piece in pieces]
+    assert punched == offsets(pieces)
 
 
 @pytest.mark.usefixtures("needs_remove")
@@ -136,7 +143,7 @@ def test_pieces_of_two_regions(region: MappedRegion, punched: list[int]) -> None
 def test_what_lies_beside_the_mapping_is_left_to_the_descriptor(
     region: MappedRegion, punched: list[int], offset: int, length: int
 ) -> None:
-    pieces = [*every_other(region, 30), Piece(region, offset, length)]
+    pieces = [*every_other(region, 30), (region, offset, length)]
     check(region, pieces)
     assert len(punched) == 31
 
@@ -145,7 +152,7 @@ def test_what_lies_beside_the_mapping_is_left_to_the_descriptor(
 def test_a_partial_page_is_not_rounded_up(
     region: MappedRegion, punched: list[int], offset: int, length: int
 ) -> None:
-    check(region, [*every_other(region, 30), Piece(region, START + 4 * MIB + offset, length)])
+    check(region, [*every_other(region, 30), (region, START + 4 * MIB + offset, length)])
     assert len(punched) == 31
 
 
@@ -156,7 +163,7 @@ def test_a_kernel_that_cannot_is_asked_once(
     asked = kernel(monkeypatch, OSError(number, ""))
     for turn in range(2):
         pieces = every_other(region, 30, START + turn * 4 * MIB)
-        assert check(region, pieces) == sum(piece.length for piece in pieces)
+        assert check(region, pieces) == size(pieces)
     assert (asked, len(punched)) == ([30], 60)
 
 
@@ -179,11 +186,11 @@ def test_what_is_left_of_a_short_count_is_punched(
     left: int,
 ) -> None:
     """A piece that is done in part is done again."""
-    pieces = [Piece(region, START + 2 * i * PAGE, PAGE) for i in range(20)]
+    pieces = [(region, START + 2 * i * PAGE, PAGE) for i in range(20)]
     asked = kernel(monkeypatch, done)
-    punch(pieces)
+    punch(parts(*pieces))
     assert asked == [20]
-    assert punched == [piece.offset for piece in pieces[20 - left :]]
+    assert punched == offsets(pieces[20 - left :])
 
 
 def test_an_error_after_some_were_done_is_not_the_kernels_limit(
@@ -191,26 +198,27 @@ def test_an_error_after_some_were_done_is_not_the_kernels_limit(
 ) -> None:
     monkeypatch.setattr(syscalls, "MAX_REMOVED", 20)
     asked = kernel(monkeypatch, 20 * PAGE, OSError(errno.EINVAL, ""), 30 * PAGE)
-    pieces = [Piece(region, START + 2 * i * PAGE, PAGE) for i in range(30)]
-    punch(pieces)
-    assert punched == [piece.offset for piece in pieces[20:]]
-    punch(pieces[:20])
+    pieces = [(region, START + 2 * i * PAGE, PAGE) for i in range(30)]
+    punch(parts(*pieces))
+    assert punched == offsets(pieces[20:])
+    punch(parts(*pieces[:20]))
     assert asked == [20, 10, 20]
 
 
 @pytest.mark.usefixtures("needs_remove")
 def test_the_kernel_stops_at_the_first_that_fails(region: MappedRegion) -> None:
     with region.borrowed() as (origin, mapped):
-        ranges = [(origin + mapped.start + 2 * i * PAGE, PAGE) for i in range(4)]
-        ranges.insert(2, (0, PAGE))  # nothing is ever mapped there
-        assert syscalls.remove(ranges) == 2
+        first = mapped.start
+        ranges = [(first + 2 * i * PAGE, first + (2 * i + 1) * PAGE) for i in range(4)]
+        ranges.insert(2, (-origin, PAGE - origin))  # nothing is ever mapped there
+        assert syscalls.remove(origin, ranges) == 2
     assert resident(region.fd) == SIZE - 2 * PAGE
 
 
 @pytest.mark.usefixtures("needs_remove")
 def test_no_descriptor_is_left_behind(region: MappedRegion) -> None:
     before = os.listdir("/proc/self/fd")
-    punch(every_other(region, 30))
+    punch(parts(*every_other(region, 30)))
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -225,6 +233,6 @@ def test_a_mapping_cannot_go_while_it_is_borrowed(region: MappedRegion) -> None:
 def test_huge_pages_are_punched_one_by_one(huge_pages: HugePages, punched: list[int]) -> None:
     assert huge_pages.free() >= 0
     region = MappedRegion(Region(0, 32 * HUGE, 0, 0), memfd(32 * HUGE, flags=os.MFD_HUGETLB))
-    punch([Piece(region, 2 * i * HUGE, HUGE) for i in range(16)])
+    punch(parts(*[(region, 2 * i * HUGE, HUGE) for i in range(16)]))
     assert len(punched) == 16
     region.close()

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.vhost_user_payloads import Region
-from tests.helpers import GIB, HUGE, MIB, PAGE, USER, mapped, memfd
+from tests.helpers import GIB, HUGE, MIB, PAGE, USER, mapped, memfd, pieces
 from tests.huge_pages import HugePages
 from vhost_balloon.guest_memory import DiscardPolicy, GuestMemory, MappedRegion
-from vhost_balloon.ranges import Range, merge
+from vhost_balloon.ranges import Range, merge, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.syscalls import HUGETLBFS_MAGIC, TMPFS_MAGIC, Filesystem
 
@@ -24,19 +24,19 @@ POLICY = DiscardPolicy()
 
 
 def discarded(memory: GuestMemory, ranges: list[Range]) -> tuple[list[Range], dict[str, int]]:
-    pieces, refused = memory.resolve(ranges, [], POLICY)
-    return [(p.offset, p.offset + p.length) for p in pieces], dict(refused)
+    parts, refused, _ = memory.resolve(ranges, [], POLICY)
+    return [(offset, offset + length) for _, offset, length in pieces(parts)], dict(refused)
 
 
 def test_ranges_become_file_ranges_and_what_lies_outside_is_said(memory: GuestMemory) -> None:
-    pieces, refused = discarded(memory, [(0, 8 * PAGE), (4 * GIB - PAGE, 4 * GIB + PAGE)])
-    assert pieces == [(2 * MIB, 2 * MIB + 8 * PAGE), (0, PAGE)]
+    gone, refused = discarded(memory, [(0, 8 * PAGE), (4 * GIB - PAGE, 4 * GIB + PAGE)])
+    assert gone == [(2 * MIB, 2 * MIB + 8 * PAGE), (0, PAGE)]
     assert refused == {Refusal.OUTSIDE: PAGE}
 
 
 def test_a_range_over_everything_is_cut_to_the_regions(memory: GuestMemory) -> None:
-    pieces, refused = discarded(memory, [(0, TOP + PAGE)])
-    assert pieces == [(2 * MIB, 3 * MIB), (0, MIB)]
+    gone, refused = discarded(memory, [(0, TOP + PAGE)])
+    assert gone == [(2 * MIB, 3 * MIB), (0, MIB)]
     assert refused == {Refusal.OUTSIDE: TOP + PAGE - 2 * MIB}
 
 
@@ -49,9 +49,11 @@ def test_partial_pages_are_kept(memory: GuestMemory) -> None:
 
 
 def test_pages_that_hold_a_ring_are_kept(memory: GuestMemory) -> None:
-    pieces, refused = memory.resolve([(0, 8 * PAGE)], [(2 * PAGE, 3 * PAGE)], POLICY)
-    assert [(p.offset - 2 * MIB, p.length) for p in pieces] == [(0, 2 * PAGE), (3 * PAGE, 5 * PAGE)]
+    parts, refused, inside = memory.resolve([(0, 8 * PAGE)], [(2 * PAGE, 3 * PAGE)], POLICY)
+    gone = [(offset - 2 * MIB, length) for _, offset, length in pieces(parts)]
+    assert gone == [(0, 2 * PAGE), (3 * PAGE, 5 * PAGE)]
     assert refused == [(Refusal.RING, PAGE)]
+    assert inside == 8 * PAGE
 
 
 @pytest.mark.parametrize(
@@ -70,8 +72,9 @@ def test_what_a_file_lives_on_decides(
 ) -> None:
     low = memory.regions[0]
     low.filesystem = Filesystem(magic, PAGE)
-    pieces, refused = memory.resolve([(0, 2 * PAGE)], [], policy)
-    assert len(pieces) == (reason is None)
+    parts, refused, inside = memory.resolve([(0, 2 * PAGE)], [], policy)
+    assert len(parts) == (reason is None)
+    assert inside == 2 * PAGE
     assert refused == ([] if reason is None else [(reason, 2 * PAGE)])
 
 
@@ -107,25 +110,25 @@ def test_resolve_against_a_model_of_single_bytes(
         owner |= {place + i: offset + i for i in range(size)}
         place += size
     ranges, protected = spans(named), spans(rings)
-    pieces, refused = memory.resolve(ranges, protected, POLICY)
+    parts, refused, inside = memory.resolve(ranges, protected, POLICY)
 
     def is_in(address: int, items: list[Range]) -> bool:
         return any(start <= address < end for start, end in items)
 
     named_bytes = sum(end - start for start, end in ranges)
-    assert sum(p.length for p in pieces) + sum(size for _, size in refused) == named_bytes
-    assert memory.inside(ranges) == sum(
-        a // UNIT in owner for start, end in ranges for a in range(start, end)
-    )
+    assert sum(part.size for part in parts) + sum(size for _, size in refused) == named_bytes
+    assert all(part.ranges == merge(part.ranges) for part in parts)
+    assert all(part.size == total(part.ranges) for part in parts)
+    assert inside == memory.inside(ranges)
+    assert inside == sum(a // UNIT in owner for start, end in ranges for a in range(start, end))
     freed = set()
-    for piece in pieces:
-        assert piece.offset % PAGE == piece.length % PAGE == 0
-        assert piece.length > 0
-        to_guest = piece.region.guest_start - piece.region.region.mmap_offset
-        first = piece.offset + to_guest
-        assert piece.region.guest_start <= first
-        assert first + piece.length <= piece.region.guest_end
-        freed |= set(range(first, first + piece.length))
+    for owner_region, offset, length in pieces(parts):
+        assert offset % PAGE == length % PAGE == 0
+        assert length > 0
+        first = offset + owner_region.guest_start - owner_region.region.mmap_offset
+        assert owner_region.guest_start <= first
+        assert first + length <= owner_region.guest_end
+        freed |= set(range(first, first + length))
     assert all(is_in(address, ranges) for address in freed)
     assert not any(is_in(address, protected) for address in freed)
     for mapped_region in memory.regions:  # and every whole page that may go does go
@@ -142,7 +145,7 @@ def test_only_whole_huge_pages_may_be_discarded(huge_pages: HugePages) -> None:
     memory = GuestMemory()
     memory.add(mapped(memfd(4 * HUGE, flags=os.MFD_HUGETLB), guest=HUGE, size=3 * HUGE + PAGE))
     ranges = [(HUGE + PAGE, 5 * HUGE)]
-    pieces, refused = memory.resolve(ranges, [], DiscardPolicy(hugetlb=True))
-    assert [(p.offset, p.length) for p in pieces] == [(HUGE, 2 * HUGE)]
+    parts, refused, _ = memory.resolve(ranges, [], DiscardPolicy(hugetlb=True))
+    assert [(offset, length) for _, offset, length in pieces(parts)] == [(HUGE, 2 * HUGE)]
     assert dict(refused) == {Refusal.OUTSIDE: HUGE - PAGE, Refusal.PARTIAL_HUGE_PAGE: HUGE}
     memory.close()

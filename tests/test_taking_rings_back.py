@@ -35,7 +35,7 @@ from vhost_balloon.counters import Counters
 from vhost_balloon.deflate_processor import DeflateProcessor
 from vhost_balloon.discard import Discarded, punch
 from vhost_balloon.gathering import Gathering
-from vhost_balloon.guest_memory import Piece
+from vhost_balloon.guest_memory import Part
 from vhost_balloon.log import VmLog
 from vhost_balloon.processors import HintProcessor
 from vhost_balloon.ring import Processor
@@ -54,10 +54,10 @@ class Gate(AbstractContextManager[None]):
 
     def __init__(self) -> None:
         self.waiting = 0
-        self.done: list[list[Piece]] = []
+        self.done: list[list[Part]] = []
         self._open = trio.Semaphore(0)
 
-    async def discard(self, batch: list[Piece]) -> Discarded:
+    async def discard(self, batch: list[Part]) -> Discarded:
         self.waiting += 1
         with trio.CancelScope(shield=True):  # as a thread that punches
             await self._open.acquire()
@@ -288,6 +288,9 @@ class EndlessQueue:
 
     def __init__(self) -> None:
         self.popped = 0
+
+    def pop_plain(self) -> Chain | None:
+        return next(self.popping()) if self.popped % 2 else None
 
     def popping(self) -> Iterator[Chain]:
         self.popped += 1

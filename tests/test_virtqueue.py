@@ -339,10 +339,20 @@ def test_any_ring_memory_is_chains_or_a_ring_error(
     driver.offer(*data.draw(st.lists(word, max_size=size)))
     if data.draw(st.booleans()):
         driver._write_index(driver.available, data.draw(st.integers(0, 0xFFFF)))
-    queue = driver.queue(base)
+    queue, quick = driver.queue(base), driver.queue(base)
     taken = 0
     with contextlib.suppress(RingError):
-        while (chain := queue.pop()) is not None:
+        while True:
+            plain = quick.pop_plain()
+            chain = queue.pop()
+            if chain is None:
+                assert plain is None
+                break
+            _, _, flags, _ = struct.unpack_from("<QIHH", driver.descriptors, 16 * chain.head)
+            assert plain == (None if flags & (NEXT | INDIRECT) else chain)
+            if plain is None:
+                quick._next_available = queue._next_available
+                quick._outstanding = queue._outstanding
             taken += 1
             assert 0 <= chain.head < size
             assert 1 <= len(chain.buffers) <= size

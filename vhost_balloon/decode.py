@@ -24,9 +24,10 @@ MAX_SLICE_PFNS: Final = 4096
 
 STEP_PFNS: Final = 512
 STEP_BUFFERS: Final = 64
-STEP_RANGES: Final = 128
-"""Most page numbers, buffers (of reports, too) and ranges of pages in a step: each is some 200 us
-of work."""
+STEP_RANGES: Final = 512
+STEP_GATHERED: Final = 128
+"""Most page numbers, buffers (of reports, too) and ranges of pages in a step, and ranges where
+balloon pages are gathered to huge pages: each is some 200 us of work."""
 
 
 @dataclass(slots=True)
@@ -85,8 +86,8 @@ def page_numbers(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Number
     yield step
 
 
-def merged(numbers: list[int]) -> Iterator[list[Range]]:
-    """Page numbers as ranges, which are sorted and disjoint over all steps."""
+def merged(numbers: list[int], most: int = STEP_RANGES) -> Iterator[list[Range]]:
+    """Page numbers as ranges, most in a step, which are sorted and disjoint over all steps."""
     run = one_run(numbers, PFN_SHIFT)
     if run is not None:
         yield [run]
@@ -104,15 +105,23 @@ def merged(numbers: list[int]) -> Iterator[list[Range]]:
         if open_range:
             ranges[:1] = merge([*open_range, ranges[0]])
         open_range = [ranges.pop()] if stop < len(numbers) else []
-        for first in range(0, len(ranges), STEP_RANGES):
-            yield ranges[first : first + STEP_RANGES]
+        for first in range(0, len(ranges), most):
+            yield ranges[first : first + most]
 
 
-def pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Named]:
+def pages(buffers: Sequence[Buffer], read: ReadMemory, most: int = STEP_RANGES) -> Iterator[Named]:
     """The pages of inflate or deflate buffers, step by step; small buffers are taken together.
 
-    Raises RingError where a buffer is not guest memory.
+    most: ranges in a step. Raises RingError where a buffer is not guest memory.
     """
+    if len(buffers) == 1:  # the usual request, in one step
+        address, length, writable = buffers[0]
+        if not writable and not length % PFN_SIZE and 0 < length <= most * PFN_SIZE:
+            numbers = memoryview(read(address, length)).cast("I").tolist()
+            run = one_run(numbers, PFN_SHIFT)
+            ranges = [run] if run is not None else merge_numbers(numbers, PFN_SHIFT)
+            yield Named(len(numbers) * BALLOON_PAGE_SIZE, ranges)
+            return
     gathered: list[int] = []
     waiting: Named | None = None  # a step without ranges, unless it turns out to be the last
     for step in page_numbers(buffers, read):
@@ -121,16 +130,16 @@ def pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Named]:
         waiting = Named(refusals=step.refusals)
         gathered += step.numbers
         if len(gathered) >= MAX_SLICE_PFNS:
-            yield from _named(gathered, waiting)
+            yield from _named(gathered, waiting, most)
             gathered, waiting = [], None
     if waiting is not None:
-        yield from _named(gathered, waiting)
+        yield from _named(gathered, waiting, most)
 
 
-def _named(numbers: list[int], named: Named) -> Iterator[Named]:
+def _named(numbers: list[int], named: Named, most: int) -> Iterator[Named]:
     """What these numbers name, to begin with in named; repetitions count in the last step."""
     left = len(numbers) * BALLOON_PAGE_SIZE
-    for ranges in merged(numbers):
+    for ranges in merged(numbers, most):
         if named.ranges:
             yield named
             named = Named()

@@ -10,7 +10,7 @@ import trio
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT
 from vhost_balloon.decode import (
     MAX_SLICE_PFNS,
-    STEP_RANGES,
+    STEP_GATHERED,
     merged,
     page_buffers_size,
     page_numbers,
@@ -68,10 +68,10 @@ class DeflateProcessor(ChainProcessor):
             return False
         ranges = merge_numbers(numbers, PFN_SHIFT)
         runs = False
-        for first in range(0, len(ranges), STEP_RANGES):
+        for first in range(0, len(ranges), STEP_GATHERED):
             if first:
                 await self._turn.others()
-            for grid, pages in device.memory.gridded(ranges[first : first + STEP_RANGES]):
+            for grid, pages in device.memory.gridded(ranges[first : first + STEP_GATHERED]):
                 runs |= device.gathering.remove(grid, pages)
         return runs
 

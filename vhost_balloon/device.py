@@ -12,11 +12,11 @@ from protocol.virtio_balloon import BalloonFeature, Queue
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.counters import Counters
 from vhost_balloon.gathering import Gathering
-from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory, Piece
+from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory, Part
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
 from vhost_balloon.pins import PinGuard, PinState
-from vhost_balloon.ranges import Range, merge
+from vhost_balloon.ranges import Range, merge, total
 from vhost_balloon.rate import Bucket
 from vhost_balloon.refusal import Refusal
 
@@ -109,18 +109,23 @@ class Device:
             self.counters.refuse(Refusal.PARTIAL_HUGE_PAGE, size)
 
     @contextmanager
-    def discarding(self, batch: list[Piece], gathering: Gathering | None) -> Iterator[list[Piece]]:
+    def discarding(self, batch: list[Part], gathering: Gathering) -> Iterator[list[Part]]:
         """What of a batch may still be discarded: its huge pages only if no deflate named them.
 
         One that comes now waits for discarded.
         """
-        if gathering is None:
-            yield batch
-            return
-        whole = gathering.begin(piece.guest_address for piece in batch)
+        whole = gathering.begin(start for part in batch for start, _ in part.ranges)
         self.discarded = trio.Event()
         try:
-            yield [p for p in batch if p.region.grid is None or p.guest_address in whole]
+            yield [left for part in batch if (left := _still_whole(part, whole)).ranges]
         finally:
             gathering.end()
             self.discarded.set()
+
+
+def _still_whole(part: Part, whole: frozenset[int]) -> Part:
+    """What of a part may go where only these huge pages may."""
+    if part.region.grid is None:
+        return part
+    ranges = [each for each in part.ranges if each[0] in whole]
+    return Part(part.region, ranges, total(ranges))

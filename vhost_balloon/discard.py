@@ -11,27 +11,25 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from typing import Final
 
 import trio
 
 from vhost_balloon import syscalls
-from vhost_balloon.guest_memory import MappedRegion, Piece
-from vhost_balloon.ranges import split
+from vhost_balloon.guest_memory import MappedRegion, Part
+from vhost_balloon.ranges import Range, split, total
 
 BATCH_BYTES: Final = 64 << 20
 """Most bytes between two looks at whether the ring is to stop: some 20 ms of 4 KiB pages."""
-BATCH_PIECES: Final = 1024
-"""Most pieces in a batch: scattered pages cost 7 to 30 us each."""
+BATCH_RANGES: Final = 1024
+"""Most ranges in a batch: scattered pages cost 7 to 30 us each."""
 
 INLINE_BYTES: Final = 2 << 20
-INLINE_PIECES: Final = 8
+INLINE_RANGES: Final = 8
 """Up to here (a millisecond) a thread would cost more than it saves the event loop."""
 
-REMOVE_PIECES: Final = 16
-"""From here on one process_madvise for a region's pieces is cheaper than a call for each."""
+REMOVE_RANGES: Final = 16
+"""From here on one process_madvise for a region's ranges is cheaper than a call for each."""
 
 BLOCK: Final = 512
 
@@ -49,97 +47,106 @@ class Discarded:
     error: OSError | None = None
 
 
-def batches(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    """Cut pieces into batches of at most BATCH_BYTES and BATCH_PIECES, in order.
+def batches(parts: list[Part]) -> Iterator[list[Part]]:
+    """Cut parts into batches of at most BATCH_BYTES and BATCH_RANGES, in order.
 
-    Cuts fall on multiples of BATCH_BYTES from a piece's start, which keeps them aligned to every
+    Cuts fall on multiples of BATCH_BYTES from a range's start, which keeps them aligned to every
     page size up to it; a larger huge page is never cut.
     """
-    if len(pieces) <= BATCH_PIECES and _size(pieces) <= BATCH_BYTES:
-        if pieces:
-            yield pieces
+    if count_of(parts) <= BATCH_RANGES and size_of(parts) <= BATCH_BYTES:
+        if parts:
+            yield parts
         return
-    batch: list[Piece] = []
-    room = BATCH_BYTES
-    for piece in pieces:
-        size = max(BATCH_BYTES, piece.region.page_size)
-        for start, end in split(piece.offset, piece.offset + piece.length, size):
-            if batch and (end - start > room or len(batch) == BATCH_PIECES):
-                yield batch
-                batch, room = [], BATCH_BYTES
-            batch.append(Piece(piece.region, start, end - start))
-            room -= end - start
+    batch: list[Part] = []
+    room, places = BATCH_BYTES, BATCH_RANGES
+    for region, ranges, _ in parts:
+        taken: list[Range] = []
+        for whole in ranges:
+            for start, end in split(*whole, max(BATCH_BYTES, region.page_size)):
+                if (batch or taken) and (end - start > room or not places):
+                    yield [*batch, *_part(region, taken)]
+                    batch, taken = [], []
+                    room, places = BATCH_BYTES, BATCH_RANGES
+                taken.append((start, end))
+                room -= end - start
+                places -= 1
+        batch += _part(region, taken)
     if batch:
         yield batch
 
 
-def _size(pieces: list[Piece]) -> int:
-    return sum([length for _, _, length in pieces])
+def _part(region: MappedRegion, ranges: list[Range]) -> list[Part]:
+    return [Part(region, ranges, total(ranges))] if ranges else []
 
 
-def punch(batch: list[Piece]) -> Discarded:
-    """Discard one batch, in any thread. A piece that fails is counted, the others are done."""
+def size_of(parts: list[Part]) -> int:
+    """Bytes."""
+    return sum([part.size for part in parts])
+
+
+def count_of(parts: list[Part]) -> int:
+    """Ranges."""
+    return sum([len(part.ranges) for part in parts])
+
+
+def punch(batch: list[Part]) -> Discarded:
+    """Discard one batch, in any thread. A range that fails is counted, the others are done."""
     result = Discarded()
     fds = _files(batch)
     started = time.perf_counter()
     before = _blocks(fds)
-    if len(batch) < REMOVE_PIECES:
-        _punch_each(batch, result)
-    else:
-        for region, pieces in groupby(batch, itemgetter(0)):
-            _punch_region(region, list(pieces), result)
+    for region, ranges, _ in batch:
+        done = _remove(region, ranges) if len(ranges) >= REMOVE_RANGES else 0
+        _punch_each(region, ranges[done:] if done else ranges, result)
     result.freed = max(before - _blocks(fds), 0) * BLOCK
     result.seconds = time.perf_counter() - started
     return result
 
 
-def _punch_region(region: MappedRegion, pieces: list[Piece], result: Discarded) -> None:
-    done = _remove(region, pieces) if len(pieces) >= REMOVE_PIECES else 0
-    _punch_each(pieces[done:], result)
-
-
-def _punch_each(pieces: list[Piece], result: Discarded) -> None:
-    for region, offset, length in pieces:
+def _punch_each(region: MappedRegion, ranges: list[Range], result: Discarded) -> None:
+    fd, to_file = region.fd.fileno(), region.to_file
+    for start, end in ranges:
         try:
-            syscalls.punch_hole(region.fd.fileno(), offset, length)
+            syscalls.punch_hole(fd, start + to_file, end - start)
         except OSError as error:
-            result.failed += length
+            result.failed += end - start
             result.error = error
 
 
-def _remove(region: MappedRegion, pieces: list[Piece]) -> int:
-    """Punch a region's pieces through the region's mapping; return how many, from the first on.
+def _remove(region: MappedRegion, ranges: list[Range]) -> int:
+    """Punch ranges through the region's mapping; return how many, from the first on.
 
-    Only on tmpfs: elsewhere pieces are few, or what MADV_REMOVE does is not known.
+    Only on tmpfs: elsewhere they are few, or what MADV_REMOVE does is not known.
     """
     if region.filesystem.kind != "tmpfs":
         return 0
     with region.borrowed() as (origin, mapped):
-        for _, offset, length in pieces:
-            # What the kernel would round up to whole pages, or find beside the mapping, has no
-            # business here, whoever made the pieces.
-            if (offset | length) % syscalls.PAGE_SIZE or not (
-                mapped.start <= offset < offset + length <= mapped.stop
-            ):
-                return 0
-        return syscalls.remove([(origin + offset, length) for _, offset, length in pieces])
+        origin += region.to_file
+        bits = origin
+        for start, end in ranges:
+            bits |= start | end
+        # What the kernel would round up to whole pages, or find beside the mapping, has no
+        # business here, whoever made the ranges.
+        first, last = ranges[0][0] + region.to_file, ranges[-1][1] + region.to_file
+        if bits % syscalls.PAGE_SIZE or not mapped.start <= first < last <= mapped.stop:
+            return 0
+        return syscalls.remove(origin, ranges)
 
 
-def _files(batch: list[Piece]) -> list[int]:
-    """A descriptor of each file that pieces lie in."""
+def _files(batch: list[Part]) -> list[int]:
+    """A descriptor of each file that parts lie in."""
     if len(batch) == 1:
         return [batch[0].region.fd.fileno()]
-    regions = {region for region, _, _ in batch}
-    return list({region.inode: region.fd.fileno() for region in regions}.values())
+    return list({part.region.inode: part.region.fd.fileno() for part in batch}.values())
 
 
 def _blocks(fds: list[int]) -> int:
     return sum([os.fstat(fd).st_blocks for fd in fds])
 
 
-def fits_inline(batch: list[Piece]) -> bool:
-    """Whether a batch is so small that it is best discarded in place."""
-    return len(batch) <= INLINE_PIECES and _size(batch) <= INLINE_BYTES
+def fits_inline(batch: list[Part]) -> bool:
+    """Whether a batch is so small that it is best discarded in place, by punch()."""
+    return count_of(batch) <= INLINE_RANGES and size_of(batch) <= INLINE_BYTES
 
 
 DISCARDING: Final = trio.CapacityLimiter(min(8, max(1, (os.cpu_count() or 1) - 1)))
@@ -148,10 +155,8 @@ at once would not free more: the kernel's work is bound by the processors, of wh
 needs one. No VM holds two at once (processors), so none can keep the others out."""
 
 
-async def discard(batch: list[Piece]) -> Discarded:
-    """Discard one batch, in a worker thread if it is a big one. Not cancelled half-way."""
-    if fits_inline(batch):
-        return punch(batch)
+async def discard(batch: list[Part]) -> Discarded:
+    """Discard one batch in a worker thread. Not cancelled half-way."""
     with trio.CancelScope(shield=True):
         result = await trio.to_thread.run_sync(punch, batch)
     return result

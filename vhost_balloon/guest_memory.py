@@ -35,16 +35,16 @@ ADDRESS_LIMIT: Final = 1 << 64
 MAP_NORESERVE: Final = 0x4000  # include/uapi/asm-generic/mman-common.h; in mmap from 3.13 on
 
 
-class Piece(NamedTuple):
-    """A range of one file that may be discarded: offset and length in bytes, page-aligned."""
+class Part(NamedTuple):
+    """What of one region may be discarded.
+
+    ranges: of guest addresses in the region, sorted, disjoint, whole pages of the host's; at least
+    one. size: their bytes.
+    """
 
     region: MappedRegion
-    offset: int
-    length: int
-
-    @property
-    def guest_address(self) -> int:
-        return self.offset - self.region.to_file
+    ranges: list[Range]
+    size: int
 
 
 class DiscardMode(enum.Enum):
@@ -354,8 +354,9 @@ class GuestMemory:
         protected: list[Range],
         policy: DiscardPolicy,
         gathering: Gathering | None = None,
-    ) -> tuple[list[Piece], list[tuple[str, int]]]:
-        """Turn guest ranges into what may be discarded, and (reason, bytes) of what may not.
+    ) -> tuple[list[Part], list[tuple[str, int]], int]:
+        """Turn guest ranges into what may be discarded, (reason, bytes) of what may not, and how
+        many bytes of the ranges are guest memory.
 
         ranges and protected are sorted and disjoint; protected is never discarded. What is no
         whole page of the host's is refused, or with a gathering, kept there until the rest comes.
@@ -363,9 +364,7 @@ class GuestMemory:
         refused: dict[str, int] = {}
         allowed = subtract(ranges, protected)
         outside = left = total(allowed)
-        if allowed is not ranges:
-            refused[Refusal.RING] = total(ranges) - left
-        pieces: list[Piece] = []
+        parts: list[Part] = []
         for mapped, part in self._by_region(allowed):
             size = total(part)
             outside -= size
@@ -373,37 +372,40 @@ class GuestMemory:
             if reason is None:
                 if gathering is None or mapped.grid is None:
                     whole = _whole_pages(mapped, part)
-                    size -= sum([length for _, _, length in whole])
+                    gone = size if whole is part else total(whole)
+                    size -= gone
                 else:
-                    whole = _gathered(mapped, mapped.grid, part, gathering)
+                    whole = _gathered(mapped.grid, part, gathering)
+                    gone = mapped.grid.size * len(whole)
                     size -= sum(mapped.grid.clip(start, end) for start, end in part)
-                pieces += whole
+                if whole:
+                    parts.append(Part(mapped, whole, gone))
                 reason = _cut_off_reason(mapped)
             if size:
                 refused[reason] = refused.get(reason, 0) + size
         if outside:
             refused[Refusal.OUTSIDE] = outside
-        return pieces, list(refused.items())
+        if allowed is ranges:
+            return parts, list(refused.items()), left - outside
+        refused[Refusal.RING] = total(ranges) - left
+        return parts, list(refused.items()), self.inside(ranges)
 
 
-def _whole_pages(mapped: MappedRegion, part: list[Range]) -> list[Piece]:
-    """The whole backing pages inside guest ranges, which lie in the region."""
+def _whole_pages(mapped: MappedRegion, part: list[Range]) -> list[Range]:
+    """The whole backing pages inside guest ranges, which lie in the region: part if that is all."""
     size, to_file = mapped.page_size, mapped.to_file
     bits = to_file
     for start, end in part:
         bits |= start | end
     if bits % size == 0:  # as page numbers are, where pages are not huge
-        return [Piece(mapped, start + to_file, end - start) for start, end in part]
+        return part
     found = (align_inward(start + to_file, end + to_file, size) for start, end in part)
-    return [Piece(mapped, each[0], each[1] - each[0]) for each in found if each is not None]
+    return [(each[0] - to_file, each[1] - to_file) for each in found if each is not None]
 
 
-def _gathered(
-    mapped: MappedRegion, grid: Grid, part: list[Range], gathering: Gathering
-) -> list[Piece]:
-    """The host pages that guest ranges in the region complete, a piece each."""
-    pages = gathering.add(grid, part)
-    return [Piece(mapped, page + mapped.to_file, grid.size) for page in pages]
+def _gathered(grid: Grid, part: list[Range], gathering: Gathering) -> list[Range]:
+    """The host pages that guest ranges in the region complete, a range each."""
+    return [(page, page + grid.size) for page in sorted(gathering.add(grid, part))]
 
 
 def _cut_off_reason(mapped: MappedRegion) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain as joined
@@ -25,12 +24,29 @@ from typing import Final
 import trio
 
 from protocol.virtio_balloon import Queue
-from vhost_balloon.decode import Named, page_buffers_size, pages, report_size, reported
+from vhost_balloon.decode import (
+    STEP_GATHERED,
+    STEP_RANGES,
+    Named,
+    page_buffers_size,
+    pages,
+    report_size,
+    reported,
+)
 from vhost_balloon.device import Device
-from vhost_balloon.discard import DISCARDING, batches, discard, fits_inline
+from vhost_balloon.discard import (
+    DISCARDING,
+    Discarded,
+    batches,
+    count_of,
+    discard,
+    fits_inline,
+    punch,
+    size_of,
+)
 from vhost_balloon.errors import RingError
 from vhost_balloon.gathering import Gathering
-from vhost_balloon.guest_memory import Piece
+from vhost_balloon.guest_memory import Part
 from vhost_balloon.heartbeat import HOLD_LIMIT
 from vhost_balloon.ranges import total
 from vhost_balloon.refusal import BY_RULE, Refusal
@@ -57,6 +73,11 @@ async def take(ring: StartedRing, turn: Turn) -> tuple[list[Chain], RingError | 
     room = MAX_TAKEN_BUFFERS
     try:
         while room > 0:
+            plain = ring.virtqueue.pop_plain()
+            if plain is not None:
+                chains.append(plain)
+                room -= 1
+                continue
             before = len(chains)
             for popped in ring.virtqueue.popping():
                 if popped is not None:
@@ -90,14 +111,13 @@ async def add_up(
 class Tally:
     """What a request came to, counted once it is complete: one that is left will come again.
 
-    size: bytes named. inside: of these, the bytes inside memory. refused and refusals: bytes that
-    were refused, and how often, by reason. numbers: page numbers that have still to be looked at.
+    size: bytes named. inside: of these, the bytes inside memory. refused: bytes that were refused,
+    and how often, by reason. numbers: page numbers that have still to be looked at.
     """
 
     size: int = 0
     inside: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    refusals: Counter[str] = field(default_factory=Counter)
+    refused: dict[str, tuple[int, int]] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
 
     def refuse(self, reason: str, size: int) -> None:
@@ -106,8 +126,8 @@ class Tally:
 
     def add(self, refusals: Iterable[tuple[str, int]]) -> None:
         for reason, size in refusals:
-            self.refused[reason] += size
-            self.refusals[reason] += 1
+            refused, times = self.refused.get(reason, (0, 0))
+            self.refused[reason] = refused + size, times + 1
 
 
 class ChainProcessor(ABC):
@@ -159,8 +179,10 @@ class ChainProcessor(ABC):
                 counters.deflated_bytes += tally.inside
             case Queue.REPORTING:
                 counters.reported_bytes += tally.inside
-        for reason, size in tally.refused.items():
-            counters.refuse(reason, size, tally.refusals[reason])
+        if not tally.refused:
+            return
+        for reason, (refused, times) in tally.refused.items():
+            counters.refuse(reason, refused, times)
         faults = tally.refused.keys() - BY_RULE
         if faults:
             text = ", ".join(sorted(faults))
@@ -188,12 +210,12 @@ class DiscardProcessor(ChainProcessor):
                 await self._turn.others()
             if ring.stopping:
                 return None
-            is_late = trio.current_time() >= deadline
-            if is_late and (begun or self._queue is not Queue.REPORTING):
+            now = trio.current_time()
+            if now >= deadline and (begun or self._queue is not Queue.REPORTING):
                 done.refuse(Refusal.LATE, await self._size(chains) - done.size)
                 break
             begun = True
-            if not await self._act(ring, named, deadline, done):
+            if not await self._act(ring, named, now, deadline, done):
                 return None
             done.size += named.size
             done.add(named.refusals)
@@ -202,39 +224,45 @@ class DiscardProcessor(ChainProcessor):
     def _decode(self, chains: list[Chain]) -> Iterator[Named]:
         if self._queue is Queue.REPORTING:
             return reported(buffers_of(chains))
-        return pages(buffers_of(chains), self._device.memory.read)
+        device = self._device
+        most = STEP_GATHERED if device.memory.has_grids else STEP_RANGES
+        return pages(buffers_of(chains), device.memory.read, most)
 
     async def _size(self, chains: list[Chain]) -> int:
         """Bytes that the chains name, as decoding them to the end would count."""
         is_report = self._queue is Queue.REPORTING
         return await add_up(report_size if is_report else page_buffers_size, chains, self._turn)
 
-    async def _act(self, ring: StartedRing, named: Named, deadline: float, done: Tally) -> bool:
+    async def _act(
+        self, ring: StartedRing, named: Named, now: float, deadline: float, done: Tally
+    ) -> bool:
         """Discard what was named, unless a rule keeps it; False if the ring is to stop."""
         device = self._device
-        done.inside += device.memory.inside(named.ranges)
-        device.look_for_pins(trio.current_time())
+        device.look_for_pins(now)
         refusal = device.refusal(self._queue)
         if refusal is not None:
+            done.inside += device.memory.inside(named.ranges)
             done.refuse(refusal, total(named.ranges))
             return True
         gathering = device.gathering_for(self._queue)
-        pieces, refusals = device.memory.resolve(
+        parts, refusals, inside = device.memory.resolve(
             named.ranges, device.protected, device.policy, gathering
         )
+        done.inside += inside
         done.add(refusals)
-        device.count_forgotten()
-        for batch in batches(pieces):
+        if gathering is not None:
+            device.count_forgotten()
+        for batch in batches(parts):
             if ring.stopping:
                 return False
             reason = self._too_much(batch, deadline)
             if reason is None:
                 reason = await self._discard(batch, deadline, gathering, done)
             if reason is not None:
-                done.refuse(reason, _size(batch))
+                done.refuse(reason, size_of(batch))
         return True
 
-    def _too_much(self, batch: list[Piece], deadline: float) -> str | None:
+    def _too_much(self, batch: list[Part], deadline: float) -> str | None:
         """Why a batch is acknowledged only: it comes too late, or there are too many reports."""
         now = trio.current_time()
         if now >= deadline:
@@ -244,43 +272,51 @@ class DiscardProcessor(ChainProcessor):
             return None
         if limit.is_spent(now):
             return Refusal.RATE
-        limit.take(_size(batch), now)
+        limit.take(size_of(batch), now)
         return None
 
     async def _discard(
-        self, batch: list[Piece], deadline: float, gathering: Gathering | None, done: Tally
+        self, batch: list[Part], deadline: float, gathering: Gathering | None, done: Tally
     ) -> str | None:
         """Discard a batch, unless it waited for its turn for too long: the reason is returned."""
         if fits_inline(batch):
-            await self._punch(batch, gathering, done)
+            if gathering is None:
+                self._account(punch(batch), done)
+                return None
+            with self._device.discarding(batch, gathering) as left:
+                if left:
+                    self._account(punch(left), done, left)
             return None
         async with self._slot, DISCARDING:
             if trio.current_time() >= deadline:
                 return Refusal.LATE
-            await self._punch(batch, gathering, done)
+            if gathering is None:
+                self._account(await discard(batch), done)
+                return None
+            with self._device.discarding(batch, gathering) as left:
+                if left:
+                    self._account(await discard(left), done, left)
         return None
 
-    async def _punch(self, batch: list[Piece], gathering: Gathering | None, done: Tally) -> None:
-        with self._device.discarding(batch, gathering) as left:
-            if not left:
-                return
-            result = await discard(left)
+    def _account(self, result: Discarded, done: Tally, gathered: Sequence[Part] = ()) -> None:
+        """Count what came of a batch; gathered: its parts, if huge pages are."""
         counters = self._device.counters
         counters.freed_bytes += result.freed
         counters.discard_seconds.observe(result.seconds)
         if result.error is not None:
             done.refuse(Refusal.FAILED, result.failed)
             self._device.log.misbehaved(f"memory cannot be discarded: {result.error.strerror}")
-        elif gathering is not None:
-            counters.huge_pages_freed += sum(piece.region.grid is not None for piece in left)
-
-
-def _size(batch: list[Piece]) -> int:
-    return sum(piece.length for piece in batch)
+        else:
+            whole = [part for part in gathered if part.region.grid is not None]
+            counters.huge_pages_freed += count_of(whole)
 
 
 def buffers_of(chains: list[Chain]) -> Sequence[Buffer]:
-    return list(joined.from_iterable(chain.buffers for chain in chains))
+    return (
+        chains[0].buffers
+        if len(chains) == 1
+        else list(joined.from_iterable(chain.buffers for chain in chains))
+    )
 
 
 class HintProcessor(ChainProcessor):

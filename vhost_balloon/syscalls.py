@@ -104,13 +104,13 @@ _UNSUPPORTED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 _remove_supported = True
 
 
-def remove(ranges: Sequence[tuple[int, int]]) -> int:
+def remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
     """Punch holes through this process's own mappings; return how many ranges, from the first on.
 
-    ranges are (address, length) in bytes, page-aligned and each inside one shared file mapping,
-    where MADV_REMOVE does what punch_hole() does to the file (mm/madvise.c). One call for many
-    takes half of what one call for each takes. Those that are not done are for punch_hole(), which
-    also tells why: the kernel stops at the first that fails. Never raises.
+    ranges are (start, end) in bytes from the address origin, page-aligned and each inside one
+    shared file mapping, where MADV_REMOVE does what punch_hole() does to the file (mm/madvise.c).
+    One call for many takes half of what one call for each takes. Those that are not done are for
+    punch_hole(), which also tells why: the kernel stops at the first that fails. Never raises.
 
     A process may do this to itself since Linux 6.13. Before, where a filter of system calls forbids
     it, or where all memory is locked, nothing is done and it is not tried again.
@@ -120,22 +120,22 @@ def remove(ranges: Sequence[tuple[int, int]]) -> int:
     while _remove_supported and done < len(ranges):
         asked = ranges[done : done + MAX_REMOVED]
         try:
-            removed = _remove(asked)
+            removed = _remove(origin, asked)
         except OSError as error:
             # Of the first call only: what was done once is supported.
             _remove_supported = done > 0 or error.errno not in _UNSUPPORTED
             return done
-        for _, length in asked:
-            removed -= length
+        for start, end in asked:
+            removed -= end - start
             if removed < 0:
                 return done
             done += 1
     return done
 
 
-def _remove(ranges: Sequence[tuple[int, int]]) -> int:
+def _remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
     """How many bytes of the ranges were removed, from the first on. Raises OSError if none."""
-    vector = array("Q", [number for item in ranges for number in item])
+    vector = array("Q", [n for start, end in ranges for n in (origin + start, end - start)])
     # Not kept open: it would mean another process after a fork.
     process = os.pidfd_open(os.getpid())
     try:

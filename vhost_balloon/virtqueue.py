@@ -31,6 +31,7 @@ from vhost_balloon.errors import RingError, RingErrorReason
 NEXT = int(DescriptorFlag.NEXT)
 WRITE = int(DescriptorFlag.WRITE)
 INDIRECT = int(DescriptorFlag.INDIRECT)
+_SPECIAL = NEXT | INDIRECT
 
 _INDEX = 1  # position of idx in both rings, counted in words
 _RING = 2  # position of the available ring's first head, counted in words
@@ -84,6 +85,7 @@ class Virtqueue:
         self._next_available = base
         self._next_used = self._used_words[_INDEX]
         self._outstanding = 0
+        self._possible = range(1, size + 1)
 
     @property
     def base(self) -> int:
@@ -113,6 +115,23 @@ class Virtqueue:
                 f"available index is {waiting} ahead, queue size is {self.size}",
             )
         return waiting
+
+    def pop_plain(self) -> Chain | None:
+        """pop() if the next chain is the usual one: a single buffer, not in a table. None if it is
+        another one, or broken, or there is none."""
+        if (self._available[_INDEX] - self._next_available) & INDEX_MASK not in self._possible:
+            return None
+        head = self._available[_RING + self._next_available % self.size]
+        if head >= self.size:
+            return None
+        address, length, flags, _ = DESCRIPTOR.unpack_from(
+            self._descriptors, head * DESCRIPTOR_SIZE
+        )
+        if flags & _SPECIAL:
+            return None
+        self._next_available = (self._next_available + 1) & INDEX_MASK
+        self._outstanding += 1
+        return Chain(head, [Buffer(address, length, bool(flags & WRITE))])
 
     def pop(self) -> Chain | None:
         """Take the next chain, or None if there is none. Raises RingError."""

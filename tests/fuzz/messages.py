@@ -197,7 +197,7 @@ def _held() -> tuple[int, int]:
 def run(data: bytes) -> None:
     before = _held()
     # In place, not in threads: the clock that jumps does not wait for those.
-    with mock.patch.object(discard, "INLINE_PIECES", 1 << 20):
+    with mock.patch.object(discard, "INLINE_RANGES", 1 << 20):
         owed, received = trio.run(_converse, Source(data), clock=MockClock(autojump_threshold=0))
     owed.check(received)
     assert _held() == before, "descriptors or mappings are left"

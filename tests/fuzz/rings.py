@@ -138,7 +138,7 @@ def run(data: bytes) -> None:
             check_walk(setup, memory)
         except FrontEndError:  # no ring fits here
             return
-        with mock.patch.object(discard, "INLINE_PIECES", 1 << 20):
+        with mock.patch.object(discard, "INLINE_RANGES", 1 << 20):
             trio.run(_serve, queue, setup, memory, clock=MockClock())
     finally:
         memory.close()

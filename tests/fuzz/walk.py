@@ -6,10 +6,11 @@ import os
 from contextlib import suppress
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE
+from tests.helpers import Piece, pieces
 from vhost_balloon.decode import STEP_RANGES, Named, page_buffers_size, pages, reported
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import RingError
-from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory, Piece
+from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory
 from vhost_balloon.guest_stats import parse_stats
 from vhost_balloon.ranges import merge, total
 from vhost_balloon.ring import BoundRing, bind
@@ -60,24 +61,26 @@ def _named(chain: Chain, memory: GuestMemory) -> list[Named]:
 
 def _check_named(named: Named, bound: BoundRing, memory: GuestMemory) -> None:
     protected = merge(bound.ranges)
-    pieces, refusals = memory.resolve(named.ranges, protected, _POLICY)
-    discarded = sum(piece.length for piece in pieces)
+    parts, refusals, inside = memory.resolve(named.ranges, protected, _POLICY)
+    assert inside == memory.inside(named.ranges)
+    discarded = sum(part.size for part in parts)
     refused = sum(size for _, size in refusals)
     assert discarded + refused == total(named.ranges), "a byte is lost, or counted twice"
-    for piece in pieces:
+    for piece in pieces(parts):
         _check_piece(piece, named, bound)
 
 
 def _check_piece(piece: Piece, named: Named, bound: BoundRing) -> None:
     """A piece is whole pages of what was named, inside its region, and no part of a ring."""
-    region, page = piece.region, piece.region.page_size
-    assert piece.length > 0
-    assert piece.offset % page == piece.length % page == 0
-    first = piece.offset - region.region.mmap_offset
-    assert 0 <= first <= region.region.size - piece.length
-    assert piece.offset + piece.length <= os.fstat(region.fd.fileno()).st_size
+    region, offset, length = piece
+    page = region.page_size
+    assert length > 0
+    assert offset % page == length % page == 0
+    first = offset - region.region.mmap_offset
+    assert 0 <= first <= region.region.size - length
+    assert offset + length <= os.fstat(region.fd.fileno()).st_size
     start = region.guest_start + first
-    end = start + piece.length
+    end = start + length
     assert any(low <= start and end <= high for low, high in named.ranges)
     for low, high in bound.ranges:
         assert end <= low or high <= start, "a page that a ring lies in"
