@@ -71,7 +71,7 @@ def test_an_odd_answer_is_an_error(answer: Any) -> None:
     "members",
     [{"queues": [5]}, {"queues": [{"index": "x"}]}, {"regions": {}}, {"refused_bytes": {"a": "b"}},
      {"stats_age": "old"}, {"stats_age": -1}, {"stats_age": 1e300}, {"front_end_pid": "x"},
-     {"features": [1]}],
+     {"features": [1]}, {"huge_pages": 5}, {"huge_pages": {"whole": "x"}}],
 )  # fmt: skip
 def test_odd_details_are_an_error(members: dict[str, Any]) -> None:
     with pytest.raises(CtlError, match="not understood"):
@@ -123,6 +123,9 @@ def test_status() -> None:
         refused_bytes={"poison": 2 * MIB, "late": MIB},
         reported_bytes=GIB,
         stats_age=2.4,
+        balloon=GIB // 2,
+        huge_pages={"whole": 200, "partial": 3, "waiting-bytes": 3 * MIB},
+        huge_pages_freed=250,
     )
     assert listing.details(full, None) == [
         "web1: done",
@@ -134,6 +137,8 @@ def test_status() -> None:
         "  guest memory          1 GiB (tmpfs, pages of 4 KiB)",
         "  target                512 MiB (pending: the guest's driver is not ready)",
         "  actual                512 MiB",
+        "  balloon               512 MiB",
+        "  huge pages in it      200 whole (250 freed so far), 3 in part (3 MiB)",
         "  resident on the host  300 MiB",
         "  reported              1 GiB",
         "  freed                 3 GiB",

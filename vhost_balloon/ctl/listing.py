@@ -114,8 +114,20 @@ def _sizes(vm: Vm) -> list[tuple[str, str]]:
         ("target", format_size(vm.target) + waits),
         ("actual", format_size(vm.actual)),
         ("balloon", format_size(model.field(vm.raw, "balloon", int, None))),
+        ("huge pages in it", _huge_pages(vm.raw)),
         ("resident on the host", format_size(vm.resident)),
     ]
+
+
+def _huge_pages(raw: Mapping[str, Any]) -> str:
+    """What the balloon has of the host's huge pages, where there are any."""
+    pages = model.sizes(raw, "huge-pages") if raw.get("huge-pages") is not None else {}
+    if not pages:
+        return UNKNOWN
+    whole, partial = pages.get("whole", 0), pages.get("partial", 0)
+    waiting = format_size(pages.get("waiting-bytes", 0))
+    freed = model.field(raw, "huge-pages-freed", int, 0)
+    return f"{whole} whole ({freed} freed so far), {partial} in part ({waiting})"
 
 
 def _counters(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
