@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import re
 import statistics
 import sys
@@ -11,6 +12,8 @@ from typing import Final
 
 import trio
 
+import protocol
+import vhost_balloon
 from tests.rig import process
 from tests.rig.daemon import Daemon, connectable
 from tests.rig.memory import MiB
@@ -130,6 +133,8 @@ def start_seconds() -> float:
 def measure(rounds: int, *, counts: tuple[int, ...] = COUNTS, seconds: float = 10.0) -> list[Row]:
     """Measure every crowd `rounds` times, each state for so many seconds."""
     density = Density(counts)
+    for package in (protocol, vhost_balloon):  # as pip does with what it installs
+        compileall.compile_dir(next(iter(package.__path__)), quiet=1)
     starting = []
     for number in range(rounds):
         starting += [start_seconds() * 1000 for _ in range(5)]
