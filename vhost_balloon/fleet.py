@@ -23,7 +23,6 @@ from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.inheritance import LeftVm, left_vms
 from vhost_balloon.log import logger
-from vhost_balloon.rate import ATTACH_COST
 from vhost_balloon.revival import keep_vm, lost_front_ends, restore_vm, resume_vm
 from vhost_balloon.sockets import Listening, Sockets
 from vhost_balloon.vm import UNSEALED, Machine, Vm
@@ -303,8 +302,6 @@ class Fleet:
 
     async def _accept(self, vm: Vm, member: Member) -> trio.SocketStream | None:
         """The next front end, or None where it has to wait or was refused."""
-        if delay := vm.messages.take(ATTACH_COST, trio.current_time()):
-            await trio.sleep(delay)
         try:
             stream = await member.accept()
         except OSError as error:

@@ -13,8 +13,6 @@ MESSAGE_RATE: Final = 20_000.0
 MESSAGE_BURST: Final = 20_000.0
 """Messages a second from a VM's front ends, and at once. QEMU sends some 60 to start a device and
 two for each access to the config space."""
-ATTACH_COST: Final = 100.0
-"""Messages that a new connection counts as: one that comes and goes costs as much."""
 
 STEP_RATE: Final = 1000.0
 STEP_BURST: Final = 2000.0
