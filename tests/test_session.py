@@ -272,7 +272,7 @@ def test_a_front_end_may_start_and_enable_its_rings_one_by_one(
 
 
 def test_qemus_messages_from_its_start_to_its_end() -> None:
-    """The order and the acks of shared/qemu-frontend.md, with reporting at ring 3."""
+    """The order and the acks that QEMU 11.1 was seen to have, with reporting at ring 3."""
     front_end = PureFrontEnd()
     bits = 0x27 | TRANSPORT_FEATURES
     assert front_end.send(R.GET_FEATURES) == U64(EVERY_FEATURE)

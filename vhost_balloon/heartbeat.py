@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 HOLD_LIMIT: Final = 0.5
-"""Longest time in seconds that a request is held: design.md, promise 8."""
+"""Longest time in seconds that a request is held, half of what Windows' driver waits."""
 TICK: Final = 0.1
 
 

@@ -1,8 +1,9 @@
 """What Prometheus is told of each VM.
 
-Names are design.md's. A configured VM has its own series (connected, state, counters, histogram)
-from the start, the counters at 0, so that the first event is seen as an increase. What is known
-only of a guest is left out while there is none, or while the guest does not say it.
+Names are a promise to those who have alerts and dashboards. A configured VM has its own series
+(connected, state, counters, histogram) from the start, the counters at 0, so that the first event
+is seen as an increase. What is known only of a guest is left out while there is none, or while the
+guest does not say it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Limits of what one VM may have done, which delay and never refuse; and the operator's limit of
 what reports may cost, beyond which they are acknowledged only. Pure.
 
-All of them that are a rate are here; design.md says what they may not be below. What bounds a
-single request is where the request is read: decode, virtqueue, stats_processor, discard.
+All of them that are a rate are here. What bounds a single request is where the request is read:
+decode, virtqueue, stats_processor, discard. README.md promises them ("Hostile guests and front
+ends"): none may get lower than it says.
 """
 
 from __future__ import annotations
