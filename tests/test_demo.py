@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,15 @@ def test_a_closed_output_does_not_stop_it() -> None:
     assert (process.returncode, errors) == (0, b"")
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP counts, also where the tests were started to outlive their terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     process = run_demo(

@@ -102,7 +102,7 @@ def test_vms_control_and_metrics_all_by_name(tmp_path: Path) -> None:
     port = metrics.getsockname()[1]
     sockets = {name: listening(tmp_path / f"{name}.sock") for name in ("a", "b", "c")}
     with handed(web1=sockets["a"], db=sockets["b"], control=sockets["c"], metrics=metrics) as it:
-        assert it.told() == "READY=1\nSTATUS=serving 2 VMs"
+        assert it.told() == "READY=1\nSTATUS=serving 2 VMs, 0 attached"
         found = vms(tmp_path / "c.sock")
         assert {name: vm["socket-path"] for name, vm in found.items()} == {
             "web1": str(tmp_path / "a.sock"),

@@ -122,14 +122,14 @@ async def test_what_cannot_be_added_at_a_restart_stays_while_it_is_used(tmp_path
 
 async def test_the_service_manager_is_told_who_is_there(tmp_path: Path) -> None:
     async with hosting(tmp_path, names=("vm1", "vm2")) as host:
-        assert host.manager.told[-1].endswith("STATUS=2 VMs, 0 with a front end")
+        assert host.manager.told[-1].endswith("STATUS=serving 2 VMs, 0 attached")
         async with by_hand(host.path()):
-            await eventually(lambda: "STATUS=2 VMs, 1 with a front end" in host.manager.told)
+            await eventually(lambda: "STATUS=serving 2 VMs, 1 attached" in host.manager.told)
             host.manager.stop(signal.SIGKILL)
             damage(host)
             del host.manager.told[:]
             host.manager.start()
-            inert = "STATUS=2 VMs, 1 with a front end, 1 of them inert"
+            inert = "STATUS=serving 2 VMs, 1 attached, 1 inert"
             await eventually(lambda: host.manager.told[-1].endswith(inert))
 
 

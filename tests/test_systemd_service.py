@@ -53,7 +53,7 @@ def connected(host: SystemdHost, path: str) -> socket.socket:
 def test_it_starts_tells_its_status_and_stops(host: SystemdHost) -> None:
     host.systemctl("start", *SHARED, SERVICE)
     assert host.show(SERVICE, "ActiveState") == "active"
-    assert 'Status: "serving 1 VMs"' in host.systemctl("status", SERVICE)
+    assert 'Status: "serving 1 VM, 0 attached"' in host.systemctl("status", SERVICE)
     assert vms(host) == {"web1": "/run/vhost-balloon/web1.sock"}
     host.systemctl("stop", *SHARED, SERVICE)
     assert (host.show(SERVICE, "Result"), host.show(SERVICE, "ExecMainStatus")) == ("success", "0")

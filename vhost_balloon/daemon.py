@@ -144,8 +144,10 @@ def summary(machine: Machine) -> str:
     """What `systemctl status` shows."""
     vms = machine.vms.values()
     inert = sum(vm.inert is not None for vm in vms)
-    text = f"{len(vms)} VMs, {sum(vm.attached for vm in vms)} with a front end"
-    return f"{text}, {inert} of them inert" if inert else text
+    text = (
+        f"serving {len(vms)} VM{'s' * (len(vms) != 1)}, {sum(vm.attached for vm in vms)} attached"
+    )
+    return f"{text}, {inert} inert" if inert else text
 
 
 async def _keep_status(machine: Machine, notifier: Notifier) -> None:
