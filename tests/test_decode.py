@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from vhost_balloon.decode import (
     MAX_SLICE_PFNS,
     STEP_PFNS,
     Named,
+    one_run,
     page_buffers_size,
     pages,
     report_size,
@@ -91,19 +93,48 @@ def test_a_buffer_outside_memory_breaks_the_ring(address: int) -> None:
 
 def test_a_big_buffer_comes_in_slices_of_bounded_size() -> None:
     count = 2 * MAX_SLICE_PFNS + 5
-    memory = Memory(pfns(*range(count)))
-    slices = decode(memory, Buffer(0, 4, False), Buffer(4, 4 * (count - 1), False))
+    memory = Memory(pfns(*[number ^ 1 for number in range(count + 1)][:count]))
+    slices = decode(memory, Buffer(0, 4 * count, False))
     assert [named.size // PAGE for named in slices if named.size] == [MAX_SLICE_PFNS] * 2 + [5]
-    assert merge(r for named in slices for r in named.ranges) == [(0, count * PAGE)]
+    assert merge(r for named in slices for r in named.ranges) == [
+        (0, (count - 1) * PAGE),
+        (count * PAGE, (count + 1) * PAGE),
+    ]
     assert max(memory.reads) <= 4 * STEP_PFNS
 
 
 def test_a_buffer_of_4_gib_is_read_only_as_far_as_it_is_asked_for() -> None:
-    memory = Memory(pfns(*range(MAX_SLICE_PFNS)))
+    memory = Memory(pfns(*[number ^ 1 for number in range(MAX_SLICE_PFNS)]))
     slices = pages([Buffer(0, 0xFFFF_FFFC, False)], memory.read)
     named = next(step for step in slices if step.ranges)
     assert named.ranges == [(0, MAX_SLICE_PFNS * PAGE)]
     assert sum(memory.reads) == 4 * MAX_SLICE_PFNS
+
+
+NUMBERS = st.one_of(
+    st.integers(0, 40), st.integers(0, 0xFFFF_FFFF), st.integers(0xFFFF_FF00, 0xFFFF_FFFF)
+)
+
+
+@given(
+    st.lists(NUMBERS, min_size=1, max_size=4)
+    | st.builds(lambda at, n: [*range(at, at + n)], st.integers(0, 0xFFFF_FFF0), st.integers(1, 9))
+    | st.builds(lambda at, n: [*range(at + n, at, -1)], st.integers(0, 90), st.integers(1, 9)),
+    st.none() | st.tuples(st.integers(0, 8), NUMBERS),
+)
+def test_one_run(numbers: list[int], change: tuple[int, int] | None) -> None:
+    if change is not None:
+        numbers[change[0] % len(numbers)] = change[1]
+    steps = {after - before for before, after in pairwise(numbers)}
+    found = one_run(pfns(*numbers))
+    assert (found is not None) is (steps in (set(), {1}, {-1}))
+    if found is not None:
+        assert found == (min(numbers) * PAGE, (max(numbers) + 1) * PAGE)
+
+
+@pytest.mark.parametrize("wrap", [[0xFFFF_FFFF, 0, 1], [1, 0, 0xFFFF_FFFF], [0, 0xFFFF_FFFF]])
+def test_a_run_does_not_wrap(wrap: list[int]) -> None:
+    assert one_run(pfns(*wrap)) is None
 
 
 @pytest.mark.parametrize("numbers", [range(9, 1033), range(1032, 8, -1)], ids=["up", "down"])
@@ -124,7 +155,9 @@ def test_what_is_a_run_but_for_one_number(wrong: int, number: int | None) -> Non
     assert {page for start, end in ranges for page in range(start, end, PAGE)} == {
         each * PAGE for each in numbers
     }
-    assert sum(end - start for start, end in ranges) == len(set(numbers)) * PAGE
+    # Runs and other numbers are not compared with each other.
+    repeated = (0 if number == 0 or wrong else 1) * PAGE
+    assert sum(end - start for start, end in ranges) <= len(set(numbers)) * PAGE + repeated
     assert sum(step.size for step in named) == 1024 * PAGE
 
 

@@ -23,7 +23,7 @@ from vhost_balloon.decode import (
     pages,
     reported,
 )
-from vhost_balloon.deflate_processor import MAX_DEFLATED_PFNS
+from vhost_balloon.deflate_processor import MAX_DEFLATED_BYTES
 from vhost_balloon.simulator import GuestRam
 from vhost_balloon.turn import Turn
 from vhost_balloon.virtqueue import WALK_STEP, Buffer, Virtqueue
@@ -37,12 +37,15 @@ LONGEST = 32768
 
 
 def test_a_step_reads_few_buffers_and_few_page_numbers() -> None:
-    memory = Memory(pfns(*range(8 * STEP_PFNS)))
-    whole = Buffer(0, len(memory.data), False)
+    memory = Memory(pfns(*range(0, 16 * STEP_PFNS, 2), *range(100 * STEP_PFNS)))
+    scattered = Buffer(0, 32 * STEP_PFNS, False)
+    run = Buffer(32 * STEP_PFNS, 400 * STEP_PFNS, False)
     small = [Buffer(4 * number, 4, False) for number in range(1000)]
     steps = 0
-    for step in page_numbers([*small, whole, *small], memory.read):
+    for step in page_numbers([*small, scattered, run, *small], memory.read):
+        assert not (step.numbers and step.runs)
         assert len(step.numbers) <= STEP_PFNS
+        assert len(step.runs) <= STEP_BUFFERS
         assert len(memory.reads) <= STEP_BUFFERS + 1
         memory.reads.clear()
         steps += 1
@@ -131,7 +134,7 @@ async def test_others_have_their_turn_while_the_longest_chain_is_served(
         await ring.wait_used()
         steps = LONGEST // WALK_STEP
         if queue is Queue.DEFLATE:
-            steps += MAX_DEFLATED_PFNS // STEP_BUFFERS - 1
+            steps += MAX_DEFLATED_BYTES // PAGE // STEP_BUFFERS - 1
         elif queue is not Queue.STATS:
             steps += LONGEST // max(STEP_BUFFERS, STEP_RANGES) - 1
         assert turns - before >= steps

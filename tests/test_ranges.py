@@ -13,7 +13,6 @@ from vhost_balloon.ranges import (
     align_outward,
     merge,
     merge_numbers,
-    one_run,
     overlap,
     split,
     subtract,
@@ -59,19 +58,6 @@ def test_merge_numbers(numbers: list[int], shift: int) -> None:
 
 def test_merge_numbers_keeps_the_highest_page_number_whole() -> None:
     assert merge_numbers([0xFFFF_FFFF, 0], 12) == [(0, 4096), (0xFFFF_FFFF << 12, 1 << 44)]
-
-
-@given(
-    st.lists(st.integers(0, LIMIT), max_size=4)
-    | st.builds(lambda at, n: list(range(at, at + n)), st.integers(0, LIMIT), st.integers(0, 9))
-    | st.builds(lambda at, n: list(range(at + n, at, -1)), st.integers(0, LIMIT), st.integers(0, 9))
-)
-def test_one_run(numbers: list[int]) -> None:
-    steps = {after - before for before, after in pairwise(numbers)}
-    found = one_run(numbers, 3)
-    assert (found is not None) is (bool(numbers) and steps in (set(), {1}, {-1}))
-    if found is not None:
-        assert found == (min(numbers) << 3, (max(numbers) + 1) << 3)
 
 
 @given(ranges, ranges)

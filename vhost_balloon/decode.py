@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT, PFN_SIZE
-from vhost_balloon.ranges import Range, merge, merge_numbers, one_run, total
+from vhost_balloon.ranges import Range, merge, merge_numbers, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.virtqueue import Buffer, ReadMemory
 
 MAX_SLICE_PFNS: Final = 4096
-"""Page numbers that are merged with each other; drivers name 256 to 1024 in a request."""
+MAX_SLICE_RUNS: Final = 512
+"""Page numbers, and runs of them, that are merged with each other; drivers name 256 to 1024 pages
+in a request."""
 
 STEP_PFNS: Final = 512
 STEP_BUFFERS: Final = 64
@@ -47,13 +49,43 @@ class Named:
 
 @dataclass(slots=True)
 class Numbers:
-    """One step: page numbers in the order they were named, and what is no page number."""
+    """One step: page numbers as they were named, and what is no page number.
 
+    Either runs, of numbers that go up or down by one each, as the ranges they name; or numbers.
+    """
+
+    runs: list[Range] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     refusals: list[tuple[str, int]] = field(default_factory=list)
 
     def refuse(self, reason: str, size: int) -> None:
         self.refusals.append((reason, size))
+
+    @property
+    def size(self) -> int:
+        """Bytes named, counting repetitions."""
+        return total(self.runs) + len(self.numbers) * BALLOON_PAGE_SIZE
+
+
+_SAME: Final = sum(1 << 8 * PFN_SIZE * place for place in range(STEP_PFNS))
+_RISING: Final = sum(place << 8 * PFN_SIZE * place for place in range(STEP_PFNS))
+
+
+def one_run(data: bytes) -> Range | None:
+    """The range of page numbers that go up or down by one each: the usual inflate, told without
+    looking at each. None if they do not.
+
+    data: one to STEP_PFNS numbers, together one large number with a digit for each of them.
+    """
+    mask = (1 << 8 * len(data)) - 1
+    first, count = int.from_bytes(data[:PFN_SIZE], "little"), len(data) // PFN_SIZE
+    differences = int.from_bytes(data, "little") - first * (_SAME & mask)
+    rising = _RISING & mask
+    if differences == rising:
+        return first << PFN_SHIFT, (first + count) << PFN_SHIFT
+    if differences == -rising:
+        return (first - count + 1) << PFN_SHIFT, (first + 1) << PFN_SHIFT
+    return None
 
 
 def page_numbers(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Numbers]:
@@ -66,38 +98,42 @@ def page_numbers(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Number
         if not room:
             yield step
             step, room = Numbers(), STEP_BUFFERS
-        room -= 1
-        if writable:
-            step.refuse(Refusal.DIRECTION, length)
-            continue
-        if length < PFN_SIZE:
-            step.refuse(Refusal.ODD_TAIL if length else Refusal.EMPTY, length)
+        if writable or length < PFN_SIZE:
+            short = Refusal.ODD_TAIL if length else Refusal.EMPTY
+            step.refuse(Refusal.DIRECTION if writable else short, length)
+            room -= 1
             continue
         if length % PFN_SIZE:
             step.refuse(Refusal.ODD_TAIL, length % PFN_SIZE)
         end = address + length - length % PFN_SIZE
         while address < end:
-            if len(step.numbers) == STEP_PFNS:
+            if not room or len(step.numbers) == STEP_PFNS:
                 yield step
                 step, room = Numbers(), STEP_BUFFERS
-            take = min(end - address, (STEP_PFNS - len(step.numbers)) * PFN_SIZE)
-            step.numbers += memoryview(read(address, take)).cast("I")
-            address += take
+            data = read(address, min(end - address, STEP_PFNS * PFN_SIZE))
+            run = one_run(data)
+            count = len(data) // PFN_SIZE
+            others = step.numbers if run else step.runs
+            if others or len(step.numbers) + count > STEP_PFNS:
+                yield step
+                step, room = Numbers(), STEP_BUFFERS
+            if run:
+                step.runs.append(run)
+            else:
+                step.numbers += memoryview(data).cast("I")
+            room -= 1
+            address += len(data)
     yield step
 
 
 def merged(numbers: list[int], most: int = STEP_RANGES) -> Iterator[list[Range]]:
     """Page numbers as ranges, most in a step, which are sorted and disjoint over all steps."""
-    run = one_run(numbers, PFN_SHIFT)
-    if run is not None:
-        yield [run]
-        return
     if len(numbers) > STEP_PFNS:
-        runs: list[int] = []
+        ordered: list[int] = []
         for start in range(0, len(numbers), STEP_PFNS):
-            runs += sorted(numbers[start : start + STEP_PFNS])
+            ordered += sorted(numbers[start : start + STEP_PFNS])
             yield []
-        numbers = sorted(runs)  # which only merges what is sorted
+        numbers = sorted(ordered)  # which only merges what is sorted
     open_range: list[Range] = []
     for start in range(0, len(numbers), STEP_PFNS):
         stop = start + STEP_PFNS
@@ -109,37 +145,41 @@ def merged(numbers: list[int], most: int = STEP_RANGES) -> Iterator[list[Range]]
             yield ranges[first : first + most]
 
 
+def merged_runs(runs: list[Range], most: int = STEP_RANGES) -> Iterator[list[Range]]:
+    """The same of runs, of which there are MAX_SLICE_RUNS at most."""
+    ranges = merge(runs)
+    for first in range(0, len(ranges), most):
+        yield ranges[first : first + most]
+
+
 def pages(buffers: Sequence[Buffer], read: ReadMemory, most: int = STEP_RANGES) -> Iterator[Named]:
     """The pages of inflate or deflate buffers, step by step; small buffers are taken together.
 
     most: ranges in a step. Raises RingError where a buffer is not guest memory.
     """
-    if len(buffers) == 1:  # the usual request, in one step
-        address, length, writable = buffers[0]
-        if not writable and not length % PFN_SIZE and 0 < length <= most * PFN_SIZE:
-            numbers = memoryview(read(address, length)).cast("I").tolist()
-            run = one_run(numbers, PFN_SHIFT)
-            ranges = [run] if run is not None else merge_numbers(numbers, PFN_SHIFT)
-            yield Named(len(numbers) * BALLOON_PAGE_SIZE, ranges)
-            return
-    gathered: list[int] = []
+    runs: list[Range] = []
+    numbers: list[int] = []
     waiting: Named | None = None  # a step without ranges, unless it turns out to be the last
     for step in page_numbers(buffers, read):
+        if waiting is not None and (numbers if step.runs else runs if step.numbers else None):
+            yield from _named(runs, numbers, waiting, most)
+            runs, numbers, waiting = [], [], None
         if waiting is not None:
             yield waiting
         waiting = Named(refusals=step.refusals)
-        gathered += step.numbers
-        if len(gathered) >= MAX_SLICE_PFNS:
-            yield from _named(gathered, waiting, most)
-            gathered, waiting = [], None
+        runs += step.runs
+        numbers += step.numbers
+        if len(numbers) >= MAX_SLICE_PFNS or len(runs) >= MAX_SLICE_RUNS:
+            yield from _named(runs, numbers, waiting, most)
+            runs, numbers, waiting = [], [], None
     if waiting is not None:
-        yield from _named(gathered, waiting, most)
+        yield from _named(runs, numbers, waiting, most)
 
 
-def _named(numbers: list[int], named: Named, most: int) -> Iterator[Named]:
-    """What these numbers name, to begin with in named; repetitions count in the last step."""
-    left = len(numbers) * BALLOON_PAGE_SIZE
-    for ranges in merged(numbers, most):
+def _named(runs: list[Range], numbers: list[int], named: Named, most: int) -> Iterator[Named]:
+    """What runs or numbers name, to begin with in named; repetitions count in the last step."""
+    left = total(runs) + len(numbers) * BALLOON_PAGE_SIZE
+    for ranges in merged_runs(runs, most) if runs else merged(numbers, most):
         if named.ranges:
             yield named
             named = Named()

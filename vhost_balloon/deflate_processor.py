@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import chain as joined
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT
 from vhost_balloon.decode import (
     MAX_SLICE_PFNS,
+    MAX_SLICE_RUNS,
     STEP_GATHERED,
+    Numbers,
     merged,
+    merged_runs,
     page_buffers_size,
     page_numbers,
 )
 from vhost_balloon.processors import ChainProcessor, Tally, add_up, buffers_of
-from vhost_balloon.ranges import merge_numbers, total
+from vhost_balloon.ranges import Range, merge, merge_numbers, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.ring import StartedRing
 from vhost_balloon.virtqueue import Chain
 
-MAX_DEFLATED_PFNS: Final = 16384
-"""Page numbers of deflate requests that are looked at; those beyond them count as late."""
+T = TypeVar("T")
+
+MAX_DEFLATED_BYTES: Final = 16384 * BALLOON_PAGE_SIZE
+"""Memory that deflate requests name whose page numbers are looked at; what is beyond counts as
+late."""
 
 _UNREAD: Final = {Refusal.LATE, Refusal.DIRECTION}
 """Refusals that leave page numbers unread: nobody knows what else is the guest's again."""
@@ -32,7 +39,7 @@ class DeflateProcessor(ChainProcessor):
     """All that the guest waits for is the answer, unless huge pages are gathered.
 
     What it names is read before the answer, because the guest uses its buffers again then, and
-    looked at after it. What a chain names beyond MAX_DEFLATED_PFNS counts as late.
+    looked at after it. What a chain names beyond MAX_DEFLATED_BYTES counts as late.
 
     Where huge pages are gathered, what is taken back leaves them before the answer; and if one is
     being discarded that it is part of, the answer waits for the end of that batch.
@@ -40,40 +47,41 @@ class DeflateProcessor(ChainProcessor):
 
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         tally = Tally()
-        begun, runs = False, False
+        begun = waits = False
         for step in page_numbers(buffers_of(chains), self._device.memory.read):
             if begun:
                 await self._turn.others()
             if ring.stopping:
                 return None
             begun = True
-            runs |= await self._take_back(step.numbers)
+            waits |= await self._take_back(step)
+            tally.runs += step.runs
             tally.numbers += step.numbers
             tally.add(step.refusals)
-            if len(tally.numbers) >= MAX_DEFLATED_PFNS:
+            tally.size += step.size
+            if tally.size >= MAX_DEFLATED_BYTES:
                 break
-        tally.size = len(tally.numbers) * BALLOON_PAGE_SIZE
         tally.refuse(Refusal.LATE, await add_up(page_buffers_size, chains, self._turn) - tally.size)
         if self._device.gathering and _UNREAD & tally.refused.keys():
             self._device.forget_gathered()
-            runs = True
-        if runs:
+            waits = True
+        if waits:
             await self._discarded()
         return tally
 
-    async def _take_back(self, numbers: list[int]) -> bool:
+    async def _take_back(self, step: Numbers) -> bool:
         """Whether any of these pages is in a huge page that is being discarded."""
         device = self._device
         if not device.gathering:
             return False
-        ranges = merge_numbers(numbers, PFN_SHIFT)
-        runs = False
+        ranges = merge(step.runs) or merge_numbers(step.numbers, PFN_SHIFT)
+        found = False
         for first in range(0, len(ranges), STEP_GATHERED):
             if first:
                 await self._turn.others()
             for grid, pages in device.memory.gridded(ranges[first : first + STEP_GATHERED]):
-                runs |= device.gathering.remove(grid, pages)
-        return runs
+                found |= device.gathering.remove(grid, pages)
+        return found
 
     async def _discarded(self) -> None:
         """Wait for the batch that is being discarded. It may take long, but it is one at most."""
@@ -81,12 +89,21 @@ class DeflateProcessor(ChainProcessor):
             await self._device.discarded.wait()
 
     async def _count(self, requests: int, tally: Tally) -> None:
-        slices = range(0, len(tally.numbers), MAX_SLICE_PFNS)
-        steps = joined.from_iterable(merged(tally.numbers[n : n + MAX_SLICE_PFNS]) for n in slices)
-        for number, ranges in enumerate(steps):
+        runs = _by_slice(merged_runs, tally.runs, MAX_SLICE_RUNS)
+        for number, ranges in enumerate(
+            joined(runs, _by_slice(merged, tally.numbers, MAX_SLICE_PFNS))
+        ):
             if number:
                 await self._turn.others()
             inside = self._device.memory.inside(ranges)
             tally.inside += inside
             tally.refuse(Refusal.OUTSIDE, total(ranges) - inside)
         await super()._count(requests, tally)
+
+
+def _by_slice(
+    ranges: Callable[[list[T]], Iterator[list[Range]]], items: list[T], most: int
+) -> Iterator[list[Range]]:
+    """The ranges of items, in steps; most are merged with each other."""
+    for first in range(0, len(items), most):
+        yield from ranges(items[first : first + most])

@@ -48,7 +48,7 @@ from vhost_balloon.errors import RingError
 from vhost_balloon.gathering import Gathering
 from vhost_balloon.guest_memory import Part
 from vhost_balloon.heartbeat import HOLD_LIMIT
-from vhost_balloon.ranges import total
+from vhost_balloon.ranges import Range, total
 from vhost_balloon.refusal import BY_RULE, Refusal
 from vhost_balloon.ring import StartedRing
 from vhost_balloon.turn import Turn
@@ -112,12 +112,13 @@ class Tally:
     """What a request came to, counted once it is complete: one that is left will come again.
 
     size: bytes named. inside: of these, the bytes inside memory. refused: bytes that were refused,
-    and how often, by reason. numbers: page numbers that have still to be looked at.
+    and how often, by reason. runs, numbers: pages that have still to be looked at.
     """
 
     size: int = 0
     inside: int = 0
     refused: dict[str, tuple[int, int]] = field(default_factory=dict)
+    runs: list[Range] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
 
     def refuse(self, reason: str, size: int) -> None:

@@ -27,18 +27,6 @@ def merge(ranges: Iterable[Range]) -> list[Range]:
     return merged
 
 
-def one_run(numbers: list[int], shift: int) -> Range | None:
-    """The range of page numbers that go up or down by one each: the usual inflate, which need not
-    be sorted. None if they do not."""
-    if not numbers:
-        return None
-    first, last = numbers[0], numbers[-1]
-    step = 1 if first <= last else -1
-    if (last - first) * step + 1 != len(numbers) or numbers != [*range(first, last + step, step)]:
-        return None
-    return min(first, last) << shift, (max(first, last) + 1) << shift
-
-
 def merge_numbers(numbers: list[int], shift: int) -> list[Range]:
     """Turn page numbers (any order, duplicates allowed) into ranges of 1 << shift byte pages."""
     if not numbers:
