@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT, PFN_SIZE
-from vhost_balloon.ranges import Range, merge, merge_numbers, total
+from vhost_balloon.ranges import Range, chunks, merge, merge_numbers, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.virtqueue import Buffer, ReadMemory
 
@@ -130,8 +130,8 @@ def merged(numbers: list[int], most: int = STEP_RANGES) -> Iterator[list[Range]]
     """Page numbers as ranges, most in a step, which are sorted and disjoint over all steps."""
     if len(numbers) > STEP_PFNS:
         ordered: list[int] = []
-        for start in range(0, len(numbers), STEP_PFNS):
-            ordered += sorted(numbers[start : start + STEP_PFNS])
+        for some in chunks(numbers, STEP_PFNS):
+            ordered += sorted(some)
             yield []
         numbers = sorted(ordered)  # which only merges what is sorted
     open_range: list[Range] = []
@@ -141,18 +141,15 @@ def merged(numbers: list[int], most: int = STEP_RANGES) -> Iterator[list[Range]]
         if open_range:
             ranges[:1] = merge([*open_range, ranges[0]])
         open_range = [ranges.pop()] if stop < len(numbers) else []
-        for first in range(0, len(ranges), most):
-            yield ranges[first : first + most]
+        yield from chunks(ranges, most)
 
 
 def merged_runs(runs: list[Range], most: int = STEP_RANGES) -> Iterator[list[Range]]:
     """The same of runs, of which there are MAX_SLICE_RUNS at most."""
-    ranges = merge(runs)
-    for first in range(0, len(ranges), most):
-        yield ranges[first : first + most]
+    return chunks(merge(runs), most)
 
 
-def pages(buffers: Sequence[Buffer], read: ReadMemory, most: int = STEP_RANGES) -> Iterator[Named]:
+def pages(buffers: Iterable[Buffer], read: ReadMemory, most: int = STEP_RANGES) -> Iterator[Named]:
     """The pages of inflate or deflate buffers, step by step; small buffers are taken together.
 
     most: ranges in a step. Raises RingError where a buffer is not guest memory.

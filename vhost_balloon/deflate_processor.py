@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from itertools import chain as joined
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -20,12 +19,10 @@ from vhost_balloon.decode import (
     page_numbers,
 )
 from vhost_balloon.processors import ChainProcessor, Tally, add_up, buffers_of
-from vhost_balloon.ranges import Range, merge, merge_numbers, total
+from vhost_balloon.ranges import chunks, merge, merge_numbers, total
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.ring import StartedRing
 from vhost_balloon.virtqueue import Chain
-
-T = TypeVar("T")
 
 MAX_DEFLATED_BYTES: Final = 16384 * BALLOON_PAGE_SIZE
 """Memory that deflate requests name whose page numbers are looked at; what is beyond counts as
@@ -76,10 +73,10 @@ class DeflateProcessor(ChainProcessor):
             return False
         ranges = merge(step.runs) or merge_numbers(step.numbers, PFN_SHIFT)
         found = False
-        for first in range(0, len(ranges), STEP_GATHERED):
-            if first:
+        for number, some in enumerate(chunks(ranges, STEP_GATHERED)):
+            if number:
                 await self._turn.others()
-            for grid, pages in device.memory.gridded(ranges[first : first + STEP_GATHERED]):
+            for grid, pages in device.memory.gridded(some):
                 found |= device.gathering.remove(grid, pages)
         return found
 
@@ -89,21 +86,12 @@ class DeflateProcessor(ChainProcessor):
             await self._device.discarded.wait()
 
     async def _count(self, requests: int, tally: Tally) -> None:
-        runs = _by_slice(merged_runs, tally.runs, MAX_SLICE_RUNS)
-        for number, ranges in enumerate(
-            joined(runs, _by_slice(merged, tally.numbers, MAX_SLICE_PFNS))
-        ):
+        runs = map(merged_runs, chunks(tally.runs, MAX_SLICE_RUNS))
+        numbers = map(merged, chunks(tally.numbers, MAX_SLICE_PFNS))
+        for number, ranges in enumerate(joined.from_iterable(joined(runs, numbers))):
             if number:
                 await self._turn.others()
             inside = self._device.memory.inside(ranges)
             tally.inside += inside
             tally.refuse(Refusal.OUTSIDE, total(ranges) - inside)
         await super()._count(requests, tally)
-
-
-def _by_slice(
-    ranges: Callable[[list[T]], Iterator[list[Range]]], items: list[T], most: int
-) -> Iterator[list[Range]]:
-    """The ranges of items, in steps; most are merged with each other."""
-    for first in range(0, len(items), most):
-        yield from ranges(items[first : first + most])

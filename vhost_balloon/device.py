@@ -109,11 +109,14 @@ class Device:
             self.counters.refuse(Refusal.PARTIAL_HUGE_PAGE, size)
 
     @contextmanager
-    def discarding(self, batch: list[Part], gathering: Gathering) -> Iterator[list[Part]]:
+    def discarding(self, batch: list[Part], gathering: Gathering | None) -> Iterator[list[Part]]:
         """What of a batch may still be discarded: its huge pages only if no deflate named them.
 
         One that comes now waits for discarded.
         """
+        if gathering is None:
+            yield batch
+            return
         whole = gathering.begin(start for part in batch for start, _ in part.ranges)
         self.discarded = trio.Event()
         try:

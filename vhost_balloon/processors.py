@@ -281,34 +281,30 @@ class DiscardProcessor(ChainProcessor):
     ) -> str | None:
         """Discard a batch, unless it waited for its turn for too long: the reason is returned."""
         if fits_inline(batch):
-            if gathering is None:
-                self._account(punch(batch), done)
-                return None
             with self._device.discarding(batch, gathering) as left:
                 if left:
-                    self._account(punch(left), done, left)
+                    self._account(left, punch(left), gathering, done)
             return None
         async with self._slot, DISCARDING:
             if trio.current_time() >= deadline:
                 return Refusal.LATE
-            if gathering is None:
-                self._account(await discard(batch), done)
-                return None
             with self._device.discarding(batch, gathering) as left:
                 if left:
-                    self._account(await discard(left), done, left)
+                    self._account(left, await discard(left), gathering, done)
         return None
 
-    def _account(self, result: Discarded, done: Tally, gathered: Sequence[Part] = ()) -> None:
-        """Count what came of a batch; gathered: its parts, if huge pages are."""
+    def _account(
+        self, batch: list[Part], result: Discarded, gathering: Gathering | None, done: Tally
+    ) -> None:
+        """Count what came of a batch."""
         counters = self._device.counters
         counters.freed_bytes += result.freed
         counters.discard_seconds.observe(result.seconds)
         if result.error is not None:
             done.refuse(Refusal.FAILED, result.failed)
             self._device.log.misbehaved(f"memory cannot be discarded: {result.error.strerror}")
-        else:
-            whole = [part for part in gathered if part.region.grid is not None]
+        elif gathering is not None:
+            whole = [part for part in batch if part.region.grid is not None]
             counters.huge_pages_freed += count_of(whole)
 
 

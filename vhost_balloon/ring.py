@@ -148,7 +148,7 @@ class StartedRing:
             with scope:
                 while True:
                     await processor.drain(self)
-                    await trio.lowlevel.wait_readable(self.kick.fd.fileno())
+                    await self.kick.wait_readable()
                     self.kick.drain()
         except RingError as error:
             processor.detach()  # nothing more is written to this ring
