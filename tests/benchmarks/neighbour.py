@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
 
+from tests.rig.process import Closing
 from vhost_balloon.ranges import Range
 
 from .compiled import program
 
 
-class Neighbour:
+class Neighbour(Closing):
     """host_memory.c over a memory file. A context manager.
 
     It sleeps between two commands, as a halted vCPU: unmapping its pages interrupts no core.
@@ -43,17 +42,6 @@ class Neighbour:
     @property
     def pid(self) -> int:
         return self._process.pid
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _command(self, verb: str, ranges: Iterable[Range]) -> float:
         lines = [f"{start} {end - start}\n" for start, end in ranges]

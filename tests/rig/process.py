@@ -17,23 +17,14 @@ from typing import IO, Final, Self
 OWN_FORKER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rig-forker")
 
 
-class Started(ABC):
-    """A context manager that starts something on entry, and leaves nothing of it behind."""
-
-    @abstractmethod
-    def start(self) -> None:
-        """Start it, and wait until it can be used."""
+class Closing(ABC):
+    """A context manager that is closed at the end."""
 
     @abstractmethod
     def close(self) -> None:
-        """End it, and throw away what it left; may be called twice, and before it has started."""
+        """End it, and throw away what it left."""
 
     def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
         return self
 
     def __exit__(
@@ -43,6 +34,22 @@ class Started(ABC):
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Started(Closing):
+    """What starts only on entry. close() may be called twice, and before it has started."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, and wait until it can be used."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
 
 
 def spawn(

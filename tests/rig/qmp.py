@@ -8,16 +8,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from .errors import GuestError, QMPError, RigTimeout
+from .process import Closing
 
 Message = Mapping[str, Any]
 DEFAULT_SECONDS: Final = 30.0
 
 
-class QMPClient:
+class QMPClient(Closing):
     """One connection, capabilities already negotiated.
 
     Not for use by several threads at once. Events that arrive meanwhile are kept for
@@ -41,17 +41,6 @@ class QMPClient:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection; may be called twice."""
