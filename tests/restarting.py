@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -57,6 +58,17 @@ class Host:
 
     def log(self) -> str:
         return self.manager.log.read_text()
+
+
+def records(host: Host) -> list[int]:
+    return [fd for name, fd in host.manager.stored if name.startswith(".v")]
+
+
+def damage(host: Host) -> None:
+    """Overwrite all that is in the records' areas."""
+    for fd in records(host):
+        size = os.fstat(fd).st_size
+        os.pwrite(fd, b"\xa5" * (size - 1024), 1024)
 
 
 @asynccontextmanager

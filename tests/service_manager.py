@@ -78,6 +78,7 @@ class ServiceManager:
         self._listener = threading.Thread(target=self._listen)
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
 
     def __enter__(self) -> Self:
         self._listener.start()
@@ -137,6 +138,8 @@ class ServiceManager:
         self.wait_ready()
 
     def names(self) -> list[str]:
+        """What is stored, once all that was sent so far is read."""
+        self._read_all()
         return sorted(name for name, _ in self.stored)
 
     def _spawn(self) -> None:
@@ -169,11 +172,11 @@ class ServiceManager:
             self._spawn()
 
     def _read_all(self) -> None:
-        """Read what it sent last before it is started again, as systemd's priorities have it."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        """Read what it sent last, as systemd does before it starts it again."""
+        with self._reading, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"LAST=1", self._socket.getsockname())
-        self._last_read.wait()
-        self._last_read.clear()
+            self._last_read.wait()
+            self._last_read.clear()
 
     def _listen(self) -> None:
         while True:

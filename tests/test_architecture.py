@@ -23,6 +23,7 @@ PURE = {
     "vhost_balloon.features",
     "vhost_balloon.gathering",
     "vhost_balloon.guest_stats",
+    "vhost_balloon.inert_session",
     "vhost_balloon.message",
     "vhost_balloon.state",
     "vhost_balloon.slots",

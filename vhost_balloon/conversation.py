@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
-from vhost_balloon.keeper import Keeper
 from vhost_balloon.message import Message
 from vhost_balloon.rate import Bucket
 from vhost_balloon.resume import Pending, settle
@@ -15,6 +15,19 @@ from vhost_balloon.transport import Transport
 Answer = Callable[[Message], Awaitable[bytes | None]]
 """Acts on a message; its reply's payload, or None if none is due. Raises nothing for what the
 front end does."""
+
+
+class Keeping(Protocol):
+    """Has a request, what it changed and its reply outlive this process."""
+
+    def begin(self) -> None:
+        """It is being handled."""
+
+    def finish(self, request: int, reply: bytes | None) -> None:
+        """It was handled, and this is its reply (None if none is due)."""
+
+    def answered(self) -> None:
+        """The reply was sent, where one was due."""
 
 
 class _Rest:
@@ -29,7 +42,7 @@ class Conversation:
     """From the first message to the last."""
 
     def __init__(
-        self, transport: Transport, keeper: Keeper, answer: Answer, messages: Bucket
+        self, transport: Transport, keeper: Keeping, answer: Answer, messages: Bucket
     ) -> None:
         """messages: what the VM may still send."""
         self.pending: Pending | None = None

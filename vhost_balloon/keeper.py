@@ -161,7 +161,7 @@ class Keeper:
             "rings": [[*_position(ring), name(ring.kick.fd)] for ring in rings.rings.values()],
             "calls": [[index, name(eventfd.fd)] for index, eventfd in rings.calls.items()],
             "errs": [[index, name(eventfd.fd)] for index, eventfd in rings.errs.items()],
-            "partial": _partial_document(parts.transport.partial, name),
+            "partial": partial_document(parts.transport.partial, name),
             "applied": applied,
             "foreign": self.foreign,
         }
@@ -178,7 +178,8 @@ def _position(ring: StartedRing) -> list[Any]:
     return [ring.index, queue.lead, queue.base, None if broken is None else broken.reason.value]
 
 
-def _partial_document(partial: Partial | None, name: NameOf) -> state.Document | None:
+def partial_document(partial: Partial | None, name: NameOf) -> state.Document | None:
+    """A message that was taken in part; resume.left_partial() reads it."""
     if partial is None:
         return None
     return {

@@ -7,7 +7,7 @@ served inertly (vhost_balloon.inert).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,36 +45,34 @@ class LeftRing:
 
 @dataclass(slots=True)
 class Pending:
-    """The newest request in the journal.
-
-    applied: whether what it changed is on record; reply is what it is to be answered then (None
-    if nothing is due). Whether a reply that was on its way was sent is written down by now.
-    """
+    """The newest request in the journal, not answered. Whether a reply that was on its way was
+    sent is written down by now."""
 
     entry: Entry
     message: Message
-    applied: bool
-    reply: bytes | None
 
     @classmethod
-    def read(cls, entry: Entry, applied: list[Any], scope: Scope) -> Pending:
-        """applied: of the connection's document. Raises StateError."""
+    def read(cls, journal: Journal, applied: list[Any], scope: Scope) -> Pending | None:
+        """None if it was answered. applied: of the connection's document, which may be written
+        again before the reply has left: what it says of it goes to the journal.
+
+        Raises StateError, and what a wrong document leads to.
+        """
+        entry = journal.latest()
+        if entry is None or entry.phase is Phase.SENT:
+            return None
         sequence, text = applied
-        is_applied = sequence == entry.sequence or entry.phase >= Phase.DONE
-        answer = entry.reply
-        if entry.phase < Phase.DONE and sequence == entry.sequence and text is not None:
-            answer = bytes.fromhex(text)
+        if entry.phase < Phase.DONE and sequence == entry.sequence:
+            journal.done(None if text is None else bytes.fromhex(text))
+            entry = journal.latest()
+            assert entry is not None
         try:
             request, flags, _ = parse_header(entry.request)
         except FrontEndError as error:
             raise StateError(f"journal: {error}") from None
         message = Message(request, flags, entry.request[HEADER_SIZE:])
-        for name in entry.names:
-            try:
-                message.fds.append(scope.adopt(name))
-            except StateError:  # it was not stored, or it is used up: then it is not needed
-                message.fds_lost = True
-        return cls(entry, message, is_applied, answer)
+        _adopt_all(scope, entry.names, message)
+        return cls(entry, message)
 
 
 @dataclass(slots=True)
@@ -127,8 +125,10 @@ def _read(areas: Document, journal: Journal, scope: Scope, undo: ExitStack) -> L
         peer_connected=flag(document["peer-connected"]),
         documents=areas,
         foreign=flag(document["foreign"]),
-        partial=_partial(document["partial"], adopt),
+        partial=left_partial(document, journal, scope),
     )
+    if left.partial is not None:
+        undo.callback(left.partial.close)
     for guest, size, user, offset, name in document["regions"]:
         region = Region(number(guest), number(size), number(user), number(offset))
         check_disjoint((mapped.region for mapped in left.memory.regions), region)
@@ -146,12 +146,7 @@ def _read(areas: Document, journal: Journal, scope: Scope, undo: ExitStack) -> L
         undo.callback(left.rings[-1].bound.virtqueue.release)
     if {ring.index for ring in left.rings} != set(session.started):
         raise StateError("other rings than those that were started")
-    entry = journal.latest()
-    if entry is not None and left.partial is not None and entry.sequence != document["applied"][0]:
-        left.partial.close()  # it is whole by now, and in the journal
-        left.partial = None
-    if entry is not None and entry.phase is not Phase.SENT:
-        left.pending = Pending.read(entry, document["applied"], scope)
+    left.pending = Pending.read(journal, document["applied"], scope)
     return left
 
 
@@ -164,17 +159,34 @@ def _checked_session(areas: Document) -> Session:
     return session
 
 
-def _partial(document: Document | None, adopt: Callable[[object], OwnedFd]) -> Partial | None:
-    if document is None:
-        return None
-    unsure = document["unsure"]
-    return Partial(
-        bytearray.fromhex(document["data"]),
-        [adopt(name) for name in document["fds"]],
-        number(document["skipped"]),
-        flag(document["fds-lost"]),
+def left_partial(document: Document, journal: Journal, scope: Scope) -> Partial | None:
+    """The message that a connection's document has a part of, None if it is whole by now.
+
+    Raises what a wrong document leads to.
+    """
+    partial = document["partial"]
+    if partial is None or journal.sequence != document["applied"][0]:
+        return None  # what the journal has is newer
+    unsure = partial["unsure"]
+    found = Partial(
+        bytearray.fromhex(partial["data"]),
+        [],
+        number(partial["skipped"]),
+        flag(partial["fds-lost"]),
         None if unsure is None else (number(unsure[0]), number(unsure[1])),
     )
+    _adopt_all(scope, partial["fds"], found)
+    return found
+
+
+def _adopt_all(scope: Scope, names: Iterable[object], message: Partial | Message) -> None:
+    """Go on with the descriptors of a message, as far as they were stored and not used up: it
+    does not need others."""
+    for name in names:
+        try:
+            message.fds.append(scope.adopt(str(name)))
+        except StateError:
+            message.fds_lost = True
 
 
 def _ring(
@@ -202,11 +214,12 @@ Serve = Callable[[Message], Awaitable[None]]
 async def settle(transport: Transport, pending: Pending, serve: Serve) -> None:
     """Answer the request that was in flight, unless it was answered or is still in the socket."""
     message = pending.message
-    if pending.applied:
+    entry = pending.entry
+    if entry.phase >= Phase.DONE:
         message.close()
-        if pending.reply is not None:
-            await transport.reply(message.request, pending.reply)
-    elif pending.entry.phase is Phase.SEEN and transport.begins_with(pending.entry.request):
+        if entry.reply is not None:
+            await transport.reply(message.request, entry.reply)
+    elif entry.phase is Phase.SEEN and transport.begins_with(entry.request):
         message.close()  # it was never taken
     else:
         await serve(message)

@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from vhost_balloon.backend import FrontEndConnection, run_connection, serve_front_end
 from vhost_balloon.errors import FrontEndError, StateError
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.inert import serve_inert
+from vhost_balloon.inert import InertConnection
 from vhost_balloon.inheritance import LeftVm
 from vhost_balloon.listeners import bound_path, listening_path
 from vhost_balloon.record import Record
-from vhost_balloon.resume import Left, read_connection
+from vhost_balloon.resume import Left, Pending, left_partial, read_connection
 from vhost_balloon.sockets import Listening
 from vhost_balloon.state import reading
-from vhost_balloon.store import RECORD_PREFIX, Scope, Store, name_of
+from vhost_balloon.store import RECORD_PREFIX, Scope, Store
 from vhost_balloon.transport import Transport
 from vhost_balloon.vm import Vm
 
@@ -92,7 +93,7 @@ async def resume_vm(
         await serve_front_end(vm, fd)
         return
     if lost is not None:
-        await _serve_inert(vm, scope, scope.adopt(lost), "its state was lost", ready)
+        await _serve_inert(vm, None, scope, scope.adopt(lost), "its state was lost", ready)
         return
     if left is None or not left.attached:
         return
@@ -108,7 +109,7 @@ async def resume_vm(
         vm.crashed()
         raise
     if isinstance(found, str):
-        await _serve_inert(vm, scope, socket, found, ready)
+        await _serve_inert(vm, left, scope, socket, found, ready)
     else:
         await _serve(vm, scope, found, ready)
 
@@ -138,20 +139,33 @@ async def _serve(vm: Vm, scope: Scope, left: Left, ready: Callable[[], None]) ->
 
 
 async def _serve_inert(
-    vm: Vm, scope: Scope, socket: OwnedFd, reason: str, ready: Callable[[], None]
+    vm: Vm,
+    left: LeftVm | None,
+    scope: Scope,
+    socket: OwnedFd,
+    reason: str,
+    ready: Callable[[], None],
 ) -> None:
-    vm.inert, vm.inert_socket, journal = reason, socket, None
-    if vm.record is not None:
-        vm.save_inert(vm.record, name_of(socket))
-        journal = vm.record.journal
-        scope.flush()  # what was adopted of it, and closed
+    """What can be read of the connection's state is used: so a stream goes on where it was."""
+    partial, pending, answers = None, None, None
+    if left is not None:
+        document, journal = left.areas["connection"], left.record.journal
+        with suppress(StateError), reading("connection"):
+            partial = left_partial(document, journal, scope)
+        with suppress(StateError), reading("connection"):
+            pending = Pending.read(journal, document["applied"], scope)
+        answers = document.get("answers")
+    transport = Transport(socket, scope, None if vm.record is None else vm.record.journal, partial)
+    transport.make_sure()
+    vm.inert = InertConnection(vm, transport, scope, reason)
+    if answers is not None:
+        with suppress(StateError), reading("answers"):
+            vm.inert.session.restore(answers)
+    vm.inert.resume(pending)
     ready()
     try:
-        await serve_inert(vm, Transport(socket, None, journal))
+        await vm.inert.serve()
     finally:
-        vm.inert = vm.inert_socket = None
-    if vm.record is not None:
-        vm.record.save("connection", None)
-        scope.flush()
+        vm.inert = None
     vm.crashes = 0
     vm.save()

@@ -27,6 +27,7 @@ from vhost_balloon.vm import Machine, Vm
 
 if TYPE_CHECKING:
     from vhost_balloon.backend import FrontEndConnection
+    from vhost_balloon.inert import InertConnection
 
 VARIABLE: Final = "VHOST_BALLOON_HANDOVER"
 REST_LIMIT: Final = 2.0
@@ -126,14 +127,14 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
 
 async def _rest(machine: Machine) -> None:
     """Have all connections at rest, nobody arriving, and nothing left to remove from the store."""
-    resting: dict[FrontEndConnection, None] = {}
+    resting: dict[FrontEndConnection | InertConnection, None] = {}
     waits_for = ""
     with trio.move_on_after(REST_LIMIT):
         while True:
             restless = {
-                vm.id: vm.connection
+                vm.id: vm.front_end
                 for vm in machine.vms.values()
-                if vm.connection is not None and vm.connection not in resting
+                if vm.front_end is not None and vm.front_end not in resting
             }
             for name, connection in restless.items():
                 waits_for = f"the front end of {name} does not take its reply"
@@ -162,10 +163,8 @@ def _hand_over(vm: Vm, handover: Handover) -> None:
     else:
         handover.name(record.fd)
     vm.save_to(record)
-    if vm.connection is not None:
-        vm.connection.keeper.save_all(record, handover.name)
-    elif vm.inert_socket is not None:
-        vm.save_inert(record, handover.name(vm.inert_socket))
+    if vm.front_end is not None:
+        vm.front_end.keeper.save_all(record, handover.name)
 
 
 _kept_open: list[Record] = []

@@ -36,7 +36,7 @@ from vhost_balloon.vm_spec import VmSpec
 
 if TYPE_CHECKING:
     from vhost_balloon.backend import FrontEndConnection
-    from vhost_balloon.fds import OwnedFd
+    from vhost_balloon.inert import InertConnection
     from vhost_balloon.record import Record
 
 
@@ -157,9 +157,8 @@ class Vm:
         self.counters = Counters()
         self.log = VmLog(spec.id)
         self.connection: FrontEndConnection | None = None
-        self.inert: str | None = None
-        """Why a front end that is attached is served without a device, None if none is."""
-        self.inert_socket: OwnedFd | None = None
+        self.inert: InertConnection | None = None
+        """A front end that is served without a device; there is no connection then."""
         self.record: Record | None = None
         self.scope = Scope(machine.store)
         """Holds the record; replaced with it by one that was left."""
@@ -204,7 +203,12 @@ class Vm:
 
     @property
     def attached(self) -> bool:
-        return self.connection is not None or self.inert is not None
+        return self.front_end is not None
+
+    @property
+    def front_end(self) -> FrontEndConnection | InertConnection | None:
+        """Who is attached, served or only answered."""
+        return self.connection or self.inert
 
     # What outlives this process
 
@@ -225,11 +229,6 @@ class Vm:
             },
         )
         record.save("counters", counters_document(self.counters))
-
-    def save_inert(self, record: Record, socket: str | None) -> None:
-        """Put on record that the front end at socket (its name) is answered inertly."""
-        document = {"inert": self.inert, "socket": socket, "applied": [0, None]}
-        record.save("connection", document)
 
     def save_counters(self) -> None:
         """What is shown of them must never be less later: save before showing."""
