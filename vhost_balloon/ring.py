@@ -18,6 +18,7 @@ from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import EventFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion
+from vhost_balloon.polling import Polling
 from vhost_balloon.ranges import Range, align_outward
 from vhost_balloon.virtqueue import Virtqueue
 
@@ -105,6 +106,7 @@ class StartedRing:
         self.waiting_since = trio.current_time()
         """Since when the oldest request that was not used may wait: while nobody serves the ring,
         and while a processor is at work on it."""
+        self._polling = Polling()
         self._scope = trio.CancelScope()
         self._ended: trio.Event | None = None
         self._processor: Processor | None = None
@@ -148,13 +150,18 @@ class StartedRing:
             with scope:
                 while True:
                     await processor.drain(self)
-                    await self.kick.wait_readable()
+                    if not await self._polling.finds(self._is_asked):
+                        await self.kick.wait_readable()
+                        self._polling.woken()
                     self.kick.drain()
         except RingError as error:
             processor.detach()  # nothing more is written to this ring
             broke(self, error)
         finally:
             ended.set()
+
+    def _is_asked(self) -> bool:
+        return self.virtqueue.pending() > 0
 
     def complete(self, heads: list[int]) -> None:
         """Use these chains, in the order they were taken, and tell the driver."""
@@ -163,6 +170,7 @@ class StartedRing:
         self.virtqueue.publish()
         self.requests += len(heads)
         self.notify()
+        self._polling.answered()
 
     def notify(self) -> None:
         if self.call is not None:

@@ -33,6 +33,7 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.journal import Journal
 from vhost_balloon.message import Message, carries_fds
 from vhost_balloon.partial import Partial, parse_header
+from vhost_balloon.polling import Polling
 from vhost_balloon.store import Scope, name_of
 
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
@@ -83,6 +84,7 @@ class Transport:
         self._scope = scope
         self._journal = journal
         self._pipe = None if scope is None else scope.store.pipe
+        self._polling = Polling()
         self.partial = partial
         self.partial_changed: Callable[[], None] = lambda: None
         """Called when a part of a message was taken."""
@@ -100,7 +102,7 @@ class Transport:
         Raises StreamError where what comes is no vhost-user message or ends inside one.
         """
         if self.partial is None or self.partial.missing() > 0:
-            await trio.lowlevel.wait_readable(self._sock)
+            await self._wait()
         while self.partial is None:
             try:
                 data = self._sock.recv(_GLANCE, _PEEK)
@@ -118,6 +120,21 @@ class Transport:
             self.waiting_since = None
             return message
         return await self._in_parts()
+
+    async def _wait(self) -> None:
+        """Until there is something to be read, or the stream ends."""
+        if not await self._polling.finds(self._has_more):
+            await trio.lowlevel.wait_readable(self._sock)
+            self._polling.woken()
+
+    def _has_more(self) -> bool:
+        try:
+            self._sock.recv(1, _PEEK)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            pass
+        return True
 
     async def _whole(self, data: bytes) -> Message | None:
         """Take a message whose beginning was seen; None, nothing taken, if not all is there."""
@@ -237,6 +254,7 @@ class Transport:
         left = HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload
         while left := left[self._send(left) :]:
             await trio.lowlevel.wait_writable(self._sock)
+        self._polling.answered()
 
     def _send(self, data: bytes) -> int:
         """Send what the socket takes at once; the bytes that it took."""
