@@ -19,6 +19,13 @@ from typing import Any, Final, Self
 _CODES: Final = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|[78])")
 
 
+def _as_a_shell_does() -> None:
+    """Between fork and exec: the terminal is the session's, and Ctrl-C ends the program even if
+    these tests run in the background of a script, where it is ignored."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class PtySession:
     """One program, the leader of a session whose terminal is ours; killed at the end.
 
@@ -40,7 +47,7 @@ class PtySession:
             stderr=self._terminal,
             env=base | environment,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_as_a_shell_does,
         )
 
     def __enter__(self) -> Self:

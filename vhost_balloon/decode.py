@@ -149,11 +149,21 @@ def merged_runs(runs: list[Range], most: int = STEP_RANGES) -> Iterator[list[Ran
     return chunks(merge(runs), most)
 
 
-def pages(buffers: Iterable[Buffer], read: ReadMemory, most: int = STEP_RANGES) -> Iterator[Named]:
+def pages(buffers: Sequence[Buffer], read: ReadMemory, most: int = STEP_RANGES) -> Iterable[Named]:
     """The pages of inflate or deflate buffers, step by step; small buffers are taken together.
 
     most: ranges in a step. Raises RingError where a buffer is not guest memory.
     """
+    if len(buffers) == 1:  # the usual request, told without the machinery for all others
+        address, length, writable = buffers[0]
+        if not writable and 0 < length <= STEP_PFNS * PFN_SIZE and not length % PFN_SIZE:
+            run = one_run(read(address, length))
+            if run:
+                return [Named(run[1] - run[0], [run])]
+    return _pages(buffers, read, most)
+
+
+def _pages(buffers: Iterable[Buffer], read: ReadMemory, most: int) -> Iterator[Named]:
     runs: list[Range] = []
     numbers: list[int] = []
     waiting: Named | None = None  # a step without ranges, unless it turns out to be the last

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,16 +47,18 @@ class Discarded:
     error: OSError | None = None
 
 
-def batches(parts: list[Part]) -> Iterator[list[Part]]:
+def batches(parts: list[Part]) -> Iterable[list[Part]]:
     """Cut parts into batches of at most BATCH_BYTES and BATCH_RANGES, in order.
 
     Cuts fall on multiples of BATCH_BYTES from a range's start, which keeps them aligned to every
     page size up to it; a larger huge page is never cut.
     """
     if count_of(parts) <= BATCH_RANGES and size_of(parts) <= BATCH_BYTES:
-        if parts:
-            yield parts
-        return
+        return (parts,) if parts else ()
+    return _cut(parts)
+
+
+def _cut(parts: list[Part]) -> Iterator[list[Part]]:
     batch: list[Part] = []
     room, places = BATCH_BYTES, BATCH_RANGES
     for region, ranges, _ in parts:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain as joined
 from typing import Final
@@ -222,7 +222,7 @@ class DiscardProcessor(ChainProcessor):
             done.add(named.refusals)
         return done
 
-    def _decode(self, chains: list[Chain]) -> Iterator[Named]:
+    def _decode(self, chains: list[Chain]) -> Iterable[Named]:
         if self._queue is Queue.REPORTING:
             return reported(buffers_of(chains))
         device = self._device
@@ -281,6 +281,9 @@ class DiscardProcessor(ChainProcessor):
     ) -> str | None:
         """Discard a batch, unless it waited for its turn for too long: the reason is returned."""
         if fits_inline(batch):
+            if gathering is None:  # the way of most requests: it has to be short
+                self._account(batch, punch(batch), None, done)
+                return None
             with self._device.discarding(batch, gathering) as left:
                 if left:
                     self._account(left, punch(left), gathering, done)
