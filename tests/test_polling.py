@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from vhost_balloon import polling
-from vhost_balloon.polling import POLL_SECONDS, SOON, Polling
+from vhost_balloon.polling import POLL_SECONDS, SHORT, SOON, Polling
 
 
 class Clock:
@@ -70,6 +70,14 @@ async def test_who_does_not_ask_in_a_moment_is_left_to_the_kernel(clock: Clock) 
 async def test_who_asks_rarely_costs_nothing(clock: Clock, after: float) -> None:
     assert not await answered_and_woken(clock, after).finds(clock.asked_at_look(1))
     assert clock.looks == 0
+
+
+async def test_who_asks_for_much_is_not_looked_at(clock: Clock) -> None:
+    asker = answered_and_woken(clock, SOON * 0.9)
+    assert await asker.finds(clock.asked_at_look(1))
+    clock.now += SHORT * 1.1
+    asker.answered()
+    assert not await asker.finds(clock.asked_at_look(1))
 
 
 async def test_who_was_never_answered_is_not_looked_at(clock: Clock) -> None:
