@@ -83,11 +83,13 @@ async def test_a_new_kick_on_a_running_ring(tmp_path: Path, still_clock: MockClo
         before = open_fds()
         ring = guest.rings[Queue.INFLATE]
         for _ in range(3):
+            await wait_all_tasks_blocked()  # nobody looks at the ring without a kick
             ring.add([guest.pfns([0])])  # its kick is lost with the old eventfd
             ring.kick_event = guest.front_end.ports[0].renew_kick()
             await guest.front_end.set_vring_fd(Request.SET_VRING_KICK, 0, ring.kick_event)
             await ring.wait_used()
             await guest.works(host.vm())
+        await guest.front_end.get_u64(Request.GET_FEATURES)  # all before it was served
         assert open_fds() == before
 
 
@@ -96,6 +98,7 @@ async def test_a_new_call_on_a_running_ring(tmp_path: Path, still_clock: MockClo
         await guest.works(host.vm())
         ring = guest.rings[Queue.INFLATE]
         await guest.front_end.set_vring_fd(Request.SET_VRING_CALL, 0, None)
+        await guest.front_end.get_u64(Request.GET_FEATURES)  # all before it was served
         ring.add([guest.pfns([0])])
         ring.kick()
         await eventually_used(ring.used_index + 1, ring)
