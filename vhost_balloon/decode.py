@@ -157,9 +157,11 @@ def pages(buffers: Sequence[Buffer], read: ReadMemory, most: int = STEP_RANGES) 
     if len(buffers) == 1:  # the usual request, told without the machinery for all others
         address, length, writable = buffers[0]
         if not writable and 0 < length <= STEP_PFNS * PFN_SIZE and not length % PFN_SIZE:
-            run = one_run(read(address, length))
+            data = read(address, length)
+            run = one_run(data)
             if run:
                 return [Named(run[1] - run[0], [run])]
+            return _named([], list(memoryview(data).cast("I")), Named(), most)
     return _pages(buffers, read, most)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import trio
@@ -108,15 +108,17 @@ class Device:
         if size := self.gathering.forgotten():
             self.counters.refuse(Refusal.PARTIAL_HUGE_PAGE, size)
 
-    @contextmanager
-    def discarding(self, batch: list[Part], gathering: Gathering | None) -> Iterator[list[Part]]:
+    def discarding(
+        self, batch: list[Part], gathering: Gathering | None
+    ) -> AbstractContextManager[list[Part]]:
         """What of a batch may still be discarded: its huge pages only if no deflate named them.
 
         One that comes now waits for discarded.
         """
-        if gathering is None:
-            yield batch
-            return
+        return nullcontext(batch) if gathering is None else self._gathered(batch, gathering)
+
+    @contextmanager
+    def _gathered(self, batch: list[Part], gathering: Gathering) -> Iterator[list[Part]]:
         whole = gathering.begin(start for part in batch for start, _ in part.ranges)
         self.discarded = trio.Event()
         try:

@@ -281,9 +281,6 @@ class DiscardProcessor(ChainProcessor):
     ) -> str | None:
         """Discard a batch, unless it waited for its turn for too long: the reason is returned."""
         if fits_inline(batch):
-            if gathering is None:  # the way of most requests: it has to be short
-                self._account(batch, punch(batch), None, done)
-                return None
             with self._device.discarding(batch, gathering) as left:
                 if left:
                     self._account(left, punch(left), gathering, done)
