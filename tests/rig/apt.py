@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,20 +67,22 @@ class PrivateApt:
 
     def download(self, packages: Sequence[str]) -> list[Path]:
         """Download packages and all they depend on, recommendations left out."""
-        before = set(self._archives())
+        folder = self._empty_folder()
+        (folder / "partial").mkdir()
         self._run(
-            ["apt-get", "install", "--yes", "--download-only", "--no-install-recommends"],
+            [
+                *("apt-get", "install", "--yes", "--download-only", "--no-install-recommends"),
+                *("-o", f"Dir::Cache::archives={folder}"),
+            ],
             packages,
         )
-        return sorted(set(self._archives()) - before)
+        return sorted(folder.glob("*.deb"))
 
     def download_alone(self, packages: Sequence[str]) -> list[Path]:
         """Download packages without what they depend on."""
-        folder = self.root / "alone"
-        folder.mkdir(exist_ok=True)
-        before = set(folder.glob("*.deb"))
+        folder = self._empty_folder()
         self._run(["apt-get", "download"], packages, cwd=folder)
-        return sorted(set(folder.glob("*.deb")) - before)
+        return sorted(folder.glob("*.deb"))
 
     def dependencies(self, package: str) -> list[str]:
         """Names that package depends on directly, first alternatives only."""
@@ -88,8 +91,10 @@ class PrivateApt:
         words = match[1].split(",") if match else []
         return [word.split("|")[0].split("(")[0].strip() for word in words]
 
-    def _archives(self) -> list[Path]:
-        return list((self.root / "cache/archives").glob("*.deb"))
+    def _empty_folder(self) -> Path:
+        """A folder for one download. Shared, it would hold what an earlier one fetched, and apt
+        does not fetch again what is there: nobody could tell whose a package is."""
+        return Path(tempfile.mkdtemp(prefix="packages-", dir=self.root))
 
     def _newer_keyring(self) -> Path:
         (package,) = self.download_alone(["debian-archive-keyring"])
@@ -105,9 +110,8 @@ class PrivateApt:
         self._run(["apt-get", "update", "-o", "APT::Update::Error-Mode=any"], [])
 
     def _configure(self) -> None:
-        for folder in ("etc/sources.list.d", "etc/empty", "state/lists/partial", "log"):
+        for folder in ("etc/sources.list.d", "etc/empty", "state/lists/partial", "cache", "log"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
-        (self.root / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
         (self.root / "state/status").touch()
         (self.root / "apt.conf").write_text(
             _CONFIGURATION.format(
