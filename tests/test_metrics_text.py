@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from prometheus_client import Metric, generate_latest
@@ -18,7 +20,7 @@ from tests.control_client import attach, two_vms
 from tests.scrapes import OPENMETRICS, exposition, samples, scrape, snapshots
 from vhost_balloon.metrics import VmCollector
 from vhost_balloon.metrics_process import ProcessCollector
-from vhost_balloon.metrics_text import MAX_FORMATS, MIN_INTERVAL, Exposition
+from vhost_balloon.metrics_text import MIN_INTERVAL, Exposition
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.vm import Machine, VmStatistics
 from vhost_balloon.vm_settings import VmSettings
@@ -110,17 +112,29 @@ async def test_odd_names_come_back_as_they_are() -> None:
     assert names == {"\\udcff" if name == "\udcff" else name for name in ODD_NAMES}
 
 
-async def test_formats_are_negotiated(machine: Machine) -> None:
-    rendered = exposition(machine)
-    assert rendered.render("*/*", 0)[1].startswith("text/plain; version=0.0.4")
-    assert rendered.render(OPENMETRICS, 0)[1].startswith("application/openmetrics-text; version=1.")
-
-
-async def test_a_client_cannot_have_formats_made_up(machine: Machine) -> None:
+async def test_there_are_exactly_two_formats(machine: Machine) -> None:
     rendered = exposition(machine)
     accepts = [f"application/openmetrics-text;version=1.{n}" for n in range(50)]
-    types = {rendered.render(accept, 0)[1] for accept in (*accepts, "x" * 5000, "version=y")}
-    assert len(types) <= MAX_FORMATS + 1
+    accepts += ["", "*/*", OPENMETRICS, "x" * 5000, "version=y", "text/plain;version=1.0.0"]
+    types = [rendered.render(accept, 0)[1] for accept in accepts]
+    assert set(types) == {
+        "text/plain; version=0.0.4; charset=utf-8",
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    }
+    assert types.count("application/openmetrics-text; version=1.0.0; charset=utf-8") == 1
+
+
+@pytest.mark.parametrize("encode", [generate_latest, openmetrics.generate_latest])
+def test_encoders_need_nothing_but_a_collector(encode: Callable[..., bytes]) -> None:
+    """And what else they take is by default what these formats have."""
+    _, *others = inspect.signature(encode).parameters.values()
+    known = {"escaping": "underscores", "version": "1.0.0"}
+    assert all(parameter.default == known[parameter.name] for parameter in others)
+
+
+async def test_names_need_no_escaping() -> None:
+    found = scrape(full_machine(["a"]))
+    assert {name for name, _ in found if not re.fullmatch("[a-z_:][a-z0-9_:]*", name)} == set()
 
 
 async def test_many_scrapes_at_once_are_made_once(machine: Machine) -> None:

@@ -2,20 +2,23 @@
 
 The client library writes some 200,000 lines a second, and a VM has 140: 100 VMs would take 60 ms
 of every scrape. So the library writes each line once, for one VM of no name, and a scrape puts
-names and values into these. What the library says of formats, escaping and Accept headers holds.
+names and values into these. The library's formats and its escaping hold; which of the two formats a
+client gets is read from its request by ourselves (metrics_accept).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from vhost_balloon.metrics import FAMILIES, BuildCollector, vm_label
+from vhost_balloon.metrics_accept import OPENMETRICS, TEXT, MediaType, negotiate
 from vhost_balloon.metrics_family import Family, Values
 from vhost_balloon.metrics_process import ProcessCollector
 from vhost_balloon.vm import VmStatistics
@@ -29,9 +32,12 @@ _PLACE: Final = "\N{NULL}vm\N{NULL}"
 _END: Final = "# EOF\n"
 """The last line in OpenMetrics; Prometheus' own format has none."""
 
-MAX_FORMATS: Final = 4
-"""A client may ask for any version of OpenMetrics. Beyond so many formats it gets the plain one,
-which every client reads."""
+_ENCODERS: Final[Mapping[MediaType, Encoder]] = {
+    TEXT: generate_latest,
+    OPENMETRICS: openmetrics.generate_latest,
+}
+"""All versions of the library that are allowed write these formats if they are given nothing but a
+collector. How they would escape other names does not matter: all of ours are plain."""
 
 MIN_INTERVAL: Final = 0.1
 """Seconds that a text is given to all who ask, so that no client makes us write in a loop."""
@@ -67,6 +73,11 @@ class Layout:
         return VmSeries(self.series.replace(_PLACE, name.replace("%", "%%")))
 
 
+_LAYOUTS: Final = {
+    media: [Layout.of(family, encode) for family in FAMILIES] for media, encode in _ENCODERS.items()
+}
+
+
 class VmSeries:
     """One VM's series of a family. Most values are those of the scrape before."""
 
@@ -81,10 +92,10 @@ class VmSeries:
 class Format:
     """All families in one format; what was laid out for a VM is kept as long as the VM is there."""
 
-    def __init__(self, encode: Encoder, content_type: str) -> None:
-        self.content_type: Final = content_type
-        self._encode = encode
-        self._layouts = [Layout.of(family, encode) for family in FAMILIES]
+    def __init__(self, media: MediaType) -> None:
+        self.content_type: Final = media.content_type
+        self._encode = _ENCODERS[media]
+        self._layouts = _LAYOUTS[media]
         self._vms: dict[str, list[VmSeries]] = {}
         self._body = b""
         self._made = float("-inf")
@@ -126,20 +137,12 @@ class Exposition:
         self._registry = CollectorRegistry()
         self._registry.register(BuildCollector())
         self._registry.register(ProcessCollector())
-        self._formats: dict[str, Format] = {}
+        self._formats = {media: Format(media) for media in _ENCODERS}
 
     def render(self, accept: str, now: float) -> tuple[bytes, str]:
         """The metrics and their content type, for a client that accepts this.
 
         now: the monotonic clock in seconds; within MIN_INTERVAL they are the same.
         """
-        chosen = self._choose(accept)
+        chosen = self._formats[negotiate(accept)]
         return chosen.render(self._snapshots, self._registry, now), chosen.content_type
-
-    def _choose(self, accept: str) -> Format:
-        encode, content_type = choose_encoder(accept)
-        if content_type not in self._formats and len(self._formats) >= MAX_FORMATS:
-            encode, content_type = choose_encoder("")
-        if content_type not in self._formats:
-            self._formats[content_type] = Format(encode, content_type)
-        return self._formats[content_type]
