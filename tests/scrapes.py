@@ -5,13 +5,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 import trio
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.control_client import two_vms
+from tests.control_client import MemoryListener, two_vms
 from vhost_balloon.config import MetricsOptions
 from vhost_balloon.metrics_server import MetricsServer
 from vhost_balloon.metrics_text import Exposition
@@ -57,7 +57,7 @@ async def serving(options: MetricsOptions | None = None) -> AsyncIterator[Metric
     machine = two_vms()
     server = await MetricsServer.open(
         options or MetricsOptions("127.0.0.1", 0),
-        lambda: [vm.statistics() for vm in machine.vms.values()],
+        lambda: snapshots(machine),
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
@@ -65,12 +65,23 @@ async def serving(options: MetricsOptions | None = None) -> AsyncIterator[Metric
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def serving_in_memory() -> AsyncIterator[MemoryListener]:
+    """A server of two VMs whose clients have no sockets, so that time can be made to jump."""
+    machine, listener = two_vms(), MemoryListener()
+    server = MetricsServer(lambda: snapshots(machine), cast(list[trio.SocketListener], [listener]))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        yield listener
+        nursery.cancel_scope.cancel()
+
+
 def port(server: MetricsServer) -> int:
-    return int(server.urls()[0].split(":")[2].split("/")[0])
+    return int(server.urls()[0].rpartition(":")[2].removesuffix("/metrics"))
 
 
-async def connect(server: MetricsServer) -> trio.SocketStream:
-    return await trio.open_tcp_stream("127.0.0.1", port(server))
+async def connect(server: MetricsServer, host: str = "127.0.0.1") -> trio.SocketStream:
+    return await trio.open_tcp_stream(host, port(server))
 
 
 async def read_all(stream: trio.abc.Stream) -> bytes:
@@ -94,8 +105,14 @@ async def ask(
         stream = trio.SSLStream(stream, tls, server_hostname="localhost", https_compatible=True)
     async with stream:
         await stream.send_all(request)
-        head, _, body = (await read_all(stream)).partition(b"\r\n\r\n")
-    if not head:
+        answer = await read_all(stream)
+    if not answer:
         raise trio.BrokenResourceError("no answer")
+    return read_answer(answer)
+
+
+def read_answer(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body."""
+    head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     return int(status.split()[1]), dict(line.split(": ", 1) for line in lines), body

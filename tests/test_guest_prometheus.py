@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import urllib.request
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ from tests.rig.memory import GiB, MiB
 from tests.rig.packages import EVERY_TREE, PROMETHEUS
 from tests.rig.prometheus import Prometheus, promtool
 from tests.test_monitoring import ALERTS, RULES, expressions, filled_in
+from vhost_balloon.metrics_accept import OPENMETRICS, negotiate
+from vhost_balloon.metrics_http import RequestReader
 
 pytestmark = pytest.mark.guest
 
@@ -152,3 +155,22 @@ def test_prometheus_over_tls_with_a_client_certificate() -> None:
         with Prometheus(metrics_address(daemon), scheme="https", tls=tls) as server:
             wait_value(server, "up", 1)
             wait_value(server, of_vm("connected"), 0)
+
+
+def test_prometheus_asks_for_openmetrics() -> None:
+    """And in a way that is understood: it would be content with text, too."""
+    require_rig((PROMETHEUS,))
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        target.settimeout(SCRAPED)
+        with Prometheus(f"127.0.0.1:{target.getsockname()[1]}"):
+            client, _ = target.accept()
+            with client:
+                client.settimeout(SCRAPED)
+                reader, request = RequestReader(), None
+                while request is None:
+                    data = client.recv(65536)
+                    assert data
+                    request = reader.feed(data)
+    assert (request.method, request.path) == ("GET", "/metrics")
+    assert negotiate(request.accept) is OPENMETRICS
+    print(f"Prometheus accepts {request.accept}")

@@ -44,6 +44,31 @@ async def test_tls() -> None:
             assert (await ask(server, GET, trusting("first")))[0] == 200
 
 
+async def test_an_answer_ends_as_tls_ends() -> None:
+    """Otherwise it could have been cut short."""
+    async with serving(encrypted(TLS / "first.pem", TLS / "first.key.pem")) as server:
+        plain = await connect(server)
+        async with trio.SSLStream(plain, trusting("first"), server_hostname="localhost") as strict:
+            await strict.send_all(GET)
+            assert (await read_all(strict)).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 1048576\r\n\r\n" + bytes(1 << 20), 405),
+        (GET + bytes(1 << 20), 200),
+        (GET * 1000, 200),
+        (b"\n" + bytes(1 << 20), 431),
+    ],
+)
+async def test_what_is_sent_beyond_a_request_does_not_cost_the_answer(
+    request_: bytes, status: int
+) -> None:
+    async with serving(encrypted(TLS / "first.pem", TLS / "first.key.pem")) as server:
+        assert (await ask(server, request_, trusting("first")))[0] == status
+
+
 async def test_key_in_the_certificates_file(tmp_path: Path) -> None:
     both = tmp_path / "both.pem"
     both.write_bytes((TLS / "first.key.pem").read_bytes() + (TLS / "first.pem").read_bytes())

@@ -12,6 +12,7 @@ Nothing is compressed: that would cost more than the scrape itself.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, Self
 
@@ -21,14 +22,13 @@ from vhost_balloon.config import MetricsOptions
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log import logger
 from vhost_balloon.metrics_http import (
-    HEAD_END,
     MAX_HEAD,
     METRICS_PATH,
     Answer,
     BadRequest,
     Request,
+    RequestReader,
     answer_page,
-    parse_head,
     plain,
 )
 from vhost_balloon.metrics_text import Exposition, Snapshots
@@ -38,7 +38,7 @@ PATIENCE: Final = 10.0
 """Seconds for one client: Prometheus gives up after as many."""
 MAX_CLIENTS: Final = 64
 DRAIN_SECONDS: Final = 1.0
-"""What a client still sends is read for so long: closing on it would destroy the answer."""
+"""What a client still sends is read for so long."""
 
 
 class _HungUpError(Exception):
@@ -116,26 +116,24 @@ class MetricsServer:
     async def _converse(self, stream: trio.SocketStream) -> None:
         if self._certificates is None:
             await self._answer_one(stream)
-            await stream.send_eof()
-            with trio.move_on_after(DRAIN_SECONDS):
-                while await stream.receive_some(MAX_HEAD):
-                    pass
+            await _drain(stream)
             return
-        async with trio.SSLStream(
-            stream, self._certificates.context(), server_side=True, https_compatible=True
-        ) as encrypted:
-            await self._answer_one(encrypted)
+        context = self._certificates.context()
+        encrypted = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        await self._answer_one(encrypted)
+        with trio.move_on_after(DRAIN_SECONDS), suppress(trio.BrokenResourceError):
+            await encrypted.unwrap()  # which breaks if the client still sends
+        await _drain(stream)
 
     async def _answer_one(self, stream: trio.abc.Stream) -> None:
-        only_head = False
+        reader = RequestReader()
         try:
-            request = parse_head(await _receive_head(stream))
-            only_head = request.method == "HEAD"
+            request = await _receive(stream, reader)
             answer = answer_page(request) or self._metrics(request)
         except BadRequest as error:
             answer = plain(error.status)
         await stream.send_all(answer.head())
-        if not only_head:
+        if reader.method != "HEAD":
             await stream.send_all(answer.body)
 
     def _metrics(self, request: Request) -> Answer:
@@ -151,14 +149,20 @@ async def _listen(options: MetricsOptions) -> list[trio.SocketListener]:
         raise OperatorError(f"cannot listen on {options.address}: {reason}") from None
 
 
-async def _receive_head(stream: trio.abc.Stream) -> bytes:
-    """What precedes a request's empty line. Raises BadRequest or _HungUpError."""
-    data = b""
-    while HEAD_END not in data:
-        if len(data) >= MAX_HEAD:
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        more = await stream.receive_some(MAX_HEAD)
-        if not more:
+async def _drain(stream: trio.SocketStream) -> None:
+    """Closing with something unread would destroy the answer on its way."""
+    await stream.send_eof()
+    with trio.move_on_after(DRAIN_SECONDS):
+        while await stream.receive_some(MAX_HEAD):
+            pass
+
+
+async def _receive(stream: trio.abc.Stream, reader: RequestReader) -> Request:
+    """Raises BadRequest or _HungUpError."""
+    while True:
+        data = await stream.receive_some(MAX_HEAD)
+        if not data:
             raise _HungUpError
-        data += more
-    return data.partition(HEAD_END)[0]
+        request = reader.feed(data)
+        if request is not None:
+            return request
