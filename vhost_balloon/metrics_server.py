@@ -12,6 +12,7 @@ Nothing is compressed: that would cost more than the scrape itself.
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, Self
@@ -31,6 +32,7 @@ from vhost_balloon.metrics_http import (
     answer_page,
     plain,
 )
+from vhost_balloon.metrics_listeners import open_listeners
 from vhost_balloon.metrics_text import Exposition, Snapshots
 from vhost_balloon.metrics_tls import Certificates
 
@@ -79,11 +81,17 @@ class MetricsServer:
         return server
 
     def urls(self) -> list[str]:
-        """Where it listens."""
+        """Where it listens. The address of a link has its zone."""
         scheme = "http" if self._certificates is None else "https"
-        names = [listener.socket.getsockname()[:2] for listener in self._listeners]
+        names = [
+            socket.getnameinfo(
+                listener.socket.getsockname(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+            )
+            for listener in self._listeners
+        ]
         return [
-            f"{scheme}://{MetricsOptions(host, port).address}{METRICS_PATH}" for host, port in names
+            f"{scheme}://{MetricsOptions(host, int(port)).address}{METRICS_PATH}"
+            for host, port in names
         ]
 
     def close(self) -> None:
@@ -143,7 +151,7 @@ class MetricsServer:
 
 async def _listen(options: MetricsOptions) -> list[trio.SocketListener]:
     try:
-        return await trio.open_tcp_listeners(options.port, host=options.host)
+        return await open_listeners(options.host, options.port)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OperatorError(f"cannot listen on {options.address}: {reason}") from None
