@@ -6,6 +6,7 @@ Repeatable, and bounded by a number of inputs; `python -m tests.fuzz` runs on wi
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,16 +17,18 @@ from protocol import qmp
 from protocol.vhost_user_payloads import Region
 from tests.fuzz.driver import Finding, Target, error_of, fuzz, keep, kind, shorten
 from tests.fuzz.targets import TARGETS
-from vhost_balloon import guest_memory, resume
+from vhost_balloon import guest_memory, metrics_text, resume
 from vhost_balloon.backend import FrontEndConnection
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log import logger
 from vhost_balloon.message import Message
+from vhost_balloon.metrics_accept import MediaType, negotiate
+from vhost_balloon.metrics_http import Request, RequestReader
 from vhost_balloon.ranges import Range
 from vhost_balloon.session import Session
 from vhost_balloon.virtqueue import Virtqueue
 
-INPUTS = {"messages": 600, "rings": 4000, "control": 300, "state": 1000}
+INPUTS = {"messages": 600, "rings": 4000, "control": 300, "http": 500, "state": 1000}
 """How many run here: some five seconds each."""
 
 KEPT = [(target, path) for target in TARGETS.values() for path in target.kept()]
@@ -56,7 +59,7 @@ def test_nothing_is_found(target: Target) -> None:
 
 # That each can find something
 
-publish, encode = Virtqueue.publish, qmp.encode
+publish, encode, feed = Virtqueue.publish, qmp.encode, RequestReader.feed
 left_open: list[OwnedFd] = []
 
 
@@ -88,6 +91,16 @@ def _no_integer(text: str) -> int:
     return {"1": 1}[text]
 
 
+def _versions_as_numbers(accept: str) -> MediaType:
+    for version in re.findall("version=([^;,]*)", accept):
+        list(map(int, version.split(".")))
+    return negotiate(accept)
+
+
+def _forget(reader: RequestReader, data: bytes) -> Request | None:
+    return feed(RequestReader(), data)
+
+
 def _no_check(regions: object, region: Region) -> None:
     raise ZeroDivisionError
 
@@ -99,6 +112,8 @@ BUGS = [
     ("rings", Virtqueue, "publish", _publish_more),
     ("control", qmp, "encode", _encode_twice),
     ("control", qmp, "_integer", _no_integer),
+    ("http", metrics_text, "negotiate", _versions_as_numbers),
+    ("http", RequestReader, "feed", _forget),
     ("state", resume, "check_disjoint", _no_check),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.fuzz import control, messages, rings, state
+from tests.fuzz import control, http, messages, rings, state
 from tests.fuzz.driver import Target
 
 TARGETS: Final = {
@@ -13,6 +13,7 @@ TARGETS: Final = {
         Target("messages", messages.INVARIANT, messages.run, messages.SEEDS, messages.TOKENS),
         Target("rings", rings.INVARIANT, rings.run, rings.SEEDS, rings.TOKENS),
         Target("control", control.INVARIANT, control.run, control.SEEDS, control.TOKENS),
+        Target("http", http.INVARIANT, http.run, http.SEEDS, http.TOKENS),
         Target("state", state.INVARIANT, state.run, state.SEEDS, state.TOKENS),
     )
 }
