@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Final, cast
 
 import trio
@@ -33,7 +33,7 @@ def snapshots(machine: Machine) -> list[VmStatistics]:
 
 
 def exposition(machine: Machine) -> Exposition:
-    return Exposition(lambda: snapshots(machine))
+    return Exposition(lambda: snapshots(machine), machine.internal_errors)
 
 
 def samples(families: Iterable[Metric]) -> Samples:
@@ -58,18 +58,24 @@ async def serving(options: MetricsOptions | None = None) -> AsyncIterator[Metric
     server = await MetricsServer.open(
         options or MetricsOptions("127.0.0.1", 0),
         lambda: snapshots(machine),
+        machine.internal_errors,
     )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.run)
-        yield server
-        nursery.cancel_scope.cancel()
+    with closing(server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            yield server
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def serving_in_memory() -> AsyncIterator[MemoryListener]:
     """A server of two VMs whose clients have no sockets, so that time can be made to jump."""
     machine, listener = two_vms(), MemoryListener()
-    server = MetricsServer(lambda: snapshots(machine), cast(list[trio.SocketListener], [listener]))
+    server = MetricsServer(
+        lambda: snapshots(machine),
+        cast(list[trio.SocketListener], [listener]),
+        machine.internal_errors,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
         yield listener

@@ -19,6 +19,7 @@ from tests.control_client import (
     change,
     request,
 )
+from tests.end_to_end import LogLines
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import Command, Parameter
 from vhost_balloon.vm import Machine
@@ -216,18 +217,26 @@ async def test_a_command_may_wait_and_others_are_served_meanwhile(
 
 
 @pytest.mark.parametrize("bug", [RuntimeError, trio.BrokenResourceError, trio.ClosedResourceError])
-async def test_a_bug_in_a_command_is_loud(machine: Machine, bug: type[Exception]) -> None:
+async def test_a_bug_in_a_command_is_loud_and_ends_its_client_alone(
+    machine: Machine, log_lines: LogLines, bug: type[Exception]
+) -> None:
     def crash(machine: Machine, arguments: dict[str, Any]) -> Any:
         raise bug("ours")
 
-    async def send_crash() -> None:
-        async with serving(machine, crash=Command(crash)) as client:
-            await client.stream.send_all(request("crash"))
-            await trio.sleep_forever()
-
-    with pytest.raises(ExceptionGroup) as caught:
-        await send_crash()
-    assert caught.value.subgroup(lambda error: type(error) is bug) is not None
+    async with trio.open_nursery() as nursery:
+        listener = MemoryListener()
+        start = partial(serve_control, commands={"crash": Command(crash)})
+        await nursery.start(start, listener, machine)
+        crashing, other = listener.connect(), listener.connect()
+        for client in (crashing, other):
+            await client.negotiate()
+        await crashing.stream.send_all(request("crash"))
+        assert await crashing.read_to_end() == []
+        assert len(await other.execute("query-commands")) > 1
+        nursery.cancel_scope.cancel()
+    assert machine.internal_errors.counts["control-client"] == 1
+    (line,) = log_lines.having("warning: internal error in control-client", "Traceback", "ours")
+    assert bug.__name__ in line
 
 
 # Real sockets

@@ -15,6 +15,7 @@ import trio
 from tests.scrapes import GET, connect, port, read_all, serving
 from vhost_balloon import metrics_listeners
 from vhost_balloon.config import MetricsOptions
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.metrics_listeners import open_listeners
 from vhost_balloon.metrics_server import MetricsServer
@@ -124,13 +125,15 @@ async def test_what_of_a_name_is_left_out(addresses: list[str]) -> None:
 )
 async def test_addresses_that_are_not_ours(host: str) -> None:
     with pytest.raises(OperatorError, match=r"^cannot listen on ") as error:
-        await MetricsServer.open(MetricsOptions(host, 9100), list)
+        await MetricsServer.open(MetricsOptions(host, 9100), list, InternalErrors())
     assert "\n" not in str(error.value)
 
 
 async def test_a_name_without_an_address_here() -> None:
     with pytest.raises(OperatorError, match=r"name\.example:0: Cannot assign requested address$"):
-        await MetricsServer.open(MetricsOptions(known_as("192.0.2.1", "2001:db8::1"), 0), list)
+        await MetricsServer.open(
+            MetricsOptions(known_as("192.0.2.1", "2001:db8::1"), 0), list, InternalErrors()
+        )
 
 
 async def test_a_zone() -> None:
@@ -147,7 +150,7 @@ async def test_a_zone() -> None:
 
 # Without IPv6, and with ports taken
 
-listen = metrics_listeners._listen
+listen = metrics_listeners._bind
 
 
 @pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
@@ -157,11 +160,11 @@ async def test_where_ipv6_is_not_available(monkeypatch: pytest.MonkeyPatch, numb
             raise OSError(number, os.strerror(number))
         return listen(family, address, alone=alone)
 
-    monkeypatch.setattr(metrics_listeners, "_listen", only_ipv4)
+    monkeypatch.setattr(metrics_listeners, "_bind", only_ipv4)
     assert hosts(await open_listeners("*", 0)) == ["0.0.0.0"]
     assert hosts(await open_listeners(known_as("::1", "127.0.0.1"), 0)) == ["127.0.0.1"]
     with pytest.raises(OperatorError) as error:
-        await MetricsServer.open(MetricsOptions("::", 9100), list)
+        await MetricsServer.open(MetricsOptions("::", 9100), list, InternalErrors())
     assert str(error.value) == f"cannot listen on [::]:9100: {os.strerror(number)}"
 
 
@@ -170,7 +173,7 @@ async def test_a_port_that_is_taken(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with pytest.raises(OperatorError) as error:
-            await MetricsServer.open(MetricsOptions(host, number), list)
+            await MetricsServer.open(MetricsOptions(host, number), list, InternalErrors())
         assert str(error.value) == f"cannot listen on {host}:{number}: Address already in use"
     for listener in await open_listeners(host, number):  # nothing was left listening
         listener.socket.close()
@@ -187,7 +190,7 @@ async def test_another_port_is_tried_if_one_address_has_it_taken(
             return listen(family, address, alone=alone)
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
-    monkeypatch.setattr(metrics_listeners, "_listen", taken)
+    monkeypatch.setattr(metrics_listeners, "_bind", taken)
     name = known_as("127.0.0.1", "127.0.0.2")
     free = {1, 3, 4}  # the first attempt fails at its second address
     assert hosts(await open_listeners(name, 0)) == ["127.0.0.1", "127.0.0.2"]

@@ -86,7 +86,7 @@ async def test_text_says_what_the_client_library_says(accept: str) -> None:
         assert ours.items() >= theirs.items()
         rest = {name for name, _ in ours.keys() - theirs.keys()}
         rest -= {name for name in rest if name.startswith("process_")}
-        assert rest == {"vhost_balloon_build_info"}
+        assert rest == {"vhost_balloon_build_info", "vhost_balloon_internal_errors_total"}
         # What was kept of this scrape must not show in the next.
         machine.vms["a"].counters.freed_bytes += 1
         machine.vms["new\nline"].connection = None
@@ -144,7 +144,7 @@ async def test_many_scrapes_at_once_are_made_once(machine: Machine) -> None:
         made.append(1)
         return snapshots(machine)
 
-    rendered = Exposition(count)
+    rendered = Exposition(count, machine.internal_errors)
     first, _ = rendered.render("", 0)
     machine.vms["web1"].counters.freed_bytes = 5
     assert rendered.render("", MIN_INTERVAL / 2)[0] is first

@@ -13,6 +13,7 @@ import trio
 from tests.end_to_end import LogLines
 from tests.scrapes import GET, ask, connect, read_all, serving
 from vhost_balloon.config import MetricsOptions
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.metrics_server import MetricsServer
 
@@ -137,5 +138,5 @@ async def test_files_that_cannot_be_used(
     with pytest.raises(
         OperatorError, match=r"^(cannot use .* for TLS|the metrics key is)"
     ) as error:
-        await MetricsServer.open(MetricsOptions("127.0.0.1", 0, *files), list)
+        await MetricsServer.open(MetricsOptions("127.0.0.1", 0, *files), list, InternalErrors())
     assert "\n" not in str(error.value)

@@ -5,7 +5,7 @@ What keeps one client from hurting another, or the daemon:
   read its replies stops only itself, and costs what the kernel's socket buffers hold.
 - An event waits for a slow client in a slot of its own, one for each VM, where the next one
   replaces it. So nothing grows, and the last value always arrives.
-- A client's failure ends that client. Any other exception is our bug, and ends the daemon.
+- A client's failure ends that client, and so does a bug of ours in serving it (containment).
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ async def serve_control(
     commands: Mapping[str, Command] = COMMANDS,
     task_status: trio.TaskStatus[list[Listener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve clients until cancelled. Raises whatever a command raises that is no CommandError."""
+    """Serve clients until cancelled."""
     async with trio.open_nursery() as nursery:
         server = ControlServer(machine, commands)
-        events = BalloonEvents(nursery, server.broadcast)
+        events = BalloonEvents(nursery, server.broadcast, machine.internal_errors)
         machine.add_listener(events.changed)
         try:
             await trio.serve_listeners(
@@ -79,8 +79,9 @@ class ControlServer:
         client = Client(stream, self)
         self._clients.add(client)
         try:
-            async with stream:
-                await client.run()
+            with self.machine.internal_errors.contained("control-client"):
+                async with stream:
+                    await client.run()
         finally:
             self._clients.remove(client)
 

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from protocol import qmp
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.vm import Vm
 
 EVENT: Final = "BALLOON_CHANGE"
@@ -22,11 +23,18 @@ INTERVAL: Final = 1.0
 
 
 class BalloonEvents:
-    """Tells broadcast(key, event) of changes; its timers run in nursery."""
+    """Tells broadcast(key, event) of changes; its timers run in nursery. One that fails is counted
+    in errors, and the next change starts another."""
 
-    def __init__(self, nursery: trio.Nursery, broadcast: Callable[[str, qmp.Object], None]) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        broadcast: Callable[[str, qmp.Object], None],
+        errors: InternalErrors,
+    ) -> None:
         self._nursery = nursery
         self._broadcast = broadcast
+        self._errors = errors
         self._held: dict[Vm, float | None] = {}
 
     def changed(self, vm: Vm) -> None:
@@ -42,13 +50,14 @@ class BalloonEvents:
             self._nursery.start_soon(self._hold, vm)
 
     async def _hold(self, vm: Vm) -> None:
-        while True:
-            await trio.sleep(INTERVAL)
-            timestamp = self._held.pop(vm)
-            if timestamp is None:
-                return
-            self._held[vm] = None
-            self._tell(vm, timestamp)
+        with self._errors.contained("events"):
+            while True:
+                await trio.sleep(INTERVAL)
+                timestamp = self._held.pop(vm)
+                if timestamp is None:
+                    return
+                self._tell(vm, timestamp)
+                self._held[vm] = None
 
     def _tell(self, vm: Vm, timestamp: float) -> None:
         actual = vm.statistics(details=False).actual

@@ -15,7 +15,7 @@ INTERVAL: Final = 10.0
 goings; the rest is counted."""
 
 
-class _Limit:
+class Limit:
     """How many lines of one level there were in the window at hand."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class VmLog:
 
     def __init__(self, vm: str) -> None:
         self._vm = vm
-        self._limits = {logging.INFO: _Limit(), logging.WARNING: _Limit()}
+        self._limits = {logging.INFO: Limit(), logging.WARNING: Limit()}
 
     def info(self, text: str) -> None:
         """What the front end does, good or bad, as often as it likes: limited in number."""

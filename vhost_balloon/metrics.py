@@ -13,12 +13,13 @@ from itertools import product
 from operator import attrgetter
 from typing import Final
 
-from prometheus_client.metrics_core import InfoMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from protocol.virtio_balloon import Queue, StatTag
 from vhost_balloon import __version__
 from vhost_balloon.backend import OPERATOR
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import DISCARD_BUCKETS
 from vhost_balloon.errors import RingErrorReason
@@ -266,3 +267,20 @@ class BuildCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         text = "The daemon that runs."
         yield InfoMetricFamily(f"{PREFIX}build", text, {"version": __version__})
+
+
+class InternalErrorCollector(Collector):
+    """Bugs that ended nothing but a client, or a service for a while (containment)."""
+
+    def __init__(self, errors: InternalErrors) -> None:
+        self._errors = errors
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            f"{PREFIX}internal_errors",
+            "Failures of the daemon itself that ended a client or restarted a side service.",
+            labels=("where",),
+        )
+        for where, count in self._errors.counts.items():
+            family.add_metric((where,), count)
+        yield family

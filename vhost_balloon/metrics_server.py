@@ -13,13 +13,15 @@ Nothing is compressed: that would cost more than the scrape itself.
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Final, Self
 
 import trio
 
 from vhost_balloon.config import MetricsOptions
+from vhost_balloon.containment import InternalErrors, KeptOpen
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log import logger
 from vhost_balloon.metrics_http import (
@@ -32,9 +34,10 @@ from vhost_balloon.metrics_http import (
     answer_page,
     plain,
 )
-from vhost_balloon.metrics_listeners import open_listeners
+from vhost_balloon.metrics_listeners import check_address, open_listeners
 from vhost_balloon.metrics_text import Exposition, Snapshots
 from vhost_balloon.metrics_tls import Certificates
+from vhost_balloon.vm_spec import METRICS
 
 PATIENCE: Final = 10.0
 """Seconds for one client: Prometheus gives up after as many."""
@@ -54,9 +57,11 @@ class MetricsServer:
         self,
         snapshots: Snapshots,
         listeners: list[trio.SocketListener],
+        errors: InternalErrors,
         certificates: Certificates | None = None,
     ) -> None:
-        self._exposition = Exposition(snapshots)
+        self._exposition = Exposition(snapshots, errors)
+        self._errors = errors
         self._listeners = listeners
         self._certificates = certificates
         self._clients: dict[trio.CancelScope, None] = {}
@@ -66,17 +71,16 @@ class MetricsServer:
         cls,
         options: MetricsOptions,
         snapshots: Snapshots,
+        errors: InternalErrors,
         listener: trio.SocketListener | None = None,
     ) -> Self:
         """Listen on every address of the host's name, if listener does not listen already.
 
         It is to be closed. Raises OperatorError.
         """
-        certificates = None
-        if options.certificate is not None:
-            certificates = Certificates(options.certificate, options.key, options.client_ca)
+        certificates = _load_certificates(options)
         listeners = await _listen(options) if listener is None else [listener]
-        server = cls(snapshots, listeners, certificates)
+        server = cls(snapshots, listeners, errors, certificates)
         logger.info("metrics on %s", ", ".join(server.urls()))
         return server
 
@@ -100,18 +104,20 @@ class MetricsServer:
             listener.socket.close()
 
     async def run(self) -> None:
-        await trio.serve_listeners(self._serve_client, self._listeners)
+        await trio.serve_listeners(
+            self._serve_client, [KeptOpen(listener) for listener in self._listeners]
+        )
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
         scope = trio.move_on_after(PATIENCE)
         self._make_room()
         self._clients[scope] = None
         try:
-            with scope:
+            # Whoever is gone, or does not speak TLS, is no failure of ours.
+            gone = suppress(trio.BrokenResourceError, _HungUpError)
+            with self._errors.contained("metrics-client"), gone, scope:
                 async with stream:
                     await self._converse(stream)
-        except (trio.BrokenResourceError, _HungUpError):
-            pass  # it is gone, or does not speak TLS
         finally:
             self._clients.pop(scope, None)
 
@@ -149,9 +155,31 @@ class MetricsServer:
         return Answer(HTTPStatus.OK, body, content_type)
 
 
+async def check_metrics(options: MetricsOptions) -> None:
+    """Raises OperatorError if MetricsServer.open() would, but for a port that is in use."""
+    _load_certificates(options)
+    if options.host != METRICS:  # the service manager's
+        with _mistakes(options):
+            await check_address(options.host, options.port)
+
+
+def _load_certificates(options: MetricsOptions) -> Certificates | None:
+    """For HTTPS, None for HTTP. Raises OperatorError."""
+    if options.certificate is None:
+        return None
+    return Certificates(options.certificate, options.key, options.client_ca)
+
+
 async def _listen(options: MetricsOptions) -> list[trio.SocketListener]:
-    try:
+    with _mistakes(options):
         return await open_listeners(options.host, options.port)
+
+
+@contextmanager
+def _mistakes(options: MetricsOptions) -> Iterator[None]:
+    """What the system will not do here is the operator's to mend."""
+    try:
+        yield
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OperatorError(f"cannot listen on {options.address}: {reason}") from None

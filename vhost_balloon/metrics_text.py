@@ -17,7 +17,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from vhost_balloon.metrics import FAMILIES, BuildCollector, vm_label
+from vhost_balloon.containment import InternalErrors
+from vhost_balloon.metrics import FAMILIES, BuildCollector, InternalErrorCollector, vm_label
 from vhost_balloon.metrics_accept import OPENMETRICS, TEXT, MediaType, negotiate
 from vhost_balloon.metrics_family import Family, Values
 from vhost_balloon.metrics_process import ProcessCollector
@@ -132,10 +133,11 @@ class Format:
 class Exposition:
     """What a scrape gets: the VMs, this program and its process."""
 
-    def __init__(self, snapshots: Snapshots) -> None:
+    def __init__(self, snapshots: Snapshots, errors: InternalErrors) -> None:
         self._snapshots = snapshots
         self._registry = CollectorRegistry()
         self._registry.register(BuildCollector())
+        self._registry.register(InternalErrorCollector(errors))
         self._registry.register(ProcessCollector())
         self._formats = {media: Format(media) for media in _ENCODERS}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from protocol.virtio_balloon import StatTag
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import Counters
 from vhost_balloon.errors import CommandError
@@ -117,6 +118,7 @@ class Machine:
         self.allow_unsealed_memory: Final = allow_unsealed_memory
         self.vms: dict[str, Vm] = {}
         self.heartbeat: Final = Heartbeat()
+        self.internal_errors: Final = InternalErrors()
         self.arriving: Callable[[], bool] = lambda: False
         """Whether a front end is being accepted that is not attached yet; set by the fleet."""
         self._listeners: list[Listener] = []
@@ -136,7 +138,7 @@ class Machine:
         return sockets > 1 and not self.allow_unsealed_memory
 
     def add_listener(self, callback: Listener) -> None:
-        """Have callback called after a VM's actual has changed."""
+        """Have callback called after a VM's actual has changed. What it raises ends here."""
         self._listeners.append(callback)
 
     def remove_listener(self, callback: Listener) -> None:
@@ -144,7 +146,10 @@ class Machine:
 
     def actual_changed(self, vm: Vm) -> None:
         for callback in tuple(self._listeners):
-            callback(vm)
+            try:
+                callback(vm)
+            except Exception as error:
+                self.internal_errors.record("events", error)
 
 
 class Vm:
