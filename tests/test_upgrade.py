@@ -45,7 +45,7 @@ async def test_with_a_store(tmp_path: Path) -> None:
             await guest.inflate([5003])
             await guest.start(bases=await guest.stop())
             assert "RELOADING=1" in "\n".join(host.manager.told)
-        await eventually(lambda: len(host.manager.names()) == 4)
+        await eventually(lambda: len(host.manager.names()) == 5)
 
 
 async def test_without_a_store(tmp_path: Path) -> None:

@@ -7,13 +7,17 @@ import gc
 import platform
 import resource
 import sys
+from pathlib import Path
 from typing import Final
 
 import trio
 
 from vhost_balloon import config, daemon, log
+from vhost_balloon.arguments import left_arguments
+from vhost_balloon.check_config import check_config
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.handed_over import paths
+from vhost_balloon.log import logger
 
 
 def check_platform() -> None:
@@ -25,14 +29,54 @@ def check_platform() -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """An attached VM needs some twenty descriptors; the usual soft limit is 1024."""
+    """An attached VM needs some twenty descriptors; the usual soft limit is 1024.
+
+    A limit that was inherited may be above what the kernel lets anybody set (fs.nr_open).
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for limit in (hard, _kernel_limit()):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        except (OSError, ValueError) as error:  # EPERM is a ValueError
+            reason = error
+        else:
+            return
+    logger.warning("the limit of descriptors stays as it is: %s", reason)
+
+
+def _kernel_limit() -> int:
+    try:
+        return int(Path("/proc/sys/fs/nr_open").read_text())
+    except (OSError, ValueError):
+        return 1 << 20  # its default
 
 
 SWITCH_INTERVAL: Final = 0.0003
 """Seconds after which a thread that discards gets the interpreter between two system calls. With
 Python's default of 5 ms a report in many pieces takes several times as long while others work."""
+
+
+def read_settings(handed: daemon.Handed) -> config.Config:
+    """The configuration.
+
+    Raises OperatorError; but where VMs were left, a mistake is logged, and the options are those of
+    the process before, or none.
+    """
+    sockets = paths(handed.sockets)
+    try:
+        return config.parse(sys.argv[1:], sockets, is_restart=handed.is_restart)
+    except OperatorError as error:
+        if not handed.is_restart:
+            raise
+        mistake = error
+    try:
+        before = left_arguments(handed.stored) or []
+        settings = config.parse(before, sockets, is_restart=True)
+    except OperatorError:
+        settings = config.parse([], {}, is_restart=True)
+    log.set_up(settings.log_level, settings.log_format)
+    logger.error("these options are not used, but those of the process before: %s", mistake)
+    return settings
 
 
 def main() -> None:
@@ -41,9 +85,11 @@ def main() -> None:
     try:
         check_platform()
         handed = daemon.handed_over()
-        settings = config.parse(sys.argv[1:], paths(handed.sockets), is_restart=bool(handed.stored))
+        settings = read_settings(handed)
         log.set_up(settings.log_level, settings.log_format)
         raise_descriptor_limit()
+        if settings.check_only:
+            return trio.run(check_config, settings)
         sys.setswitchinterval(SWITCH_INTERVAL)
         gc.freeze()  # a full collection would look at all that was imported, for some 10 ms
         trio.run(daemon.run, settings, handed)

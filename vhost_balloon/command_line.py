@@ -88,6 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
         nargs=0,
         help="print the back end's capabilities as JSON and exit",
     )
+    parser.add_argument(
+        "--check-config",
+        action="store_true",
+        help="check options, files and addresses without serving anything, and exit",
+    )
     vms = parser.add_argument_group("virtual machines")
     vms.add_argument(
         "--socket-path",

@@ -42,6 +42,7 @@ class Config:
 
     defaults: the settings that the command line gives to every VM. mistake: why the file says
     nothing, where the VMs that the process before this one left are to go on without it.
+    check_only: nothing is to be served. arguments: the command line that it was made from.
     """
 
     vms: tuple[VmSpec, ...]
@@ -54,7 +55,9 @@ class Config:
     metrics: MetricsOptions | None
     log_level: str
     log_format: str
+    check_only: bool = False
     mistake: str | None = None
+    arguments: tuple[str, ...] = ()
 
     @property
     def control_path(self) -> Path | None:
@@ -70,7 +73,8 @@ def parse(
 ) -> Config:
     """Read the command line; handed: sockets that were handed over, their names and paths.
 
-    is_restart: VMs were left. Their guests wait, so a mistake in the file is no reason to end.
+    is_restart: VMs were left. Their guests wait, so a mistake in the file is no reason to end, and
+    neither is it that there are no others.
     Raises OperatorError with one line, or exits after --version and the like.
     """
     options = build_parser().parse_args(arguments)
@@ -92,7 +96,8 @@ def parse(
                 raise
             file, mistake = ConfigFile.unread(options.config, defaults), str(error)
     vms = _vms(options, defaults, sockets, file)
-    if not vms and not (file and (file.vms or mistake)) and options.control_socket is None:
+    has_vms = vms or (file and file.vms) or is_restart or options.check_config
+    if not has_vms and options.control_socket is None:
         raise OperatorError(
             "no VM: give --socket-path=PATH (may be repeated), --fd=N, a --config with VMs, or a "
             "--control-socket by which VMs can be added"
@@ -108,7 +113,9 @@ def parse(
         metrics=_metrics(options, METRICS in handed),
         log_level=options.log_level,
         log_format=options.log_format,
+        check_only=options.check_config,
         mistake=mistake,
+        arguments=tuple(arguments),
     )
     _check_names(config)
     return config

@@ -3,12 +3,11 @@ upgrade."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from protocol.qmp import Json
-from vhost_balloon import upgrade
 from vhost_balloon.control_commands import Command, Parameter
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fleet import Fleet
@@ -33,10 +32,20 @@ SETTING_KINDS: Final[Mapping[str, str]] = {
 _ID: Final = Parameter("id", "string")
 
 
+class Successor(Protocol):
+    """The program that takes this one's place."""
+
+    async def check(self) -> None:
+        """See that it has all that it needs. Raises CommandError."""
+
+    def want(self) -> None:
+        """Become it soon."""
+
+
 def fleet_commands(
-    fleet: Fleet, configuration: Configuration, re_execute: Callable[[], None]
+    fleet: Fleet, configuration: Configuration, successor: Successor
 ) -> Mapping[str, Command]:
-    """The commands, by name, over these VMs; re_execute becomes the new program soon."""
+    """The commands, by name, over these VMs."""
 
     async def add(machine: Machine, arguments: dict[str, Any]) -> Json:
         with _mistakes():
@@ -57,7 +66,7 @@ def fleet_commands(
         return {}
 
     async def upgrade_(machine: Machine, arguments: dict[str, Any]) -> Json:
-        await upgrade.check()
+        await successor.check()
         return {}
 
     async def reload(machine: Machine, arguments: dict[str, Any]) -> Json:
@@ -69,7 +78,7 @@ def fleet_commands(
         "vm-add": Command(add, (_ID, Parameter("socket-path", "string"), *settings)),
         "vm-del": Command(remove, (_ID,)),
         "config-reload": Command(reload),
-        "upgrade": Command(upgrade_, then=re_execute),
+        "upgrade": Command(upgrade_, then=successor.want),
     }
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
 from vhost_balloon import systemd, upgrade
-from vhost_balloon.config import Config, MetricsOptions
-from vhost_balloon.control import serve_control
+from vhost_balloon.arguments import keep_arguments
+from vhost_balloon.config import Config
 from vhost_balloon.control_commands import COMMANDS
 from vhost_balloon.control_fleet import fleet_commands
 from vhost_balloon.errors import CommandError, OperatorError
@@ -23,6 +23,7 @@ from vhost_balloon.handed_over import HandedOver, take_sockets
 from vhost_balloon.listeners import adopt_connection
 from vhost_balloon.log import logger
 from vhost_balloon.reload import Configuration
+from vhost_balloon.side_services import Control, Metrics, open_beside
 from vhost_balloon.sockets import Sockets
 from vhost_balloon.store import PREFIX, Store
 from vhost_balloon.systemd import (
@@ -35,14 +36,12 @@ from vhost_balloon.systemd import (
     watchdog_interval,
 )
 from vhost_balloon.vm import Machine
-from vhost_balloon.vm_spec import METRICS, Origin, VmSpec
-
-if TYPE_CHECKING:
-    from vhost_balloon.metrics_server import MetricsServer
-
+from vhost_balloon.vm_spec import METRICS, RESERVED_NAMES, Origin, VmSpec
 
 COUNTERS_INTERVAL: Final = 1.0
 """Seconds between two looks at counters that nobody asked for."""
+RELOADING_LIMIT: Final = 1.0
+"""Seconds that an upgrade waits for the service manager to take the news."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,17 @@ class Handed:
     sockets: dict[str, HandedOver] = field(default_factory=dict)
     stored: tuple[tuple[str, OwnedFd], ...] = ()
 
+    @property
+    def is_restart(self) -> bool:
+        """Whether a process before this one left anything."""
+        return bool(self.stored)
+
+    @property
+    def guests_wait(self) -> bool:
+        """Whether VMs were left, or may have begun to connect to a socket of the service manager:
+        they would hang if this process ended."""
+        return self.is_restart or any(name not in RESERVED_NAMES for name in self.sockets)
+
 
 NOTHING: Final = Handed()
 
@@ -61,7 +71,7 @@ def handed_over() -> Handed:
     """What the service manager, or this program itself, handed over. Raises OperatorError."""
     found = [*systemd.inherited(), *upgrade.inherited()]
     stored = tuple((name, fd) for name, fd in found if name.startswith(PREFIX))
-    return Handed(take_sockets(found), stored)
+    return Handed(take_sockets(found, is_restart=bool(stored)), stored)
 
 
 async def run(
@@ -81,17 +91,14 @@ async def run(
         sockets = Sockets(store, handed.sockets)
         fleet = stack.enter_context(Fleet(machine, sockets, config.control_path))
         await store.open_pipe()
+        await keep_arguments(store, config.arguments)
         await fleet.inherit()
         add_configured(config, fleet)
         fleet.resume()
-        metrics = None
-        if config.metrics is not None:
-            metrics = await open_metrics(config.metrics, machine, handed.sockets.get(METRICS))
-            stack.callback(metrics.close)
+        metrics = Metrics(config, machine, handed.sockets.get(METRICS), stack)
         # Later than the front-end sockets: whoever can reach it finds all VMs listening.
-        control = None
-        if config.control_path is not None:
-            control = stack.enter_context(sockets.open(config.control_path, config.control_access))
+        control = Control(config, machine, sockets, stack)
+        await open_beside(metrics, control, guests_wait=handed.guests_wait)
         stream = None
         if config.fd is not None and config.vms[0].id not in machine.vms:
             stream = adopt_connection(config.fd)
@@ -100,28 +107,28 @@ async def run(
                 stop = nursery.cancel_scope.cancel
                 if config.fd is not None:
                     fleet.gone = stop
-                nursery.start_soon(machine.heartbeat.run)
-                nursery.start_soon(store.run)
+
+                def start(where: str, run: Callable[[], Awaitable[None]]) -> None:
+                    nursery.start_soon(machine.internal_errors.supervise, where, run)
+
+                start("heartbeat", machine.heartbeat.run)
+                start("store", store.run)
                 successor = Successor(notifier, machine, sockets)
-                nursery.start_soon(successor.run)
+                start("upgrade", successor.run)
                 await nursery.start(_follow_signals, stop, notifier, successor)
                 if interval is not None:
-                    nursery.start_soon(notifier.feed_watchdog, interval)
+                    start("watchdog", partial(notifier.feed_watchdog, interval))
                 if stream is not None:
                     nursery.start_soon(serve_fd, machine.add(config.vms[0]), stream, stop)
                 fleet.start(nursery)
                 await fleet.ready()
                 # Those who connect meanwhile wait: an order to a VM finds it as it was left.
-                if control is not None:
-                    await control.keep()
-                    own = fleet_commands(fleet, Configuration(config, fleet), successor.want)
-                    commands = {**COMMANDS, **own}
-                    serve = partial(serve_control, control.listener, machine, commands=commands)
-                    nursery.start_soon(serve)
-                if metrics is not None:
-                    nursery.start_soon(metrics.run)
-                nursery.start_soon(_save_counters, machine)
-                nursery.start_soon(_keep_status, machine, notifier)
+                own = fleet_commands(fleet, Configuration(config, fleet), successor)
+                control.commands = {**COMMANDS, **own}
+                start("control", control.run)
+                start("metrics", metrics.run)
+                start("counters", partial(_save_counters, machine))
+                start("status", partial(_keep_status, machine, notifier))
                 logger.info("serving %s", ", ".join(machine.vms) or "no VM yet")
                 task_status.started(machine)
                 await notifier.send(f"{READY}\n{status(summary(machine))}")
@@ -192,21 +199,6 @@ def blame(config: Config, spec: VmSpec) -> AbstractContextManager[None]:
     return config.file.blamed(spec)
 
 
-async def open_metrics(
-    options: MetricsOptions, machine: Machine, handed: HandedOver | None
-) -> MetricsServer:
-    """Listen for Prometheus, if what was handed over does not do so already. Raises
-    OperatorError."""
-    # Imported only where it is asked for: the client library costs start time and memory.
-    from vhost_balloon.metrics_server import MetricsServer
-
-    return await MetricsServer.open(
-        options,
-        lambda: [vm.statistics(details=False) for vm in machine.vms.values()],
-        None if handed is None else handed.listener(),
-    )
-
-
 @dataclass(slots=True)
 class Successor:
     """Becomes the program as it is installed now, once that is wanted."""
@@ -214,30 +206,37 @@ class Successor:
     notifier: Notifier
     machine: Machine
     sockets: Sockets
-    wanted: trio.Event = field(default_factory=trio.Event)
+    _wanted: trio.Event = field(default_factory=trio.Event)
+    _is_checked: bool = False
 
-    def want(self) -> None:
-        self.wanted.set()
+    def want(self, *, is_checked: bool = True) -> None:
+        """is_checked: whether it is known that it has all that it needs."""
+        self._is_checked = is_checked
+        self._wanted.set()
+
+    async def check(self) -> None:
+        """See that it has all that it needs. Raises CommandError."""
+        await upgrade.check(self.machine, self.sockets)
 
     async def run(self) -> None:
         while True:
-            await self.wanted.wait()
-            self.wanted = trio.Event()
-            await self.notifier.send(reloading())
+            await self._wanted.wait()
+            self._wanted = trio.Event()
             try:
-                await upgrade.execute(self.machine, self.sockets)
+                if not self._is_checked:
+                    await self.check()
+                await self._become()
             except CommandError as error:
                 logger.error("not re-executed: %s", error)
-            await self.notifier.send(READY)
 
-    async def check(self) -> None:
-        """Want it if it starts; else that is logged, and nothing changes."""
+    async def _become(self) -> None:
+        """Raises CommandError if it cannot be."""
+        with trio.move_on_after(RELOADING_LIMIT):
+            await self.notifier.send(reloading())
         try:
-            await upgrade.check()
-        except CommandError as error:
-            logger.error("not re-executed: %s", error)
-        else:
-            self.want()
+            await upgrade.execute(self.machine, self.sockets)
+        finally:
+            await self.notifier.send(READY)
 
 
 async def _follow_signals(
@@ -250,7 +249,7 @@ async def _follow_signals(
         task_status.started()
         async for number in signals:
             if number == signal.SIGHUP:
-                await successor.check()
+                successor.want(is_checked=False)
                 continue
             logger.info("ending on %s", signal.Signals(number).name)
             notifier.try_send(STOPPING)

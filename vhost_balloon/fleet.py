@@ -12,6 +12,7 @@ import select
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -82,6 +83,13 @@ class Member:
         await trio.lowlevel.wait_readable(self.listener.socket.fileno())
         self.accepting = True
         return await self.listener.accept()
+
+    def is_ready(self, vm: Vm) -> None:
+        """What was left is served again. A record that only handed it over is needed no more."""
+        self.ready.set()
+        left, self.left = self.left, None
+        if left is not None and vm.record is not left.record:
+            left.record.close()
 
     def close(self) -> None:
         """End its task at once; remove its socket."""
@@ -286,11 +294,12 @@ class Fleet:
     async def _serve(self, vm: Vm, member: Member) -> None:
         """Serve one front end after the other; the next waits in the backlog meanwhile."""
         with member.scope:
+            is_ready = partial(member.is_ready, vm)
             try:
                 await keep_vm(vm, member.listening, member.left)
-                await resume_vm(vm, member.left, member.lost, member.ready.set)
+                await resume_vm(vm, member.left, member.lost, is_ready)
             finally:
-                member.ready.set()
+                is_ready()
             while member.listening is not None and not self._is_to_go(vm, member):
                 stream = await self._accept(vm, member)
                 if stream is not None:

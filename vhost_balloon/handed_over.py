@@ -16,6 +16,7 @@ import trio
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.listeners import socket_path
+from vhost_balloon.log import logger
 from vhost_balloon.store import PREFIX
 from vhost_balloon.systemd import UNNAMED
 from vhost_balloon.vm_spec import METRICS
@@ -32,19 +33,35 @@ class HandedOver:
         return trio.SocketListener(trio.socket.from_stdlib_socket(self.sock))
 
 
-def take_sockets(inherited: Iterable[tuple[str, OwnedFd]]) -> dict[str, HandedOver]:
-    """What was handed over, by name. Raises OperatorError for what does not listen."""
+def take_sockets(
+    inherited: Iterable[tuple[str, OwnedFd]], *, is_restart: bool = False
+) -> dict[str, HandedOver]:
+    """What was handed over, by name.
+
+    Raises OperatorError for what does not listen; at a restart it is left aside with a warning.
+    """
     found: dict[str, HandedOver] = {}
     for name, fd in inherited:
         if name.startswith(PREFIX):  # came back from the descriptor store
             continue
-        taken = _take(name, fd)
-        if name in (UNNAMED, "") and taken.path is not None:
-            name = taken.path.stem
-        if name in found:
-            raise OperatorError(f"two sockets named {name!r} were handed over")
-        found[name] = taken
+        try:
+            _add(found, name, fd)
+        except OperatorError as error:
+            if not is_restart:
+                raise
+            logger.warning("%s", error)
+            fd.close()
     return found
+
+
+def _add(found: dict[str, HandedOver], name: str, fd: OwnedFd) -> None:
+    taken = _take(name, fd)
+    if name in (UNNAMED, "") and taken.path is not None:
+        name = taken.path.stem
+    if name in found:
+        taken.sock.close()
+        raise OperatorError(f"two sockets named {name!r} were handed over")
+    found[name] = taken
 
 
 def paths(handed: Mapping[str, HandedOver]) -> dict[str, Path | None]:

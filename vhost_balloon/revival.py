@@ -45,12 +45,15 @@ async def keep_vm(vm: Vm, listening: Listening | None, left: LeftVm | None) -> N
         else:
             vm.record, vm.scope = left.record, left.scope
         vm.save()
-    except (FrontEndError, ValueError) as error:
+    except (FrontEndError, OSError, ValueError) as error:
         vm.log.warning(f"it would not survive a restart of this program: {error}")
 
 
 def restore_vm(vm: Vm, left: LeftVm) -> None:
-    """Go on with a VM's counters and orders, each as far as it is understood."""
+    """Go on with a VM's counters and orders, each as far as it is understood.
+
+    An order that overrode a setting counts until the setting is another one.
+    """
     try:
         vm.restore_counters(left.areas["counters"])
     except StateError as error:
@@ -59,6 +62,8 @@ def restore_vm(vm: Vm, left: LeftVm) -> None:
         vm.restore_orders(left.areas["vm"])
     except StateError as error:
         vm.log.warning(f"its pause and statistics interval are as configured: {error}")
+    if left.spec.settings.stats_interval != vm.settings.stats_interval:
+        vm.stats_interval = vm.settings.stats_interval
 
 
 def lost_front_ends(store: Store, known: Collection[str | None]) -> dict[Path, str]:
@@ -111,7 +116,9 @@ async def resume_vm(
     if isinstance(found, str):
         await _serve_inert(vm, left, scope, socket, found, ready)
     else:
-        await _serve(vm, scope, found, ready)
+        target = vm.settings.target
+        is_other = target != left.spec.settings.target
+        await _serve(vm, scope, found, ready, target if is_other else None)
 
 
 def _connection(vm: Vm, left: LeftVm, scope: Scope, socket: OwnedFd) -> Left | str:
@@ -128,9 +135,15 @@ def _connection(vm: Vm, left: LeftVm, scope: Scope, socket: OwnedFd) -> Left | s
         return f"what is known of it cannot be used: {error}"
 
 
-async def _serve(vm: Vm, scope: Scope, left: Left, ready: Callable[[], None]) -> None:
+async def _serve(
+    vm: Vm, scope: Scope, left: Left, ready: Callable[[], None], target: int | None
+) -> None:
+    """target: a setting that became another one meanwhile, None if none did."""
+
     async def prepare(connection: FrontEndConnection) -> None:
         await connection.resume(left)
+        if target is not None:
+            connection.set_target(target)
         ready()
 
     await run_connection(vm, left.transport, scope, left.peer_connected, prepare)

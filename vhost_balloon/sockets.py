@@ -59,13 +59,18 @@ class Sockets:
                 self._open.discard(listening)
                 listening.close()
 
+    def handed_over(self) -> list[tuple[str, int]]:
+        """Names and numbers of the service manager's sockets that are still open."""
+        found = [(name, taken.sock.fileno()) for name, taken in self._named.items()]
+        return [(name, number) for name, number in found if number >= 0]
+
     def open_now(self) -> list[tuple[str, int]]:
         """Names and numbers of all listening sockets, for a program that goes on with them."""
-        found = [(name, taken.sock.fileno()) for name, taken in self._named.items()]
+        found = self.handed_over()
         for listening in self._open:
             number = listening.listener.socket.fileno()
             found.append((listening.name or f".{number}x", number))
-        return [(name, number) for name, number in found if number >= 0]
+        return found
 
     def _stays(self) -> bool:
         return self._store.leaving

@@ -35,7 +35,9 @@ from vhost_balloon.systemd import Notifier, fdstore, fdstore_remove
 PREFIX: Final = "."
 RECORD_PREFIX: Final = ".v"
 PIPE_PREFIX: Final = ".w"
-"""Names of records and of the reply pipe, to be found without knowing anything else."""
+ARGUMENTS_PREFIX: Final = ".y"
+"""Names of records, of the reply pipe and of the command line's, to be found without knowing
+anything else."""
 
 DESCRIPTORS_PER_VM: Final = 21
 """Front-end socket, back-end channel, memory, kick, call and err of 5 rings; record, listener."""
@@ -43,7 +45,7 @@ DESCRIPTORS_PER_VM: Final = 21
 SPARE: Final = 16
 """Descriptors that are left free for control clients and the like."""
 
-_DIGITS: Final = "0123456789abcdefghijklmnopqrstu"  # v and w begin other names
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstu"  # others begin names
 Key = tuple[object, ...]
 
 
@@ -94,6 +96,8 @@ class Store:
         self._work = trio.Event()
         self.pipe: ReplyPipe | None = None
         """Set by open_pipe(), if there is a store."""
+        self.arguments: OwnedFd | None = None
+        """Where the command line is kept (vhost_balloon.arguments), if there is a store."""
         self.leaving = False
         """This process ends, and the next one goes on with everything."""
         self._counter = max((_number(name) for name in self._inherited), default=0)
@@ -296,6 +300,6 @@ def _text(number: int) -> str:
 
 def _number(name: str) -> int:
     number = 0
-    for digit in name.lstrip(".vw"):
+    for digit in name.lstrip(".vwy"):
         number = number * len(_DIGITS) + max(_DIGITS.find(digit), 0)
     return number

@@ -67,14 +67,23 @@ def _close_on_exec(fd: int) -> None:
 
 def fdstore_limit() -> int:
     """Descriptors that the service manager keeps for us; 0: none ($FDSTORE, systemd >= 254)."""
-    return _number(os.environ, "FDSTORE")
+    return _wish("FDSTORE")
 
 
 def watchdog_interval() -> float | None:
     """Seconds between two signs of life, half of what is allowed; None: no watchdog."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
-    return _number(os.environ, "WATCHDOG_USEC") / 2e6 or None
+    return _wish("WATCHDOG_USEC") / 2e6 or None
+
+
+def _wish(name: str) -> int:
+    """A number that can be done without."""
+    try:
+        return _number(os.environ, name)
+    except OperatorError as error:
+        logger.warning("%s", error)
+        return 0
 
 
 def _number(variables: Mapping[str, str], name: str) -> int:
@@ -116,8 +125,8 @@ class Notifier:
     """Tells the service manager, if there is one.
 
     NOTIFY_SOCKET and the other variables stay in the environment: a daemon that re-executes itself
-    in place needs them again, and it has no children that could be misled by them.
-    Raises OperatorError if the address cannot be used.
+    in place needs them again, and it has no children that could be misled by them. An address that
+    cannot be used is as good as none.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -208,13 +217,21 @@ class Notifier:
         return True
 
 
-def _connected(address: str) -> socket.socket:
+def _connected(address: str) -> socket.socket | None:
+    """None, and a warning, if it cannot be used: vsock, or where nobody is."""
     if address[0] not in "/@":
-        raise OperatorError(f"NOTIFY_SOCKET={address} is no path and no abstract address")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        logger.warning("NOTIFY_SOCKET=%s is no path and no abstract address: not used", address)
+        return None
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        logger.warning("the service manager cannot be told: %s", error.strerror)
+        return None
     try:
         sock.connect("\0" + address[1:] if address[0] == "@" else address)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sock.close()
-        raise OperatorError(f"NOTIFY_SOCKET={address}: {error.strerror or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        logger.warning("NOTIFY_SOCKET=%s is not used: %s", address, reason)
+        return None
     return sock

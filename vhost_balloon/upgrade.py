@@ -1,9 +1,11 @@
 """Re-executes this program in place, with all its descriptors: for an upgrade without a pause.
 
-Works with a service manager and without one. All connections come to a rest between two messages,
-their state is written to records, and a table of what each inherited descriptor is goes along in a
-memory file. The process stays the same, so nobody outside notices but control clients, whose
-connections end.
+Works with a service manager and without one. First the program that is installed now is started
+beside this one, with the same options, to check everything that it will need. Then all connections
+come to a rest between two messages, their state is written to records, and a table of what each
+inherited descriptor is goes along in a memory file. The process stays the same, so nobody outside
+notices but control clients, whose connections end. Until the last system call, whatever fails
+leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
@@ -22,7 +26,7 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log import logger
 from vhost_balloon.record import Record
 from vhost_balloon.sockets import Sockets
-from vhost_balloon.store import RECORD_PREFIX, name_of
+from vhost_balloon.store import RECORD_PREFIX, SPARE, name_of
 from vhost_balloon.vm import Machine, Vm
 
 if TYPE_CHECKING:
@@ -35,7 +39,8 @@ REST_LIMIT: Final = 2.0
 ARRIVAL_PAUSE: Final = 0.005
 """Seconds until a look at whether a front end that is being accepted is attached."""
 START_LIMIT: Final = 20.0
-"""Seconds that the new program may take to print its version."""
+"""Seconds that the new program may take to check what it needs."""
+CHECK: Final = "--check-config"
 
 
 def inherited() -> list[tuple[str, OwnedFd]]:
@@ -74,12 +79,20 @@ class Handover:
             self._entries.append((name, number))
 
     def table(self) -> OwnedFd:
-        """The table, in a memory file. All of it outlives an exec from now on."""
-        fd = OwnedFd(os.memfd_create("vhost-balloon handover", 0))
+        """The table, in a memory file. Raises OSError."""
+        fd = OwnedFd(os.memfd_create("vhost-balloon handover"))
         os.write(fd.fileno(), json.dumps(self._entries).encode())
-        for _, number in self._entries:
-            os.set_inheritable(number, True)
+        self._entries.append(("", fd.fileno()))
         return fd
+
+    def numbers(self) -> list[int]:
+        """All descriptors, the table included."""
+        return [number for _, number in self._entries]
+
+    def outlive_exec(self, does: bool) -> None:
+        """Whether all of it, the table included, outlives an exec."""
+        for number in self.numbers():
+            os.set_inheritable(number, does)
 
 
 def command() -> list[str]:
@@ -87,13 +100,27 @@ def command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
 
-async def check() -> None:
-    """See that the program as it is installed now starts. Raises CommandError."""
+async def check(machine: Machine, sockets: Sockets) -> None:
+    """See that the program as it is installed now has all that it needs. Raises CommandError."""
+    records = sum(vm.record is None for vm in machine.vms.values())
+    handover = Handover()
+    for name, number in sockets.handed_over():
+        handover.add(name, number)
     with trio.move_on_after(START_LIMIT):
         try:
-            done = await trio.run_process(
-                [*command(), "--version"], capture_stdout=True, capture_stderr=True, check=False
-            )
+            # A record is a file and a mapping, each with a descriptor.
+            with (
+                _spare_descriptors(SPARE + 2 * records),
+                contextlib.closing(handover.table()) as table,
+            ):
+                done = await trio.run_process(
+                    [*command(), CHECK],
+                    capture_stdout=True,
+                    capture_stderr=True,
+                    check=False,
+                    env=os.environ | {VARIABLE: str(table.fileno())},
+                    pass_fds=handover.numbers(),
+                )
         except OSError as error:
             raise CommandError(f"the new program cannot be started: {error}") from None
         if done.returncode:
@@ -105,28 +132,70 @@ async def check() -> None:
 
 
 async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
-    """Become the new program. Raises CommandError if a front end does not let it, because it does
-    not take a reply; all goes on then as it was."""
-    await _rest(machine)
-    handover = Handover()
-    for vm in machine.vms.values():
-        _hand_over(vm, handover)
-    if machine.store.pipe is not None:
-        handover.name(machine.store.pipe.fd)
-    for name, number in sockets.open_now():
-        handover.add(name, number)
-    table = handover.table()
-    # Until the new program listens for it, a second SIGHUP would end it.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    os.set_inheritable(table.fileno(), True)
+    """Become the new program. Raises CommandError if that cannot be, because a front end does not
+    take a reply or the system has nothing left; all goes on then as it was."""
+    resting = await _rest(machine)
+    made: list[Record] = []
+    try:
+        handover = Handover()
+        for vm in machine.vms.values():
+            _hand_over(vm, handover, made)
+        if machine.store.pipe is not None:
+            handover.name(machine.store.pipe.fd)
+        if machine.store.arguments is not None:
+            handover.name(machine.store.arguments)
+        for name, number in sockets.open_now():
+            handover.add(name, number)
+        table = handover.table()
+        with contextlib.closing(table), _spare_descriptors(SPARE), _prepared(handover, table):
+            arguments = command()
+            os.execv(arguments[0], arguments)
+    except (OSError, ValueError) as error:  # a state that does not fit its record is a ValueError
+        for record in made:
+            record.close()
+        await _go_on(resting)
+        raise CommandError(f"the state cannot be handed over: {error}") from None
+
+
+@contextmanager
+def _spare_descriptors(count: int) -> Iterator[None]:
+    """Make sure that so many are left, for the new program and for what it is given. Raises
+    OSError."""
+    spare: list[OwnedFd] = []
+    try:
+        while len(spare) < count:
+            spare.append(OwnedFd(os.open("/", os.O_PATH | os.O_CLOEXEC)))
+        yield
+    finally:
+        for fd in spare:
+            fd.close()
+
+
+@contextmanager
+def _prepared(handover: Handover, table: OwnedFd) -> Iterator[None]:
+    """What is to be otherwise at the new program's start."""
+    # Until it listens for it, a second SIGHUP would end it.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ[VARIABLE] = str(table.fileno())
-    arguments = command()
-    sys.stderr.flush()
-    os.execv(arguments[0], arguments)
+    try:
+        handover.outlive_exec(True)
+        yield
+    finally:
+        handover.outlive_exec(False)
+        del os.environ[VARIABLE]
+        signal.signal(signal.SIGHUP, before)
 
 
-async def _rest(machine: Machine) -> None:
-    """Have all connections at rest, nobody arriving, and nothing left to remove from the store."""
+async def _go_on(resting: Iterable[FrontEndConnection | InertConnection]) -> None:
+    for connection in resting:
+        await connection.go_on()
+
+
+async def _rest(machine: Machine) -> list[FrontEndConnection | InertConnection]:
+    """Have all connections at rest, nobody arriving, and nothing left to remove from the store.
+
+    Raises CommandError if they do not come to a rest in time; they go on then.
+    """
     resting: dict[FrontEndConnection | InertConnection, None] = {}
     waits_for = ""
     with trio.move_on_after(REST_LIMIT):
@@ -148,24 +217,23 @@ async def _rest(machine: Machine) -> None:
                 waits_for = "the service manager does not take what it is told"
                 await machine.store.settle()
             elif not restless:
-                return  # and nothing was waited for since all of it was seen
-    for connection in resting:
-        await connection.go_on()
+                return list(resting)  # and nothing was waited for since all of it was seen
+    await _go_on(resting)
     raise CommandError(waits_for)
 
 
-def _hand_over(vm: Vm, handover: Handover) -> None:
+def _hand_over(vm: Vm, handover: Handover, made: list[Record]) -> None:
+    """Put a VM's state on its record, or on one that is made for this and appended to made.
+
+    Raises OSError, or ValueError if it does not fit.
+    """
     record = vm.record
     if record is None:
         record = Record.create()
+        made.append(record)
         handover.add(f"{RECORD_PREFIX}{record.fd.fileno()}x", record.fd.fileno())
-        _kept_open.append(record)
     else:
         handover.name(record.fd)
     vm.save_to(record)
     if vm.front_end is not None:
         vm.front_end.keeper.save_all(record, handover.name)
-
-
-_kept_open: list[Record] = []
-"""Records that were made for the new program: their descriptors must not be closed before it."""

@@ -1,0 +1,229 @@
+"""Upgrades in place that cannot be: each is the command's error, and the VMs are served on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end import ByHand, by_hand, eventually
+from tests.restarting import Host, hosting
+from tests.rig.errors import QMPError
+
+TLS = Path(__file__).with_name("tls")
+
+
+async def is_refused(host: Host, guest: ByHand, *reasons: str) -> None:
+    """Try by order and by signal; both fail for one of reasons, and change nothing."""
+    pid, served, log = host.manager.process.pid, host.log().count("info: serving"), len(host.log())
+    with pytest.raises(QMPError) as error:
+        host.ask("upgrade")
+    assert any(reason in str(error.value) for reason in reasons), error.value
+    host.manager.process.send_signal(signal.SIGHUP)
+    await eventually(lambda: "not re-executed: " in host.log()[log:])
+    assert any(reason in host.log()[log:] for reason in reasons)
+    await guest.inflate([5000])
+    assert host.vm()["attached"]
+    assert (host.manager.process.pid, host.manager.restarts) == (pid, 0)
+    assert host.log().count("info: serving") == served
+    assert "Traceback" not in host.log()
+
+
+async def goes_on(host: Host, guest: ByHand) -> None:
+    """What was in the way has gone."""
+    served = host.log().count("info: serving")
+    host.ask("upgrade")
+    await eventually(lambda: host.log().count("info: serving") > served)
+    await guest.inflate([5001])
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """A folder whose packages come before those that are installed."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+async def test_a_library_that_is_half_installed(tmp_path: Path, packages: Path, limit: int) -> None:
+    environment = {"PYTHONPATH": str(packages)}
+    options = ("--metrics-address=127.0.0.1:0",)
+    async with (
+        hosting(tmp_path, *options, limit=limit, environment=environment) as host,
+        by_hand(host.path()) as guest,
+    ):
+        half = packages / "prometheus_client"
+        half.mkdir()
+        (half / "__init__.py").write_text("from .nowhere import nothing\n")
+        await is_refused(host, guest, "No module named 'prometheus_client")
+        shutil.rmtree(half)
+        await goes_on(host, guest)
+
+
+async def test_a_certificate_that_is_gone_or_does_not_fit(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "first.pem", tmp_path / "first.key.pem"
+    for path in (certificate, key):
+        shutil.copy(TLS / path.name, path)
+    options = (f"--metrics-certificate={certificate}", f"--metrics-key={key}")
+    async with (
+        hosting(tmp_path, "--metrics-address=127.0.0.1:0", *options, limit=0) as host,
+        by_hand(host.path()) as guest,
+    ):
+        shutil.copy(TLS / "second.key.pem", key)
+        await is_refused(host, guest, "for TLS")
+        key.unlink()
+        await is_refused(host, guest, "for TLS")
+        shutil.copy(TLS / key.name, key)
+        await goes_on(host, guest)
+
+
+async def test_a_file_with_a_mistake_or_none(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("")
+    async with (
+        hosting(tmp_path, f"--config={file}", limit=0) as host,
+        by_hand(host.path()) as guest,
+    ):
+        file.write_text("[defaults\n")
+        await is_refused(host, guest, "line 1")
+        file.unlink()
+        await is_refused(host, guest, "No such file")
+        file.write_text("")
+        await goes_on(host, guest)
+
+
+async def test_an_address_that_this_machine_has_no_more(tmp_path: Path, packages: Path) -> None:
+    """A library that resolves names otherwise stands for a changed network."""
+    environment = {"PYTHONPATH": str(packages)}
+    options = ("--metrics-address=127.0.0.1:0",)
+    async with (
+        hosting(tmp_path, *options, limit=0, environment=environment) as host,
+        by_hand(host.path()) as guest,
+    ):
+        (packages / "sitecustomize.py").write_text(
+            "import socket\n"
+            "def bind(self, address): raise OSError(99, 'Cannot assign requested address')\n"
+            "socket.socket.bind = bind\n"
+        )
+        await is_refused(host, guest, "Cannot assign requested address")
+        (packages / "sitecustomize.py").unlink()
+        await goes_on(host, guest)
+
+
+@pytest.mark.parametrize("names", [("vm1",), tuple(f"vm{n}" for n in range(1, 30))])
+@pytest.mark.parametrize("limit", [0, 1000])
+async def test_no_descriptor_is_left(tmp_path: Path, names: tuple[str, ...], limit: int) -> None:
+    async with hosting(tmp_path, names=names, limit=limit) as host, by_hand(host.path()) as guest:
+        pid = host.manager.process.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = len(os.listdir(f"/proc/{pid}/fd"))
+        for left in (4, 12, 20):  # control clients; pipes to the new program; memory files
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + left, limits[1]))
+            await is_refused(host, guest, "Too many open files")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        await goes_on(host, guest)
+
+
+async def test_no_memory_file_is_to_be_had(tmp_path: Path, packages: Path) -> None:
+    """As where a filter denies memfd_create; first to all, then to this process alone."""
+    environment = {"PYTHONPATH": str(packages), "MEMFD_DENIED": str(tmp_path / "denied")}
+    (packages / "sitecustomize.py").write_text(
+        "import os\n"
+        "real = os.memfd_create\n"
+        "def memfd_create(name, *flags):\n"
+        "    if os.path.exists(os.environ['MEMFD_DENIED']):\n"
+        "        raise PermissionError(1, 'Operation not permitted')\n"
+        "    return real(name, *flags)\n"
+        "os.memfd_create = memfd_create\n"
+    )
+    async with (
+        hosting(tmp_path, limit=0, environment=environment) as host,
+        by_hand(host.path()) as guest,
+    ):
+        (tmp_path / "denied").touch()
+        await is_refused(host, guest, "Operation not permitted")
+        (tmp_path / "denied").unlink()
+        await goes_on(host, guest)
+
+
+async def test_a_program_that_cannot_be_executed(tmp_path: Path, packages: Path) -> None:
+    """After it was checked: all that was prepared is taken back."""
+    environment = {"PYTHONPATH": str(packages), "EXEC_DENIED": str(tmp_path / "denied")}
+    (packages / "sitecustomize.py").write_text(
+        "import os\n"
+        "real = os.execv\n"
+        "def execv(path, arguments):\n"
+        "    if os.path.exists(os.environ['EXEC_DENIED']):\n"
+        "        raise OSError(26, 'Text file busy')\n"
+        "    real(path, arguments)\n"
+        "os.execv = execv\n"
+    )
+    async with (
+        hosting(tmp_path, limit=0, environment=environment) as host,
+        by_hand(host.path()) as guest,
+    ):
+        (tmp_path / "denied").touch()
+        served = host.log().count("info: serving")
+        used = len(os.listdir(f"/proc/{host.manager.process.pid}/fd"))
+        for number in range(3):
+            host.ask("upgrade")
+            await eventually(lambda n=number: host.log().count("Text file busy") == n + 1)  # type: ignore[misc]
+            await guest.inflate([5000])
+        await eventually(lambda: len(os.listdir(f"/proc/{host.manager.process.pid}/fd")) <= used)
+        assert host.log().count("info: serving") == served
+        (tmp_path / "denied").unlink()
+        await goes_on(host, guest)
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+async def test_nothing_is_left_behind_by_upgrades(tmp_path: Path, limit: int) -> None:
+    names = ("vm1", "vm2", "vm3")
+    options = ("--metrics-address=127.0.0.1:0",)
+    async with (
+        hosting(tmp_path, *options, names=names, limit=limit) as host,
+        by_hand(host.path()) as guest,
+        by_hand(host.path("vm2")),
+    ):
+        folder = f"/proc/{host.manager.process.pid}/fd"
+        await goes_on(host, guest)
+        used = len(os.listdir(folder))
+        stored = len(host.manager.names())
+        for _ in range(3):
+            await goes_on(host, guest)
+        await eventually(lambda: len(os.listdir(folder)) <= used)
+        await eventually(lambda: len(host.manager.names()) <= stored)
+
+
+async def test_an_upgrade_costs_no_descriptors(tmp_path: Path) -> None:
+    async with hosting(tmp_path, limit=0) as host, by_hand(host.path()) as guest:
+        folder = f"/proc/{host.manager.process.pid}/fd"
+        await guest.inflate([5000])
+        used = len(os.listdir(folder))
+        await goes_on(host, guest)
+        await eventually(lambda: len(os.listdir(folder)) <= used)
+
+
+async def test_sigterm_ends_it_in_the_middle_of_a_check(tmp_path: Path, packages: Path) -> None:
+    environment = {"PYTHONPATH": str(packages)}
+    waiting = tmp_path / "waiting"
+    async with hosting(tmp_path, limit=0, environment=environment) as host:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(waiting))
+            sock.listen()
+            (packages / "sitecustomize.py").write_text(
+                "import socket\n"
+                "sock = socket.socket(socket.AF_UNIX)\n"
+                f"sock.connect({str(waiting)!r})\n"
+                "sock.recv(1)\n"
+            )
+            host.manager.process.send_signal(signal.SIGHUP)
+            sock.settimeout(20)
+            checking, _ = sock.accept()
+            with checking:
+                assert host.manager.stop(signal.SIGTERM) == 0

@@ -1,0 +1,107 @@
+"""What the daemon serves beside its VMs: the metrics address and the control socket.
+
+At a fresh start a mistake in them is the operator's, who is there to mend it. Where guests wait,
+their VMs are served without, and what is missing is tried again until it can be had (containment).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+from vhost_balloon.config import Config
+from vhost_balloon.containment import KeptOpen
+from vhost_balloon.control import serve_control
+from vhost_balloon.control_commands import Command
+from vhost_balloon.errors import FrontEndError, OperatorError
+from vhost_balloon.handed_over import HandedOver
+from vhost_balloon.log import logger
+from vhost_balloon.sockets import Listening, Sockets
+from vhost_balloon.vm import Machine
+
+if TYPE_CHECKING:
+    from vhost_balloon.metrics_server import MetricsServer
+
+
+class Metrics:
+    """The metrics address; what it opens is closed with stack."""
+
+    def __init__(
+        self, config: Config, machine: Machine, handed: HandedOver | None, stack: ExitStack
+    ) -> None:
+        """handed: a socket that listens already."""
+        self._options: Final = config.metrics
+        self._machine: Final = machine
+        self._handed: Final = handed
+        self._stack: Final = stack
+        self._server: MetricsServer | None = None
+
+    async def open(self) -> None:
+        """Listen, unless it does, or nobody asked for it. Raises OperatorError."""
+        if self._options is None or self._server is not None:
+            return
+        # Imported only where it is asked for: the client library costs start time and memory.
+        from vhost_balloon.metrics_server import MetricsServer
+
+        machine = self._machine
+        self._server = await MetricsServer.open(
+            self._options,
+            lambda: [vm.statistics(details=False) for vm in machine.vms.values()],
+            machine.internal_errors,
+            None if self._handed is None else self._handed.listener(),
+        )
+        self._stack.callback(self._server.close)
+
+    async def run(self) -> None:
+        """Answer until cancelled; may be called again after a failure. Raises OperatorError."""
+        await self.open()
+        if self._server is not None:
+            await self._server.run()
+
+
+class Control:
+    """The control socket; it is closed with stack."""
+
+    def __init__(
+        self, config: Config, machine: Machine, sockets: Sockets, stack: ExitStack
+    ) -> None:
+        self._config: Final = config
+        self._machine: Final = machine
+        self._sockets: Final = sockets
+        self._stack: Final = stack
+        self._listening: Listening | None = None
+        self.commands: Mapping[str, Command] = {}
+
+    def open(self) -> None:
+        """Listen, unless it does, or nobody asked for it. Raises OperatorError."""
+        path = self._config.control_path
+        if path is not None and self._listening is None:
+            opened = self._sockets.open(path, self._config.control_access)
+            self._listening = self._stack.enter_context(opened)
+
+    async def run(self) -> None:
+        """Answer until cancelled; may be called again after a failure. Raises OperatorError."""
+        self.open()
+        if self._listening is None:
+            return
+        try:
+            await self._listening.keep()
+        except FrontEndError as error:
+            logger.warning("the control socket would not survive a restart: %s", error)
+        listener = KeptOpen(self._listening.listener)
+        await serve_control(listener, self._machine, commands=self.commands)
+
+
+async def open_beside(metrics: Metrics, control: Control, *, guests_wait: bool) -> None:
+    """Open both before anything is served. Raises OperatorError.
+
+    Where guests wait, run() will say what is wrong, and try again; and they do not wait until the
+    name of a metrics address is resolved.
+    """
+    if not guests_wait:
+        await metrics.open()
+        control.open()
+    else:
+        with suppress(OperatorError):
+            control.open()  # now, for a socket that was left would be swept out
