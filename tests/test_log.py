@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.end_to_end import LogLines
+from tests.logs import removed_at_the_end
 from vhost_balloon import log
-from vhost_balloon.log import BURST, INTERVAL, VmLog, logger, set_up
+from vhost_balloon.log import (
+    BURST,
+    INTERVAL,
+    MAX_TEXT,
+    MAX_TRACEBACK,
+    JsonFormatter,
+    Shortage,
+    TextFormatter,
+    VmLog,
+    logger,
+)
+from vhost_balloon.log_setup import set_up
 
 
 class Stderr:
     """What was written to stderr so far."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
         self._text = ""
 
     def text(self) -> str:
-        self._text += self._capsys.readouterr().err
+        self._text += self._capfd.readouterr().err
         return self._text
 
     def lines(self) -> list[str]:
@@ -29,12 +46,10 @@ class Stderr:
 
 
 @pytest.fixture
-def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[Stderr]:
-    """What set_up() makes the program write; the logger is put back as it was."""
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
-    yield Stderr(capsys)
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+def stderr(capfd: pytest.CaptureFixture[str]) -> Iterator[Stderr]:
+    """What set_up() makes the program write."""
+    with removed_at_the_end():
+        yield Stderr(capfd)
 
 
 class Clock:
@@ -160,3 +175,86 @@ def test_until_it_is_set_up_the_log_is_pythons(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO, logger="vhost_balloon"):
         VmLog("web1").info("seen")
     assert [getattr(record, "vm", None) for record in caplog.records] == ["web1"]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, ": raise LimitNOFILE= (ulimit -n)"),
+        (errno.ENFILE, ": raise the sysctl fs.file-max"),
+        (errno.ENOMEM, ""),
+    ],
+)
+def test_a_shortage_is_one_line_a_window(
+    log_lines: LogLines, clock: Clock, number: int, remedy: str
+) -> None:
+    shortage, error = Shortage(), OSError(number, os.strerror(number))
+    for again in range(300):
+        shortage.met(error, "front end", f"web{again}")
+    line = f"warning: web0: front end has to wait: {error.strerror}{remedy}"
+    assert log_lines.lines == [line]
+    clock.now += INTERVAL
+    for _ in range(300):
+        shortage.met(error, "a client")
+    assert log_lines.lines[1:] == [f"warning: a client has to wait: {error.strerror}{remedy}"]
+
+
+# What may be in a line
+
+
+ANY = st.text(st.characters())
+"""Control characters and lone surrogates among them."""
+
+
+def record(
+    message: str, vm: str | None = None, error: BaseException | None = None
+) -> logging.LogRecord:
+    """As VmLog makes them."""
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    made = logging.LogRecord("vhost_balloon", logging.ERROR, "", 0, "%s", (message,), exc_info)
+    if vm is not None:
+        made.vm = vm
+    return made
+
+
+@given(message=ANY, vm=st.none() | ANY)
+def test_a_text_line_is_one_line_and_printable(message: str, vm: str | None) -> None:
+    line = TextFormatter().format(record(message, vm))
+    assert line.isprintable()
+    assert line.encode().decode() == line
+
+
+@given(message=ANY, vm=st.none() | ANY, said=ANY)
+def test_a_json_line_is_one_line_that_says_exactly_what_was_meant(
+    message: str, vm: str | None, said: str
+) -> None:
+    line = JsonFormatter().format(record(message, vm, ValueError(said)))
+    assert line.isascii()
+    assert line.isprintable()
+    found = json.loads(line)
+    assert (found["message"], found.get("vm")) == (message[:MAX_TEXT], vm)
+    assert found["traceback"].startswith("ValueError")
+
+
+@given(said=ANY)
+def test_a_traceback_has_lines_and_no_other_control_character(said: str) -> None:
+    text = TextFormatter().format(record("failed", "web1", ValueError(said)))
+    first, second, *others = text.split("\n")
+    assert (first, second[:10]) == ("error: web1: failed", "ValueError")
+    assert all(line.isprintable() for line in [second, *others])
+
+
+def test_names_are_shown_escaped() -> None:
+    line = TextFormatter().format(record("a\nb\x9b\u2066", "we\x1bb\x7f\u202e\udcff\u9b5a"))
+    assert line == "error: we\\x1bb\\x7f\\u202e\\udcff\u9b5a: a\\nb\\x9b\\u2066"
+
+
+def test_a_line_is_of_bounded_length() -> None:
+    for formatter in (TextFormatter(), JsonFormatter()):
+        line = formatter.format(record("a" * 10**6))
+        assert MAX_TEXT < len(line) < MAX_TEXT + 100
+        assert "aaa..." in line
+        trace = formatter.format(record("a", None, ValueError("first" + "b" * 10**6 + "last")))
+        assert MAX_TRACEBACK < len(trace) < MAX_TRACEBACK + 200
+        assert "ValueError: firstbb" in trace
+        assert "bblast" in trace

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import platform
 import resource
@@ -12,12 +11,14 @@ from typing import Final
 
 import trio
 
-from vhost_balloon import config, daemon, log
+from vhost_balloon import config, daemon, log_setup
 from vhost_balloon.arguments import left_arguments
 from vhost_balloon.check_config import check_config
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.handed_over import paths
-from vhost_balloon.log import logger
+from vhost_balloon.log import logger, shortened
+from vhost_balloon.log_output import prepare_descriptors
+from vhost_balloon.printable import printable
 
 
 def check_platform() -> None:
@@ -74,19 +75,21 @@ def read_settings(handed: daemon.Handed) -> config.Config:
         settings = config.parse(before, sockets, is_restart=True)
     except OperatorError:
         settings = config.parse([], {}, is_restart=True)
-    log.set_up(settings.log_level, settings.log_format)
+    log_setup.set_up(settings.log_level, settings.log_format)
     logger.error("these options are not used, but those of the process before: %s", mistake)
     return settings
 
 
 def main() -> None:
-    """Exits with 0 after SIGTERM, 2 after an operator's mistake."""
-    faulthandler.enable()
+    """Exits with 0 after SIGTERM, 1 after a bug, 2 after an operator's mistake."""
+    prepare_descriptors()
+    handler = log_setup.set_up()
+    log_setup.catch_all(handler)
     try:
         check_platform()
         handed = daemon.handed_over()
         settings = read_settings(handed)
-        log.set_up(settings.log_level, settings.log_format)
+        log_setup.set_up(settings.log_level, settings.log_format)
         raise_descriptor_limit()
         if settings.check_only:
             return trio.run(check_config, settings)
@@ -94,8 +97,7 @@ def main() -> None:
         gc.freeze()  # a full collection would look at all that was imported, for some 10 ms
         trio.run(daemon.run, settings, handed)
     except OperatorError as error:
-        line = " ".join(str(error).splitlines())  # a path may hold newlines
-        print(f"vhost-balloon: {line}", file=sys.stderr)
+        handler.write_error(f"vhost-balloon: {printable(shortened(str(error)))}")
         raise SystemExit(2) from None
 
 

@@ -12,6 +12,7 @@ from vhost_balloon import __version__
 from vhost_balloon.ctl.text import parse_rate
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode
+from vhost_balloon.log_output import print_out
 from vhost_balloon.vm_settings import MAX_STATS_INTERVAL, SWITCHES, read_mode
 
 LOOPBACK: Final = "127.0.0.1"
@@ -27,10 +28,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise OperatorError(message)
 
+    def _print_message(self, message: str, file: object = None) -> None:
+        print_out(message)
+
 
 class _PrintCapabilities(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(json.dumps(CAPABILITIES))
+        print_out(f"{json.dumps(CAPABILITIES)}\n")
         parser.exit()
 
 

@@ -27,6 +27,7 @@ PLACES: Final = (
     "counters",
     "events",
     "heartbeat",
+    "log",
     "metrics",
     "metrics-client",
     "signals",

@@ -22,6 +22,7 @@ from vhost_balloon.fleet import Fleet, serve_fd
 from vhost_balloon.handed_over import HandedOver, take_sockets
 from vhost_balloon.listeners import adopt_connection
 from vhost_balloon.log import logger
+from vhost_balloon.log_setup import tell_losses
 from vhost_balloon.reload import Configuration
 from vhost_balloon.side_services import Control, Metrics, open_beside
 from vhost_balloon.sockets import Sockets
@@ -113,6 +114,7 @@ async def run(
 
                 start("heartbeat", machine.heartbeat.run)
                 start("store", store.run)
+                start("log", tell_losses)
                 successor = Successor(notifier, machine, sockets)
                 start("upgrade", successor.run)
                 await nursery.start(_follow_signals, stop, notifier, successor)

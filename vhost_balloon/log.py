@@ -1,11 +1,17 @@
-"""Log lines: each says which VM it is about, and a guest cannot fill the host's log."""
+"""Log lines: each says which VM it is about, and a guest cannot fill the host's log.
+
+Where they go is set up in log_setup, and how they are written is log_output's concern.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
 from typing import Final
+
+from vhost_balloon.printable import printable
 
 logger: Final = logging.getLogger("vhost_balloon")
 
@@ -14,11 +20,22 @@ INTERVAL: Final = 10.0
 """At most BURST lines in INTERVAL seconds of a VM's misbehaviour, and as many of its comings and
 goings; the rest is counted."""
 
+MAX_TEXT: Final = 4000
+"""Characters of a message: what a path may have."""
+MAX_TRACEBACK: Final = 20_000
+"""Characters of a traceback; what is beyond is left out of its middle."""
+
+_REMEDIES: Final = {
+    errno.EMFILE: ": raise LimitNOFILE= (ulimit -n)",
+    errno.ENFILE: ": raise the sysctl fs.file-max",
+}
+
 
 class Limit:
-    """How many lines of one level there were in the window at hand."""
+    """How many lines of one kind there were in the window at hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = BURST) -> None:
+        self._most = most
         self._window = float("-inf")
         self._lines = 0
 
@@ -26,10 +43,10 @@ class Limit:
         """Whether a line may be written now, and how many were left out in the last window."""
         left_out = 0
         if now - self._window >= INTERVAL:
-            left_out = max(self._lines - BURST, 0)
+            left_out = max(self._lines - self._most, 0)
             self._window, self._lines = now, 0
         self._lines += 1
-        return self._lines <= BURST, left_out
+        return self._lines <= self._most, left_out
 
 
 class VmLog:
@@ -61,15 +78,40 @@ class VmLog:
         logger.log(level, "%s", text, extra={"vm": self._vm})
 
 
+class Shortage:
+    """Descriptors or memory are short, so that nobody can be accepted: one line in INTERVAL seconds
+    says so, whoever has to wait."""
+
+    def __init__(self) -> None:
+        self._limit = Limit(1)
+
+    def met(self, error: OSError, who: str, vm: str | None = None) -> None:
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        self.say(f"{who} has to wait: {error.strerror}{remedy}", vm)
+
+    def say(self, text: str, vm: str | None) -> None:
+        may, _ = self._limit.line(time.monotonic())
+        if may:
+            logger.warning("%s", text, extra={"vm": vm})
+
+
 class TextFormatter(logging.Formatter):
-    """LEVEL vm: text."""
+    """LEVEL: vm: text. The text is one line; a traceback, if there is one, follows."""
+
+    def __init__(self, *, level: bool = True) -> None:
+        super().__init__()
+        self._level = level
 
     def format(self, record: logging.LogRecord) -> str:
         vm = getattr(record, "vm", None)
-        line = record.getMessage() if vm is None else f"{vm}: {record.getMessage()}"
+        line = _message(record) if vm is None else f"{vm}: {_message(record)}"
+        if self._level:
+            line = f"{record.levelname.lower()}: {line}"
+        line = printable(line)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return f"{record.levelname.lower()}: {line}"
+            trace = _cut(self.formatException(record.exc_info))
+            line = "\n".join([line, *map(printable, trace.split("\n"))])
+        return line
 
 
 class JsonFormatter(logging.Formatter):
@@ -79,20 +121,28 @@ class JsonFormatter(logging.Formatter):
         fields: dict[str, object] = {
             "time": round(record.created, 6),
             "level": record.levelname.lower(),
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         vm = getattr(record, "vm", None)
         if vm is not None:
             fields["vm"] = vm
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+            fields["traceback"] = _cut(self.formatException(record.exc_info))
         return json.dumps(fields)
 
 
-def set_up(level: str, style: str) -> None:
-    """Log to stderr at a level ("debug" ... "error") in a style ("text" or "json")."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    logger.handlers[:] = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
+def _message(record: logging.LogRecord) -> str:
+    return shortened(record.getMessage())
+
+
+def shortened(text: str) -> str:
+    """A message of bounded length."""
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."
+
+
+def _cut(traceback: str) -> str:
+    """Its start says where it came from, and its end what it is."""
+    half = MAX_TRACEBACK // 2
+    if len(traceback) <= MAX_TRACEBACK:
+        return traceback
+    return f"{traceback[:half]}\n...\n{traceback[-half:]}"

@@ -24,6 +24,7 @@ import trio
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log import logger
+from vhost_balloon.log_setup import hand_over as hand_over_log
 from vhost_balloon.record import Record
 from vhost_balloon.sockets import Sockets
 from vhost_balloon.store import RECORD_PREFIX, SPARE, name_of
@@ -149,6 +150,7 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
         table = handover.table()
         with contextlib.closing(table), _spare_descriptors(SPARE), _prepared(handover, table):
             arguments = command()
+            hand_over_log()
             os.execv(arguments[0], arguments)
     except (OSError, ValueError) as error:  # a state that does not fit its record is a ValueError
         for record in made:
