@@ -80,7 +80,7 @@ class Device:
         state = self.pins.check(self.memory.size, now)
         if state is not self._pins_seen:
             self._pins_seen = state
-            self.log.warning(_PIN_MESSAGES[state])
+            self.log.misbehaved(_PIN_MESSAGES[state])
 
     def protect(self, ranges: Iterable[Range]) -> None:
         self.protected = merge(ranges)

@@ -23,7 +23,7 @@ from vhost_balloon.backend import serve_front_end
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.inheritance import LeftVm, left_vms
-from vhost_balloon.log import logger
+from vhost_balloon.log import Shortage, logger
 from vhost_balloon.revival import keep_vm, lost_front_ends, restore_vm, resume_vm
 from vhost_balloon.sockets import Listening, Sockets
 from vhost_balloon.vm import UNSEALED, Machine, Vm
@@ -110,6 +110,7 @@ class Fleet:
         self._control_socket: Final = control_socket
         self._members: dict[str, Member] = {}
         self._nursery: trio.Nursery | None = None
+        self._shortage: Final = Shortage()
         self.gone: Callable[[], None] = lambda: None
         """Called after a VM was removed because its front end had gone."""
         machine.arriving = self._is_any_arriving
@@ -317,13 +318,17 @@ class Fleet:
             member.accepting = False
             if error.errno not in _EXHAUSTED:
                 raise
-            vm.log.misbehaved(f"front end has to wait: {error.strerror}")
+            self._shortage.met(error, "front end", vm.id)
             await trio.sleep(ACCEPT_PAUSE)
             return None
         if self.machine.store.room_for_vm(self._attached_but(member)):
             return stream
         member.accepting = False
-        vm.log.misbehaved("front end refused: no more descriptors can be had, or stored")
+        self._shortage.say(
+            "front end refused: no more descriptors can be had, or stored: raise LimitNOFILE= and "
+            "FileDescriptorStoreMax=",
+            vm.id,
+        )
         stream.socket.close()
         return None
 

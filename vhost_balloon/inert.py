@@ -112,7 +112,7 @@ class InertConnection:
         self.keeper.attached(pending=pending is not None)
         self._transport.waiting_since = None
         self._conversation.pending = pending
-        self._vm.log.warning(
+        self._vm.log.misbehaved(
             "the front end is answered and nothing is done for it any more: "
             f"{self.keeper.reason}; the balloon works again once the VM was started anew"
         )

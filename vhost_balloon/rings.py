@@ -251,7 +251,7 @@ class RingSet:
             if self.rings and map_queues(features, self.rings).ambiguous:
                 self.map_ambiguous = True
                 names = [queue.value for bit, queue in OPTIONAL_QUEUES if features & bit]
-                self._device.log.warning(
+                self._device.log.misbehaved(
                     f"started rings {sorted(self.rings)} do not fit the negotiated optional "
                     f"queues ({', '.join(names) or 'none'}); they are left unread"
                 )
