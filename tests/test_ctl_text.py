@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from vhost_balloon.ctl.text import (
     Column,
-    clean,
     format_size,
     pad,
     parse_size,
@@ -17,6 +16,7 @@ from vhost_balloon.ctl.text import (
     table,
     width,
 )
+from vhost_balloon.printable import printable
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -87,13 +87,13 @@ def test_a_shown_size_is_right_to_half_a_percent(size: int) -> None:
 
 @given(st.text())
 def test_nothing_unprintable_goes_to_a_terminal(text: str) -> None:
-    assert clean(text).isprintable()
+    assert printable(text).isprintable()
     if text.isprintable():
-        assert clean(text) == text
+        assert printable(text) == text
 
 
 def test_escapes_name_what_they_stand_for() -> None:
-    assert clean("a\x1b[2Jb\n\u202e\udc80\u9b5a") == "a\\x1b[2Jb\\n\\u202e\\udc80\u9b5a"
+    assert printable("a\x1b[2Jb\n\u202e\udc80\u9b5a") == "a\\x1b[2Jb\\n\\u202e\\udc80\u9b5a"
 
 
 def test_width_is_in_columns_of_a_terminal() -> None:
@@ -104,7 +104,7 @@ def test_width_is_in_columns_of_a_terminal() -> None:
 
 @given(st.text(), st.integers(0, 30))
 def test_a_shortened_text_fits(text: str, columns: int) -> None:
-    assert width(shorten(clean(text), columns)) <= columns
+    assert width(shorten(printable(text), columns)) <= columns
 
 
 def test_padding() -> None:

@@ -175,7 +175,7 @@ async def test_messages_arrive_whole(
         assert await notifier.send(systemd.status("2 VMs,\n1 attached"))
         assert notifier.try_send(systemd.STOPPING)
         assert [take(manager) for _ in "12"] == [
-            ("STATUS=2 VMs, 1 attached", []),
+            ("STATUS=2 VMs,\\n1 attached", []),
             ("STOPPING=1", []),
         ]
         notifier.close()

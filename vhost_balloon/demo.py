@@ -7,6 +7,7 @@ this machine; the figures are the kernel's and the daemon's. Only the guest's pr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import signal
 import subprocess
@@ -16,13 +17,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
 from vhost_balloon import picture
 from vhost_balloon.available import available_memory
 from vhost_balloon.player import FREE_MARK, PLAY_SECONDS, DemoError, QmpClient, first_of, play
+from vhost_balloon.printable import printable
 from vhost_balloon.screen import Screen
 from vhost_balloon.simulator import (
     BackEndGone,
@@ -91,6 +93,11 @@ class DemoGuest:
         return self._guest.resident()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of vhost-balloon-demo; returns the exit status."""
     options = parse_options(arguments)
@@ -99,13 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except DemoError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        # Without a standard error, print() would take standard output for it.
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError):
+                print(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
         return 1
 
 
 def parse_options(arguments: Sequence[str] | None) -> Options:
     """Read the command line; ends the program with status 2 on a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         description="Show how freed guest memory comes back to the host, with a simulated guest.",
     )

@@ -21,6 +21,7 @@ import trio
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log import logger
+from vhost_balloon.printable import printable
 
 READY: Final = "READY=1"
 STOPPING: Final = "STOPPING=1"
@@ -95,7 +96,7 @@ def _number(variables: Mapping[str, str], name: str) -> int:
 
 def status(text: str) -> str:
     """A line for `systemctl status`."""
-    return f"STATUS={' '.join(text.split())}"
+    return f"STATUS={printable(text)}"
 
 
 def reloading() -> str:

@@ -23,9 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     # In here, so that Ctrl-C during the imports ends as quietly as later.
-    from vhost_balloon.ctl import commands, options, text
+    from vhost_balloon.ctl import commands, options
     from vhost_balloon.ctl.errors import CtlError, ReaderGone
     from vhost_balloon.ctl.output import Output
+    from vhost_balloon.printable import printable
 
     try:
         commands.run(options.parse(arguments), Output())
@@ -33,7 +34,7 @@ def _run(arguments: Sequence[str]) -> int:
         with contextlib.suppress(OSError):
             # Without a standard error, print() would take standard output for it.
             if sys.stderr is not None:
-                print(f"{options.PROGRAM}: {text.clean(str(error))}", file=sys.stderr)
+                print(f"{options.PROGRAM}: {printable(str(error))}", file=sys.stderr)
         return 1
     except ReaderGone:
         return READER_GONE

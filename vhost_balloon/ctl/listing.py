@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from vhost_balloon.ctl import model
 from vhost_balloon.ctl.model import Vm
-from vhost_balloon.ctl.text import UNKNOWN, Column, clean, format_size, shorten, table
+from vhost_balloon.ctl.text import UNKNOWN, Column, format_size, shorten, table
+from vhost_balloon.printable import printable
 
 NAME_COLUMNS: Final = 24
 """Where room is short, a longer name is cut."""
@@ -25,7 +26,7 @@ _BYTES: Final = {
 
 
 def names(vms: Sequence[Vm]) -> list[str]:
-    return [clean(vm.id) for vm in vms]
+    return [printable(vm.id) for vm in vms]
 
 
 def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
@@ -43,7 +44,7 @@ def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
     rows = [
         (
             name(vm, room),
-            clean(vm.state),
+            printable(vm.state),
             memory(vm),
             format_size(vm.target),
             format_size(vm.actual),
@@ -57,7 +58,7 @@ def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
 
 
 def name(vm: Vm, room: int | None) -> str:
-    return clean(vm.id) if room is None else shorten(clean(vm.id), NAME_COLUMNS)
+    return printable(vm.id) if room is None else shorten(printable(vm.id), NAME_COLUMNS)
 
 
 def memory(vm: Vm) -> str:
@@ -67,7 +68,7 @@ def memory(vm: Vm) -> str:
 def reporting(vm: Vm) -> str:
     """Whether the guest's free pages are discarded, or why not."""
     if vm.paused:
-        return "paused: " + clean(", ".join(vm.paused))
+        return "paused: " + printable(", ".join(vm.paused))
     return "on" if "page-reporting" in model.words(vm.raw, "features") else UNKNOWN
 
 
@@ -76,8 +77,8 @@ def details(vm: Vm, room: int | None) -> list[str]:
     pairs = [*_identity(vm), *_sizes(vm), *_counters(vm.raw)]
     pairs = [(title, value) for title, value in pairs if value != UNKNOWN]
     width = max(len(title) for title, _ in pairs)
-    lines = [f"{clean(vm.id)}: {clean(vm.state)}"]
-    lines += [f"  {title:<{width}}  {clean(value)}" for title, value in pairs]
+    lines = [f"{printable(vm.id)}: {printable(vm.state)}"]
+    lines += [f"  {title:<{width}}  {printable(value)}" for title, value in pairs]
     if room is not None:
         lines = [shorten(line, room) for line in lines]
     queues = model.objects(vm.raw, "queues")
@@ -155,9 +156,9 @@ def _queues(queues: Sequence[Mapping[str, Any]], room: int | None) -> list[str]:
     rows = [
         (
             str(model.field(queue, "index", int, 0)),
-            clean(model.field(queue, "queue", str, UNKNOWN)),
+            printable(model.field(queue, "queue", str, UNKNOWN)),
             str(model.field(queue, "size", int, 0)),
-            clean(_queue_state(queue)),
+            printable(_queue_state(queue)),
             str(model.field(queue, "requests", int, 0)),
         )
         for queue in queues
@@ -176,7 +177,7 @@ def statistics(known: Mapping[str, int], last_update: int) -> list[str]:
     """What `stats` shows; last_update is in seconds since the epoch."""
     rows = [
         (
-            clean(title.removeprefix("stat-").replace("-", " ")),
+            printable(title.removeprefix("stat-").replace("-", " ")),
             format_size(value) if title in _BYTES else str(value),
         )
         for title, value in known.items()

@@ -8,6 +8,7 @@ from typing import Any, Final, NoReturn
 
 from vhost_balloon import __version__
 from vhost_balloon.ctl import text
+from vhost_balloon.printable import printable
 
 PROGRAM: Final = "vhost-balloonctl"
 DEFAULT_SOCKET: Final = "/run/vhost-balloon/control.sock"
@@ -31,7 +32,7 @@ class Parser(argparse.ArgumentParser):
     """Ends with one line on a mistake, instead of the usage and a line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: {text.clean(message)}\n")
+        self.exit(2, f"{PROGRAM}: {printable(message)}\n")
 
 
 def size(word: str) -> int:

@@ -12,7 +12,8 @@ from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.ctl.progress import Progress
-from vhost_balloon.ctl.text import clean, format_size
+from vhost_balloon.ctl.text import format_size
+from vhost_balloon.printable import printable
 
 POLL_SECONDS: Final = 0.2
 """BALLOON_CHANGE comes once a second at most, which is no progress bar; and query-vms is cheap."""
@@ -41,7 +42,7 @@ def set_target(options: argparse.Namespace, client: Client, output: Output) -> N
     if options.json:
         output.json(_summary(vm) | {"seconds": round(seconds, 3)})
     else:
-        output.lines([f"{clean(vm.id)}: {format_size(vm.actual)} after {seconds:.1f} s"])
+        output.lines([f"{printable(vm.id)}: {format_size(vm.actual)} after {seconds:.1f} s"])
 
 
 def _summary(vm: Vm) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def _summary(vm: Vm) -> dict[str, Any]:
 
 
 def _accepted(vm: Vm, asked: int) -> str:
-    text = f"{clean(vm.id)}: target {format_size(vm.target)}"
+    text = f"{printable(vm.id)}: target {format_size(vm.target)}"
     if vm.memory and asked > vm.memory:
         text += ", all of its memory"
     if vm.pending or vm.state == "no-driver":
@@ -116,4 +117,4 @@ def _order(options: argparse.Namespace, client: Client, output: Output, command:
         output.json({"id": vm.id, **paused})
         return
     state = f"paused ({', '.join(vm.paused)})" if vm.paused else "not paused"
-    output.lines([clean(f"{vm.id}: discarding of reported pages is {state}")])
+    output.lines([printable(f"{vm.id}: discarding of reported pages is {state}")])

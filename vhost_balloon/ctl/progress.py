@@ -7,7 +7,8 @@ from typing import Final
 
 from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.output import Output
-from vhost_balloon.ctl.text import clean, format_size, shorten
+from vhost_balloon.ctl.text import format_size, shorten
+from vhost_balloon.printable import printable
 
 BAR_COLUMNS: Final = 30
 _ERASE: Final = "\r\x1b[K"
@@ -50,9 +51,9 @@ def progress_line(vm: Vm, start: int | None, seconds: float, *, unicode: bool = 
     length = int(done * BAR_COLUMNS)
     bar = full * length + empty * (BAR_COLUMNS - length)
     if vm.state == "no-driver":
-        return f"{clean(vm.id)} {bar} waits for the guest's driver, {seconds:.0f} s"
+        return f"{printable(vm.id)} {bar} waits for the guest's driver, {seconds:.0f} s"
     figures = f"{format_size(vm.actual)} of {format_size(vm.target)}"
-    return f"{clean(vm.id)} {bar} {done:4.0%}  {figures}, {seconds:.0f} s"
+    return f"{printable(vm.id)} {bar} {done:4.0%}  {figures}, {seconds:.0f} s"
 
 
 def _share_done(start: int | None, actual: int | None, target: int | None) -> float:

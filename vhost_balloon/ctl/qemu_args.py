@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from typing import Final
 
@@ -27,8 +28,21 @@ def run(options: argparse.Namespace, client: Client, output: Output) -> None:
     if options.json:
         output.json([word for pair in pairs for word in pair])
         return
-    quoted = [f"{name} {shlex.quote(value)}" for name, value in pairs]
+    quoted = [f"{name} {_quoted(value)}" for name, value in pairs]
     output.lines([(" \\\n" if output.terminal else " ").join(quoted)])
+
+
+def _quoted(value: str) -> str:
+    """A word for a shell. One with control characters is quoted as bash and other shells do, so
+    that it can be both read and run."""
+    if value.isprintable():
+        return shlex.quote(value)
+    try:
+        data = os.fsencode(value)
+    except UnicodeEncodeError:
+        raise CtlError("the daemon's answer is not understood (socket-path)") from None
+    plain = {ord(c): c for c in map(chr, range(0x20, 0x7F)) if c not in "'\\"}
+    return "$'" + "".join(plain.get(byte) or f"\\{byte:03o}" for byte in data) + "'"
 
 
 def qemu_options(socket_path: str, memory: str) -> list[tuple[str, str]]:

@@ -49,13 +49,6 @@ def format_size(size: int | None) -> str:
     return f"{value:.{2 if value < 9.995 else 1}f}".rstrip("0").rstrip(".") + f" {_UNITS[unit]}"
 
 
-def clean(text: str) -> str:
-    """What may go to a terminal: everything that does not print is shown as an escape."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in text
-    )
-
-
 def width(text: str) -> int:
     """Columns that a printable text takes on a terminal."""
     if text.isascii():

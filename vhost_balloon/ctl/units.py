@@ -14,6 +14,7 @@ from typing import Final
 
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.output import Output
+from vhost_balloon.printable import printable
 
 FOLDERS: Final[Mapping[str, str]] = {
     "vhost-balloon.service": "lib/systemd/system",
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace, output: Output) -> None:
     if options.json:
         output.json([str(target) for target in done])
     else:
-        output.lines(map(str, done))
+        output.lines(printable(str(target)) for target in done)
 
 
 def _target(options: argparse.Namespace, name: str) -> Path:

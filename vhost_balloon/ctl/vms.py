@@ -11,7 +11,7 @@ from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.options import FEATURES
 from vhost_balloon.ctl.output import Output
-from vhost_balloon.ctl.text import clean
+from vhost_balloon.printable import printable
 
 UPGRADE_SECONDS: Final = 30.0
 """What the new program may take to show that it starts, and then to start."""
@@ -34,7 +34,7 @@ def add(options: argparse.Namespace, client: Client, output: Output) -> None:
     if options.json:
         output.json(vm.raw)
     else:
-        output.lines([clean(f"{vm.id}: listening on {vm.socket_path}")])
+        output.lines([printable(f"{vm.id}: listening on {vm.socket_path}")])
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def remove(options: argparse.Namespace, client: Client, output: Output) -> None:
     if options.json:
         output.json({"id": options.vm})
     else:
-        output.lines([clean(f"{options.vm}: removed")])
+        output.lines([printable(f"{options.vm}: removed")])
 
 
 def reload(options: argparse.Namespace, client: Client, output: Output) -> None:
@@ -73,7 +73,7 @@ def reload(options: argparse.Namespace, client: Client, output: Output) -> None:
         output.json(answer)
         return
     lines = [f"{name}: {_CHANGES[change]}" for change in changes for name in changes[change]]
-    output.lines(map(clean, lines or ["no VM is configured in the file"]))
+    output.lines(map(printable, lines or ["no VM is configured in the file"]))
 
 
 def upgrade(options: argparse.Namespace, client: Client, output: Output) -> None:
@@ -92,4 +92,4 @@ def upgrade(options: argparse.Namespace, client: Client, output: Output) -> None
         raise CtlError("the daemon's answer is not understood: another version?")
     text = ".".join(str(numbers.get(part)) for part in ("major", "minor", "micro"))
     attached = sum(vm.attached for vm in vms)
-    output.lines([clean(f"version {text} serves {len(vms)} VMs, {attached} of them attached")])
+    output.lines([printable(f"version {text} serves {len(vms)} VMs, {attached} of them attached")])

@@ -11,7 +11,6 @@ from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.text import (
     UNKNOWN,
     Column,
-    clean,
     format_size,
     pad,
     shorten,
@@ -19,6 +18,7 @@ from vhost_balloon.ctl.text import (
     table,
     width,
 )
+from vhost_balloon.printable import printable
 
 MIN_SPARK: Final = 10
 MAX_SPARK: Final = 60
@@ -134,7 +134,7 @@ class View:
         )
         return (
             name(vm, room or 0),
-            clean(vm.state),
+            printable(vm.state),
             memory(vm),
             format_size(vm.target),
             format_size(vm.actual),
