@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import ssl
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import trio
 
 from tests.end_to_end import LogLines
 from tests.scrapes import GET, ask, connect, read_all, serving
+from vhost_balloon import metrics_server
 from vhost_balloon.config import MetricsOptions
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.metrics_server import MetricsServer
+from vhost_balloon.metrics_tls import Certificates
 
 TLS = Path(__file__).with_name("tls")
 
@@ -140,3 +143,23 @@ async def test_files_that_cannot_be_used(
     ) as error:
         await MetricsServer.open(MetricsOptions("127.0.0.1", 0, *files), list, InternalErrors())
     assert "\n" not in str(error.value)
+
+
+async def test_files_on_a_file_system_that_hangs_hold_up_nobody_but_scrapers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mended, context = threading.Event(), Certificates.context
+
+    def hanging(certificates: Certificates) -> ssl.SSLContext:
+        mended.wait(20)
+        return context(certificates)
+
+    monkeypatch.setattr(Certificates, "context", hanging)
+    monkeypatch.setattr(metrics_server, "PATIENCE", 0.1)
+    async with serving(encrypted(TLS / "first.pem", TLS / "first.key.pem")) as server:
+        for _ in range(3):
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await ask(server, GET, trusting("first"))
+        monkeypatch.setattr(metrics_server, "PATIENCE", 10.0)
+        mended.set()
+        assert (await ask(server, GET, trusting("first")))[0] == 200

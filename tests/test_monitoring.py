@@ -89,12 +89,13 @@ def test_every_alert_says_what_is_up() -> None:
         assert re.search(r"^ +summary: .{20,}", rule, re.MULTILINE)
         assert re.search(r"^ +description: >-\n", rule, re.MULTILINE)
         labels = set(re.findall(r"\$labels\.(\w+)", rule))
-        assert labels <= {"instance", "vm", "queue", "reason"}
-        assert ("vm" in labels) == ("VhostBalloonDown" not in rule)
+        assert labels <= {"instance", "vm", "queue", "reason", "where"}
+        assert ("vm" in labels) == (not rule.startswith(OF_THE_DAEMON))
 
 
 # Rules
 
+OF_THE_DAEMON: Final = ("VhostBalloonDown", "VhostBalloonInternalError")
 VM: Final = 'job="vhost-balloon",instance="host:9100",vm="web1"'
 MIB: Final = 1 << 20
 
@@ -140,6 +141,7 @@ def refused(reason: str, values: str) -> Series:
     return {f'vhost_balloon_refused_ranges_total{{reason="{reason}"}}': values}
 
 
+INTERNAL_ERRORS: Final = 'vhost_balloon_internal_errors_total{where="events"}'
 RING_ERRORS: Final = 'vhost_balloon_ring_errors_total{queue="inflate",reason="head"}'
 AMBIGUOUS: Final = "vhost_balloon_queue_map_ambiguous"
 
@@ -151,6 +153,7 @@ FIRING: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonStatisticsStale", "45m", stale(300, "0+15x200")),
     ("VhostBalloonRingStopped", "5m", {RING_ERRORS: "0x8 1x200"}),
     ("VhostBalloonRingStopped", "50m", {RING_ERRORS: "0x8 1x200"}),
+    ("VhostBalloonInternalError", "5m", {INTERNAL_ERRORS: "0x8 1x200"}),
     ("VhostBalloonQueueNumberingAmbiguous", "2m", {AMBIGUOUS: "1x200"}),
     ("VhostBalloonReportingRefused", "20m", refused("hugetlb", "0+4x200")),
     ("VhostBalloonReportingRefused", "20m", refused("outside-memory", "0+1x200")),
@@ -171,6 +174,7 @@ QUIET: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonStatisticsStale", "40m", stale(10, "0+15x200", driver=False)),
     ("VhostBalloonRingStopped", "1m", {RING_ERRORS: "0x8 1x200"}),
     ("VhostBalloonRingStopped", "40m", {RING_ERRORS: "7x200"}),
+    ("VhostBalloonInternalError", "40m", {INTERNAL_ERRORS: "7x200"}),
     ("VhostBalloonQueueNumberingAmbiguous", "2m", {AMBIGUOUS: "0x200"}),
     ("VhostBalloonReportingRefused", "9m", refused("hugetlb", "0+4x200")),
     *(("VhostBalloonReportingRefused", at, refused("late", "0x20 3x200")) for at in ("8m", "12m")),

@@ -64,6 +64,8 @@ class MetricsServer:
         self._errors = errors
         self._listeners = listeners
         self._certificates = certificates
+        self._looking = trio.CapacityLimiter(1)
+        """Certificates are looked at in a thread, because a file system may hang."""
         self._clients: dict[trio.CancelScope, None] = {}
 
     @classmethod
@@ -78,7 +80,9 @@ class MetricsServer:
 
         It is to be closed. Raises OperatorError.
         """
-        certificates = _load_certificates(options)
+        certificates = await trio.to_thread.run_sync(
+            _load_certificates, options, abandon_on_cancel=True
+        )
         listeners = await _listen(options) if listener is None else [listener]
         server = cls(snapshots, listeners, errors, certificates)
         logger.info("metrics on %s", ", ".join(server.urls()))
@@ -132,7 +136,9 @@ class MetricsServer:
             await self._answer_one(stream)
             await _drain(stream)
             return
-        context = self._certificates.context()
+        context = await trio.to_thread.run_sync(
+            self._certificates.context, abandon_on_cancel=True, limiter=self._looking
+        )
         encrypted = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         await self._answer_one(encrypted)
         with trio.move_on_after(DRAIN_SECONDS), suppress(trio.BrokenResourceError):
