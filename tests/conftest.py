@@ -15,7 +15,12 @@ from tests.end_to_end import LogLines
 from tests.helpers import GIB, MIB, mapped, memfd
 from tests.huge_pages import HugePages, need_root
 from tests.pure_front_end import PureFrontEnd, negotiated
-from tests.rig.fixtures import pytest_terminal_summary, rig, systemd_host  # noqa: F401
+from tests.rig.fixtures import (  # noqa: F401
+    pytest_collection_finish,
+    pytest_runtest_setup,
+    pytest_terminal_summary,
+    systemd_host,
+)
 from vhost_balloon.control import serve_control
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import GuestMemory

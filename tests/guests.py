@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.rig.daemon import Daemon
-from tests.rig.fixtures import require_rig
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.process import fds
@@ -49,7 +48,6 @@ def attached(
     *options: str, memory: Memory | None = None, **guest_options: Any
 ) -> Iterator[Attached]:
     """A guest of 1 GiB (or memory) on a daemon with these options, booted, its driver ready."""
-    require_rig()
     with (
         Daemon(*options) as daemon,
         Guest(daemon.socket, memory=memory or Memory(GiB), **guest_options) as guest,

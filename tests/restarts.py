@@ -17,7 +17,6 @@ from typing import Any, Final
 from tests.dying import ORDER
 from tests.guests import wait_until
 from tests.rig.errors import GuestError, QMPError
-from tests.rig.fixtures import require_rig
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.systemd import SERVICE, SystemdHost
@@ -201,7 +200,6 @@ class Watched:
 @contextmanager
 def watched(host: SystemdHost) -> Iterator[Watched]:
     """A guest of 1 GiB, its driver ready; the service is stopped at the end, its store empty."""
-    require_rig()
     host.systemctl("start", *SOCKETS)
     try:
         with Guest(host.path(SOCKET), memory=Memory(GiB), forker=host.forker) as guest:

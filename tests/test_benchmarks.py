@@ -109,7 +109,7 @@ def test_scattered_pages_never_merge() -> None:
 
 
 @pytest.mark.guest
-def test_qemu_gives_back_exactly_what_its_driver_over_qtest_names(rig: None) -> None:
+def test_qemu_gives_back_exactly_what_its_driver_over_qtest_names() -> None:
     pages = [(FIRST + PAGE * number, FIRST + PAGE * (number + 1)) for number in (3, 1, 7)]
     block = [(FIRST + 4 * MiB, FIRST + 8 * MiB)]
     with qemu_side(MEMORY) as side:
@@ -128,7 +128,7 @@ def test_qemu_gives_back_exactly_what_its_driver_over_qtest_names(rig: None) -> 
 
 
 @pytest.mark.guest
-def test_the_device_part_runs(rig: None, tmp_path: Path) -> None:
+def test_the_device_part_runs(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     assert main(["device", "--rounds", "1", "--arena", "128", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
@@ -139,14 +139,14 @@ def test_the_device_part_runs(rig: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.guest
-def test_the_guest_part_runs(rig: None) -> None:
+def test_the_guest_part_runs() -> None:
     rows = real_guest.measure(1, memory=512 * MiB, size=128 * MiB)
     plausible(rows)
     assert [len(row.values["daemon"]) for row in rows] == [1, 1]
 
 
 @pytest.mark.guest
-def test_the_faults_part_runs(rig: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_faults_part_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "KINDS", faults.KINDS[1:2])
     rows = faults.measure(1, memory=512 * MiB, milliseconds=200)
     plausible(rows)

@@ -10,7 +10,6 @@ import pytest
 from tests.guests import attached, corruption, wait_until
 from tests.rig import workload
 from tests.rig.daemon import Daemon
-from tests.rig.fixtures import require_rig
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.qmp import QMPClient
@@ -54,7 +53,6 @@ def test_no_byte_is_lost_under_reporting_and_moving_targets() -> None:
 
 
 def test_killed_guest_leaves_nothing_and_touches_no_other() -> None:
-    require_rig()
     half = Memory(GiB // 2)
     with (
         Daemon(vms=("web1", "db1")) as daemon,

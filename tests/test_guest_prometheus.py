@@ -13,15 +13,14 @@ import pytest
 from tests.guests import Attached, attached, wait_until
 from tests.rig import workload
 from tests.rig.daemon import Daemon
-from tests.rig.fixtures import require_rig
 from tests.rig.memory import GiB, MiB
-from tests.rig.packages import EVERY_TREE, PROMETHEUS
+from tests.rig.packages import PROMETHEUS
 from tests.rig.prometheus import Prometheus, promtool
 from tests.test_monitoring import ALERTS, RULES, expressions, filled_in
 from vhost_balloon.metrics_accept import OPENMETRICS, negotiate
 from vhost_balloon.metrics_http import RequestReader
 
-pytestmark = pytest.mark.guest
+pytestmark = pytest.mark.rig(PROMETHEUS)
 
 TLS: Final = Path(__file__).with_name("tls")
 SCRAPED: Final = 20.0
@@ -112,8 +111,8 @@ def is_calm(server: Prometheus) -> None:
     assert [alert for rule in server.rules() for alert in rule["alerts"]] == []
 
 
+@pytest.mark.guest
 def test_prometheus_sees_what_a_guest_does() -> None:
-    require_rig(EVERY_TREE)
     with attached("--metrics-address=:0", "--stats-interval=1") as both:
         address = metrics_address(both.daemon)
         with Prometheus(address, rules=(RULES,)) as server:
@@ -140,7 +139,6 @@ def test_prometheus_sees_what_a_guest_does() -> None:
 
 
 def test_prometheus_over_tls_with_a_client_certificate() -> None:
-    require_rig((PROMETHEUS,))
     with Daemon(
         "--metrics-address=localhost:0",
         f"--metrics-certificate={TLS}/first.pem",

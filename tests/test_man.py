@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import vhost_balloon
-from tests.rig.fixtures import require_rig
 from tests.rig.packages import MANDOC
 from vhost_balloon import command_line
 from vhost_balloon.ctl import options
@@ -109,9 +108,9 @@ def test_defaults_are_the_ones_in_force(name: str) -> None:
             assert re.search(rf"{flag}=\S+ [^=]*default {default}\b", text), flag
 
 
+@pytest.mark.rig(MANDOC)
 @pytest.mark.parametrize("name", PAGES)
 def test_mandoc_finds_no_fault(name: str) -> None:
-    require_rig((MANDOC,))
     tree = MANDOC.folder
     loader = [f"{tree}/usr/lib64/ld-linux-x86-64.so.2", "--library-path"]
     command = [*loader, f"{tree}/usr/lib/x86_64-linux-gnu", f"{tree}/usr/bin/mandoc"]

@@ -12,7 +12,6 @@ import pytest
 
 import vhost_balloon
 from tests.control_client import attach, two_vms
-from tests.rig.fixtures import require_rig
 from tests.rig.packages import PROMETHEUS
 from tests.rig.prometheus import promtool
 from tests.scrapes import exposition
@@ -27,13 +26,9 @@ ALERTS: Final = re.findall(r"^ +- alert: (\w+)$", RULES_TEXT, re.MULTILINE)
 DASHBOARD: Final[dict[str, Any]] = json.loads((FOLDER / "dashboard.json").read_text())
 
 METRIC: Final = re.compile(r"\b(?:vhost_balloon|process)_\w+\b")
+needs_promtool = pytest.mark.rig(PROMETHEUS)
+
 LABEL: Final = re.compile(r'\b(state|reason)(=~|!~|=)"([^"]+)"')
-
-
-@pytest.fixture(scope="module")
-def tools() -> None:
-    """promtool is provisioned."""
-    require_rig((PROMETHEUS,))
 
 
 def expressions() -> list[str]:
@@ -225,36 +220,34 @@ def test_every_alert_is_tested() -> None:
     assert fires == rests == set(ALERTS)
 
 
-@pytest.mark.guest
+@needs_promtool
 @pytest.mark.parametrize(("alert", "at", "series"), FIRING)
-def test_alert_fires(tools: None, tmp_path: Path, alert: str, at: str, series: Series) -> None:
+def test_alert_fires(tmp_path: Path, alert: str, at: str, series: Series) -> None:
     named = {of_the_vm(name): values for name, values in series.items()}
     check(tmp_path, alert, at, named, ['{vm="web1"}'])
 
 
-@pytest.mark.guest
+@needs_promtool
 @pytest.mark.parametrize(("alert", "at", "series"), QUIET)
-def test_alert_is_quiet(tools: None, tmp_path: Path, alert: str, at: str, series: Series) -> None:
+def test_alert_is_quiet(tmp_path: Path, alert: str, at: str, series: Series) -> None:
     check(tmp_path, alert, at, {of_the_vm(name): values for name, values in series.items()}, [])
 
 
-@pytest.mark.guest
+@needs_promtool
 @pytest.mark.parametrize(("at", "series", "firing"), DOWN)
-def test_alert_of_the_daemon(
-    tools: None, tmp_path: Path, at: str, series: Series, firing: int
-) -> None:
+def test_alert_of_the_daemon(tmp_path: Path, at: str, series: Series, firing: int) -> None:
     check(tmp_path, "VhostBalloonDown", at, series, ["{}"] * firing)
 
 
-@pytest.mark.guest
-def test_rules_are_clean(tools: None) -> None:
+@needs_promtool
+def test_rules_are_clean() -> None:
     done = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
     assert done.returncode == 0, done.stdout
     assert f"SUCCESS: {len(ALERTS)} rules found" in done.stdout
 
 
-@pytest.mark.guest
-async def test_metrics_are_clean(tools: None) -> None:
+@needs_promtool
+async def test_metrics_are_clean() -> None:
     machine = two_vms()
     attach(machine.vms["web1"], target=1, resident=1, stats_age=1.0)
     body, _ = exposition(machine).render("", 0)
@@ -269,8 +262,8 @@ def panels() -> Iterator[dict[str, Any]]:
     yield from (panel for panel in DASHBOARD["panels"] if panel["type"] != "row")
 
 
-@pytest.mark.guest
-def test_expressions_of_the_dashboard_are_promql(tools: None, tmp_path: Path) -> None:
+@needs_promtool
+def test_expressions_of_the_dashboard_are_promql(tmp_path: Path) -> None:
     rules = [
         {"record": f"panel:{number}", "expr": filled_in(expression)}
         for number, expression in enumerate(expressions())

@@ -14,7 +14,6 @@ import pytest
 
 from tests.rig import workload
 from tests.rig.errors import CommandError, GuestError, RigTimeout
-from tests.rig.fixtures import require_rig
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.sources import debian_archives
@@ -25,7 +24,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """One guest with QEMU's own balloon for all tests that leave it as it was."""
-    require_rig()
     with Guest("qemu") as booted:
         yield booted
 
@@ -162,7 +160,6 @@ def test_driver_reload_reset_and_reboot(guest: Guest) -> None:
     ids=["file", "numa", "dimm", "4 GiB"],
 )
 def test_kinds_of_memory(memory: Memory) -> None:
-    require_rig()
     with Guest("qemu", memory=memory, driver=False) as guest:
         if memory.slots:
             guest.hotplug_dimm()
@@ -175,7 +172,6 @@ def test_kinds_of_memory(memory: Memory) -> None:
 
 @pytest.mark.guest
 def test_vhost_user_device_connects_to_its_back_end(tmp_path: Path) -> None:
-    require_rig()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "vm.sock"))
         listener.listen()
@@ -201,14 +197,12 @@ def _start_and_hang_up(guest: Guest, listener: socket.socket) -> None:
 
 @pytest.mark.guest
 def test_a_boot_that_fails_shows_qemus_words(tmp_path: Path) -> None:
-    require_rig()
     with pytest.raises(GuestError, match="Failed to connect"), Guest(tmp_path / "nobody"):
         pass
 
 
 @pytest.mark.guest
 def test_guests_die_with_their_owner() -> None:
-    require_rig()
     script = (
         "import os, signal\n"
         "from tests.rig.guest import Guest\n"

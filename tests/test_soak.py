@@ -7,22 +7,20 @@ import os
 import pytest
 
 from tests.rig.errors import RigUnavailable
-from tests.rig.fixtures import require_rig
+from tests.rig.fixtures import refuse
 from tests.rig.packages import SYSTEMD
 from tests.soak.run import soak
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.rig(SYSTEMD)]
 
 
 @pytest.mark.timeout(280)
 def test_nothing_is_lost_or_left_behind_by_restarts() -> None:
-    require_rig()
-    require_rig((SYSTEMD,))
     seed = int.from_bytes(os.urandom(3))
     try:
         outcome = soak(15, real=1, simulated=8, seed=seed)
     except RigUnavailable as error:
-        pytest.skip(f"the rig is unavailable: {error.reason}")
+        refuse(error.reason)
     print(f"\n{outcome.summary()}")
     assert outcome.problems == []
     assert outcome.restarts >= 6

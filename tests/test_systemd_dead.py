@@ -11,8 +11,6 @@ from tests.guests import wait_until
 from tests.helpers import MIB
 from tests.rig.systemd import SERVICE, SystemdHost
 
-pytestmark = pytest.mark.guest
-
 SOCKET = "/run/vhost-balloon/web1.sock"
 USED = 256 * MIB
 

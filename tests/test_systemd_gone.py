@@ -7,7 +7,6 @@ import pytest
 from tests.guests import wait_until
 from tests.restarts import SOCKET, SOCKETS, Watched
 from tests.rig.errors import RigError
-from tests.rig.fixtures import require_rig
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory
 from tests.rig.systemd import SERVICE, SystemdHost
@@ -27,7 +26,6 @@ def kinds(host: SystemdHost) -> dict[str, int]:
 def test_a_vm_that_ends_while_the_daemon_is_away_is_cleaned_up(
     systemd_host: SystemdHost, how: str
 ) -> None:
-    require_rig()
     host = systemd_host
     host.systemctl("start", *SOCKETS, SERVICE)
     try:

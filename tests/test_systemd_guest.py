@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.guests import memory_files, resident, wait_until
-from tests.rig.fixtures import require_rig
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.systemd import SERVICE, SystemdHost
@@ -16,7 +15,6 @@ pytestmark = pytest.mark.guest
 
 
 def test_a_guest_reports_inflates_and_gives_statistics(systemd_host: SystemdHost) -> None:
-    require_rig()
     host = systemd_host
     host.systemctl("start", "vhost-balloon.socket", "vhost-balloon-vm@web1.socket")
     socket = host.path("/run/vhost-balloon/web1.sock")

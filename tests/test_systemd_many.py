@@ -13,8 +13,6 @@ from tests.end_to_end import PAGE
 from tests.rig import process
 from tests.rig.systemd import SERVICE, SystemdHost
 
-pytestmark = pytest.mark.guest
-
 VMS = 500
 PER_VM = 21
 CONFIG = "/etc/vhost-balloon.toml"

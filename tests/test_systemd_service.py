@@ -13,8 +13,6 @@ import pytest
 from tests.guests import wait_until
 from tests.rig.systemd import CONTROL, SERVICE, SystemdHost
 
-pytestmark = pytest.mark.guest
-
 README = Path(__file__).parents[1] / "README.md"
 GET_FEATURES = bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
 """vhost-user: the request, version 1, no payload."""

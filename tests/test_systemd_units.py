@@ -11,8 +11,6 @@ import pytest
 
 from tests.rig.systemd import VENV, SystemdHost
 
-pytestmark = pytest.mark.guest
-
 SERVICES = ("vhost-balloon.service", "vhost-balloon@web1.service")
 UNITS = (
     *SERVICES,

@@ -144,9 +144,11 @@ class PrivateApt:
 def unpack(package: Path, tree: Path) -> None:
     """Unpack one .deb into tree (dpkg-deb has every compression it needs built in)."""
     tree.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["dpkg-deb", "--extract", package, tree], capture_output=True, text=True, timeout=300
-    )
+    command = ["dpkg-deb", "--extract", str(package), str(tree)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired as error:
+        raise RigUnavailable(f"unpacking {package.name} took over 5 minutes") from error
     if done.returncode != 0:
         raise RigUnavailable(f"unpacking {package.name} failed: {_gist(done.stderr)}")
 

@@ -12,6 +12,8 @@ RigError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class RigError(Exception):
     """Base of everything the rig raises on purpose."""
@@ -22,11 +24,13 @@ class RigUnavailable(RigError):
 
     Attributes:
         reason: one line for a person, fit for a skip message.
+        by_tree: the reason by the name of the tree that it is about; empty if it is about all.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, by_tree: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.by_tree = dict(by_tree or {})
 
 
 class GuestError(RigError):

@@ -1,8 +1,9 @@
 """Provision the rig: trees of unpacked Debian packages in a cache folder, without root.
 
 Each tree is made in a staging folder, checked, stamped with its package versions and renamed
-into place, so a tree that exists is complete. A tree's folder name carries a digest of its
-recipe: changing a recipe makes a new tree and leaves those in use alone.
+into place, so a tree that exists is complete. No tree depends on another, nor on what an earlier
+provisioning did or left. A tree's folder name carries a digest of its recipe: changing a recipe
+makes a new tree and leaves those in use alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,18 @@ class Tree:
         """Where the tree is, or will be."""
         digest = hashlib.sha256(repr(self).encode()).hexdigest()[:10]
         return cache_folder() / "trees" / f"{self.name}-{digest}"
+
+    def is_there(self) -> bool:
+        """Whether it was made, and nobody has removed a part of it since."""
+        return (self.folder / _STAMP).is_file() and not self.lacking(self.folder)
+
+    def lacking(self, folder: Path) -> list[str]:
+        """The patterns of must_have that nothing in folder matches."""
+        return [
+            pattern
+            for pattern in self.must_have
+            if not any(path.exists() for path in folder.glob(pattern))
+        ]
 
     def versions(self) -> Mapping[str, str]:
         """Package name -> version, as stamped when the tree was made."""
@@ -122,6 +135,7 @@ SYSTEMD: Final = Tree(
     dependencies=True,
     must_have=(
         "usr/lib/systemd/systemd",
+        "usr/lib64/ld-linux-x86-64.so.2",
         "usr/bin/systemd-analyze",
         "usr/bin/python3",
         "usr/lib/python3/dist-packages/trio",
@@ -144,24 +158,23 @@ def provision(trees: tuple[Tree, ...] = TREES) -> None:
     """Make sure that trees are there; quick when they are.
 
     Raises:
-        RigUnavailable: this machine cannot have them.
+        RigUnavailable: this machine cannot have all of them. Those that it can have are there.
     """
-    if all(_present(tree) for tree in trees):
+    if all(tree.is_there() for tree in trees):
         return
     _check_host()
-    with _locked():
-        missing = [tree for tree in trees if not _present(tree)]
-        if missing:
-            _make_all(missing)
+    try:
+        with _locked():
+            missing = [tree for tree in trees if not tree.is_there()]
+            if missing:
+                _make_all(missing)
+    except OSError as error:
+        raise RigUnavailable(f"its cache folder cannot be used: {error}") from error
 
 
 def progress(text: str) -> None:
     """Tell the person who waits, on stderr."""
     print(f"rig: {text}", file=sys.stderr, flush=True)
-
-
-def _present(tree: Tree) -> bool:
-    return (tree.folder / _STAMP).is_file()
 
 
 def _check_host() -> None:
@@ -175,12 +188,8 @@ def _check_host() -> None:
 @contextmanager
 def _locked() -> Iterator[None]:
     folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise RigUnavailable(f"cannot write to its cache folder: {error}") from error
-    with lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         _take(lock.fileno())
         yield
 
@@ -203,16 +212,29 @@ def _take(lock: int) -> None:
 
 
 def _make_all(trees: list[Tree]) -> None:
-    """Make the trees in one staging folder, which goes away whatever happens."""
+    """Make the trees in one staging folder, which goes away whatever happens.
+
+    One that cannot be made costs none of the others.
+    """
     cache = cache_folder()
     for leftover in cache.glob("staging-*"):  # of a run that was killed: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="staging-", dir=cache) as staging:
+    fetched: list[int] = []
+    failures: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(
+        prefix="staging-", dir=cache, ignore_cleanup_errors=True
+    ) as staging:
         apt = _open_archive(Path(staging))
         for tree in trees:
-            started = time.monotonic()
-            _make(tree, apt, Path(staging))
-            progress(f"{tree.name} ready ({time.monotonic() - started:.0f} s)")
+            try:
+                fetched += _make(tree, apt, Path(staging))
+            except (RigUnavailable, OSError) as error:
+                failures[tree.name] = str(error)
+                progress(f"{tree.name} cannot be had: {error}")
+    progress(f"fetched {_amount(fetched)} in all, for {cache}")
+    if failures:
+        text = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise RigUnavailable(text, failures)
 
 
 def _open_archive(staging: Path) -> PrivateApt:
@@ -231,36 +253,54 @@ def _open_archive(staging: Path) -> PrivateApt:
     raise RigUnavailable("; ".join(failures) or "the host's apt knows no Debian archive")
 
 
-def _make(tree: Tree, apt: PrivateApt, staging: Path) -> None:
+def _make(tree: Tree, apt: PrivateApt, staging: Path) -> list[int]:
+    """Fetch, unpack, check and put into place; the sizes of the packages in bytes."""
+    started = time.monotonic()
     progress(f"fetching {tree.name}")
     packages = _fetch(tree, apt)
+    sizes = [package.stat().st_size for package in packages]
     unpacked = staging / tree.name
     for package in packages:
         unpack(package, unpacked)
     if tree.keep:
         unpacked = _pruned(unpacked, tree.keep)
-    for pattern in tree.must_have:
-        if not any(unpacked.glob(pattern)):
-            raise RigUnavailable(f"the {tree.name} packages hold no {pattern}")
+    if lacking := tree.lacking(unpacked):
+        raise RigUnavailable(f"the packages hold no {', '.join(lacking)}")
     (unpacked / _STAMP).write_text(json.dumps(_versions(packages), indent=1, sort_keys=True))
-    tree.folder.parent.mkdir(exist_ok=True)
-    unpacked.rename(tree.folder)
+    _put(unpacked, tree.folder)
+    progress(f"{tree.name} ready: {_amount(sizes)} ({time.monotonic() - started:.0f} s)")
+    return sizes
+
+
+def _put(unpacked: Path, folder: Path) -> None:
+    """Move a tree into place, where there may be the rest of one that was removed in part."""
+    folder.parent.mkdir(exist_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    unpacked.rename(folder)
+
+
+def _amount(sizes: list[int]) -> str:
+    return f"{len(sizes)} packages, {sum(sizes) / 1e6:.1f} MB"
 
 
 def _fetch(tree: Tree, apt: PrivateApt) -> list[Path]:
+    apt.prefer_backports(tree.backports)  # first: what meta packages depend on follows from it
     names = list(tree.packages)
     if tree.meta:
-        wanted: Callable[[str], bool] = lambda name: name.startswith(tree.meta)  # noqa: E731
-        names = [name for meta in names for name in apt.dependencies(meta) if wanted(name)]
-    apt.prefer_backports(tree.backports)
-    return apt.download(names) if tree.dependencies else apt.download_alone(names)
+        depended_on = [name for meta in names for name in apt.dependencies(meta)]
+        names = [name for name in depended_on if name.startswith(tree.meta)]
+    packages = apt.download(names) if tree.dependencies else apt.download_alone(names)
+    if lacking := sorted(set(names) - _versions(packages).keys()):
+        raise RigUnavailable(f"apt did not fetch {', '.join(lacking)}")
+    return packages
 
 
 def _pruned(unpacked: Path, keep: tuple[str, ...]) -> Path:
     """Move what keep names into a folder of its own: a kernel's modules are 100 MB."""
     kept = unpacked.with_name(unpacked.name + "-kept")
     for pattern in keep:
-        for path in unpacked.glob(pattern):
+        for path in list(unpacked.glob(pattern)):
             target = kept / path.relative_to(unpacked)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
