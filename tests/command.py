@@ -51,8 +51,9 @@ class Daemon:
         """Send a signal; exit status, seconds, and what was logged."""
         started = time.monotonic()
         self.process.send_signal(number)
+        log = self._stderr.read()  # first: a daemon could wait for the reader of a full pipe
         code = self.process.wait(timeout=10)
-        return code, time.monotonic() - started, self._stderr.read()
+        return code, time.monotonic() - started, log
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""What several test files share: memory and descriptors."""
+"""What several test files share: memory, descriptors and sockets."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
@@ -67,6 +68,14 @@ def pieces(parts: Iterable[Part]) -> list[Piece]:
         for part in parts
         for start, end in part.ranges
     ]
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    """Exactly so many bytes of a stream, however they come; fewer only at its end."""
+    data = b""
+    while len(data) < size and (part := sock.recv(size - len(data))):
+        data += part
+    return data
 
 
 def no_fds(count: int) -> list[OwnedFd]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import codecs
 import fcntl
 import os
 import pty
@@ -16,6 +16,7 @@ import time
 from types import TracebackType
 from typing import Any, Final, Self
 
+_END: Final = "\0"
 _CODES: Final = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|[78])")
 
 
@@ -36,6 +37,8 @@ class PtySession:
     def __init__(self, *command: str, columns: int = 100, rows: int = 20, **environment: str):
         self.text = ""
         self._seen = 0
+        # A read may end in the middle of a character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._master, self._terminal = pty.openpty()
         self.resize(columns, rows, tell=False)
         self.attributes: list[Any] = termios.tcgetattr(self._terminal)
@@ -106,8 +109,9 @@ class PtySession:
         while self._process.poll() is None:
             assert time.monotonic() < deadline, f"still there after {seconds} s"
             self._read(0.05)
-        while self._read(0):
-            pass
+        os.write(self._terminal, _END.encode())  # behind all that it wrote
+        self.wait_for(_END)
+        self.text = self.text.removesuffix(_END)
         return self._process.returncode
 
     def is_restored(self) -> bool:
@@ -118,6 +122,5 @@ class PtySession:
     def _read(self, seconds: float) -> bool:
         if not select.select([self._master], [], [], seconds)[0]:
             return False
-        with contextlib.suppress(OSError):
-            self.text += os.read(self._master, 65536).decode(errors="replace")
+        self.text += self._decoder.decode(os.read(self._master, 65536))
         return True

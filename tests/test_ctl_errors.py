@@ -49,10 +49,11 @@ def replies(*messages: bytes) -> Serve:
     """Say each message: the first at once, the others one a request; then hang up."""
 
     def serve(connection: socket.socket) -> None:
-        for number, message in enumerate(messages):
-            if number and not connection.recv(65536):
-                return
-            connection.sendall(message)
+        with connection.makefile("rb") as requests:
+            for number, message in enumerate(messages):
+                if number and not requests.readline():
+                    return
+                connection.sendall(message)
 
     return serve
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.command import daemon, listening
+from tests.control_client import Client
 from tests.end_to_end import MIB, by_hand
 from vhost_balloon.simulator import DriverOptions, FrontEnd, GuestRam, running_guest
 
@@ -148,16 +149,11 @@ async def test_a_vm_that_is_shown_by_qmp(tmp_path: Path) -> None:
     path, control = tmp_path / "web.sock", tmp_path / "qmp.sock"
     with daemon(f"--socket-path={path}", f"--control-socket={control}"):
         async with by_hand(path) as guest:
-            stream = await trio.open_unix_socket(control)
-            async with stream:
-                greeting = await stream.receive_some()
-                assert b'"QMP"' in greeting
-                await stream.send_all(b'{"execute": "qmp_capabilities"}')
-                assert b"return" in await stream.receive_some()
-                await stream.send_all(b'{"execute": "query-vms"}')
-                (vm,) = json.loads(await stream.receive_some())["return"]
+            async with await trio.open_unix_socket(control) as stream:
+                client = Client(stream)
+                await client.negotiate()
+                (vm,) = await client.execute("query-vms")
                 assert (vm["id"], vm["attached"], vm["guest-memory"]) == ("web", True, 64 * MIB)
                 assert vm["front-end-pid"] == os.getpid()
-                await stream.send_all(b'{"execute": "balloon", "arguments": {"value": 33554432}}')
-                assert b"return" in await stream.receive_some()
+                await client.execute("balloon", value=32 * MIB)
             assert int.from_bytes((await guest.front_end.get_config())[:4], "little") == 8192

@@ -14,7 +14,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import trio
@@ -128,6 +128,14 @@ async def test_a_daemon_that_does_nothing_is_an_error_not_a_hang(
 # The control socket's client
 
 
+async def request(stream: trio.SocketStream) -> Any:
+    """The next line that the client sends."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await stream.receive_some(1)
+    return json.loads(line)
+
+
 async def test_the_client_negotiates_and_skips_events() -> None:
     ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     seen: list[Any] = []
@@ -135,12 +143,12 @@ async def test_the_client_negotiates_and_skips_events() -> None:
     async def server() -> None:
         stream = trio.SocketStream(theirs)
         await stream.send_all(b'{"QMP": {"version": {}, "capabilities": []}}\r\n')
-        seen.append(json.loads(await stream.receive_some()))
+        seen.append(await request(stream))
         await stream.send_all(b'{"return": {}}\r\n')
-        seen.append(json.loads(await stream.receive_some()))
+        seen.append(await request(stream))
         await stream.send_all(b'{"event": "BALLOON_CHANGE"}\r\n{"return"')
         await stream.send_all(b": [1]}\r\n")
-        seen.append(json.loads(await stream.receive_some()))
+        seen.append(await request(stream))
         await stream.send_all(b'{"error": {"class": "DeviceNotActive", "desc": "no"}}\r\n')
         await stream.aclose()
 
@@ -201,62 +209,74 @@ def test_without_any_standard_output_nothing_happens() -> None:
         screen.write(["text"])
 
 
+class Terminal:
+    """A pseudo-terminal of 80 x 24 that this process writes to; a context manager."""
+
+    def __init__(self, encoding: str = "utf-8") -> None:
+        self._master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, 80))
+        self.stream = os.fdopen(slave, "w", encoding=encoding)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stream.close()
+        os.close(self._master)
+
+    def written(self) -> str:
+        """All that was written since the last time. One read of a terminal gives a part of it."""
+        print(end="\0", file=self.stream, flush=True)
+        data = b""
+        while not data.endswith(b"\0"):
+            data += os.read(self._master, 1 << 16)
+        return data[:-1].decode()
+
+
 @pytest.fixture
-def terminal() -> Any:
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 80))
-    with os.fdopen(slave, "w", encoding="utf-8") as stream:
-        yield master, stream
-    os.close(master)
-
-
-def test_a_terminal_gets_frames_drawn_over_each_other(
-    terminal: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    master, stream = terminal
+    with Terminal() as terminal:
+        yield terminal
 
-    def written() -> str:
-        return os.read(master, 1 << 16).decode()
 
-    with Screen(history_of(1), stream) as screen:
-        assert written() == "\x1b[?25l", "the cursor is hidden"
+def test_a_terminal_gets_frames_drawn_over_each_other(terminal: Terminal) -> None:
+    with Screen(history_of(1), terminal.stream) as screen:
+        assert terminal.written() == "\x1b[?25l", "the cursor is hidden"
         screen.show()
-        first = written()
+        first = terminal.written()
         assert first.count("\n") == 23
         assert "█" in first
         screen.show()
-        assert written().startswith("\x1b[23A\r")
-        termios.tcsetwinsize(stream.fileno(), (30, 100))
+        assert terminal.written().startswith("\x1b[23A\r")
+        termios.tcsetwinsize(terminal.stream.fileno(), (30, 100))
         screen.show()
-        assert written().startswith("\x1b[H\x1b[2J"), "a resized terminal is cleared"
+        assert terminal.written().startswith("\x1b[H\x1b[2J"), "a resized terminal is cleared"
         screen.write(["the end"])
-        assert written().endswith("the end\r\n")
-    assert written() == "\x1b[?25h", "the cursor is back"
+        assert terminal.written().endswith("the end\r\n")
+    assert terminal.written() == "\x1b[?25h", "the cursor is back"
 
 
 @pytest.mark.parametrize(("variable", "value"), [("TERM", "dumb"), ("NO_COLOR", "1")])
 def test_a_terminal_without_colours_gets_none(
-    terminal: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv(variable, value)
-    master, stream = terminal
-    Screen(history_of(1), stream).show()
-    assert not re.search(r"\x1b\[\d+m", os.read(master, 1 << 16).decode())
+    Screen(history_of(1), terminal.stream).show()
+    written = terminal.written()
+    assert "It boots" in written
+    assert not re.search(r"\x1b\[\d+m", written)
 
 
 def test_a_terminal_that_is_not_utf_8_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (0, 0))
-    with os.fdopen(slave, "w", encoding="iso8859-1") as stream:
-        Screen(history_of(1), stream).show()
-    data = os.read(master, 1 << 16)
-    os.close(master)
-    assert data.isascii()
-    assert data.count(b"\n") == 23, "a terminal that does not know its size has 80 x 24"
+    with Terminal("iso8859-1") as terminal:
+        termios.tcsetwinsize(terminal.stream.fileno(), (0, 0))
+        Screen(history_of(1), terminal.stream).show()
+        written = terminal.written()
+    assert written.isascii()
+    assert written.count("\n") == 23, "a terminal that does not know its size has 80 x 24"
 
 
 # How much memory there is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import urllib.request
 from pathlib import Path
@@ -29,7 +28,7 @@ SCRAPED: Final = 20.0
 
 def metrics_address(daemon: Daemon) -> str:
     """From the daemon's log, as it was started with port 0."""
-    match = re.search(r"metrics on https?://(\S+)/metrics", daemon.log())
+    match = daemon.wait_logged(r"metrics on https?://(\S+)/metrics")
     assert match is not None, daemon.log()
     return match[1]
 
@@ -157,7 +156,6 @@ def test_prometheus_over_tls_with_a_client_certificate() -> None:
 
 def test_prometheus_asks_for_openmetrics() -> None:
     """And in a way that is understood: it would be content with text, too."""
-    require_rig((PROMETHEUS,))
     with socket.create_server(("127.0.0.1", 0)) as target:
         target.settimeout(SCRAPED)
         with Prometheus(f"127.0.0.1:{target.getsockname()[1]}"):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.command import listening
 from tests.handing_over import handed
+from tests.helpers import receive
 from tests.rig.qmp import QMPClient
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
@@ -56,7 +57,7 @@ def test_a_front_end_may_connect_before_the_daemon_is_there(tmp_path: Path) -> N
         front_end.sendall(bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]))  # GET_FEATURES, version 1
         with handed(control, web1=sock) as started:
             front_end.settimeout(20)
-            assert front_end.recv(12)[:4] == bytes([1, 0, 0, 0])
+            assert receive(front_end, 4) == bytes([1, 0, 0, 0])
             started.told()
             assert vms(tmp_path / "control")["web1"]["attached"] is True
 

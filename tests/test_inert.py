@@ -166,4 +166,4 @@ async def test_a_vm_that_crashes_the_daemon_is_left_and_the_others_served(tmp_pa
             await is_inert(host, guest.front_end)
             del host.manager.environment["CRASH_AT"]
             await other.inflate([5001])
-        assert "ended this program 3 times" in host.log()
+        await eventually(lambda: "ended this program 3 times" in host.log())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import struct
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.helpers import receive
 from tests.rig.daemon import Daemon
 from tests.scrapes import GET, ask, connect, read_all, serving
 from vhost_balloon import config, metrics_server
@@ -195,8 +195,7 @@ def test_a_port_in_use_is_the_operators_mistake(tmp_path: Path) -> None:
 
 def test_the_daemon_ends_in_time_whatever_clients_do() -> None:
     with Daemon("--metrics-address=:0", vms=[f"web{n}" for n in range(40)]) as daemon:
-        match = re.search(r"metrics on http://(127\.0\.0\.1):(\d+)/metrics\n", daemon.log())
-        assert match is not None
+        match = daemon.wait_logged(r"metrics on http://(127\.0\.0\.1):(\d+)/metrics\n")
         clients = [socket.create_connection((match[1], int(match[2]))) for _ in range(20)]
         for client in clients[::2]:
             client.send(GET)  # and never reads
@@ -204,7 +203,7 @@ def test_the_daemon_ends_in_time_whatever_clients_do() -> None:
             client.send(GET[:-1])
         with socket.create_connection((match[1], int(match[2]))) as scrape:
             scrape.send(GET)
-            assert scrape.recv(100).startswith(b"HTTP/1.1 200 OK")
+            assert receive(scrape, 15) == b"HTTP/1.1 200 OK"
         daemon.terminate()
         assert "Traceback" not in daemon.log()
         for client in clients:
@@ -223,12 +222,12 @@ HARMFUL = [
 
 def test_no_request_ends_the_daemon() -> None:
     with Daemon("--metrics-address=:0") as daemon:
-        match = re.search(r"metrics on http://(127\.0\.0\.1):(\d+)/metrics\n", daemon.log())
-        assert match is not None
+        match = daemon.wait_logged(r"metrics on http://(127\.0\.0\.1):(\d+)/metrics\n")
         for field in (*HARMFUL, b""):
             with socket.create_connection((match[1], int(match[2])), timeout=10) as scrape:
                 scrape.sendall(b"GET /metrics HTTP/1.1\r\n" + field + b"\r\n")
-                assert scrape.recv(100).startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain")
+                start = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain"
+                assert receive(scrape, len(start)) == start
         daemon.terminate()
         assert "Traceback" not in daemon.log()
 

@@ -233,7 +233,7 @@ def run_tests(folder: Path, *options: str, required: bool = False) -> tuple[str,
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(TESTS)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = rig\nfilterwarnings = error\n")
-    wanted = {"CI": "", "VHOST_BALLOON_REQUIRE_RIG": "1" if required else ""}
+    wanted = {"PYTEST_ADDOPTS": "", "CI": "", "VHOST_BALLOON_REQUIRE_RIG": "1" if required else ""}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, "test_it.py"],
         cwd=folder,

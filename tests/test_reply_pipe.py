@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -50,10 +51,11 @@ class Connection:
         return entry.phase
 
     def received(self) -> bytes:
-        try:
-            return self.front_end.recv(4096)
-        except BlockingIOError:
-            return b""
+        data = b""
+        with suppress(BlockingIOError):
+            while part := self.front_end.recv(4096):
+                data += part
+        return data
 
     def fill(self) -> int:
         """Send until the socket takes no more; the bytes."""

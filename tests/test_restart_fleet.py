@@ -66,7 +66,7 @@ async def test_a_mistake_in_the_file_is_no_reason_to_leave_guests_alone(tmp_path
         await guest.inflate([5000])
         file.write_text(text + "nonsense\n")
         host.manager.kill()
-        assert f"{file}: line 4: " in host.log()
+        await eventually(lambda: f"{file}: line 4: " in host.log())
         await guest.inflate([5001])
         web = host.vm("web")
         assert (web["attached"], web["leaving"], web["origin"]) == (True, False, "config")
@@ -89,7 +89,7 @@ async def test_what_cannot_be_added_at_a_restart_stays_while_it_is_used(tmp_path
         host.manager.start()
         await guest.inflate([5001])
         assert [vm["id"] for vm in host.ask("query-vms")] == ["vm1", "vm2"]
-        assert str(host.path("vm3")) in host.log()
+        await eventually(lambda: str(host.path("vm3")) in host.log())
 
 
 async def test_the_service_manager_is_told_who_is_there(tmp_path: Path) -> None:
@@ -186,4 +186,4 @@ async def test_a_store_that_is_full_refuses_front_ends_and_nothing_else(tmp_path
             with pytest.raises(Exception, match="closed"):
                 await front_end.handshake()
             front_end.close()
-        assert "refused: no more descriptors" in host.log()
+        await eventually(lambda: "refused: no more descriptors" in host.log())

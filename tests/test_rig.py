@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import receive
 from tests.rig import workload
 from tests.rig.errors import CommandError, GuestError, RigTimeout
 from tests.rig.guest import Guest
@@ -191,7 +192,7 @@ def _start_and_hang_up(guest: Guest, listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
             # GET_FEATURES: request 1, version 1, no payload
-            assert connection.recv(12) == bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+            assert receive(connection, 12) == bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
         started.result()
 
 

@@ -59,4 +59,4 @@ def test_death_at_each_step(served: Watched, chance: random.Random, how: str) ->
                 keep_busy(served, busy, chance, end)
             finished(served, died.result(), name)
             if how == "raise":
-                assert f"{INJECTED} {when} {step}" in host.journal()
+                host.wait_logged(f"{INJECTED} {when} {step}")

@@ -48,7 +48,7 @@ def test_a_daemon_that_hangs_is_replaced_and_the_guest_goes_on(served: Watched) 
             since = time.monotonic()
             assert end.came(20)
         pause = served.answers() - since
-        assert "Watchdog timeout (limit 2s)!" in host.journal()
+        host.wait_logged("Watchdog timeout (limit 2s)!")
         served.check()
         print(f"without service for {pause:.1f} s")
     finally:

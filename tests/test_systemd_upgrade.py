@@ -97,4 +97,4 @@ def test_upgrade_and_downgrade_under_a_running_guest(systemd_host: SystemdHost) 
             assert served.vm()["pause-reasons"] == ["foreign-state"]
             served.guest.reset()
             wait_until(lambda: bool(served.vm()["driver-ready"]), 30)
-        assert f"{VM}: front end resumed" in host.journal()
+        host.wait_logged(f"{VM}: front end resumed")

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -95,7 +95,11 @@ class ToyBackEnd:
     def channel_reply(self) -> bytes:
         """Return what the front end has said on the back-end channel so far."""
         assert self._channel is not None
-        return self._channel.recv(4096, socket.MSG_DONTWAIT)
+        data = b""
+        with suppress(BlockingIOError):
+            while part := self._channel.recv(4096, socket.MSG_DONTWAIT):
+                data += part
+        return data
 
     def process(self, index: int) -> None:
         """Finish everything that is available in a ring, and signal its call eventfd."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -132,6 +133,19 @@ class Daemon(process.Started):
     def log(self) -> str:
         """All it wrote to stdout and stderr."""
         return process.text_tail(self.folder / "daemon.log", 1 << 20)
+
+    def wait_logged(self, pattern: str, timeout: float = START_SECONDS) -> re.Match[str]:
+        """Wait until a part of the log matches a regular expression.
+
+        Raises:
+            DaemonError: none did within timeout seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while (match := re.search(pattern, self.log())) is None:
+            if time.monotonic() > deadline:
+                raise DaemonError(f"no {pattern!r} within {timeout} s\n{self.log()}")
+            time.sleep(0.05)
+        return match
 
     def qmp(self) -> QMPClient:
         """A new connection to the control socket."""

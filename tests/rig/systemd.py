@@ -118,8 +118,18 @@ class SystemdHost(process.Started):
         return self.systemctl("show", "--value", f"--property={name}", unit).strip()
 
     def journal(self, unit: str = SERVICE) -> str:
-        """A unit's log, systemd's own lines about it included."""
+        """A unit's log, systemd's own lines about it included: all that was written until now."""
+        self.run("journalctl", "--sync")
         return self.run("journalctl", "--no-pager", "--output=short-precise", "-u", unit).stdout
+
+    def wait_logged(self, text: str, unit: str = SERVICE, timeout: float = 30) -> str:
+        """Wait until a unit's log has text; all of the log."""
+        deadline = time.monotonic() + timeout
+        while text not in (log := self.journal(unit)):
+            if time.monotonic() > deadline:
+                raise SystemdError(f"no {text!r} within {timeout} s\n{log}")
+            time.sleep(0.1)
+        return log
 
     def path(self, inside: str) -> Path:
         """A file of the system, as this side sees it; sockets can be connected to."""
