@@ -39,6 +39,10 @@ class Crowd(Remote):
         """See that each balloon frees one page on inflating and one on a report; seconds."""
         return float(self.call("use", timeout=timeout, vms=vms))
 
+    def kept(self, timeout: float = 120) -> bool:
+        """Have each VM give away what it does in use(); whether all of that stays."""
+        return bool(self.call("kept", timeout=timeout))
+
     def begin_to_ask(self) -> None:
         """Have each VM ask something of its balloon now; result() gives the seconds until the
         last one was answered."""
@@ -76,6 +80,9 @@ class _Guests:
                 using.start_soon(_use, self._guests[vm])
         return time.monotonic() - started
 
+    async def kept(self) -> bool:
+        return all([await _give(guest) == [True, True] for guest in self._guests.values()])
+
     async def ask(self) -> float:
         started = time.monotonic()
         async with trio.open_nursery() as asking:
@@ -95,14 +102,22 @@ class _Guests:
 
 
 async def _use(guest: ByHand) -> None:
-    """Give two pages away, and see them gone; take one back, as a driver does."""
+    """Give two pages away, and see them gone."""
+    inflated, reported = await _give(guest)
+    assert not inflated, "an inflated page stays"
+    assert not reported, "a reported page stays"
+
+
+async def _give(guest: ByHand) -> list[bool]:
+    """Inflate a page and report another; whether they are resident then. Takes the first one back,
+    as a driver does."""
     for page in (INFLATED, REPORTED):
         fill(guest.ram, page, PAGE)
     await guest.inflate([INFLATED // PAGE])
-    assert not guest.ram.is_resident(INFLATED), "an inflated page stays"
     await guest.report((REPORTED, PAGE))
-    assert not guest.ram.is_resident(REPORTED), "a reported page stays"
+    resident = [guest.ram.is_resident(page) for page in (INFLATED, REPORTED)]
     await guest.rings[Queue.DEFLATE].submit([guest.pfns([INFLATED // PAGE])])
+    return resident
 
 
 async def _main() -> None:
@@ -111,6 +126,7 @@ async def _main() -> None:
         handlers: dict[str, Any] = {
             "attach": guests.attach,
             "use": guests.use,
+            "kept": guests.kept,
             "ask": guests.ask,
             "fill": guests.fill,
             "refused": guests.refused,

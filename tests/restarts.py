@@ -200,13 +200,14 @@ class Watched:
 @contextmanager
 def watched(host: SystemdHost) -> Iterator[Watched]:
     """A guest of 1 GiB, its driver ready; the service is stopped at the end, its store empty."""
-    host.systemctl("start", *SOCKETS)
     try:
-        with Guest(host.path(SOCKET), memory=Memory(GiB), forker=host.forker) as guest:
-            found = Watched(host, guest)
-            wait_until(lambda: bool(found.vm()["driver-ready"]), 30)
-            found.order_target(GiB)
-            yield found
+        with host.options("--discard=always"):
+            host.systemctl("start", *SOCKETS)
+            with Guest(host.path(SOCKET), memory=Memory(GiB), forker=host.forker) as guest:
+                found = Watched(host, guest)
+                wait_until(lambda: bool(found.vm()["driver-ready"]), 30)
+                found.order_target(GiB)
+                yield found
     finally:
         host.path(str(ORDER)).unlink(missing_ok=True)
         host.systemctl("stop", "vhost-balloon*.socket", "vhost-balloon*.service")

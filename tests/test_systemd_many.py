@@ -21,10 +21,10 @@ CONFIG = "/etc/vhost-balloon.toml"
 
 @pytest.fixture
 def host(systemd_host: SystemdHost) -> Iterator[SystemdHost]:
-    yield systemd_host
-    systemd_host.systemctl("stop", "vhost-balloon*.socket", "vhost-balloon*.service")
-    for path in ("/etc/default/vhost-balloon", CONFIG):
-        systemd_host.path(path).unlink(missing_ok=True)
+    options = ("--discard=always", f"--config={CONFIG}", "--stats-interval=0")
+    with systemd_host.options(*options):
+        yield systemd_host
+        systemd_host.systemctl("stop", "vhost-balloon*.socket", "vhost-balloon*.service")
 
 
 def configured(host: SystemdHost, count: int) -> dict[str, Path]:
@@ -32,8 +32,6 @@ def configured(host: SystemdHost, count: int) -> dict[str, Path]:
     paths = {f"sim{number}": f"/run/vhost-balloon/sim{number}.sock" for number in range(count)}
     tables = (f'[vm.{vm}]\nsocket-path = "{path}"\n' for vm, path in paths.items())
     host.write(CONFIG, "".join(tables))
-    options = f"--config={CONFIG} --stats-interval=0"
-    host.write("/etc/default/vhost-balloon", f'VHOST_BALLOON_OPTIONS="{options}"\n')
     host.systemctl("start", SERVICE)
     return {vm: host.path(path) for vm, path in paths.items()}
 

@@ -120,15 +120,9 @@ def test_a_vm_is_added_while_the_daemon_is_stopped(host: SystemdHost) -> None:
 
 
 def test_options_and_metrics_on_loopback(host: SystemdHost) -> None:
-    host.write(
-        "/etc/default/vhost-balloon",
-        'VHOST_BALLOON_OPTIONS="--no-reporting --metrics-address=127.0.0.1:0"\n',
-    )
-    try:
+    with host.options("--no-reporting", "--metrics-address=127.0.0.1:0"):
         host.systemctl("start", *SHARED, SERVICE)
         log = host.wait_logged("/metrics\n")
-    finally:
-        host.path("/etc/default/vhost-balloon").unlink()
     url = log.rpartition("metrics on ")[2].split()[0]
     ask = f"import urllib.request as u; print(u.urlopen('{url}', timeout=20).read().decode())"
     assert 'vhost_balloon_connected{vm="web1"} 0' in host.run("python3", "-c", ask).stdout

@@ -125,7 +125,7 @@ class FrontEndConnection:
             vm.counters,
             self._settings.policy,
             vm.machine.heartbeat,
-            PinGuard(self._pid, vm.machine.proc),
+            PinGuard(self._pid, vm.machine.proc, transport.is_peer),
             vm.log,
             paused=vm.paused,
             report_limit=_report_limit(self._settings.report_rate),
@@ -197,6 +197,7 @@ class FrontEndConnection:
             with trio.CancelScope(shield=True):
                 await self._rings.close()
             self._device.memory.close()
+            self._device.pins.close()
             if self._channel is not None:
                 self._channel.close()
 

@@ -189,7 +189,8 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
         choices=[mode.value for mode in DiscardMode],
         default=DiscardMode.AUTO.value,
         help="auto (default): not while the front end has memory pinned for passed-through "
-        "devices; always: without looking; never: acknowledge and discard nothing",
+        "devices, or may not be looked at (as another user's process); always: without looking; "
+        "never: acknowledge and discard nothing",
     )
     memory.add_argument(
         "--report-rate",

@@ -23,9 +23,10 @@ from vhost_balloon.refusal import Refusal
 _PIN_REFUSALS = {PinState.PINNED: Refusal.PINNED, PinState.UNKNOWN: Refusal.PINS_UNKNOWN}
 _PIN_MESSAGES = {
     PinState.FREE: "the front end has no memory pinned any more: discarding goes on",
-    PinState.PINNED: "the front end has memory pinned for a device: nothing is discarded",
-    PinState.UNKNOWN: "it cannot be told whether the front end has memory pinned: nothing is "
-    "discarded (--discard=always discards without looking)",
+    PinState.PINNED: "nothing is discarded: the front end has memory pinned for a device",
+    PinState.UNKNOWN: "nothing is discarded: whether the front end has memory pinned for a "
+    "passed-through device cannot be told ({why}); if no device is passed through to the guest, "
+    'start the daemon with --discard=always, or give this VM discard = "always"',
 }
 
 
@@ -53,7 +54,7 @@ class Device:
     report_limit: Bucket | None = None
     gathering: Gathering = field(default_factory=Gathering)
     discarded: trio.Event = field(default_factory=trio.Event)
-    _pins_seen: PinState = PinState.FREE
+    _pins_seen: PinState | None = None
 
     def __post_init__(self) -> None:
         self.discarded.set()
@@ -66,7 +67,7 @@ class Device:
         if mode is DiscardMode.NEVER:
             return Refusal.NEVER
         if mode is DiscardMode.AUTO and self._pins_seen is not PinState.FREE:
-            return _PIN_REFUSALS[self._pins_seen]
+            return _PIN_REFUSALS[self._pins_seen or PinState.UNKNOWN]
         if queue is not Queue.REPORTING:
             return None
         if self.paused:
@@ -78,9 +79,9 @@ class Device:
         if self.policy.mode is not DiscardMode.AUTO:
             return
         state = self.pins.check(self.memory.size, now)
-        if state is not self._pins_seen:
-            self._pins_seen = state
-            self.log.misbehaved(_PIN_MESSAGES[state])
+        before, self._pins_seen = self._pins_seen, state
+        if state is not (before or PinState.FREE):
+            self.log.misbehaved(_PIN_MESSAGES[state].format(why=self.pins.why))
 
     def protect(self, ranges: Iterable[Range]) -> None:
         self.protected = merge(ranges)

@@ -33,6 +33,7 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.journal import Journal
 from vhost_balloon.message import Message, carries_fds
 from vhost_balloon.partial import Partial, parse_header
+from vhost_balloon.peer import is_peer, peer_pid
 from vhost_balloon.polling import Polling
 from vhost_balloon.store import Scope, name_of
 
@@ -92,9 +93,12 @@ class Transport:
         """Since when bytes are missing that must come: of the first message, or of one begun."""
 
     def peer_pid(self) -> int | None:
-        """The process that connected, by SO_PEERCRED; None if it is not in our namespace."""
-        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return int.from_bytes(credentials[:4], "little") or None
+        """See peer.peer_pid()."""
+        return peer_pid(self._sock)
+
+    def is_peer(self, pid: int) -> bool:
+        """See peer.is_peer()."""
+        return is_peer(self._sock, pid)
 
     async def receive(self) -> Message | None:
         """The next message, or None at the end of the stream.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from .wheel import build_wheel
 BOOT_SECONDS: Final = 60.0
 SERVICE: Final = "vhost-balloon.service"
 VENV: Final = "/opt/vhost-balloon"
+OPTIONS: Final = "/etc/default/vhost-balloon"
 CONTROL: Final = "/run/vhost-balloon/control.sock"
 _BOOT: Final = Path(__file__).with_name("systemd_boot.sh")
 _ENVIRONMENT: Final = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8")
@@ -150,6 +152,19 @@ class SystemdHost(process.Started):
         self.systemctl("daemon-reload")
 
     # The daemon
+
+    @contextlib.contextmanager
+    def options(self, *options: str) -> Iterator[None]:
+        """Daemons that start meanwhile get these options, as README says.
+
+        Front ends here run as another user than the daemon, so that nothing of theirs is discarded
+        but with --discard=always.
+        """
+        self.write(OPTIONS, f'VHOST_BALLOON_OPTIONS="{" ".join(options)}"\n')
+        try:
+            yield
+        finally:
+            self.path(OPTIONS).unlink()
 
     def install(self, wheel: Path | None = None) -> None:
         """Install the daemon as README says; again: another build in the first one's place."""

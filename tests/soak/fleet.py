@@ -88,8 +88,8 @@ def running(real: int, simulated: int, seed: int) -> Iterator[Fleet]:
         paths = {vm: f"/run/vhost-balloon/{vm}.sock" for vm in (*guests, *names, *visited, "probe")}
         tables = (f'[vm.{vm}]\nsocket-path = "{path}"\n' for vm, path in paths.items())
         host.write(CONFIG, "".join(tables))
-        options = f"--config={CONFIG} --stats-interval=1"
-        host.write("/etc/default/vhost-balloon", f'VHOST_BALLOON_OPTIONS="{options}"\n')
+        options = ("--discard=always", f"--config={CONFIG}", "--stats-interval=1")
+        stack.enter_context(host.options(*options))
         host.systemctl("start", SERVICE)
         sockets = {vm: host.path(path) for vm, path in paths.items()}
         herd = stack.enter_context(Remote("tests.soak.herd", host.forker))
