@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -203,3 +204,11 @@ class Scenario:
         self.guest.fresh()
         await self.guest.start()
         await self.requests()
+
+
+async def upgrade(host: Host) -> None:
+    """Have it re-execute itself in place, and wait until it serves again."""
+    serves = "info: serving"
+    before = host.log().count(serves)
+    host.manager.process.send_signal(signal.SIGHUP)
+    await eventually(lambda: host.log().count(serves) > before)

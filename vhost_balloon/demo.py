@@ -175,7 +175,10 @@ async def show(options: Options) -> None:
     title = f"vhost-balloon: a simulated guest with {picture.size(memory)}"
     screen = Screen(picture.History(title, memory, options.seconds), sys.stdout)
     delay = report_delay(memory, options.pace)
-    with tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-") as folder, screen:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-", ignore_cleanup_errors=True) as folder,
+        screen,
+    ):
         screen.write(_introduction(options, memory, delay))
         async with running_daemon(Path(folder), options.reporting) as qmp:
             driver = DriverOptions(report_delay=delay)

@@ -199,6 +199,7 @@ class Fleet:
         """Wait until all that was left is served again; remove what nobody needs."""
         for member in list(self._members.values()):
             await member.ready.wait()
+        self._sockets.sweep()
         swept = self.machine.store.sweep()
         if swept:
             logger.info("%d descriptors that were left are needed no more", swept)
@@ -219,8 +220,9 @@ class Fleet:
         for vm in self.machine.vms.values():
             if vm.socket_path == spec.socket_path:
                 raise OperatorError(f"{spec.socket_path} is the socket of VM {vm.id!r}")
-        listening = self._sockets.open(spec.socket_path, spec.settings.access)
-        return Member(spec, listening, self._take_left(spec))
+        member = Member(spec, self._sockets.open(spec.socket_path, spec.settings.access))
+        member.left = self._take_left(spec)  # not before: it stays with its front end otherwise
+        return member
 
     def admit(self, member: Member) -> Vm:
         """Add what was opened."""
@@ -270,6 +272,10 @@ class Fleet:
         """Whether no front end is attached, nor about to be."""
         member = self._members.get(vm.id)
         return not vm.attached and member is not None and not member.has_visitor()
+
+    def listening(self, vm: Vm) -> Listening | None:
+        """Where its front ends connect, None if none can any more."""
+        return self._members[vm.id].listening
 
     def leave(self, vm: Vm, successor: VmSpec | None = None) -> None:
         """Have a VM removed when its front end goes, and another of its name follow it then."""

@@ -1,14 +1,13 @@
-"""Unix sockets to listen on: their permissions, what may lie in their way, and their removal."""
+"""Unix sockets: listening on a path, and telling what kind of socket a descriptor is."""
 
 from __future__ import annotations
 
-import contextlib
 import grp
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +15,7 @@ import trio
 
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.socket_file import SocketFile
 from vhost_balloon.vm_settings import SocketOptions
 
 BACKLOG: Final = 128
@@ -23,52 +23,30 @@ MAX_GROUP_ID: Final = (1 << 32) - 2
 """The one above, -1, means "leave it" to chown."""
 
 
-@contextmanager
-def open_unix_listener(
-    path: Path, access: SocketOptions, stays: Callable[[], bool] = lambda: False
-) -> Iterator[trio.SocketListener]:
-    """Listen on path; on exit the socket is closed, and its file removed if it is still ours.
+def listen(path: Path, access: SocketOptions) -> tuple[socket.socket, SocketFile]:
+    """Listen on path; nobody can connect before the permissions are set.
 
-    A socket that nobody listens on any more is replaced. stays: whether the file is to be left
-    on exit, because the service manager listens on. Raises OperatorError.
+    A socket of ours that nobody listens on any more is replaced. Raises OperatorError, and leaves
+    nothing behind then.
     """
-    find_group(access.group)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        with _mistakes(path):
-            _make_way(path)
-            _bind(sock, path)
-        created = _identity(path)
-        try:
-            set_access(path, access)
-            with _mistakes(path):
-                sock.listen(BACKLOG)
-            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        finally:
-            if created is not None and _identity(path) == created and not stays():
-                path.unlink()
-
-
-def set_access(path: Path, access: SocketOptions) -> None:
-    """Set who may connect to a socket. Raises OperatorError."""
     group = find_group(access.group)
-    with _mistakes(path):
-        if group is not None:
-            os.chown(path, -1, group)
-        os.chmod(path, access.mode)
+    with _mistakes(f"cannot listen on {path}"), ExitStack() as undo:
+        with suppress(FileNotFoundError), closing(SocketFile.at(path)) as old:
+            old.make_way()
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        file = undo.enter_context(closing(SocketFile.bind(sock, path)))
+        undo.callback(file.remove)
+        file.set_access(access.mode, group)
+        sock.listen(BACKLOG)
+        undo.pop_all()
+        return sock, file
 
 
-@contextmanager
-def resume_unix_listener(
-    path: Path, fd: OwnedFd, stays: Callable[[], bool]
-) -> Iterator[trio.SocketListener]:
-    """Go on listening on path with the socket of the process before this one."""
-    try:
-        with socket.socket(fileno=os.dup(fd.fileno())) as sock:
-            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    finally:
-        if not stays():
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+def change_access(file: SocketFile, access: SocketOptions) -> None:
+    """Set who may connect to a socket that listens. Raises OperatorError."""
+    group = find_group(access.group)
+    with _mistakes(f"cannot set the permissions of {file.path}"):
+        file.set_access(access.mode, file.default_group() if group is None else group)
 
 
 def listening_path(fd: OwnedFd) -> Path | None:
@@ -97,48 +75,12 @@ def socket_path(sock: socket.socket) -> Path | None:
 
 
 @contextmanager
-def _mistakes(path: Path) -> Iterator[None]:
+def _mistakes(what: str) -> Iterator[None]:
     """What the system will not do here is the operator's to mend."""
     try:
         yield
     except OSError as error:
-        raise OperatorError(f"cannot listen on {path}: {error.strerror or error}") from None
-
-
-def _bind(sock: socket.socket, path: Path) -> None:
-    """Bind so that nobody can connect before the permissions are set."""
-    umask = os.umask(0o177)
-    try:
-        sock.bind(os.fspath(path))
-    finally:
-        os.umask(umask)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(FileNotFoundError):
-        info = path.stat(follow_symlinks=False)
-        return info.st_dev, info.st_ino
-    return None
-
-
-def _make_way(path: Path) -> None:
-    """Remove a socket file that nobody listens on. Raises OperatorError for anything else."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OperatorError(f"{path} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: someone listens
-    raise OperatorError(f"{path} is in use: another process listens on it")
+        raise OperatorError(f"{what}: {error.strerror or error}") from None
 
 
 def find_group(group: str | None) -> int | None:

@@ -16,7 +16,7 @@ from vhost_balloon.config import Config
 from vhost_balloon.config_file import ConfigFile, read_config_file
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fleet import Fleet, Member
-from vhost_balloon.listeners import find_group, set_access
+from vhost_balloon.listeners import find_group
 from vhost_balloon.vm import Vm
 from vhost_balloon.vm_settings import VmSettings
 from vhost_balloon.vm_spec import Origin, VmSpec
@@ -148,10 +148,11 @@ class Configuration:
     def _change(self, vm: Vm, spec: VmSpec) -> None:
         access, vm_access = spec.settings.access, vm.settings.access
         vm.change(spec)
-        if access == vm_access or spec.socket_path is None:
+        listening = self._fleet.listening(vm)
+        if access == vm_access or listening is None:
             return
         try:
-            set_access(spec.socket_path, access)
+            listening.set_access(access)
         except OperatorError as error:
             # Somebody took the socket's file away: no mistake of the configuration.
             vm.log.warning(str(error))

@@ -5,7 +5,8 @@ next process of the service; a name is all that it keeps with a descriptor. What
 stands in the records of the VMs (vhost_balloon.record), which are stored themselves.
 
 - Names are short, because all of them reach the next process in one environment string, of 128 KiB
-  at most; they begin with a dot, so that they are no VM's name.
+  at most; they begin with a dot, so that they are no VM's name. A listening socket's ends with a
+  note: what its file is (vhost_balloon.sockets).
 - systemd silently ignores a descriptor whose open file it holds already. So every open file has
   one name here, however often it is kept.
 - What the process before this one left, or what is about to be removed, is such an open file too:
@@ -38,6 +39,8 @@ PIPE_PREFIX: Final = ".w"
 ARGUMENTS_PREFIX: Final = ".y"
 """Names of records, of the reply pipe and of the command line's, to be found without knowing
 anything else."""
+NOTE: Final = "@"
+"""Begins the note at the end of a name."""
 
 DESCRIPTORS_PER_VM: Final = 21
 """Front-end socket, back-end channel, memory, kick, call and err of 5 rings; record, listener."""
@@ -127,9 +130,12 @@ class Store:
         stored = not self.active or room >= DESCRIPTORS_PER_VM
         return stored and free >= DESCRIPTORS_PER_VM + SPARE
 
-    async def keep(self, fd: OwnedFd, scope: Scope, prefix: str = PREFIX) -> OwnedFd:
+    async def keep(
+        self, fd: OwnedFd, scope: Scope, prefix: str = PREFIX, note: str = ""
+    ) -> OwnedFd:
         """Store a descriptor; what is returned owns it from now on.
 
+        note: ends its name, and tells the next process what no record does; NOTE and what follows.
         Raises FrontEndError if the store is full; fd is then left to the caller.
         """
         if not self.active:
@@ -141,7 +147,7 @@ class Store:
                 if self.held >= self._limit:
                     raise FrontEndError("the service manager's descriptor store is full")
                 self._counter += 1
-                name = prefix + _text(self._counter)
+                name = prefix + _text(self._counter) + note
                 assert self._notifier is not None
                 await self._notifier.send(fdstore(name), [fd])
                 self._know(name, key)
@@ -251,9 +257,9 @@ class Scope:
         self.store: Final = store
         self._closed: list[str] = []
 
-    async def keep(self, fd: OwnedFd, prefix: str = PREFIX) -> OwnedFd:
+    async def keep(self, fd: OwnedFd, prefix: str = PREFIX, note: str = "") -> OwnedFd:
         """See Store.keep()."""
-        return await self.store.keep(fd, self, prefix)
+        return await self.store.keep(fd, self, prefix, note)
 
     def adopt(self, name: str) -> OwnedFd:
         """See Store.adopt()."""
@@ -300,6 +306,6 @@ def _text(number: int) -> str:
 
 def _number(name: str) -> int:
     number = 0
-    for digit in name.lstrip(".vwy"):
+    for digit in name.lstrip(".vwy").partition(NOTE)[0]:
         number = number * len(_DIGITS) + max(_DIGITS.find(digit), 0)
     return number
