@@ -79,12 +79,15 @@ async def hosting(
     names: Sequence[str] = ("vm1",),
     limit: int = 100,
     crashes: Sequence[str] | None = None,
+    program: Sequence[str] | None = None,
     environment: dict[str, str] | None = None,
 ) -> AsyncIterator[Host]:
-    """Run the daemon; with crashes it is tests.crashing."""
+    """Run the daemon, or program instead; with crashes it is tests.crashing."""
     sockets = [f"--socket-path={folder}/{name}.sock" for name in names]
     control = [f"--control-socket={folder}/control", "--stats-interval=0", *options]
-    more: dict[str, Any] = {} if crashes is None else {"program": CRASHING, "crashes": crashes}
+    more: dict[str, Any] = {} if program is None else {"program": program}
+    if crashes is not None:
+        more = {"program": CRASHING, "crashes": crashes}
     with ServiceManager(
         *sockets, *control, limit=limit, environment=environment, **more
     ) as manager:

@@ -123,11 +123,15 @@ class ServiceManager:
         self._watcher.join()
         return self.process.returncode
 
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End the daemon, and wait until the next one is ready."""
+    def kill(self, number: signal.Signals = signal.SIGKILL, *, wait: bool = True) -> None:
+        """End the daemon, and wait until the next one is ready, or has been started."""
         self._ready.clear()
+        restarts = self.restarts
         self.process.send_signal(number)
-        self.wait_ready()
+        if wait:
+            self.wait_ready()
+        while self.restarts == restarts:
+            time.sleep(0.01)
 
     def wait_restarts(self, count: int, seconds: float = 30) -> None:
         """Wait until the daemon was started again so often, and is ready."""

@@ -137,6 +137,28 @@ async def test_a_handed_over_socket_that_is_none_strands_no_vm(tmp_path: Path) -
         assert "'db' was handed over: Socket operation on non-socket" in host.log()
 
 
+@pytest.mark.parametrize("more", [4, 10])
+async def test_vms_wait_for_descriptors_and_lose_nothing(tmp_path: Path, more: int) -> None:
+    """The limit is lower than it was: more descriptors than were stored, and not enough."""
+    program, limit = tmp_path / "limited.py", tmp_path / "limit"
+    program.write_text(
+        "import os, resource, runpy\n"
+        f"if os.path.exists({str(limit)!r}):\n"
+        f"    soft = int(open({str(limit)!r}).read())\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))\n"
+        "runpy.run_module('vhost_balloon', run_name='__main__')\n"
+    )
+    async with hosting(tmp_path, program=(str(program),)) as host, by_hand(host.path()) as guest:
+        await guest.inflate([5000])
+        limit.write_text(str(3 + len(host.manager.names()) + more))
+        host.manager.kill(wait=False)
+        await eventually(lambda: "VMs have to wait: Too many open files" in host.log())
+        limit.unlink()
+        host.manager.kill()
+        await guest.inflate([5001])
+        assert (host.manager.restarts, host.vm()["state"]) == (2, "done")
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 async def test_settings_that_were_changed_are_in_force_after_a_restart(
     tmp_path: Path, how: signal.Signals

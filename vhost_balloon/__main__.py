@@ -6,6 +6,7 @@ import gc
 import platform
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +16,12 @@ from vhost_balloon import config, daemon, log_setup
 from vhost_balloon.arguments import left_arguments
 from vhost_balloon.check_config import check_config
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.fds import spare_descriptors
 from vhost_balloon.handed_over import paths
 from vhost_balloon.log import logger, shortened
 from vhost_balloon.log_output import prepare_descriptors
 from vhost_balloon.printable import printable
+from vhost_balloon.store import SPARE
 
 
 def check_platform() -> None:
@@ -45,12 +48,32 @@ def raise_descriptor_limit() -> None:
     logger.warning("the limit of descriptors stays as it is: %s", reason)
 
 
+def wait_for_descriptors() -> None:
+    """Wait until there are enough to go on with VMs that were left. They wait as well and lose
+    nothing; without descriptors they would lose their devices."""
+    said = False
+    while True:
+        try:
+            with spare_descriptors(SPARE):
+                return
+        except OSError as error:
+            if not said:
+                logger.error(
+                    "VMs have to wait: %s: raise LimitNOFILE= (prlimit --nofile)", error.strerror
+                )
+            said = True
+        time.sleep(RETRY_PAUSE)
+
+
 def _kernel_limit() -> int:
     try:
         return int(Path("/proc/sys/fs/nr_open").read_text())
     except (OSError, ValueError):
         return 1 << 20  # its default
 
+
+RETRY_PAUSE: Final = 1.0
+"""Seconds until a look at whether there are descriptors."""
 
 SWITCH_INTERVAL: Final = 0.0003
 """Seconds after which a thread that discards gets the interpreter between two system calls. With
@@ -93,6 +116,8 @@ def main() -> None:
         raise_descriptor_limit()
         if settings.check_only:
             return trio.run(check_config, settings)
+        if handed.is_restart:
+            wait_for_descriptors()
         sys.setswitchinterval(SWITCH_INTERVAL)
         gc.freeze()  # a full collection would look at all that was imported, for some 10 ms
         trio.run(daemon.run, settings, handed)

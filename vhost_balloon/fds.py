@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -47,6 +49,19 @@ class OwnedFd:
 
     def __del__(self) -> None:
         self.close()
+
+
+@contextmanager
+def spare_descriptors(count: int) -> Iterator[None]:
+    """Make sure that so many more are to be had, for what comes inside or next. Raises OSError."""
+    spare: list[OwnedFd] = []
+    try:
+        while len(spare) < count:
+            spare.append(OwnedFd(os.open("/", os.O_PATH | os.O_CLOEXEC)))
+        yield
+    finally:
+        for fd in spare:
+            fd.close()
 
 
 def is_eventfd(fd: OwnedFd) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import trio
 
 from vhost_balloon.errors import CommandError, OperatorError
-from vhost_balloon.fds import OwnedFd
+from vhost_balloon.fds import OwnedFd, spare_descriptors
 from vhost_balloon.log import logger
 from vhost_balloon.log_setup import hand_over as hand_over_log
 from vhost_balloon.record import Record
@@ -111,7 +111,7 @@ async def check(machine: Machine, sockets: Sockets) -> None:
         try:
             # A record is a file and a mapping, each with a descriptor.
             with (
-                _spare_descriptors(SPARE + 2 * records),
+                spare_descriptors(SPARE + 2 * records),
                 contextlib.closing(handover.table()) as table,
             ):
                 done = await trio.run_process(
@@ -148,7 +148,7 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
         for name, number in sockets.open_now():
             handover.add(name, number)
         table = handover.table()
-        with contextlib.closing(table), _spare_descriptors(SPARE), _prepared(handover, table):
+        with contextlib.closing(table), spare_descriptors(SPARE), _prepared(handover, table):
             arguments = command()
             hand_over_log()
             os.execv(arguments[0], arguments)
@@ -157,20 +157,6 @@ async def execute(machine: Machine, sockets: Sockets) -> NoReturn:
             record.close()
         await _go_on(resting)
         raise CommandError(f"the state cannot be handed over: {error}") from None
-
-
-@contextmanager
-def _spare_descriptors(count: int) -> Iterator[None]:
-    """Make sure that so many are left, for the new program and for what it is given. Raises
-    OSError."""
-    spare: list[OwnedFd] = []
-    try:
-        while len(spare) < count:
-            spare.append(OwnedFd(os.open("/", os.O_PATH | os.O_CLOEXEC)))
-        yield
-    finally:
-        for fd in spare:
-            fd.close()
 
 
 @contextmanager
