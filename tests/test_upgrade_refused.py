@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ async def test_no_descriptor_is_left(tmp_path: Path, names: tuple[str, ...], lim
     async with hosting(tmp_path, names=names, limit=limit) as host, by_hand(host.path()) as guest:
         pid = host.manager.process.pid
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        used = len(os.listdir(f"/proc/{pid}/fd"))
+        used = open_descriptors(host)
         for left in (4, 12, 20):  # control clients; pipes to the new program; memory files
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + left, limits[1]))
             await is_refused(host, guest, "Too many open files")
@@ -130,55 +131,61 @@ async def test_no_descriptor_is_left(tmp_path: Path, names: tuple[str, ...], lim
         await goes_on(host, guest)
 
 
-async def test_no_memory_file_is_to_be_had(tmp_path: Path, packages: Path) -> None:
-    """As where a filter denies memfd_create; first to all, then to this process alone."""
-    environment = {"PYTHONPATH": str(packages), "MEMFD_DENIED": str(tmp_path / "denied")}
+def deniable(packages: Path, function: str, error: str) -> Path:
+    """Have a function of os fail with an error as long as the file is there that is returned."""
+    flag = packages / "denied"
     (packages / "sitecustomize.py").write_text(
         "import os\n"
-        "real = os.memfd_create\n"
-        "def memfd_create(name, *flags):\n"
-        "    if os.path.exists(os.environ['MEMFD_DENIED']):\n"
-        "        raise PermissionError(1, 'Operation not permitted')\n"
-        "    return real(name, *flags)\n"
-        "os.memfd_create = memfd_create\n"
+        f"real = os.{function}\n"
+        "def deniable(*arguments):\n"
+        f"    if os.path.exists({str(flag)!r}):\n"
+        f"        raise {error}\n"
+        "    return real(*arguments)\n"
+        f"os.{function} = deniable\n"
     )
+    return flag
+
+
+async def test_no_memory_file_is_to_be_had(tmp_path: Path, packages: Path) -> None:
+    """As where a filter denies memfd_create."""
+    denied = deniable(packages, "memfd_create", "PermissionError(1, 'Operation not permitted')")
+    environment = {"PYTHONPATH": str(packages)}
     async with (
         hosting(tmp_path, limit=0, environment=environment) as host,
         by_hand(host.path()) as guest,
     ):
-        (tmp_path / "denied").touch()
+        denied.touch()
         await is_refused(host, guest, "Operation not permitted")
-        (tmp_path / "denied").unlink()
+        denied.unlink()
         await goes_on(host, guest)
 
 
 async def test_a_program_that_cannot_be_executed(tmp_path: Path, packages: Path) -> None:
     """After it was checked: all that was prepared is taken back."""
-    environment = {"PYTHONPATH": str(packages), "EXEC_DENIED": str(tmp_path / "denied")}
-    (packages / "sitecustomize.py").write_text(
-        "import os\n"
-        "real = os.execv\n"
-        "def execv(path, arguments):\n"
-        "    if os.path.exists(os.environ['EXEC_DENIED']):\n"
-        "        raise OSError(26, 'Text file busy')\n"
-        "    real(path, arguments)\n"
-        "os.execv = execv\n"
-    )
+    denied = deniable(packages, "execv", "OSError(26, 'Text file busy')")
+    environment = {"PYTHONPATH": str(packages)}
     async with (
         hosting(tmp_path, limit=0, environment=environment) as host,
         by_hand(host.path()) as guest,
     ):
-        (tmp_path / "denied").touch()
-        served = host.log().count("info: serving")
-        used = len(os.listdir(f"/proc/{host.manager.process.pid}/fd"))
-        for number in range(3):
+        denied.touch()
+        served, used = host.log().count("info: serving"), open_descriptors(host)
+        for number in range(1, 4):
             host.ask("upgrade")
-            await eventually(lambda n=number: host.log().count("Text file busy") == n + 1)  # type: ignore[misc]
+            await eventually(partial(is_logged, host, "Text file busy", number))
             await guest.inflate([5000])
-        await eventually(lambda: len(os.listdir(f"/proc/{host.manager.process.pid}/fd")) <= used)
+        await eventually(lambda: open_descriptors(host) <= used)
         assert host.log().count("info: serving") == served
-        (tmp_path / "denied").unlink()
+        denied.unlink()
         await goes_on(host, guest)
+
+
+def is_logged(host: Host, text: str, times: int) -> bool:
+    return host.log().count(text) == times
+
+
+def open_descriptors(host: Host) -> int:
+    return len(os.listdir(f"/proc/{host.manager.process.pid}/fd"))
 
 
 @pytest.mark.parametrize("limit", [0, 100])
@@ -190,23 +197,21 @@ async def test_nothing_is_left_behind_by_upgrades(tmp_path: Path, limit: int) ->
         by_hand(host.path()) as guest,
         by_hand(host.path("vm2")),
     ):
-        folder = f"/proc/{host.manager.process.pid}/fd"
         await goes_on(host, guest)
-        used = len(os.listdir(folder))
+        used = open_descriptors(host)
         stored = len(host.manager.names())
         for _ in range(3):
             await goes_on(host, guest)
-        await eventually(lambda: len(os.listdir(folder)) <= used)
+        await eventually(lambda: open_descriptors(host) <= used)
         await eventually(lambda: len(host.manager.names()) <= stored)
 
 
 async def test_an_upgrade_costs_no_descriptors(tmp_path: Path) -> None:
     async with hosting(tmp_path, limit=0) as host, by_hand(host.path()) as guest:
-        folder = f"/proc/{host.manager.process.pid}/fd"
         await guest.inflate([5000])
-        used = len(os.listdir(folder))
+        used = open_descriptors(host)
         await goes_on(host, guest)
-        await eventually(lambda: len(os.listdir(folder)) <= used)
+        await eventually(lambda: open_descriptors(host) <= used)
 
 
 async def test_sigterm_ends_it_in_the_middle_of_a_check(tmp_path: Path, packages: Path) -> None:
