@@ -83,9 +83,12 @@ def test_where_the_journals_socket_is_out_of_reach(host: SystemdHost) -> None:
 
 
 def test_an_operators_mistake_is_an_error_of_the_unit(host: SystemdHost) -> None:
+    """At a fresh start: where VMs were left, the options of the process before would be used."""
+    host.systemctl("stop", "vhost-balloon*.socket", SERVICE)
+    host.systemctl("clean", "--what=fdstore", SERVICE)
     host.drop_in(SERVICE, "[Service]\nEnvironment=VHOST_BALLOON_OPTIONS=--nonsense\nRestart=no\n")
     try:
-        host.systemctl("restart", SERVICE, check=False)
+        host.systemctl("start", SERVICE, check=False)
         text = "vhost-balloon: unrecognized arguments: --nonsense"
         command = ("journalctl", "--output=cat", "-p", "err", "-u", SERVICE)
         wait_until(lambda: text in host.run(*command).stdout.splitlines(), 30)
