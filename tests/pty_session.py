@@ -119,8 +119,6 @@ class PtySession:
         found: list[Any] = termios.tcgetattr(self._terminal)
         return found == self.attributes
 
-    def _read(self, seconds: float) -> bool:
-        if not select.select([self._master], [], [], seconds)[0]:
-            return False
-        self.text += self._decoder.decode(os.read(self._master, 65536))
-        return True
+    def _read(self, seconds: float) -> None:
+        if select.select([self._master], [], [], seconds)[0]:
+            self.text += self._decoder.decode(os.read(self._master, 65536))

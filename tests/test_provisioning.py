@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -228,7 +229,12 @@ packages.debian_archives = fake_debian.archives
 """
 
 
-def run_tests(folder: Path, *options: str, required: bool = False) -> tuple[str, str]:
+def run_tests(
+    folder: Path,
+    *options: str,
+    required: bool = False,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[str, str]:
     """Run three tests of the rig, in a process of their own: what it prints."""
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(TESTS)
@@ -237,7 +243,7 @@ def run_tests(folder: Path, *options: str, required: bool = False) -> tuple[str,
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, "test_it.py"],
         cwd=folder,
-        env=os.environ | wanted | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | wanted | {"PYTHONPATH": str(ROOT)} | dict(environment),
         capture_output=True,
         text=True,
         check=False,
@@ -276,3 +282,11 @@ def test_what_cannot_be_had_concerns_only_who_needs_it(
     assert "cannot have emulator" not in out
     updates = [call for call in debian.calls() if call.startswith("apt-get update")]
     assert len(updates) == 1, "it is tried once"
+
+
+def test_a_reason_for_all_is_said_once(debian: FakeDebian, tmp_path: Path) -> None:
+    (tmp_path / "bin/apt-cache").unlink()
+    only = {"PATH": f"{tmp_path}/bin"}
+    out, err = run_tests(tmp_path, environment=only)
+    assert ("1 passed, 2 skipped" in out, err) == (True, "")
+    assert out.count("cannot have emulator, server, reader: needs apt-cache (a Debian host)") == 1

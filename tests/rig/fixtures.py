@@ -88,8 +88,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly what was not run."""
     if _missing and not required():
         terminalreporter.section("REAL-GUEST TESTS SKIPPED", yellow=True, bold=True)
-        for tree, reason in _missing.items():
-            terminalreporter.line(f"This machine cannot have {tree.name}: {reason}", yellow=True)
+        for reason in dict.fromkeys(_missing.values()):
+            names = ", ".join(tree.name for tree in _missing if _missing[tree] == reason)
+            terminalreporter.line(f"This machine cannot have {names}: {reason}", yellow=True)
         terminalreporter.line("Nothing that needs it was shown in this run.", yellow=True)
 
 
