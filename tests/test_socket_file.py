@@ -155,6 +155,19 @@ def test_what_is_put_in_its_place_before_it_listens_is_not_opened_up(
         assert Found.below(tmp_path) == found[0]
 
 
+@pytest.mark.parametrize("kind", [tampering.another_listens, removed])
+def test_who_loses_its_path_before_it_listens_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    """Two daemons that start at once: one takes the other's new socket for a stale one."""
+    path = tmp_path / "sock"
+    with ExitStack() as stack:
+        before_call(monkeypatch, "listen", lambda: kind(path, stack))
+        with pytest.raises(OperatorError, match="cannot listen on"):
+            listeners.listen(path, OPEN)
+        assert path.exists() == (kind is tampering.another_listens)
+
+
 def test_nor_is_another_socket_of_the_same_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def listen(path: Path, access: SocketOptions) -> tuple[socket.socket, SocketFile
         undo.callback(file.remove)
         file.set_access(access.mode, group)
         sock.listen(BACKLOG)
+        file.check_in_place()  # until it listened, another daemon could take it for a stale one
         undo.pop_all()
         return sock, file
 

@@ -68,14 +68,18 @@ class SocketFile:
         """Whether its path leads to it. Raises OSError if that leads nowhere, or cannot be told."""
         return os.path.samestat(os.lstat(self.path), self.info())
 
+    def check_in_place(self) -> None:
+        """Raises OSError if its path does not lead to it."""
+        if not self.is_in_place():
+            raise FileExistsError(errno.EEXIST, "another file was put in its place")
+
     def set_access(self, mode: int, group: int | None) -> None:
         """Set who may connect: permission bits, and a group's number or None to leave it.
 
         Meanwhile nobody may who may neither before nor after. Raises OSError, also if its path
         leads to something else.
         """
-        if not self.is_in_place():
-            raise FileExistsError(errno.EEXIST, "another file was put in its place")
+        self.check_in_place()
         info, itself = self.info(), self._itself()
         before = stat.S_IMODE(info.st_mode)
         if group not in (None, info.st_gid):
