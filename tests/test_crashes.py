@@ -16,8 +16,8 @@ from tests.restarting import Scenario, hosting
 
 CRASHES = 8
 """At most so many in one scenario: each process has a step of its own at which it ends."""
-KEPT = 4
-"""What a VM without a front end leaves in the store: listeners, record, reply pipe."""
+KEPT = 5
+"""What a VM without a front end leaves in the store: listeners, record, reply pipe, options."""
 
 
 def crashes(seed: int) -> list[str]:

@@ -15,8 +15,8 @@ from tests.restarting import damage, hosting, records
 from tests.rig.errors import QMPError
 from vhost_balloon.simulator import FrontEnd, GuestRam
 
-FREE = 3
-"""What the store holds without a VM: control socket, reply pipe; and with one, its listener."""
+FREE = 4
+"""What the store holds: control socket, reply pipe and options; with a VM also its listener."""
 
 
 # Coming and going
@@ -39,7 +39,7 @@ async def test_a_vm_that_was_added_stays_and_one_that_was_removed_goes(tmp_path:
         assert [vm["id"] for vm in host.ask("query-vms")] == ["a"]
         assert not host.path("b").exists()
         host.ask("vm-del", id="a")
-        await eventually(lambda: len(host.manager.names()) == 2)
+        await eventually(lambda: len(host.manager.names()) == 3)
 
 
 async def test_a_vm_that_is_configured_no_more_stays_until_its_front_end_goes(
