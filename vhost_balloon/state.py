@@ -219,9 +219,9 @@ def restore_counters(counters: Counters, document: Document) -> None:
     """Raises StateError."""
     with reading("counters"):
         plain = dict(zip(_PLAIN, map(number, document["plain"]), strict=True))
-        refused = [
+        refused_bytes, refused_ranges = (
             {str(reason): number(count) for reason, count in pairs} for pairs in document["refused"]
-        ]
+        )
         requests = dict(zip(_QUEUES, map(number, document["requests"]), strict=True))
         errors = {
             (str(queue), RingErrorReason(reason)): number(count)
@@ -231,8 +231,8 @@ def restore_counters(counters: Counters, document: Document) -> None:
         counts, seconds = [number(count) for count in buckets], real(seconds)
     for name, value in plain.items():
         setattr(counters, name, value)
-    counters.refused_bytes.update(refused[0])
-    counters.refused_ranges.update(refused[1])
+    counters.refused_bytes.update(refused_bytes)
+    counters.refused_ranges.update(refused_ranges)
     counters.requests.update({queue: count for queue, count in requests.items() if count})
     counters.ring_errors.update(errors)
     if len(counts) == len(counters.discard_seconds.counts):  # other buckets: start anew

@@ -39,8 +39,9 @@ def _looks(options: argparse.Namespace, client: Client) -> Iterator[list[Vm]]:
         number += 1
         if number == options.count:
             return
-        due = max(due + options.interval, time.monotonic())
-        time.sleep(due - time.monotonic())
+        now = time.monotonic()
+        due = max(due + options.interval, now)
+        time.sleep(due - now)
 
 
 def _live(options: argparse.Namespace, client: Client, output: Output) -> None:
@@ -49,10 +50,12 @@ def _live(options: argparse.Namespace, client: Client, output: Output) -> None:
         for _ in range(options.count or 10**9):
             due = time.monotonic() + options.interval
             view.add(model.query_vms(client), time.monotonic())
-            while (left := due - time.monotonic()) > 0:
+            left = options.interval
+            while left > 0:  # once at least, however long the answer took
                 size = output.size()
                 screen.draw(view.frame(size.columns, size.lines, time.strftime("%H:%M:%S")))
-                keys = screen.wait(left)
+                keys = screen.wait(max(due - time.monotonic(), 0))
                 if "q" in keys or "Q" in keys:
                     return
                 view.scroll(keys, size.lines)
+                left = due - time.monotonic()
