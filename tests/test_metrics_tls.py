@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import ssl
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,17 @@ async def test_files_that_cannot_be_used(
     ) as error:
         await MetricsServer.open(MetricsOptions("127.0.0.1", 0, *files), list, InternalErrors())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+async def test_what_is_no_file_is_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    certificate = tmp_path / "first.pem"
+    make(certificate)
+    options = encrypted(certificate, TLS / "first.key.pem")
+    with trio.fail_after(5), pytest.raises(OperatorError, match="is not a regular file"):
+        await MetricsServer.open(options, list, InternalErrors())
 
 
 async def test_files_on_a_file_system_that_hangs_hold_up_nobody_but_scrapers(

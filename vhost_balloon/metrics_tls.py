@@ -45,18 +45,18 @@ class Certificates:
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        files = [p for p in (self._certificate, self._key, self._client_ca) if p is not None]
+        for path in files:
+            if path.exists() and not path.is_file():  # OpenSSL would wait for a FIFO's writer
+                raise OperatorError(f"{path} is not a regular file")
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
             if self._client_ca is not None:
                 context.load_verify_locations(self._client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
         except OSError as error:  # ssl.SSLError is one
-            files = " and ".join(
-                str(path)
-                for path in (self._certificate, self._key, self._client_ca)
-                if path is not None
-            )
-            raise OperatorError(f"cannot use {files} for TLS: {error.strerror or error}") from None
+            names = " and ".join(map(str, files))
+            raise OperatorError(f"cannot use {names} for TLS: {error.strerror or error}") from None
         return context
 
 
