@@ -109,7 +109,8 @@ async def test_the_control_socket_comes_back_with_its_folder(tmp_path: Path) -> 
         "--metrics-key=/nowhere",
         "--socket-group=nobody-has-this-name",
         "--config=/nowhere",
-        "--log-level=loud",
+        "--version",
+        "--check-config",
     ],
 )
 async def test_a_mistake_in_the_options_strands_no_vm(tmp_path: Path, option: str) -> None:

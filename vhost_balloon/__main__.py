@@ -72,6 +72,8 @@ def _kernel_limit() -> int:
         return 1 << 20  # its default
 
 
+ONLY_PRINTS: Final = "one of them prints something instead of serving"
+
 RETRY_PAUSE: Final = 1.0
 """Seconds until a look at whether there are descriptors."""
 
@@ -88,11 +90,18 @@ def read_settings(handed: daemon.Handed) -> config.Config:
     """
     sockets = paths(handed.sockets)
     try:
-        return config.parse(sys.argv[1:], sockets, is_restart=handed.is_restart)
+        settings = config.parse(sys.argv[1:], sockets, is_restart=handed.is_restart)
+        if not (settings.check_only and handed.is_restart):
+            return settings
+        mistake = ONLY_PRINTS
+    except SystemExit:  # after --version and the like
+        if not handed.is_restart:
+            raise
+        mistake = ONLY_PRINTS
     except OperatorError as error:
         if not handed.is_restart:
             raise
-        mistake = error
+        mistake = str(error)
     try:
         before = left_arguments(handed.stored) or []
         settings = config.parse(before, sockets, is_restart=True)
