@@ -307,3 +307,35 @@ async def test_the_watchdog_is_fed_at_its_interval_even_past_a_waiting_message(
     assert [take(manager)[0] for _ in range(4)] == ["WATCHDOG=1"] * 4
     with pytest.raises(BlockingIOError):
         take(manager)
+
+
+async def test_a_full_queue_does_not_starve_the_watchdog(
+    manager: socket.socket, notifier: Notifier, autojump_clock: trio.abc.Clock
+) -> None:
+    """As while hundreds of VMs are stored at once: whatever goes next shows that the loop turns."""
+    count = fill(notifier)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.feed_watchdog, 7.5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert take(manager)[0] == "STATUS=full"
+        assert await notifier.send("FDSTOREREMOVE=1\nFDNAME=.1")
+        assert [take(manager)[0] for _ in range(count - 1)] == ["STATUS=full"] * (count - 1)
+        assert take(manager)[0] == "FDSTOREREMOVE=1\nFDNAME=.1\nWATCHDOG=1"
+        assert await notifier.send("STATUS=idle")
+        assert take(manager)[0] == "STATUS=idle"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_full_queue_is_tried_again_soon(
+    manager: socket.socket, notifier: Notifier, autojump_clock: trio.abc.Clock
+) -> None:
+    count = fill(notifier)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.feed_watchdog, 10.0)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(count):
+            take(manager)
+        await trio.sleep(1.5)
+        manager.setblocking(False)
+        assert take(manager)[0] == "WATCHDOG=1"
+        nursery.cancel_scope.cancel()

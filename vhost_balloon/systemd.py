@@ -137,6 +137,7 @@ class Notifier:
         self._lock = trio.Lock()
         self._failing = False
         self._waiting = False
+        self._watchdog_due = False
 
     def __bool__(self) -> bool:
         """Whether anybody listens."""
@@ -188,9 +189,12 @@ class Notifier:
     async def feed_watchdog(self, interval: float) -> None:
         """Show every interval seconds that the event loop turns; does not return."""
         while True:
-            # It may overtake: a queue of messages that moves slowly is no hanging event loop.
+            # It may overtake: a queue of messages that moves slowly is no hanging event loop. If it
+            # is full, as while hundreds of VMs are stored, the next message that goes takes the
+            # sign of life along.
+            self._watchdog_due = True
             self._try(WATCHDOG)
-            await trio.sleep(interval)
+            await trio.sleep(interval / 10 if self._watchdog_due else interval)
 
     def _try(self, text: str) -> bool:
         try:
@@ -202,6 +206,8 @@ class Notifier:
         """Raises OSError where trying again later helps; any other failure is logged, once."""
         if self._socket is None:
             return False
+        if self._watchdog_due and text != WATCHDOG:
+            text = f"{text}\n{WATCHDOG}"
         numbers = array.array("i", [fd.fileno() for fd in fds])
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
         flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -214,7 +220,7 @@ class Notifier:
                 logger.warning("the service manager cannot be told: %s", error.strerror)
             self._failing = True
             return False
-        self._failing = False
+        self._failing = self._watchdog_due = False
         return True
 
 
