@@ -187,3 +187,21 @@ async def test_a_store_that_is_full_refuses_front_ends_and_nothing_else(tmp_path
                 await front_end.handshake()
             front_end.close()
         await eventually(lambda: "refused: no more descriptors" in host.log())
+
+
+async def test_a_vm_that_is_in_the_file_again_stays(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    table = f'[vm.db]\nsocket-path = "{tmp_path}/db.sock"\n'
+    file.write_text(table)
+    async with hosting(tmp_path, f"--config={file}") as host:
+        async with by_hand(tmp_path / "db.sock") as guest:
+            file.write_text("")
+            host.manager.kill()
+            assert host.vm("db")["leaving"]
+            file.write_text(table)
+            host.manager.kill()
+            assert not host.vm("db")["leaving"]
+            await guest.inflate([5000])
+        await eventually(lambda: not host.vm("db")["attached"])
+        async with by_hand(tmp_path / "db.sock") as guest:
+            await guest.inflate([5000])

@@ -246,7 +246,8 @@ def test_a_notification_socket_that_leads_nowhere_is_a_warning(
         assert "Traceback" not in log
 
 
-def test_a_service_manager_that_reads_nothing_holds_nothing_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [0, 100])
+def test_a_service_manager_that_reads_nothing_holds_nothing_up(tmp_path: Path, limit: int) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"{tmp_path}/notify")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
@@ -254,10 +255,8 @@ def test_a_service_manager_that_reads_nothing_holds_nothing_up(tmp_path: Path) -
             with contextlib.suppress(BlockingIOError):
                 while True:
                     filler.sendto(b"x", manager.getsockname())
-        with served(tmp_path, os.environ | {"NOTIFY_SOCKET": manager.getsockname()}) as (
-            process,
-            _,
-        ):
+        environment = {"NOTIFY_SOCKET": manager.getsockname(), "FDSTORE": str(limit)}
+        with served(tmp_path, os.environ | environment) as (process, _):
             process.terminate()
             process.communicate(timeout=5)
             assert process.returncode == 0

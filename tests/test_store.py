@@ -11,11 +11,21 @@ import pytest
 import trio
 import trio.testing
 
+from tests.end_to_end import LogLines
 from tests.helpers import PAGE, memfd
 from tests.service_manager import same_file
 from vhost_balloon.errors import FrontEndError, StateError
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.store import PIPE_PREFIX, RECORD_PREFIX, Scope, Store, StoredFd, name_of
+from vhost_balloon.store import (
+    DEAF_LIMIT,
+    KEEP_LIMIT,
+    PIPE_PREFIX,
+    RECORD_PREFIX,
+    Scope,
+    Store,
+    StoredFd,
+    name_of,
+)
 from vhost_balloon.systemd import Notifier
 
 ENVIRONMENT_STRING = 128 << 10
@@ -26,6 +36,8 @@ class Manager:
     """Stands for the notifier, and for the service manager behind it."""
 
     def __init__(self) -> None:
+        self.reads = trio.Event()
+        self.reads.set()
         self.held: dict[str, OwnedFd] = {}
         self.order: list[str] = []
         self._lock = trio.Lock()
@@ -35,6 +47,7 @@ class Manager:
         name = fields["FDNAME"]
         async with self._lock:  # messages arrive in the order sent
             await trio.lowlevel.checkpoint()
+            await self.reads.wait()
         if "FDSTOREREMOVE" in fields:
             self.held.pop(name).close()
             self.order.append(f"-{name}")
@@ -257,3 +270,21 @@ async def test_a_new_name_is_none_that_was_left(manager: Manager) -> None:
     store = store_of(manager, inherits=True)
     assert name_of(await Scope(store).keep(eventfd())) not in names
     assert len(manager.held) == 5
+
+
+async def test_a_service_manager_that_does_not_read_holds_nobody_up_for_long(
+    manager: Manager, autojump_clock: trio.testing.MockClock, log_lines: LogLines
+) -> None:
+    store, began = store_of(manager), trio.current_time()
+    scope = Scope(store)
+    manager.reads = trio.Event()
+    fds = [eventfd() for _ in range(20)]
+    for fd in fds:
+        assert await store.keep(fd, scope) is fd
+        assert not fd.closed
+    assert trio.current_time() - began == pytest.approx(KEEP_LIMIT + 19 * DEAF_LIMIT)
+    assert len(log_lines.having("warning: the service manager does not read")) == 1
+    manager.reads.set()
+    for fd in fds:
+        assert name_of(await store.keep(fd, scope)) in manager.held
+    assert store.held == len(fds)

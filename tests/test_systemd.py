@@ -103,6 +103,7 @@ def test_what_is_handed_over(variables: dict[str, str], found: str) -> None:
         ({"LISTEN_FDS": "-1"}, "is no number"),
         ({"LISTEN_FDS": "two"}, "is no number"),
         ({"LISTEN_FDS": "9" * 50}, "is no number"),
+        ({"LISTEN_FDS": "9" * 9}, "at most"),
         ({"LISTEN_FDNAMES": "a:b:c"}, "3 names for 2 descriptors"),
         ({"LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}, "descriptor 5: Bad file descriptor"),
     ],

@@ -21,7 +21,7 @@ from vhost_balloon.handed_over import paths
 from vhost_balloon.log import logger, shortened
 from vhost_balloon.log_output import prepare_descriptors
 from vhost_balloon.printable import printable
-from vhost_balloon.store import SPARE
+from vhost_balloon.store import RECORD_PREFIX, SPARE
 
 
 def check_platform() -> None:
@@ -48,13 +48,14 @@ def raise_descriptor_limit() -> None:
     logger.warning("the limit of descriptors stays as it is: %s", reason)
 
 
-def wait_for_descriptors() -> None:
+def wait_for_descriptors(handed: daemon.Handed) -> None:
     """Wait until there are enough to go on with VMs that were left. They wait as well and lose
     nothing; without descriptors they would lose their devices."""
+    records = sum(name.startswith(RECORD_PREFIX) for name, _ in handed.stored)
     said = False
     while True:
         try:
-            with spare_descriptors(SPARE):
+            with spare_descriptors(SPARE + MORE_PER_VM * records):
                 return
         except OSError as error:
             if not said:
@@ -71,6 +72,10 @@ def _kernel_limit() -> int:
     except (OSError, ValueError):
         return 1 << 20  # its default
 
+
+MORE_PER_VM: Final = 4
+"""Descriptors that a VM needs beside those that were left: the record's mapping, the listener and
+its file, the front end's folder in /proc."""
 
 ONLY_PRINTS: Final = "one of them prints something instead of serving"
 
@@ -126,7 +131,7 @@ def main() -> None:
         if settings.check_only:
             return trio.run(check_config, settings)
         if handed.is_restart:
-            wait_for_descriptors()
+            wait_for_descriptors(handed)
         sys.setswitchinterval(SWITCH_INTERVAL)
         gc.freeze()  # a full collection would look at all that was imported, for some 10 ms
         trio.run(daemon.run, settings, handed)

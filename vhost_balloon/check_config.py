@@ -10,6 +10,7 @@ from vhost_balloon import __version__
 from vhost_balloon.config import Config
 from vhost_balloon.errors import OperatorError, StateError
 from vhost_balloon.listeners import find_group
+from vhost_balloon.log_output import print_out
 from vhost_balloon.record import Record
 
 
@@ -29,4 +30,4 @@ async def check_config(config: Config) -> None:
         from vhost_balloon.metrics_server import check_metrics
 
         await check_metrics(config.metrics)
-    print(f"vhost-balloon {__version__}")
+    print_out(f"vhost-balloon {__version__}\n")

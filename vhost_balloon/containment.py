@@ -30,7 +30,6 @@ PLACES: Final = (
     "log",
     "metrics",
     "metrics-client",
-    "signals",
     "status",
     "store",
     "upgrade",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import Final
 import trio
 
 from vhost_balloon.errors import FrontEndError
+
+SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""How the system says that it, or this process, has no descriptors or memory left for now."""
 
 _EVENT: Final = (1).to_bytes(8, "little")
 _TAKEN: Final = [bytearray(8)]

@@ -7,7 +7,6 @@ Everything that adds or removes runs without a checkpoint, so that no front end 
 
 from __future__ import annotations
 
-import errno
 import select
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -21,7 +20,7 @@ import trio
 
 from vhost_balloon.backend import serve_front_end
 from vhost_balloon.errors import CommandError, OperatorError
-from vhost_balloon.fds import OwnedFd
+from vhost_balloon.fds import SHORTAGE, OwnedFd
 from vhost_balloon.inheritance import LeftVm, left_vms
 from vhost_balloon.log import Shortage, logger
 from vhost_balloon.revival import keep_vm, lost_front_ends, restore_vm, resume_vm
@@ -31,8 +30,6 @@ from vhost_balloon.vm_spec import Origin, VmSpec
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when this process or the host has no descriptors or memory left."""
-
-_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Member:
@@ -322,7 +319,7 @@ class Fleet:
             stream = await member.accept()
         except OSError as error:
             member.accepting = False
-            if error.errno not in _EXHAUSTED:
+            if error.errno not in SHORTAGE:
                 raise
             self._shortage.met(error, "front end", vm.id)
             await trio.sleep(ACCEPT_PAUSE)

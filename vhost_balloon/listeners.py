@@ -100,7 +100,7 @@ def adopt_connection(fd: int) -> trio.SocketStream:
     """A stream over an inherited, connected Unix socket. Raises OperatorError."""
     try:
         sock = socket.socket(fileno=fd)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise OperatorError(f"--fd={fd} is no socket: {error}") from None
     try:
         sock.getpeername()

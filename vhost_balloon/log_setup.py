@@ -30,7 +30,7 @@ def set_up(level: str = "info", style: str = "text") -> LogHandler:
     if handler is None:
         handler = LogHandler()
         lost = os.environ.pop(_LOST, "")
-        handler.lost = int(lost) if lost.isdecimal() else 0
+        handler.lost = int(lost) if lost.isascii() and lost.isdecimal() and len(lost) < 19 else 0
         logging.root.addHandler(handler)
         logging.getLogger("trio.serve_listeners").addFilter(_is_no_shortage)
     text = TextFormatter(level=handler.journal is None)

@@ -19,7 +19,7 @@ from vhost_balloon import state
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingErrorReason, StateError
-from vhost_balloon.fds import EventFd, OwnedFd
+from vhost_balloon.fds import SHORTAGE, EventFd, OwnedFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
 from vhost_balloon.guest_stats import GuestStats
 from vhost_balloon.journal import Entry, Journal, Phase
@@ -98,13 +98,18 @@ def read_connection(
     """Make ready what areas say of the connection over socket, which is taken over.
 
     outlives: whether this connection is kept for the next process as well, in journal.
-    Raises StateError; the socket is left to the caller then, and everything else is closed.
+    Raises StateError; the socket is left to the caller then, and everything else is closed. A mere
+    shortage of descriptors or memory is an OSError.
     """
     with ExitStack() as undo:
         try:
             with reading("connection"):
                 left = _read(areas, journal, scope, undo)
-        except (FrontEndError, OSError) as error:
+        except FrontEndError as error:
+            raise StateError(str(error)) from None
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                raise
             raise StateError(str(error)) from None
         undo.pop_all()
     left.transport = Transport(socket, scope, journal if outlives else None, left.partial)

@@ -110,6 +110,8 @@ async def resume_vm(
         return
     try:
         found = _connection(vm, left, scope, socket)
+    except OSError:
+        raise  # a shortage: the next process may have more
     except Exception:
         vm.crashed()
         raise

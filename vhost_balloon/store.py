@@ -45,6 +45,10 @@ NOTE: Final = "@"
 DESCRIPTORS_PER_VM: Final = 21
 """Front-end socket, back-end channel, memory, kick, call and err of 5 rings; record, listener."""
 
+KEEP_LIMIT: Final = 1.0
+DEAF_LIMIT: Final = 0.01
+"""Seconds that a descriptor waits for the service manager, and while that does not read."""
+
 SPARE: Final = 16
 """Descriptors that are left free for control clients and the like."""
 
@@ -101,6 +105,8 @@ class Store:
         """Set by open_pipe(), if there is a store."""
         self.arguments: OwnedFd | None = None
         """Where the command line is kept (vhost_balloon.arguments), if there is a store."""
+        self._is_deaf = False
+        """The service manager did not take what it was told last."""
         self.leaving = False
         """This process ends, and the next one goes on with everything."""
         self._counter = max((_number(name) for name in self._inherited), default=0)
@@ -136,7 +142,8 @@ class Store:
         """Store a descriptor; what is returned owns it from now on.
 
         note: ends its name, and tells the next process what no record does; NOTE and what follows.
-        Raises FrontEndError if the store is full; fd is then left to the caller.
+        It is the same object, and not stored, if the service manager does not take it: a VM does
+        not wait for that. Raises FrontEndError if the store is full; fd is then left to the caller.
         """
         if not self.active:
             return fd
@@ -148,8 +155,8 @@ class Store:
                     raise FrontEndError("the service manager's descriptor store is full")
                 self._counter += 1
                 name = prefix + _text(self._counter) + note
-                assert self._notifier is not None
-                await self._notifier.send(fdstore(name), [fd])
+                if not await self._send(fdstore(name), fd):
+                    return fd
                 self._know(name, key)
             elif name in self._inherited:
                 self._inherited.pop(name).close()
@@ -158,6 +165,20 @@ class Store:
             self._uses[name] += 1
         return StoredFd(fd.detach(), name, scope)
 
+    async def _send(self, text: str, fd: OwnedFd) -> bool:
+        """Tell the service manager of a descriptor; whether it was told in time."""
+        assert self._notifier is not None
+        with trio.move_on_after(DEAF_LIMIT if self._is_deaf else KEEP_LIMIT):
+            await self._notifier.send(text, [fd])
+            self._is_deaf = False
+            return True
+        if not self._is_deaf:
+            logger.warning(
+                "the service manager does not read: what is new of VMs would not survive a restart"
+            )
+        self._is_deaf = True
+        return False
+
     async def open_pipe(self) -> None:
         """Have the reply pipe, if there is a store."""
         if self.active:
@@ -165,7 +186,8 @@ class Store:
             names = [name for name in self._inherited if name.startswith(PIPE_PREFIX)]
             try:
                 fd = scope.adopt(names[0]) if names else await scope.keep(make_pipe(), PIPE_PREFIX)
-                self.pipe = ReplyPipe(fd)
+                if name_of(fd) is not None:  # one that does not outlive this process tells nothing
+                    self.pipe = ReplyPipe(fd)
             except (OSError, FrontEndError) as error:
                 logger.warning("replies in flight would not survive a restart: %s", error)
 

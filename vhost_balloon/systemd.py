@@ -28,6 +28,8 @@ STOPPING: Final = "STOPPING=1"
 WATCHDOG: Final = "WATCHDOG=1"
 
 FIRST_FD: Final = 3
+MAX_HANDED: Final = 1 << 20
+"""Descriptors that a process can have (fs.nr_open)."""
 UNNAMED: Final = "unknown"
 """systemd's name for a descriptor that has none."""
 MAX_FDS: Final = 253
@@ -51,6 +53,8 @@ def inherited() -> list[tuple[str, OwnedFd]]:
     if given["LISTEN_PID"] != str(os.getpid()) or not given["LISTEN_FDS"]:
         return []
     count = _number(given, "LISTEN_FDS")
+    if count > MAX_HANDED:
+        raise OperatorError(f"LISTEN_FDS={count} in the environment: {MAX_HANDED} at most")
     listed = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else [UNNAMED] * count
     if len(listed) != count:
         raise OperatorError(f"LISTEN_FDNAMES has {len(listed)} names for {count} descriptors")

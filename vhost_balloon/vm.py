@@ -247,10 +247,10 @@ class Vm:
     def restore_orders(self, document: Document) -> None:
         """Raises StateError."""
         with reading("vm"):
-            paused, leaving = flag(document["paused"]), flag(document["leaving"])
+            paused = flag(document["paused"])
             interval = real(document["stats-interval"])
             crashes, crashed_at = number(document["crashes"][0]), real(document["crashes"][1])
-        self._paused, self.leaving = paused, leaving
+        self._paused = paused
         self._stats_interval = interval
         self.crashes, self._crashed_at = crashes, crashed_at
 
