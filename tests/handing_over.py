@@ -49,6 +49,12 @@ class Started:
         """The next that it tells the service manager."""
         return self._manager.recv(4096).decode()
 
+    def wait_logged(self, text: str) -> None:
+        """Read its log up to a line with this text."""
+        assert self.process.stderr is not None
+        while text not in (line := self.process.stderr.readline()):
+            assert line, "it ended"
+
     def end(self) -> tuple[int, str]:
         """SIGTERM; exit status, and what it logged."""
         self.process.send_signal(signal.SIGTERM)
