@@ -198,6 +198,7 @@ async def test_nothing_is_left_behind_by_upgrades(tmp_path: Path, limit: int) ->
         by_hand(host.path("vm2")),
     ):
         await goes_on(host, guest)
+        await eventually(partial(is_logged, host, "metrics on http", 2))  # they listen again, too
         used = open_descriptors(host)
         stored = len(host.manager.names())
         for _ in range(3):
