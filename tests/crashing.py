@@ -21,6 +21,7 @@ from vhost_balloon.fds import EventFd
 from vhost_balloon.journal import Journal
 from vhost_balloon.record import Record
 from vhost_balloon.reply_pipe import ReplyPipe
+from vhost_balloon.shelf import Shelf, _Pair
 from vhost_balloon.store import Store
 from vhost_balloon.systemd import Notifier
 from vhost_balloon.transport import BackendChannel, Transport
@@ -34,7 +35,11 @@ POINTS: Final[dict[str, tuple[Any, str]]] = {
     "journal.sent": (Journal, "sent"),
     "record.save": (Record, "save"),
     "store.keep": (Store, "keep"),
-    "store.drop": (Store, "drop"),
+    "store.remove": (Store, "remove"),
+    "shelf.put": (Shelf, "put"),
+    "shelf.compact": (Shelf, "_compact"),
+    "pair.send": (_Pair, "send"),
+    "pair.empty": (_Pair, "empty"),
     "pipe.send": (ReplyPipe, "send"),
     "transport.consume": (Transport, "_consume"),
     "transport.reply": (Transport, "reply"),

@@ -10,7 +10,7 @@ import logging
 import os
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -35,7 +35,7 @@ from vhost_balloon.simulator import (
     queue_indexes,
 )
 from vhost_balloon.simulator.options import RING_FEATURES
-from vhost_balloon.vm import Machine, Vm
+from vhost_balloon.vm import Vm
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
@@ -69,28 +69,26 @@ class LogLines(logging.Handler):
 
 
 class Host:
-    """A daemon that serves VMs in this process."""
+    """A daemon that serves a VM in this process."""
 
-    def __init__(self, machine: Machine, directory: Path) -> None:
-        self.machine = machine
-        self.directory = directory
+    def __init__(self, vm: Vm, path: Path) -> None:
+        self._vm = vm
+        self._path = path
 
-    def vm(self, name: str = "vm1") -> Vm:
-        return self.machine.vms[name]
+    def vm(self) -> Vm:
+        return self._vm
 
-    def path(self, name: str = "vm1") -> Path:
-        return self.directory / f"{name}.sock"
+    def path(self) -> Path:
+        return self._path
 
 
 @asynccontextmanager
-async def serving(
-    directory: Path, *options: str, names: Sequence[str] = ("vm1",)
-) -> AsyncIterator[Host]:
-    """Run the daemon with one socket for each name; statistics are polled only if asked for."""
-    sockets = [f"--socket-path={directory / name}.sock" for name in names]
-    settings = config.parse([*sockets, QUIET, *options])
+async def serving(directory: Path, *options: str, name: str = "vm1") -> AsyncIterator[Host]:
+    """Run the daemon; statistics are polled only if asked for."""
+    path = directory / f"{name}.sock"
+    settings = config.parse([f"--socket-path={path}", QUIET, *options])
     async with trio.open_nursery() as nursery:
-        yield Host(await nursery.start(daemon.run, settings), directory)
+        yield Host(await nursery.start(daemon.run, settings), path)
         nursery.cancel_scope.cancel()
 
 

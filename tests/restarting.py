@@ -27,14 +27,14 @@ PATIENCE: Final = 60.0
 
 
 class Host:
-    """A daemon under a service manager, with VMs named vm1 and so on, and a control socket."""
+    """A daemon under a service manager, with a control socket; its VM is named vm1."""
 
     def __init__(self, folder: Path, manager: ServiceManager) -> None:
         self.folder = folder
         self.manager = manager
 
-    def path(self, name: str = "vm1") -> Path:
-        return self.folder / f"{name}.sock"
+    def path(self) -> Path:
+        return self.folder / "vm1.sock"
 
     @property
     def control(self) -> Path:
@@ -45,8 +45,9 @@ class Host:
         with QMPClient(self.control) as qmp:
             return qmp.execute(command, {k.replace("_", "-"): v for k, v in arguments.items()})
 
-    def vm(self, name: str = "vm1") -> dict[str, Any]:
-        found: dict[str, Any] = next(v for v in self.ask("query-vms") if v["id"] == name)
+    def vm(self) -> dict[str, Any]:
+        found: dict[str, Any]
+        (found,) = self.ask("query-vms")
         return found
 
     def insist(self, command: str, **arguments: Any) -> Any:
@@ -62,7 +63,7 @@ class Host:
 
 
 def records(host: Host) -> list[int]:
-    return [fd for name, fd in host.manager.stored if name.startswith(".v")]
+    return [fd for name, fd in host.manager.stored if name.startswith(".record-")]
 
 
 def damage(host: Host) -> None:
@@ -76,20 +77,19 @@ def damage(host: Host) -> None:
 async def hosting(
     folder: Path,
     *options: str,
-    names: Sequence[str] = ("vm1",),
-    limit: int = 100,
+    limit: int = 16,
     crashes: Sequence[str] | None = None,
     program: Sequence[str] | None = None,
     environment: dict[str, str] | None = None,
 ) -> AsyncIterator[Host]:
     """Run the daemon, or program instead; with crashes it is tests.crashing."""
-    sockets = [f"--socket-path={folder}/{name}.sock" for name in names]
-    control = [f"--control-socket={folder}/control", "--stats-interval=0", *options]
+    sockets = [f"--socket-path={folder}/vm1.sock", f"--control-socket={folder}/control"]
+    options = ("--stats-interval=0", *options)
     more: dict[str, Any] = {} if program is None else {"program": program}
     if crashes is not None:
         more = {"program": CRASHING, "crashes": crashes}
     with ServiceManager(
-        *sockets, *control, limit=limit, environment=environment, **more
+        *sockets, *options, limit=limit, environment=environment, **more
     ) as manager:
         try:
             yield Host(folder, manager)

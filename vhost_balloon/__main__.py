@@ -13,15 +13,14 @@ from typing import Final
 import trio
 
 from vhost_balloon import config, daemon, log_setup
-from vhost_balloon.arguments import left_arguments
 from vhost_balloon.check_config import check_config
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import spare_descriptors
 from vhost_balloon.handed_over import paths
+from vhost_balloon.inheritance import left_options
 from vhost_balloon.log import logger, shortened
 from vhost_balloon.log_output import prepare_descriptors
 from vhost_balloon.printable import printable
-from vhost_balloon.store import RECORD_PREFIX, SPARE
 
 
 def check_platform() -> None:
@@ -33,7 +32,7 @@ def check_platform() -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """An attached VM needs some twenty descriptors; the usual soft limit is 1024.
+    """The usual soft limit is 1024.
 
     A limit that was inherited may be above what the kernel lets anybody set (fs.nr_open).
     """
@@ -48,19 +47,18 @@ def raise_descriptor_limit() -> None:
     logger.warning("the limit of descriptors stays as it is: %s", reason)
 
 
-def wait_for_descriptors(handed: daemon.Handed) -> None:
-    """Wait until there are enough to go on with VMs that were left. They wait as well and lose
-    nothing; without descriptors they would lose their devices."""
-    records = sum(name.startswith(RECORD_PREFIX) for name, _ in handed.stored)
+def wait_for_descriptors() -> None:
+    """Wait until there are enough to go on with a VM that was left. It waits as well and loses
+    nothing; without descriptors it would lose its device."""
     said = False
     while True:
         try:
-            with spare_descriptors(SPARE + MORE_PER_VM * records):
+            with spare_descriptors(DESCRIPTORS):
                 return
         except OSError as error:
             if not said:
                 logger.error(
-                    "VMs have to wait: %s: raise LimitNOFILE= (prlimit --nofile)", error.strerror
+                    "the VM has to wait: %s: raise LimitNOFILE= (prlimit --nofile)", error.strerror
                 )
             said = True
         time.sleep(RETRY_PAUSE)
@@ -73,45 +71,38 @@ def _kernel_limit() -> int:
         return 1 << 20  # its default
 
 
-MORE_PER_VM: Final = 4
-"""Descriptors that a VM needs beside those that were left: the record's mapping, the listener and
-its file, the front end's folder in /proc."""
+DESCRIPTORS: Final = 40
+"""What starting takes beside the descriptors that were left: an event loop, memory, eventfds."""
 
 ONLY_PRINTS: Final = "one of them prints something instead of serving"
 
 RETRY_PAUSE: Final = 1.0
 """Seconds until a look at whether there are descriptors."""
 
-SWITCH_INTERVAL: Final = 0.0003
-"""Seconds after which a thread that discards gets the interpreter between two system calls. With
-Python's default of 5 ms a report in many pieces takes several times as long while others work."""
-
 
 def read_settings(handed: daemon.Handed) -> config.Config:
     """The configuration.
 
-    Raises OperatorError; but where VMs were left, a mistake is logged, and the options are those of
-    the process before, or none.
+    Raises OperatorError; but where a VM was left and its options before are known, a mistake is
+    logged, and those are used.
     """
     sockets = paths(handed.sockets)
+    before = left_options(handed.stored)
     try:
-        settings = config.parse(sys.argv[1:], sockets, is_restart=handed.is_restart)
-        if not (settings.check_only and handed.is_restart):
+        settings = config.parse(sys.argv[1:], sockets)
+        if before is None or not settings.check_only:
             return settings
         mistake = ONLY_PRINTS
     except SystemExit:  # after --version and the like
-        if not handed.is_restart:
+        if before is None:
             raise
         mistake = ONLY_PRINTS
     except OperatorError as error:
-        if not handed.is_restart:
+        if before is None:
             raise
         mistake = str(error)
-    try:
-        before = left_arguments(handed.stored) or []
-        settings = config.parse(before, sockets, is_restart=True)
-    except OperatorError:
-        settings = config.parse([], {}, is_restart=True)
+    # Its files are not read again: what they say now may be the mistake.
+    settings = config.parse(before[0], sockets, settings=before[1])
     log_setup.set_up(settings.log_level, settings.log_format)
     logger.error("these options are not used, but those of the process before: %s", mistake)
     return settings
@@ -131,8 +122,7 @@ def main() -> None:
         if settings.check_only:
             return trio.run(check_config, settings)
         if handed.is_restart:
-            wait_for_descriptors(handed)
-        sys.setswitchinterval(SWITCH_INTERVAL)
+            wait_for_descriptors()
         gc.freeze()  # a full collection would look at all that was imported, for some 10 ms
         trio.run(daemon.run, settings, handed)
     except OperatorError as error:

@@ -34,34 +34,24 @@ from vhost_balloon.resume import Left
 from vhost_balloon.rings import RingSet
 from vhost_balloon.session import Session
 from vhost_balloon.state import restore_balloon, restore_session, restore_stats
-from vhost_balloon.store import Scope
 from vhost_balloon.transport import BackendChannel, Transport
-from vhost_balloon.vm import UNSEALED, Vm, VmStatistics
+from vhost_balloon.vm import Vm, VmStatistics
 
 OPERATOR: Final = "operator"
 """The reason of a pause that was ordered."""
 
-STALL_PATIENCE: Final = 10.0
-"""Seconds until a front end that says nothing, or stops inside a message, is complained about."""
 
-
-async def serve_front_end(vm: Vm, fd: OwnedFd, *, peer_connected: bool = True) -> None:
+async def serve_front_end(vm: Vm, fd: OwnedFd, name: str, *, peer_connected: bool = True) -> None:
     """Serve the front end at the other end of a connected socket until it goes; nothing of it is
     left then.
 
-    peer_connected: whether the process at the other end made the connection itself. Where the
-    socket was handed to it, the kernel names whoever made it, and pins cannot be looked for.
+    name: what the store knows the socket by. peer_connected: whether the process at the other end
+    made the connection itself. Where the socket was handed to it, the kernel names whoever made
+    it, and pins cannot be looked for.
     """
-    scope = Scope(vm.store)
-    try:
-        fd = await scope.keep(fd)
-    except FrontEndError as error:
-        fd.close()
-        vm.log.misbehaved(f"front end refused: {error}")
-        return
-    journal = None if vm.record is None else vm.record.journal
-    transport = Transport(fd, scope, journal)
-    await run_connection(vm, transport, scope, peer_connected, _attach)
+    journal = None if vm.saved_to is None else vm.saved_to.journal
+    transport = Transport(fd, vm.shelf, journal, vm.pipe)
+    await run_connection(vm, transport, name, peer_connected, _attach)
 
 
 async def _attach(connection: FrontEndConnection) -> None:
@@ -72,7 +62,7 @@ Prepare = Callable[["FrontEndConnection"], Awaitable[None]]
 
 
 async def run_connection(
-    vm: Vm, transport: Transport, scope: Scope, peer_connected: bool, prepare: Prepare
+    vm: Vm, transport: Transport, name: str, peer_connected: bool, prepare: Prepare
 ) -> None:
     """Serve a connection until its front end goes; prepare() is called before its messages.
 
@@ -80,9 +70,10 @@ async def run_connection(
     """
     try:
         async with trio.open_nursery() as nursery:
-            connection = FrontEndConnection(vm, transport, scope, nursery, peer_connected)
+            connection = FrontEndConnection(vm, transport, name, nursery, peer_connected)
             await prepare(connection)
             vm.connection = connection
+            vm.status_changed.set()
             await connection.serve()
             nursery.cancel_scope.cancel()
     except Exception:
@@ -93,6 +84,7 @@ async def run_connection(
         transport.close()
     connection.keeper.ended()
     connection.gone.set()
+    vm.status_changed.set()
     vm.log.info("front end gone")
 
 
@@ -107,7 +99,7 @@ class FrontEndConnection:
         self,
         vm: Vm,
         transport: Transport,
-        scope: Scope,
+        name: str,
         nursery: trio.Nursery,
         peer_connected: bool,
     ) -> None:
@@ -118,14 +110,13 @@ class FrontEndConnection:
         if self._settings.target is not None:
             self.balloon.set_target(self._settings.target)
         self.session = Session(self.balloon, self._settings.offered)
-        self.has_unsealed_memory = False
         self._pid = transport.peer_pid() if peer_connected else None
         self._device = Device(
             self.balloon,
             vm.counters,
             self._settings.policy,
-            vm.machine.heartbeat,
-            PinGuard(self._pid, vm.machine.proc, transport.is_peer),
+            vm.heartbeat,
+            PinGuard(self._pid, vm.proc, transport.is_peer),
             vm.log,
             paused=vm.paused,
             report_limit=_report_limit(self._settings.report_rate),
@@ -136,10 +127,11 @@ class FrontEndConnection:
         self._channel: BackendChannel | None = None
         self._config_told = False
         self._nursery = nursery
+        transport.stalled = self._stalled
         self.keeper = Keeper(
-            vm.record,
-            scope,
+            vm.saved_to,
             Parts(
+                name,
                 transport,
                 self.session,
                 self._rings,
@@ -148,7 +140,7 @@ class FrontEndConnection:
                 peer_connected,
             ),
         )
-        self._conversation = Conversation(transport, self.keeper, self._answer, vm.messages)
+        self._conversation = Conversation(transport, self.keeper, self._answer)
         self._rings.stats.sampled = self.keeper.save_stats
 
     def attach(self) -> None:
@@ -160,7 +152,6 @@ class FrontEndConnection:
         """Go on with a front end that another process served; serve() answers what that left."""
         areas, memory = left.documents, self._device.memory
         memory.replace(left.memory.regions)
-        self.has_unsealed_memory = any(not mapped.shrink_sealed for mapped in memory.regions)
         restore_session(self.session, areas["connection"]["session"])
         self.session.regions = [mapped.region for mapped in memory.regions]
         restore_balloon(self.session, areas["balloon"])
@@ -176,7 +167,7 @@ class FrontEndConnection:
         self._follow()
         await self._rings.update()
         self._tell_config()
-        self._transport.waiting_since = None
+        self._transport.is_new = False
         self.vm.log.info(f"front end resumed (process {self._pid})")
         self._conversation.pending = left.pending
 
@@ -186,7 +177,6 @@ class FrontEndConnection:
         """Answer messages until the connection ends, then stop and release everything."""
         self._device.look_for_pins(trio.current_time())
         self._nursery.start_soon(self._poll_stats)
-        self._nursery.start_soon(self._watch_stalls)
         try:
             await self._conversation.run()
         except StreamError as error:
@@ -239,19 +229,14 @@ class FrontEndConnection:
 
     def _misbehaved(self, text: str) -> None:
         self.vm.counters.front_end_errors += 1
+        self.vm.counted.set()
         self.vm.log.misbehaved(text)
 
-    async def _watch_stalls(self) -> None:
-        """Say, once each time, that a front end says nothing at all or stopped half-way."""
-        complained: float | None = None
-        while True:
-            await trio.sleep(STALL_PATIENCE)
-            since = self._transport.waiting_since
-            if since in (None, complained) or trio.current_time() - since < STALL_PATIENCE:
-                continue
-            complained = since
-            self.vm.counters.front_end_stalls += 1
-            self.vm.log.misbehaved("front end is connected and does not finish its message")
+    def _stalled(self) -> None:
+        """It says nothing at all, or stopped half-way."""
+        self.vm.counters.front_end_stalls += 1
+        self.vm.counted.set()
+        self.vm.log.misbehaved("front end is connected and does not finish its message")
 
     # Effects
 
@@ -285,7 +270,7 @@ class FrontEndConnection:
                 self._convergence.new_driver(trio.current_time())
             case effects.ActualChanged():
                 self._follow()
-                self.vm.machine.actual_changed(self.vm)
+                self.vm.actual_changed()
             case effects.ConfigChanged():
                 self._config_changed()
             case _:
@@ -296,12 +281,6 @@ class FrontEndConnection:
         """Raises FrontEndError; the descriptor is the mapping's only on success."""
         mapped = MappedRegion(region, fd)
         if not mapped.shrink_sealed:
-            if self.vm.machine.require_sealed:
-                mapped.unmap()
-                raise FrontEndError(
-                    f"guest memory is not sealed against shrinking (F_SEAL_SHRINK), {UNSEALED}"
-                )
-            self.has_unsealed_memory = True
             self.vm.log.misbehaved(
                 "guest memory is not sealed against shrinking: if its file is truncated, this "
                 "daemon ends"
@@ -415,8 +394,7 @@ class FrontEndConnection:
             id=self.vm.id,
             attached=True,
             counters=self.vm.counters,
-            spec=self.vm.spec,
-            leaving=self.vm.leaving,
+            settings=self.vm.settings,
             socket_path=self.vm.socket_path,
             front_end_pid=self._pid,
             features=session.features,
@@ -440,4 +418,5 @@ class FrontEndConnection:
             stats=balloon.stats.values,
             stats_last_update=balloon.stats.last_update,
             stats_age=balloon.stats.age(trio.current_time()),
+            internal_errors=self.vm.internal_errors.counts,
         )

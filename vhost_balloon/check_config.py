@@ -19,7 +19,7 @@ async def check_config(config: Config) -> None:
 
     Raises OperatorError.
     """
-    for access in (config.control_access, *(vm.settings.access for vm in config.vms)):
+    for access in (config.control_access, config.settings.access):
         find_group(access.group)
     try:
         Record.create().close()

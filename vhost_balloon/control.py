@@ -30,7 +30,7 @@ from vhost_balloon.control_commands import (
 )
 from vhost_balloon.control_events import BalloonEvents
 from vhost_balloon.errors import CommandError
-from vhost_balloon.vm import Machine
+from vhost_balloon.vm import Vm
 
 RECEIVE_SIZE: Final = 16 << 10
 """Bytes: a client's input is looked at in pieces of a few milliseconds."""
@@ -44,22 +44,22 @@ Listener = trio.abc.Listener[trio.abc.Stream]
 
 async def serve_control(
     listener: Listener,
-    machine: Machine,
+    vm: Vm,
     *,
     commands: Mapping[str, Command] = COMMANDS,
     task_status: trio.TaskStatus[list[Listener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve clients until cancelled."""
     async with trio.open_nursery() as nursery:
-        server = ControlServer(machine, commands)
-        events = BalloonEvents(nursery, server.broadcast, machine.internal_errors)
-        machine.add_listener(events.changed)
+        server = ControlServer(vm, commands)
+        events = BalloonEvents(nursery, server.broadcast, vm.internal_errors)
+        vm.add_listener(events.changed)
         try:
             await trio.serve_listeners(
                 server.serve_client, [listener], handler_nursery=nursery, task_status=task_status
             )
         finally:
-            machine.remove_listener(events.changed)
+            vm.remove_listener(events.changed)
 
 
 class _HungUpError(Exception):
@@ -69,8 +69,8 @@ class _HungUpError(Exception):
 class ControlServer:
     """All clients of one control socket."""
 
-    def __init__(self, machine: Machine, commands: Mapping[str, Command]) -> None:
-        self.machine = machine
+    def __init__(self, vm: Vm, commands: Mapping[str, Command]) -> None:
+        self.vm = vm
         self.commands = commands
         self._clients: set[Client] = set()
 
@@ -79,7 +79,7 @@ class ControlServer:
         client = Client(stream, self)
         self._clients.add(client)
         try:
-            with self.machine.internal_errors.contained("control-client"):
+            with self.vm.internal_errors.contained("control-client"):
                 async with stream:
                     await client.run()
         finally:
@@ -168,7 +168,7 @@ class Client:
     async def _execute(self, request: Request) -> Json:
         command = self._find(request.command)
         arguments = check_arguments(command.parameters, request.arguments)
-        result = command.handler(self._server.machine, arguments)
+        result = command.handler(self._server.vm, arguments)
         if isinstance(result, Awaitable):
             result = await result
         self._then = command.then
@@ -183,7 +183,7 @@ class Client:
             raise CommandError(f"The command {name} has not been found", not_found)
         return self._commands[name]
 
-    def _negotiate(self, machine: Machine, arguments: dict[str, Any]) -> Json:
+    def _negotiate(self, vm: Vm, arguments: dict[str, Any]) -> Json:
         if self._negotiated:
             text = "Capabilities negotiation is already complete, command ignored"
             raise CommandError(text, ErrorClass.COMMAND_NOT_FOUND.value)
@@ -197,10 +197,10 @@ class Client:
         self._negotiated = True
         return {}
 
-    def _query_commands(self, machine: Machine, arguments: dict[str, Any]) -> Json:
+    def _query_commands(self, vm: Vm, arguments: dict[str, Any]) -> Json:
         return [{"name": name} for name in self._commands]
 
-    def _query_schema(self, machine: Machine, arguments: dict[str, Any]) -> Json:
+    def _query_schema(self, vm: Vm, arguments: dict[str, Any]) -> Json:
         return control_schema.describe(self._commands)
 
 

@@ -1,7 +1,7 @@
 """The commands of the control socket: one table of what they take and what they do.
 
-Names, arguments and results that QEMU has too are those of QEMU's qapi/{balloon,machine,qom}.json,
-with one argument more: `id` says which VM. It may be left out while just one VM is attached.
+Names, arguments and results that QEMU has too are those of QEMU's qapi/{balloon,machine,qom}.json.
+There is one balloon; `id` may name its VM, and no other.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-import trio
-
 from protocol.qmp import ErrorClass, Json, Object, version
 from protocol.virtio_balloon import STAT_NAMES, STAT_UNKNOWN
 from vhost_balloon import __version__
 from vhost_balloon.control_report import describe_vm
 from vhost_balloon.errors import CommandError
-from vhost_balloon.vm import Machine, Vm
+from vhost_balloon.vm import Vm
 
 INT64_MAX: Final = (1 << 63) - 1
 UINT32_MAX: Final = (1 << 32) - 1
@@ -44,7 +42,7 @@ class Parameter:
     optional: bool = False
 
 
-Handler: TypeAlias = "Callable[[Machine, dict[str, Any]], Json | Awaitable[Json]]"
+Handler: TypeAlias = "Callable[[Vm, dict[str, Any]], Json | Awaitable[Json]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,26 +110,22 @@ def _not_active(text: str = "") -> CommandError:
     return CommandError(text, ErrorClass.DEVICE_NOT_ACTIVE.value)
 
 
-def _attached_vm(machine: Machine, arguments: dict[str, Any]) -> Vm:
-    """The VM that `id` names, or the one that is attached. Raises CommandError."""
-    if "id" in arguments:
-        vm = machine.vms.get(arguments["id"])
-        if vm is None:
-            raise _not_found(arguments["id"])
-        if not vm.attached:
-            raise _not_active(f": VM '{vm.id}' has no front end")
-        return vm
-    attached = [vm for vm in machine.vms.values() if vm.attached]
-    if not attached:
-        raise _not_active()
-    if len(attached) > 1:
-        raise CommandError(f"Parameter 'id' is missing: {len(attached)} VMs are attached")
-    return attached[0]
+def _check_id(vm: Vm, arguments: dict[str, Any]) -> None:
+    """Raises CommandError if `id` is given and names another VM."""
+    if arguments.get("id", vm.id) != vm.id:
+        raise _not_found(arguments["id"])
 
 
-def _balloon(machine: Machine, arguments: dict[str, Any]) -> Json:
+def _check_attached(vm: Vm, arguments: dict[str, Any]) -> None:
+    """Raises CommandError if `id` names another VM, or there is no front end."""
+    _check_id(vm, arguments)
+    if not vm.attached:
+        raise _not_active(f": VM '{vm.id}' has no front end")
+
+
+def _balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
     """Set a target in bytes. The reply says so if there is no driver yet to take it up."""
-    vm = _attached_vm(machine, arguments)
+    _check_attached(vm, arguments)
     if arguments["value"] <= 0:
         raise CommandError("Parameter 'value' expects a size")
     vm.set_target(arguments["value"])
@@ -139,28 +133,21 @@ def _balloon(machine: Machine, arguments: dict[str, Any]) -> Json:
     return {"pending": True} if statistics.pending or not statistics.driver_ready else {}
 
 
-def _query_balloon(machine: Machine, arguments: dict[str, Any]) -> Json:
-    vm = _attached_vm(machine, arguments)
+def _query_balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
+    _check_attached(vm, arguments)
     actual = vm.statistics(details=False).actual
     if actual is None:
         raise _not_active(f": the memory of VM '{vm.id}' is not known before its driver starts")
     return {"actual": actual}
 
 
-async def _query_vms(machine: Machine, arguments: dict[str, Any]) -> Json:
-    """All VMs, each as it is at its moment: 500 take 0.2 s, in which guests wait for their turn."""
-    described: list[Json] = []
-    for vm in list(machine.vms.values()):
-        if described:
-            await trio.lowlevel.checkpoint()
-        if machine.vms.get(vm.id) is vm:  # else it was removed meanwhile
-            described.append(describe_vm(vm.statistics()))
-    return described
+def _query_vms(vm: Vm, arguments: dict[str, Any]) -> Json:
+    return [describe_vm(vm.statistics())]
 
 
-async def _balloon_stats(machine: Machine, arguments: dict[str, Any]) -> Json:
+async def _balloon_stats(vm: Vm, arguments: dict[str, Any]) -> Json:
     """A fresh sample, as guest-stats has it; the guest has `timeout` milliseconds to give it."""
-    vm = _attached_vm(machine, arguments)
+    _check_attached(vm, arguments)
     milliseconds = arguments.get("timeout", STATS_TIMEOUT)
     if not 0 < milliseconds <= MAX_STATS_TIMEOUT:
         raise CommandError(f"Parameter 'timeout' expects 1 to {MAX_STATS_TIMEOUT} milliseconds")
@@ -168,33 +155,26 @@ async def _balloon_stats(machine: Machine, arguments: dict[str, Any]) -> Json:
     return _guest_stats(vm)
 
 
-def _vm(machine: Machine, arguments: dict[str, Any]) -> Vm:
-    """The VM that `id` names, attached or not; without `id` the attached one."""
-    if "id" in arguments and arguments["id"] in machine.vms:
-        return machine.vms[arguments["id"]]
-    return _attached_vm(machine, arguments)
-
-
-def _balloon_pause(machine: Machine, arguments: dict[str, Any]) -> Json:
+def _balloon_pause(vm: Vm, arguments: dict[str, Any]) -> Json:
     """Acknowledge reported pages without discarding them, until balloon-resume."""
-    _vm(machine, arguments).paused = True
+    _check_id(vm, arguments)
+    vm.paused = True
     return {}
 
 
-def _balloon_resume(machine: Machine, arguments: dict[str, Any]) -> Json:
-    _vm(machine, arguments).paused = False
+def _balloon_resume(vm: Vm, arguments: dict[str, Any]) -> Json:
+    _check_id(vm, arguments)
+    vm.paused = False
     return {}
 
 
-def _query_version(machine: Machine, arguments: dict[str, Any]) -> Json:
+def _query_version(vm: Vm, arguments: dict[str, Any]) -> Json:
     return version_info()
 
 
-def _qom_vm(machine: Machine, path: str) -> Vm:
-    vm = machine.vms.get(path.removeprefix(QOM_PREFIX).rstrip("/"))
-    if vm is None or not path.startswith(QOM_PREFIX):
+def _check_path(vm: Vm, path: str) -> None:
+    if path.rstrip("/") != f"{QOM_PREFIX}{vm.id}":
         raise _not_found(path)
-    return vm
 
 
 def _guest_stats(vm: Vm) -> Json:
@@ -215,16 +195,17 @@ _PROPERTIES: Final[Mapping[str, Callable[[Vm], Json]]] = {
 }
 
 
-def _qom_get(machine: Machine, arguments: dict[str, Any]) -> Json:
-    vm = _qom_vm(machine, arguments["path"])
+def _qom_get(vm: Vm, arguments: dict[str, Any]) -> Json:
+    _check_path(vm, arguments["path"])
     read = _PROPERTIES.get(arguments["property"])
     if read is None:
         raise CommandError(f"Property '{QOM_TYPE}.{arguments['property']}' not found")
     return read(vm)
 
 
-def _qom_set(machine: Machine, arguments: dict[str, Any]) -> Json:
-    vm, name, value = _qom_vm(machine, arguments["path"]), arguments["property"], arguments["value"]
+def _qom_set(vm: Vm, arguments: dict[str, Any]) -> Json:
+    _check_path(vm, arguments["path"])
+    name, value = arguments["property"], arguments["value"]
     if name not in _PROPERTIES:
         raise CommandError(f"Property '{QOM_TYPE}.{name}' not found")
     if name != POLLING_INTERVAL:

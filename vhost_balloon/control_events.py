@@ -1,8 +1,7 @@
 """BALLOON_CHANGE: held back as QEMU does, so that no guest can flood the clients.
 
-The first change of a VM is told at once. Those of the second after it are held, and at its end
-the last of them is told, which begins another second. Every VM has its own clock, where QEMU, one
-VM itself, has one for the event.
+The first change is told at once. Those of the second after it are held, and at its end the last of
+them is told, which begins another second.
 """
 
 from __future__ import annotations

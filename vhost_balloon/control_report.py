@@ -15,7 +15,6 @@ from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.vm import VmStatistics
 from vhost_balloon.vm_settings import settings_to_json
-from vhost_balloon.vm_spec import VmSpec
 
 
 def describe_vm(vm: VmStatistics) -> Object:
@@ -25,8 +24,7 @@ def describe_vm(vm: VmStatistics) -> Object:
             "id": vm.id,
             "attached": vm.attached,
             "state": vm.state.value,
-            "leaving": vm.leaving,
-            **_describe_spec(vm.spec),
+            "settings": None if vm.settings is None else settings_to_json(vm.settings),
             "socket-path": None if vm.socket_path is None else str(vm.socket_path),
             "front-end-pid": vm.front_end_pid,
             "features": names(vm.features, BalloonFeature, VhostFeature, RingFeature),
@@ -50,13 +48,6 @@ def describe_vm(vm: VmStatistics) -> Object:
             **_describe_counters(vm.counters),
         }
     )
-
-
-def _describe_spec(spec: VmSpec | None) -> dict[str, Json]:
-    """Where it comes from, and what the operator chose for it."""
-    if spec is None:
-        return {}
-    return {"origin": spec.origin.value, "settings": settings_to_json(spec.settings)}
 
 
 def names(bits: int, *kinds: Iterable[enum.IntFlag]) -> list[str]:

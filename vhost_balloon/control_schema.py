@@ -17,7 +17,6 @@ from vhost_balloon.convergence import VmState
 from vhost_balloon.guest_memory import DiscardMode
 from vhost_balloon.refusal import EVERY_REASON
 from vhost_balloon.vm_settings import SWITCHES
-from vhost_balloon.vm_spec import Origin
 
 QUERY: Final = "query-qmp-schema"
 
@@ -42,7 +41,6 @@ _EMPTY: Final = "q_empty"
 _EVENTS: Final = {EVENT: {"actual": "int", "id": "str"}}
 _ENUMS: Final = {
     "VmState": tuple(state.value for state in VmState),
-    "VmOrigin": tuple(origin.value for origin in Origin),
     "DiscardMode": tuple(mode.value for mode in DiscardMode),
 }
 
@@ -55,7 +53,7 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Accepted": {"*pending": "bool"},
     "BalloonInfo": {"actual": "int"},
     "CommandInfo": {"name": "str"},
-    "ConfigChanges": dict.fromkeys(("added", "removed", "leaving", "changed", "kept"), "[str]"),
+    "ConfigChanges": {"changed": "[str]"},
     "GuestStats": {"stats": "GuestStatValues", "last-update": "int"},
     "GuestStatValues": {f"*{name}": "int" for name in STAT_NAMES.values()},
     "HugePages": {"partial": "int", "whole": "int", "waiting-bytes": "int"},
@@ -67,8 +65,6 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
         "id": "str",
         "attached": "bool",
         "state": "VmState",
-        "leaving": "bool",
-        "*origin": "VmOrigin",
         "*settings": "VmSettings",
         "*socket-path": "str",
         "*front-end-pid": "int",

@@ -8,7 +8,6 @@ from typing import Protocol
 import trio
 
 from vhost_balloon.message import Message
-from vhost_balloon.rate import Bucket
 from vhost_balloon.resume import Pending, settle
 from vhost_balloon.transport import Transport
 
@@ -41,16 +40,12 @@ class _Rest:
 class Conversation:
     """From the first message to the last."""
 
-    def __init__(
-        self, transport: Transport, keeper: Keeping, answer: Answer, messages: Bucket
-    ) -> None:
-        """messages: what the VM may still send."""
+    def __init__(self, transport: Transport, keeper: Keeping, answer: Answer) -> None:
         self.pending: Pending | None = None
         """What the process before this one left unanswered."""
         self._transport = transport
         self._keeper = keeper
         self._answer = answer
-        self._messages = messages
         self._receiving = trio.CancelScope()
         self._answering = False
         self._rest: _Rest | None = None
@@ -84,8 +79,6 @@ class Conversation:
                 self._answering = True
                 await self._serve(message)
                 self._answering = False
-                if delay := self._messages.take(1, trio.current_time()):
-                    await trio.sleep(delay)
         return True
 
     async def _serve(self, message: Message) -> None:

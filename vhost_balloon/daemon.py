@@ -1,10 +1,10 @@
-"""Puts the parts together: listeners, VMs, control, signals, and the order of start and end."""
+"""Puts the parts together: sockets, VM, control, signals, and the order of start and end."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -12,21 +12,30 @@ from typing import Final
 import trio
 
 from vhost_balloon import systemd, upgrade
-from vhost_balloon.arguments import keep_arguments
 from vhost_balloon.config import Config
 from vhost_balloon.control_commands import COMMANDS
-from vhost_balloon.control_fleet import fleet_commands
-from vhost_balloon.errors import CommandError, OperatorError
+from vhost_balloon.control_service import service_commands
+from vhost_balloon.errors import CommandError
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.fleet import Fleet, serve_fd
+from vhost_balloon.front_ends import FrontEnds
 from vhost_balloon.handed_over import HandedOver, take_sockets
+from vhost_balloon.inheritance import (
+    Left,
+    find_record,
+    keep_lock,
+    restore_vm,
+    take_over,
+    wait_for_lock,
+)
 from vhost_balloon.listeners import adopt_connection
 from vhost_balloon.log import logger
 from vhost_balloon.log_setup import tell_losses
+from vhost_balloon.names import METRICS, RESERVED_NAMES
+from vhost_balloon.process_lock import ProcessLock
 from vhost_balloon.reload import Configuration
 from vhost_balloon.side_services import Control, Metrics, open_beside
-from vhost_balloon.sockets import Sockets
-from vhost_balloon.store import PREFIX, Store
+from vhost_balloon.sockets import Listening, Sockets
+from vhost_balloon.store import CONNECTION, PREFIX, Store
 from vhost_balloon.systemd import (
     READY,
     STOPPING,
@@ -36,11 +45,10 @@ from vhost_balloon.systemd import (
     status,
     watchdog_interval,
 )
-from vhost_balloon.vm import Machine
-from vhost_balloon.vm_spec import METRICS, RESERVED_NAMES, Origin, VmSpec
+from vhost_balloon.vm import Vm
 
-COUNTERS_INTERVAL: Final = 1.0
-"""Seconds between two looks at counters that nobody asked for."""
+COUNTERS_PAUSE: Final = 1.0
+"""Seconds until counters that changed are on record, unless somebody asks for them before."""
 RELOADING_LIMIT: Final = 1.0
 """Seconds that an upgrade waits for the service manager to take the news."""
 
@@ -48,7 +56,7 @@ RELOADING_LIMIT: Final = 1.0
 @dataclass(frozen=True, slots=True)
 class Handed:
     """Descriptors that this process was started with: listening sockets by name, and what the
-    process before it had stored."""
+    process before it left."""
 
     sockets: dict[str, HandedOver] = field(default_factory=dict)
     stored: tuple[tuple[str, OwnedFd], ...] = ()
@@ -59,9 +67,9 @@ class Handed:
         return bool(self.stored)
 
     @property
-    def guests_wait(self) -> bool:
-        """Whether VMs were left, or may have begun to connect to a socket of the service manager:
-        they would hang if this process ended."""
+    def guest_waits(self) -> bool:
+        """Whether the VM was left, or may have begun to connect to a socket of the service manager:
+        it would hang if this process ended."""
         return self.is_restart or any(name not in RESERVED_NAMES for name in self.sockets)
 
 
@@ -78,127 +86,156 @@ def handed_over() -> Handed:
 async def run(
     config: Config,
     handed: Handed = NOTHING,
-    task_status: trio.TaskStatus[Machine] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Vm] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises OperatorError before anything is served.
 
     With a descriptor store nothing is shut down at the end: the next process goes on.
     """
-    notifier, interval = Notifier(), watchdog_interval()
+    notifier = Notifier()
     store = Store(notifier, fdstore_limit(), handed.stored)
-    machine = Machine(allow_unsealed_memory=config.allow_unsealed_memory, store=store)
+    vm = Vm(config.name, config.settings, config.socket_path, store=store)
     with ExitStack() as stack:
         stack.callback(notifier.close)
-        sockets = Sockets(store, handed.sockets)
-        fleet = stack.enter_context(Fleet(machine, sockets, config.control_path))
-        await store.open_pipe()
-        await keep_arguments(store, config.arguments)
-        await fleet.inherit()
-        add_configured(config, fleet)
-        fleet.resume()
-        metrics = Metrics(config, machine, handed.sockets.get(METRICS), stack)
-        # Later than the front-end sockets: whoever can reach it finds all VMs listening.
-        control = Control(config, machine, sockets, stack)
-        await open_beside(metrics, control, guests_wait=handed.guests_wait)
-        stream = None
-        if config.fd is not None and config.vms[0].id not in machine.vms:
-            stream = adopt_connection(config.fd)
+        daemon = _Daemon(config, vm, notifier, Sockets(store, handed.sockets), stack)
+        await daemon.open(handed)
         try:
-            async with trio.open_nursery() as nursery:
-                stop = nursery.cancel_scope.cancel
-                if config.fd is not None:
-                    fleet.gone = stop
-
-                def start(where: str, run: Callable[[], Awaitable[None]]) -> None:
-                    nursery.start_soon(machine.internal_errors.supervise, where, run)
-
-                start("heartbeat", machine.heartbeat.run)
-                start("store", store.run)
-                start("log", tell_losses)
-                successor = Successor(notifier, machine, sockets)
-                start("upgrade", successor.run)
-                await nursery.start(_follow_signals, stop, notifier, successor)
-                if interval is not None:
-                    start("watchdog", partial(notifier.feed_watchdog, interval))
-                if stream is not None:
-                    nursery.start_soon(serve_fd, machine.add(config.vms[0]), stream, stop)
-                fleet.start(nursery)
-                await fleet.ready()
-                # Those who connect meanwhile wait: an order to a VM finds it as it was left.
-                own = fleet_commands(fleet, Configuration(config, fleet), successor)
-                control.commands = {**COMMANDS, **own}
-                start("control", control.run)
-                start("metrics", metrics.run)
-                start("counters", partial(_save_counters, machine))
-                start("status", partial(_keep_status, machine, notifier))
-                logger.info("serving %s", ", ".join(machine.vms) or "no VM yet")
-                task_status.started(machine)
-                await notifier.send(f"{READY}\n{status(summary(machine))}")
+            await daemon.serve(task_status)
         finally:
             # Also if a bug ends it: whoever comes next finds everything as it is now.
-            store.leaving = store.active
-            for vm in machine.vms.values():
-                vm.save_counters()
-
-
-async def _save_counters(machine: Machine) -> None:
-    """What was counted and not shown yet is on record soon."""
-    while machine.store.active:
-        await trio.sleep(COUNTERS_INTERVAL)
-        for vm in machine.vms.values():
             vm.save_counters()
+            vm.close()
 
 
-def summary(machine: Machine) -> str:
+class _Daemon:
+    """The parts of one daemon; what they open is closed with stack."""
+
+    def __init__(
+        self, config: Config, vm: Vm, notifier: Notifier, sockets: Sockets, stack: ExitStack
+    ) -> None:
+        self._config = config
+        self._vm = vm
+        self._notifier = notifier
+        self._sockets = sockets
+        self._stack = stack
+        self._left: Left | None = None
+        self._lock: ProcessLock
+        self._metrics: Metrics
+        self._control: Control
+        self._listening: Listening | None = None
+        self._connected: OwnedFd | None = None
+        self._front_ends: FrontEnds
+        self._ready = trio.Event()
+        """Set once what was left is served again, or cannot be yet."""
+
+    async def open(self, handed: Handed) -> None:
+        """Take what was left, and listen. Raises OperatorError."""
+        config, vm = self._config, self._vm
+        self._left = await find_record(vm.store)
+        if self._left is not None:
+            restore_vm(vm, self._left.areas)
+        self._lock = await keep_lock(vm.store)
+        vm.is_stuck = not self._lock.take()
+        if config.fd is not None and not vm.store.left(CONNECTION):
+            self._connected = adopt_connection(config.fd)
+        if config.socket_path is not None:
+            opened = self._sockets.open(config.socket_path, config.settings.access)
+            self._listening = self._stack.enter_context(opened)
+        listener = None if self._listening is None else self._listening.listener
+        self._front_ends = FrontEnds(vm, listener)
+        if not vm.is_stuck:
+            await self._take_over()
+        self._metrics = Metrics(config, vm, handed.sockets.get(METRICS), self._stack)
+        # Later than the front-end socket: whoever can reach it finds the VM listening.
+        self._control = Control(config, vm, self._sockets, self._stack)
+        await open_beside(self._metrics, self._control, guest_waits=handed.guest_waits)
+
+    async def _take_over(self) -> None:
+        await take_over(self._vm, self._left, self._config.arguments)
+        if self._listening is not None:
+            await self._listening.keep()
+
+    async def serve(self, task_status: trio.TaskStatus[Vm]) -> None:
+        vm, notifier = self._vm, self._notifier
+        async with trio.open_nursery() as nursery:
+            stop = nursery.cancel_scope.cancel
+
+            def start(where: str, run: Callable[[], Awaitable[None]]) -> None:
+                nursery.start_soon(vm.internal_errors.supervise, where, run)
+
+            start("log", tell_losses)
+            successor = Successor(notifier, vm, self._front_ends, self._sockets)
+            start("upgrade", successor.run)
+            await nursery.start(_follow_signals, stop, notifier, successor)
+            interval = watchdog_interval()
+            if interval is not None:
+                start("watchdog", partial(notifier.feed_watchdog, interval))
+            start("heartbeat", vm.heartbeat.run)
+            nursery.start_soon(self._serve_vm, stop)
+            await self._ready.wait()
+            # Those who connect meanwhile wait: an order to the VM finds it as it was left.
+            configuration = Configuration(self._config, vm, self._listening)
+            self._control.commands = {**COMMANDS, **service_commands(configuration, successor)}
+            start("control", self._control.run)
+            start("metrics", self._metrics.run)
+            start("counters", partial(_save_counters, vm))
+            start("status", partial(_keep_status, vm, notifier))
+            logger.info("serving %s", vm.id)
+            task_status.started(vm)
+            await notifier.send(f"{READY}\n{status(summary(vm))}")
+
+    async def _serve_vm(self, stop: Callable[[], None]) -> None:
+        """Serve front ends; the one of --fd is the only one."""
+        vm = self._vm
+        if vm.is_stuck:
+            self._ready.set()
+            await wait_for_lock(vm, self._lock)
+            await self._take_over()
+        async with trio.open_nursery() as nursery:
+            resumed = trio.Event()
+            nursery.start_soon(self._sweep, resumed)
+            areas = None if self._left is None else self._left.areas
+            await self._front_ends.run(areas, self._connected, resumed.set)
+        stop()
+
+    async def _sweep(self, resumed: trio.Event) -> None:
+        """Forget what was left and is needed no more, once the VM is served again."""
+        await resumed.wait()
+        assert self._vm.shelf is not None
+        self._vm.shelf.sweep()
+        await self._sockets.sweep()
+        await self._vm.store.sweep()
+        self._ready.set()
+
+
+async def _save_counters(vm: Vm) -> None:
+    """What was counted and not shown yet is on record soon."""
+    while vm.store.active:
+        await vm.counted.wait()
+        await trio.sleep(COUNTERS_PAUSE)
+        vm.counted = trio.Event()
+        vm.save_counters()
+
+
+def summary(vm: Vm) -> str:
     """What `systemctl status` shows."""
-    vms = machine.vms.values()
-    inert = sum(vm.inert is not None for vm in vms)
-    text = (
-        f"serving {len(vms)} VM{'s' * (len(vms) != 1)}, {sum(vm.attached for vm in vms)} attached"
-    )
-    return f"{text}, {inert} inert" if inert else text
+    if vm.is_stuck:
+        return "waiting for a process before this one, which cannot be killed"
+    if vm.inert is not None:
+        return "a front end is answered without a device"
+    return "a front end is attached" if vm.attached else "no front end is attached"
 
 
-async def _keep_status(machine: Machine, notifier: Notifier) -> None:
-    """What the service manager shows is true within a second."""
-    told = summary(machine)
+async def _keep_status(vm: Vm, notifier: Notifier) -> None:
+    """What the service manager shows stays true."""
+    told = summary(vm)
     while notifier:
-        await trio.sleep(COUNTERS_INTERVAL)
-        text = summary(machine)
+        text = summary(vm)
         if text != told:
             await notifier.send(status(text))
             told = text
-
-
-def add_configured(config: Config, fleet: Fleet) -> None:
-    """Add the VMs of the command line and of the file. Raises OperatorError.
-
-    Where VMs were left a mistake is logged instead, since their guests wait: without its file they
-    go on as they were left, and one that cannot be added stays until its front end goes.
-    """
-    is_restart = fleet.has_left()
-    specs = list(config.vms)
-    if config.mistake is not None:
-        logger.error("the VMs of --config go on as they were: %s", config.mistake)
-        before = fleet.configured_before()
-        paths = [spec.socket_path for spec in before]
-        specs = [spec for spec in specs if spec.socket_path not in paths] + before
-    for spec in specs:
-        if spec.socket_path is not None:
-            try:
-                with blame(config, spec):
-                    fleet.add(spec)
-            except OperatorError as error:
-                if not is_restart:
-                    raise
-                logger.error("%s", error)
-
-
-def blame(config: Config, spec: VmSpec) -> AbstractContextManager[None]:
-    """Have an OperatorError say where a VM comes from, if that is a line of the file."""
-    if config.file is None or config.mistake is not None or spec.origin is not Origin.CONFIG:
-        return nullcontext()
-    return config.file.blamed(spec)
+        await vm.status_changed.wait()
+        vm.status_changed = trio.Event()
 
 
 @dataclass(slots=True)
@@ -206,7 +243,8 @@ class Successor:
     """Becomes the program as it is installed now, once that is wanted."""
 
     notifier: Notifier
-    machine: Machine
+    vm: Vm
+    front_ends: FrontEnds
     sockets: Sockets
     _wanted: trio.Event = field(default_factory=trio.Event)
     _is_checked: bool = False
@@ -217,8 +255,12 @@ class Successor:
         self._wanted.set()
 
     async def check(self) -> None:
-        """See that it has all that it needs. Raises CommandError."""
-        await upgrade.check(self.machine, self.sockets)
+        """See that it has all that it needs, if nobody would start it again. Raises
+        CommandError."""
+        if self.vm.is_stuck:
+            raise CommandError("a process before this one has the VM and cannot be killed")
+        if not self.vm.store.active:
+            await upgrade.check(self.sockets.handed_over())
 
     async def run(self) -> None:
         while True:
@@ -236,7 +278,7 @@ class Successor:
         with trio.move_on_after(RELOADING_LIMIT):
             await self.notifier.send(reloading())
         try:
-            await upgrade.execute(self.machine, self.sockets)
+            await upgrade.execute(self.vm, self.front_ends, self.sockets.handed_over())
         finally:
             await self.notifier.send(READY)
 

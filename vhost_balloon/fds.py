@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import os
 import select
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -20,6 +22,17 @@ _EVENT: Final = (1).to_bytes(8, "little")
 _TAKEN: Final = [bytearray(8)]
 """Where counts that were taken go; nobody looks at them."""
 _EVENTFD_LINK: Final = "anon_inode:[eventfd]"
+
+
+def receive_fds(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+    """The descriptors that came with a message (SCM_RIGHTS)."""
+    fds: list[OwnedFd] = []
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers = array.array("i")
+            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+            fds += [OwnedFd(number) for number in numbers]
+    return fds
 
 
 class OwnedFd:

@@ -14,35 +14,34 @@ import trio
 from vhost_balloon.conversation import Conversation
 from vhost_balloon.errors import StreamError
 from vhost_balloon.inert_session import InertSession
-from vhost_balloon.keeper import NameOf, partial_document
-from vhost_balloon.store import name_of
+from vhost_balloon.keeper import partial_document
 
 if TYPE_CHECKING:
     from vhost_balloon.message import Message
     from vhost_balloon.record import Record
     from vhost_balloon.resume import Pending
-    from vhost_balloon.store import Scope
     from vhost_balloon.transport import Transport
     from vhost_balloon.vm import Vm
 
 
 class InertKeeper:
-    """Keeps such a connection on its VM's record, as vhost_balloon.keeper does others.
+    """Keeps such a connection on the record, as vhost_balloon.keeper does others.
 
-    All that a request changes can be changed again: one that was not answered is answered anew.
+    name: what the store knows its socket by. record: None without a store. All that a request
+    changes can be changed again: one that was not answered is answered anew.
     """
 
     def __init__(
         self,
         record: Record | None,
-        scope: Scope,
+        name: str,
         transport: Transport,
         session: InertSession,
         reason: str,
     ) -> None:
         self.reason: Final = reason
         self._record = record
-        self._scope = scope
+        self._name = name
         self._transport = transport
         self._session = session
         transport.partial_changed = self._changed
@@ -50,47 +49,41 @@ class InertKeeper:
     def attached(self, *, pending: bool) -> None:
         """Put it on record. pending: the journal's newest request is yet to be answered."""
         if self._record is not None:
-            self._save(self._record, name_of, 0 if pending else self._record.journal.sequence)
-            self.flush()  # what was adopted of it, and closed
+            self._save(self._record, 0 if pending else self._record.journal.sequence)
 
     def begin(self) -> None:
         """Nothing is written while a request is handled."""
 
     def finish(self, request: int, reply: bytes | None) -> None:
         if self._record is not None:
-            self._save(self._record, name_of, 0)
+            self._save(self._record, 0)
             self._record.journal.done(reply)
 
     def answered(self) -> None:
         if self._record is not None:
             self._record.journal.sent()
-            self.flush()
 
-    def flush(self) -> None:
-        self._scope.flush()
-
-    def save_all(self, record: Record, name: NameOf = name_of) -> None:
-        """Write everything to a record that is new, naming descriptors by name."""
-        self._save(record, name, record.journal.sequence)
+    def save_all(self, record: Record) -> None:
+        """Write everything, for a program that takes this one's place."""
+        self._save(record, record.journal.sequence)
 
     def ended(self) -> None:
         """The front end has gone: nothing of the connection is left."""
         if self._record is not None:
             self._record.save("connection", None)
             self._record.journal.sent()
-            self.flush()
 
     def _changed(self) -> None:
         """A part of a message was taken, behind the newest request in the journal."""
         if self._record is not None:
-            self._save(self._record, name_of, self._record.journal.sequence)
+            self._save(self._record, self._record.journal.sequence)
 
-    def _save(self, record: Record, name: NameOf, sequence: int) -> None:
+    def _save(self, record: Record, sequence: int) -> None:
         document: dict[str, Any] = {
             "inert": self.reason,
-            "socket": name(self._transport.fd),
+            "socket": self._name,
             "answers": self._session.document(),
-            "partial": partial_document(self._transport.partial, name),
+            "partial": partial_document(self._transport.partial),
             "applied": [sequence, None],
         }
         record.save("connection", document)
@@ -99,18 +92,18 @@ class InertKeeper:
 class InertConnection:
     """One such front end, until it goes. reason: why it is not served, for the operator."""
 
-    def __init__(self, vm: Vm, transport: Transport, scope: Scope, reason: str) -> None:
+    def __init__(self, vm: Vm, transport: Transport, name: str, reason: str) -> None:
         self.gone: Final = trio.Event()
         self.session: Final = InertSession(vm.settings.offered)
-        self.keeper: Final = InertKeeper(vm.record, scope, transport, self.session, reason)
+        self.keeper: Final = InertKeeper(vm.saved_to, name, transport, self.session, reason)
         self._vm = vm
         self._transport = transport
-        self._conversation = Conversation(transport, self.keeper, self._answer, vm.messages)
+        self._conversation = Conversation(transport, self.keeper, self._answer)
 
     def resume(self, pending: Pending | None) -> None:
         """pending: what serve() answers first."""
         self.keeper.attached(pending=pending is not None)
-        self._transport.waiting_since = None
+        self._transport.is_new = False
         self._conversation.pending = pending
         self._vm.log.misbehaved(
             "the front end is answered and nothing is done for it any more: "

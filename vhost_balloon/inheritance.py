@@ -1,113 +1,188 @@
-"""The VMs that the process before this one left, by their records.
+"""What outlives this process: taken over from the process before it, or made anew, and kept.
 
-A record is brought to this version first, in a new file, and the old one dropped once the new one
-is stored. What cannot be read is left aside: a front end whose record is lost is found by the path
-of its socket, and is answered inertly. Nothing here ends the daemon.
+A record of another version is brought to this one first, in a new file, and the old one dropped
+once the new one is stored. What cannot be read is left aside: a front end whose record is lost is
+answered inertly (vhost_balloon.revival). Nothing here ends the daemon where a VM waits.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from vhost_balloon.errors import FrontEndError, StateError
+import trio
+
+from vhost_balloon.errors import OperatorError, StateError
+from vhost_balloon.fds import OwnedFd
 from vhost_balloon.journal import Phase
 from vhost_balloon.log import logger
+from vhost_balloon.process_lock import ProcessLock
 from vhost_balloon.record import STATE_VERSION, Record
-from vhost_balloon.state import Document, lift, reading
-from vhost_balloon.store import RECORD_PREFIX, Scope, Store
-from vhost_balloon.vm_spec import VmSpec
+from vhost_balloon.reply_pipe import ReplyPipe, make_pipe
+from vhost_balloon.shelf import ENDS, Shelf
+from vhost_balloon.state import Document, lift, number, reading
+from vhost_balloon.store import LOCK, PIPE, RECORD, SHELF, Store, numbered
+from vhost_balloon.vm import Vm
+from vhost_balloon.vm_settings import VmSettings, settings_from_json
 
-AREAS: Final = ("vm", "connection", "balloon", "stats", "counters")
+AREAS: Final = ("vm", "connection", "balloon", "stats", "counters", "shelf", "arguments")
+
+LOCK_PAUSE: Final = 0.25
+"""Seconds until a look at whether a process that cannot be killed has ended."""
+SHORTAGE_PAUSE: Final = 1.0
+"""Seconds until a look at whether there are descriptors."""
 
 
 @dataclass(slots=True)
-class LeftVm:
-    """A VM that was left: its wish, its record (in this version), and its documents by area."""
+class Left:
+    """A record that was left, as it is, and its documents by area, in this version."""
 
-    spec: VmSpec
+    name: str
     record: Record
-    scope: Scope
     areas: Document
 
-    @property
-    def attached(self) -> bool:
-        return self.areas["connection"] is not None
 
-    @property
-    def socket_name(self) -> str | None:
-        """What the store knows the front end's socket by."""
-        connection = self.areas["connection"]
-        return connection.get("socket") if isinstance(connection, dict) else None
+def left_options(
+    stored: Iterable[tuple[str, OwnedFd]],
+) -> tuple[list[str], VmSettings] | None:
+    """The command line of the process before this one, and the settings that it came to; None if
+    they are not known.
 
-    def drop(self) -> None:
-        """Forget it."""
-        self.record.close()
-        self.scope.flush()
-
-
-async def left_vms(store: Store) -> list[LeftVm]:
-    """All VMs whose records can be read, of two records of one VM the newer."""
-    found: dict[str, LeftVm] = {}
-    for name in store.records():
+    Whoever edits the options of a service that has a VM may make a mistake. The guest waits, so
+    this process goes on with those of the one before.
+    """
+    found = dict(stored)
+    for generation in reversed(numbered(RECORD, found)):
         try:
-            left = await _read(store, name)
-        except (StateError, FrontEndError, OSError) as error:
-            logger.warning("the record of a VM cannot be used: %s", error)
+            record = Record(OwnedFd(os.dup(found[f"{RECORD}{generation}"].fileno())))
+            with closing(record), reading("options"):
+                words, settings = record.load("arguments"), record.load("vm")["settings"]
+                return [str(word) for word in words], settings_from_json(settings, VmSettings())
+        except (StateError, OSError):
             continue
-        other = found.get(left.spec.id)
-        if other is not None:
-            older = min(left, other, key=lambda one: one.record.generation)
-            left = other if older is left else left
-            older.drop()
-        found[left.spec.id] = left
-    if store.pipe is not None:
-        store.pipe.empty()  # what it meant is in the journals now
-    return list(found.values())
+    return None
 
 
-async def _read(store: Store, name: str) -> LeftVm:
-    """Raises StateError, FrontEndError or OSError; the record is dropped then."""
-    scope = Scope(store)
-    fd = scope.adopt(name)
+async def find_record(store: Store) -> Left | None:
+    """The newest record that was left and can be read."""
+    found: Left | None = None
+    for generation in reversed(numbered(RECORD, store.left(RECORD))):
+        name = f"{RECORD}{generation}"
+        if found is not None:
+            await store.remove(name)
+            continue
+        fd = store.take(name)
+        assert fd is not None
+        try:
+            found = _read(name, fd)
+        except (StateError, OSError) as error:
+            logger.warning("a record of the VM cannot be used: %s", error)
+            fd.close()
+            await store.remove(name)
+    return found
+
+
+def _read(name: str, fd: OwnedFd) -> Left:
+    """Raises StateError or OSError."""
+    record = Record(fd)
     try:
-        record = Record(fd)
-    except BaseException:
-        fd.close()
-        scope.flush()
-        raise
-    try:
-        if store.pipe is not None:
-            store.pipe.settle(record.journal)
         areas = {area: record.load(area) for area in AREAS}
-        if record.version != STATE_VERSION:
-            record, areas = await _renew(record, areas, scope)
-        with reading("vm"):
-            spec = VmSpec.from_json(areas["vm"]["spec"])
+        if record.version < STATE_VERSION:
+            areas = lift(areas, record.version, STATE_VERSION)
+        elif record.version > STATE_VERSION and areas["connection"] is not None:
+            with reading("connection"):
+                areas["connection"]["foreign"] = True
     except BaseException:
         record.close()
-        scope.flush()
         raise
-    return LeftVm(spec, record, scope, areas)
+    return Left(name, record, areas)
 
 
-async def _renew(old: Record, areas: Document, scope: Scope) -> tuple[Record, Document]:
-    """A record of this version with the same content. Raises StateError."""
-    if old.version < STATE_VERSION:
-        areas = lift(areas, old.version, STATE_VERSION)
-    elif areas["connection"] is not None:
-        with reading("connection"):
-            areas["connection"]["foreign"] = True
-    new = Record.create(old.generation + 1)
-    with reading("record"):  # what does not fit is a ValueError
-        _copy_journal(old, new, areas)
-        for area, document in areas.items():
-            new.save(area, document)
-    new.fd = await scope.keep(new.fd, RECORD_PREFIX)
-    logger.info("a VM's record of version %d was read as %d", old.version, STATE_VERSION)
-    old.close()
-    scope.flush()
-    return new, areas
+def restore_vm(vm: Vm, areas: Document) -> None:
+    """Go on with a VM's counters and orders, each as far as it is understood."""
+    try:
+        vm.restore_counters(areas["counters"])
+    except StateError as error:
+        vm.log.warning(f"its counters start anew: {error}")
+    try:
+        vm.restore_orders(areas["vm"])
+    except StateError as error:
+        vm.log.warning(f"its pause and statistics interval are as configured: {error}")
+
+
+async def keep_lock(store: Store) -> ProcessLock:
+    """The lock of all processes that ever have this VM. Raises OperatorError."""
+    with _shortage():
+        lock = ProcessLock(store.take(LOCK) or ProcessLock.create().fd)
+    await store.keep(LOCK, lock.fd)
+    return lock
+
+
+async def wait_for_lock(vm: Vm, lock: ProcessLock) -> None:
+    """Wait until the process that has the VM, and cannot be killed, has ended."""
+    vm.log.warning(
+        "a process before this one has the VM and cannot be killed: the VM is served once that has "
+        "ended"
+    )
+    while not lock.take():  # noqa: ASYNC110 - the kernel has no event for it
+        await trio.sleep(LOCK_PAUSE)
+    vm.log.info("the process before this one has ended")
+    vm.is_stuck = False
+    vm.status_changed.set()
+
+
+async def take_over(vm: Vm, left: Left | None, arguments: Iterable[str]) -> None:
+    """Give the VM its record, shelf and reply pipe, and have them outlive this process.
+
+    Only with the lock. Raises OperatorError if the system has not got them.
+    """
+    store = vm.store
+    with _shortage():
+        pipe = None
+        if store.active:
+            pipe = ReplyPipe(store.take(PIPE) or make_pipe())
+            await store.keep(PIPE, pipe.fd)
+            if left is not None:
+                pipe.settle(left.record.journal)
+        vm.record = await _record(store, left)
+        vm.shelf = await _shelf(vm, left)
+    if pipe is not None:
+        pipe.empty()  # what it meant is in the journal now
+    vm.pipe = pipe
+    record, shelf = vm.record, vm.shelf
+    shelf.switched = lambda: record.save("shelf", shelf.in_use)
+    try:
+        record.save("arguments", list(arguments))
+        vm.save()
+    except ValueError as error:
+        vm.log.warning(f"not all of it would survive a restart: {error}")
+
+
+async def _record(store: Store, left: Left | None) -> Record:
+    if left is not None and left.record.version == STATE_VERSION:
+        return left.record
+    record = Record.create(0 if left is None else left.record.generation + 1)
+    if left is not None:
+        try:
+            with reading("record"):  # what does not fit is a ValueError
+                _copy_journal(left.record, record, left.areas)
+                for area, document in left.areas.items():
+                    record.save(area, document)
+        except StateError as error:
+            logger.warning("the record of the VM cannot be used: %s", error)
+            record.close()
+            record = Record.create(left.record.generation + 1)
+            left.areas["connection"] = None
+    await store.keep(f"{RECORD}{record.generation}", record.fd)
+    if left is not None:
+        logger.info("a record of version %d was read as %d", left.record.version, STATE_VERSION)
+        left.record.close()
+        await store.remove(left.name)
+    return record
 
 
 def _copy_journal(old: Record, new: Record, areas: Document) -> None:
@@ -128,3 +203,55 @@ def _copy_journal(old: Record, new: Record, areas: Document) -> None:
     if connection is not None:
         with reading("connection"):
             connection["applied"][0] = applied
+
+
+async def _shelf(vm: Vm, left: Left | None) -> Shelf:
+    """Raises OSError."""
+    store, names = vm.store, [f"{SHELF}{end}" for end in ENDS]
+    found = [store.take(name) for name in names]
+    ends = [fd for fd in found if fd is not None]
+    if left is not None and len(ends) == len(names):
+        in_use = 0
+        try:
+            with reading("shelf"):
+                in_use = number(left.areas["shelf"] or 0, 0, 1)
+            shelf = Shelf(ends, in_use)
+        except (StateError, OSError) as error:
+            vm.log.warning(f"the shelf cannot be used: {error}")
+        else:
+            await _load(vm, shelf)
+            return shelf
+    for name, fd in zip(names, found, strict=True):
+        if fd is not None:
+            fd.close()
+            await store.remove(name)
+    shelf = Shelf.create()
+    for name, end in zip(names, shelf.ends, strict=True):
+        await store.keep(name, end)
+    return shelf
+
+
+async def _load(vm: Vm, shelf: Shelf) -> None:
+    """Look at what is on the shelf, as soon as there are descriptors for it: the VM waits, and
+    without them it would lose its device."""
+    said = False
+    while True:
+        try:
+            shelf.load()
+            return
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            if not said:
+                vm.log.warning(f"the VM has to wait: {error.strerror}: raise LimitNOFILE=")
+            said = True
+        await trio.sleep(SHORTAGE_PAUSE)
+
+
+@contextmanager
+def _shortage() -> Iterator[None]:
+    """What the system has not got is the operator's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise OperatorError(f"the system has nothing left: {error.strerror}") from None

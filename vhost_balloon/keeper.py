@@ -1,9 +1,9 @@
-"""Keeps one connection's state on its VM's record, for the process after this one.
+"""Keeps one connection's state on the record, for the process after this one.
 
 Whatever a request changes is on the record before its reply leaves. Three parts change at three
 paces: the connection (features, regions, rings), the balloon (at every change of `actual`, with
-the guest waiting) and the last statistics. Without a store there is no record until the daemon
-re-executes itself, and nothing here costs anything.
+the guest waiting) and the last statistics. Without a store they are written only when the daemon
+re-executes itself, and nothing here costs anything before.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import trio
 
 from protocol.vhost_user import Request
 from vhost_balloon import state
-from vhost_balloon.fds import OwnedFd
-from vhost_balloon.store import Scope, name_of
+from vhost_balloon.shelf import shelf_name
 
 if TYPE_CHECKING:
     from vhost_balloon.guest_memory import GuestMemory, MappedRegion
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from vhost_balloon.rings import RingSet
     from vhost_balloon.session import Session
     from vhost_balloon.transport import BackendChannel, Transport
-
-NameOf = Callable[[OwnedFd], str | None]
 
 _CONNECTION_UNTOUCHED: Final = frozenset(
     {
@@ -54,9 +51,10 @@ def clock_offset() -> float:
 class Parts:
     """What of a connection is kept; memory and channel are replaced while it lasts.
 
-    peer_connected: see backend.serve_front_end().
+    name: what the store knows its socket by. peer_connected: see backend.serve_front_end().
     """
 
+    name: str
     transport: Transport
     session: Session
     rings: RingSet
@@ -66,13 +64,12 @@ class Parts:
 
 
 class Keeper:
-    """Writes; vhost_balloon.resume reads. record is None without a store."""
+    """Writes; vhost_balloon.resume reads. record: None without a store."""
 
-    def __init__(self, record: Record | None, scope: Scope, parts: Parts) -> None:
+    def __init__(self, record: Record | None, parts: Parts) -> None:
         self.record: Final = record
         self.foreign = False
         """The state was left by a later version: nothing is discarded."""
-        self._scope = scope
         self._parts = parts
         self._busy = False
         parts.transport.partial_changed = self.changed
@@ -98,11 +95,6 @@ class Keeper:
         """The reply was sent, where one was due."""
         if self.record is not None:
             self.record.journal.sent()
-            self.flush()
-
-    def flush(self) -> None:
-        """The record names nothing any more of what was closed."""
-        self._scope.flush()
 
     # Changes
 
@@ -127,10 +119,10 @@ class Keeper:
             stats = self._parts.session.balloon.stats
             self.record.save("stats", state.stats_document(stats, clock_offset()))
 
-    def save_all(self, record: Record, name: NameOf = name_of) -> None:
-        """Write everything to a record that is new, naming descriptors by name."""
-        journal = record.journal
-        record.save("connection", self._document(name, [journal.sequence, None]))
+    def save_all(self, record: Record) -> None:
+        """Write everything, for a program that takes this one's place. Raises ValueError if it
+        does not fit."""
+        record.save("connection", self._document([record.journal.sequence, None]))
         record.save("balloon", state.balloon_document(self._parts.session))
         stats = self._parts.session.balloon.stats
         record.save("stats", state.stats_document(stats, clock_offset()))
@@ -141,19 +133,18 @@ class Keeper:
             for area in ("connection", "balloon", "stats"):
                 self.record.save(area, None)
             self.record.journal.sent()
-            self._scope.flush()
 
     def _save_connection(self, reply: bytes | None) -> None:
         assert self.record is not None
         sequence = self.record.journal.sequence
         applied = [sequence, None if reply is None else reply.hex()]
-        self.record.save("connection", self._document(name_of, applied))
+        self.record.save("connection", self._document(applied))
 
-    def _document(self, name: NameOf, applied: list[Any]) -> state.Document:
-        parts, channel = self._parts, self._parts.channel()
+    def _document(self, applied: list[Any]) -> state.Document:
+        parts, channel, name = self._parts, self._parts.channel(), shelf_name
         rings = parts.rings
         return {
-            "socket": name(parts.transport.fd),
+            "socket": parts.name,
             "peer-connected": parts.peer_connected,
             "channel": None if channel is None else name(channel.fd),
             "session": state.session_document(parts.session),
@@ -161,7 +152,7 @@ class Keeper:
             "rings": [[*_position(ring), name(ring.kick.fd)] for ring in rings.rings.values()],
             "calls": [[index, name(eventfd.fd)] for index, eventfd in rings.calls.items()],
             "errs": [[index, name(eventfd.fd)] for index, eventfd in rings.errs.items()],
-            "partial": partial_document(parts.transport.partial, name),
+            "partial": partial_document(parts.transport.partial),
             "applied": applied,
             "foreign": self.foreign,
         }
@@ -178,13 +169,13 @@ def _position(ring: StartedRing) -> list[Any]:
     return [ring.index, queue.lead, queue.base, None if broken is None else broken.reason.value]
 
 
-def partial_document(partial: Partial | None, name: NameOf) -> state.Document | None:
+def partial_document(partial: Partial | None) -> state.Document | None:
     """A message that was taken in part; resume.left_partial() reads it."""
     if partial is None:
         return None
     return {
         "data": partial.data.hex(),
-        "fds": [name(fd) for fd in partial.fds],
+        "fds": [shelf_name(fd) for fd in partial.fds],
         "skipped": partial.skipped,
         "fds-lost": partial.fds_lost,
         "unsure": partial.unsure,

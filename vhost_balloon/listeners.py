@@ -11,8 +11,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-import trio
-
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.socket_file import SocketFile
@@ -96,8 +94,8 @@ def find_group(group: str | None) -> int | None:
         raise OperatorError(f"there is no group {group!r}") from None
 
 
-def adopt_connection(fd: int) -> trio.SocketStream:
-    """A stream over an inherited, connected Unix socket. Raises OperatorError."""
+def adopt_connection(fd: int) -> OwnedFd:
+    """An inherited, connected Unix socket, non-blocking. Raises OperatorError."""
     try:
         sock = socket.socket(fileno=fd)
     except (OSError, ValueError, OverflowError) as error:
@@ -108,4 +106,5 @@ def adopt_connection(fd: int) -> trio.SocketStream:
             raise OperatorError(f"--fd={fd} is no Unix stream socket")
     except OSError:
         raise OperatorError(f"--fd={fd} is not connected") from None
-    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    sock.setblocking(False)
+    return OwnedFd(sock.detach())

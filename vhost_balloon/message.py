@@ -35,8 +35,8 @@ def carries_fds(request: int, payload: bytes) -> bool:
 class Message:
     """request and flags from the header, the whole payload, and the descriptors that came along.
 
-    oversized: the payload was too long to keep and was skipped. fds_lost: the kernel could not
-    hand over all descriptors (this process may have too many open).
+    oversized: the payload was too long to keep and was skipped. fds_lost: not all descriptors
+    could be received (this process may have too many open), or some came where none belong.
     """
 
     request: int

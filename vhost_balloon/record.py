@@ -1,4 +1,4 @@
-"""A VM's record: a small memory file that a later process finds in the descriptor store.
+"""The VM's record: a small memory file that a later process finds in the descriptor store.
 
 It is written in place through a mapping, a value at a time, each in two checksummed slots; so a
 process that is killed leaves the state before or after a change, never half of one. A layout
@@ -21,7 +21,7 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.journal import Journal
 from vhost_balloon.slots import Slots
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 """Of the documents in the areas (vhost_balloon.state); counted up whenever their meaning changes,
 with a step in state.MIGRATIONS that lifts the version before."""
 
@@ -35,6 +35,8 @@ AREAS: Final = {
     "vm": 1 << 13,
     "counters": 1 << 13,
     "connection": 1 << 19,
+    "shelf": 1 << 9,
+    "arguments": 1 << 14,
     JOURNAL: 3 << 16,
 }
 """Sizes in bytes, for both slots together. Pages that nothing was written to cost nothing."""

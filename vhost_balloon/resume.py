@@ -25,10 +25,11 @@ from vhost_balloon.guest_stats import GuestStats
 from vhost_balloon.journal import Entry, Journal, Phase
 from vhost_balloon.message import Message
 from vhost_balloon.partial import Partial, parse_header
+from vhost_balloon.reply_pipe import ReplyPipe
 from vhost_balloon.ring import BoundRing, bind, stand_in
 from vhost_balloon.session import Session
+from vhost_balloon.shelf import Shelf
 from vhost_balloon.state import Document, flag, number, reading
-from vhost_balloon.store import Scope
 from vhost_balloon.transport import BackendChannel, Transport
 
 
@@ -52,7 +53,7 @@ class Pending:
     message: Message
 
     @classmethod
-    def read(cls, journal: Journal, applied: list[Any], scope: Scope) -> Pending | None:
+    def read(cls, journal: Journal, applied: list[Any], shelf: Shelf) -> Pending | None:
         """None if it was answered. applied: of the connection's document, which may be written
         again before the reply has left: what it says of it goes to the journal.
 
@@ -71,7 +72,7 @@ class Pending:
         except FrontEndError as error:
             raise StateError(f"journal: {error}") from None
         message = Message(request, flags, entry.request[HEADER_SIZE:])
-        _adopt_all(scope, entry.names, message)
+        _adopt_all(shelf, entry.names, message)
         return cls(entry, message)
 
 
@@ -93,7 +94,13 @@ class Left:
 
 
 def read_connection(
-    areas: Document, socket: OwnedFd, journal: Journal, scope: Scope, *, outlives: bool
+    areas: Document,
+    socket: OwnedFd,
+    journal: Journal,
+    shelf: Shelf,
+    *,
+    pipe: ReplyPipe | None,
+    outlives: bool,
 ) -> Left:
     """Make ready what areas say of the connection over socket, which is taken over.
 
@@ -104,7 +111,7 @@ def read_connection(
     with ExitStack() as undo:
         try:
             with reading("connection"):
-                left = _read(areas, journal, scope, undo)
+                left = _read(areas, journal, shelf, undo)
         except FrontEndError as error:
             raise StateError(str(error)) from None
         except OSError as error:
@@ -112,16 +119,18 @@ def read_connection(
                 raise
             raise StateError(str(error)) from None
         undo.pop_all()
-    left.transport = Transport(socket, scope, journal if outlives else None, left.partial)
+    left.transport = Transport(
+        socket, shelf, journal if outlives else None, pipe, partial=left.partial
+    )
     left.transport.make_sure()
     return left
 
 
-def _read(areas: Document, journal: Journal, scope: Scope, undo: ExitStack) -> Left:
+def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> Left:
     document = areas["connection"]
 
     def adopt(name: object) -> OwnedFd:
-        fd = scope.adopt(str(name))
+        fd = shelf.adopt(str(name))
         undo.callback(fd.close)
         return fd
 
@@ -130,7 +139,7 @@ def _read(areas: Document, journal: Journal, scope: Scope, undo: ExitStack) -> L
         peer_connected=flag(document["peer-connected"]),
         documents=areas,
         foreign=flag(document["foreign"]),
-        partial=left_partial(document, journal, scope),
+        partial=left_partial(document, journal, shelf),
     )
     if left.partial is not None:
         undo.callback(left.partial.close)
@@ -151,7 +160,7 @@ def _read(areas: Document, journal: Journal, scope: Scope, undo: ExitStack) -> L
         undo.callback(left.rings[-1].bound.virtqueue.release)
     if {ring.index for ring in left.rings} != set(session.started):
         raise StateError("other rings than those that were started")
-    left.pending = Pending.read(journal, document["applied"], scope)
+    left.pending = Pending.read(journal, document["applied"], shelf)
     return left
 
 
@@ -164,7 +173,7 @@ def _checked_session(areas: Document) -> Session:
     return session
 
 
-def left_partial(document: Document, journal: Journal, scope: Scope) -> Partial | None:
+def left_partial(document: Document, journal: Journal, shelf: Shelf) -> Partial | None:
     """The message that a connection's document has a part of, None if it is whole by now.
 
     Raises what a wrong document leads to.
@@ -180,16 +189,16 @@ def left_partial(document: Document, journal: Journal, scope: Scope) -> Partial 
         flag(partial["fds-lost"]),
         None if unsure is None else (number(unsure[0]), number(unsure[1])),
     )
-    _adopt_all(scope, partial["fds"], found)
+    _adopt_all(shelf, partial["fds"], found)
     return found
 
 
-def _adopt_all(scope: Scope, names: Iterable[object], message: Partial | Message) -> None:
-    """Go on with the descriptors of a message, as far as they were stored and not used up: it
+def _adopt_all(shelf: Shelf, names: Iterable[object], message: Partial | Message) -> None:
+    """Go on with the descriptors of a message, as far as they are there and not used up: it
     does not need others."""
     for name in names:
         try:
-            message.fds.append(scope.adopt(str(name)))
+            message.fds.append(shelf.adopt(str(name)))
         except StateError:
             message.fds_lost = True
 

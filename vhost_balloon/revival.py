@@ -1,80 +1,68 @@
-"""Keeps a VM for the process after this one, and serves again what the one before this left.
+"""Serves again the front end that the process before this one left.
 
-A front end whose state cannot be used is answered inertly and its connection kept; a lost record
-leaves its socket, which knows by which path it came.
+A front end whose state cannot be used is answered inertly, and its connection kept.
 """
 
 from __future__ import annotations
 
-import os
 import select
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from vhost_balloon.backend import FrontEndConnection, run_connection, serve_front_end
-from vhost_balloon.errors import FrontEndError, StateError
+from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.inert import InertConnection
-from vhost_balloon.inheritance import LeftVm
-from vhost_balloon.listeners import bound_path, listening_path
-from vhost_balloon.record import Record
 from vhost_balloon.resume import Left, Pending, left_partial, read_connection
-from vhost_balloon.sockets import Listening
-from vhost_balloon.state import reading
-from vhost_balloon.store import RECORD_PREFIX, Scope, Store
+from vhost_balloon.state import Document, reading
+from vhost_balloon.store import CONNECTION, Store, numbered
 from vhost_balloon.transport import Transport
 from vhost_balloon.vm import Vm
 
 MAX_CRASHES: Final = 3
-"""A front end that ended this program so often by a bug is not served any more: the others are."""
+"""A front end that ended this program so often by a bug is not served any more: it would go on to,
+and the VM's next one would never be served."""
 
 
-async def keep_vm(vm: Vm, listening: Listening | None, left: LeftVm | None) -> None:
-    """Have a VM and its listening socket outlive this process, if anything does."""
-    if not vm.store.active:
-        return
-    try:
-        if listening is not None:
-            await listening.keep()
-        if left is None:
-            record = Record.create()
-            record.fd = await vm.scope.keep(record.fd, RECORD_PREFIX)
-            vm.record = record
-        else:
-            vm.record, vm.scope = left.record, left.scope
-        vm.save()
-    except (FrontEndError, OSError, ValueError) as error:
-        vm.log.warning(f"it would not survive a restart of this program: {error}")
+async def resume_front_end(vm: Vm, areas: Document | None, ready: Callable[[], None]) -> str | None:
+    """Serve the front end that was left until it goes; the name of its socket, None if there was
+    no front end.
 
-
-def restore_vm(vm: Vm, left: LeftVm) -> None:
-    """Go on with a VM's counters and orders, each as far as it is understood.
-
-    An order that overrode a setting counts until the setting is another one.
+    areas: what was left on record, None if nothing can be read. ready is called once it is served
+    again, or there is none.
     """
+    document = None if areas is None else areas["connection"]
     try:
-        vm.restore_counters(left.areas["counters"])
-    except StateError as error:
-        vm.log.warning(f"its counters start anew: {error}")
-    try:
-        vm.restore_orders(left.areas["vm"])
-    except StateError as error:
-        vm.log.warning(f"its pause and statistics interval are as configured: {error}")
-    if left.spec.settings.stats_interval != vm.settings.stats_interval:
-        vm.stats_interval = vm.settings.stats_interval
+        if areas is not None and isinstance(document, dict):
+            name = str(document.get("socket"))
+            if (socket := vm.store.take(name)) is not None:
+                await _resume(vm, areas, name, socket, ready)
+                return name
+            vm.log.warning("its front end's socket was lost")
+        newest = _newest_connection(vm.store)
+        if newest is None:
+            return None
+        socket = vm.store.take(newest)
+        assert socket is not None
+        if areas is not None and document is None:
+            # It had just connected, and nothing was taken from it.
+            ready()
+            await serve_front_end(vm, socket, newest)
+        else:
+            await _serve_inert(vm, None, newest, socket, "its state was lost", ready)
+        return newest
+    finally:
+        ready()
 
 
-def lost_front_ends(store: Store, known: Collection[str | None]) -> dict[Path, str]:
-    """Front ends whose sockets are not among those that records name (known): the names of theirs,
-    by the path that they came by. Those that have gone meanwhile are not looked for."""
-    found = {}
-    for name, fd in store.left().items():
-        path = None if name in known else bound_path(fd)
-        if path is not None and listening_path(fd) is None and not _has_gone(fd):
-            found[path] = name
-    return found
+def _newest_connection(store: Store) -> str | None:
+    """The newest connection that was left and whose front end is there still."""
+    for number in reversed(numbered(CONNECTION, store.left(CONNECTION))):
+        name = f"{CONNECTION}{number}"
+        if not _has_gone(store.look(name)):
+            return name
+    return None
 
 
 def _has_gone(fd: OwnedFd) -> bool:
@@ -83,62 +71,46 @@ def _has_gone(fd: OwnedFd) -> bool:
     return bool(poll.poll(0))
 
 
-async def resume_vm(
-    vm: Vm, left: LeftVm | None, lost: str | None, ready: Callable[[], None]
+async def _resume(
+    vm: Vm, areas: Document, name: str, socket: OwnedFd, ready: Callable[[], None]
 ) -> None:
-    """Serve the front end that was left, if there is one, until it goes.
-
-    lost: the socket of one that no record names. If there is a record, it had just connected, and
-    nothing was taken from it. ready is called once it is served again.
-    """
-    scope = Scope(vm.store)
-    if lost is not None and left is not None:
-        fd = OwnedFd(os.dup(vm.store.left()[lost].fileno()))
-        ready()
-        await serve_front_end(vm, fd)
-        return
-    if lost is not None:
-        await _serve_inert(vm, None, scope, scope.adopt(lost), "its state was lost", ready)
-        return
-    if left is None or not left.attached:
-        return
     try:
-        with reading("connection"):
-            socket = scope.adopt(str(left.areas["connection"]["socket"]))
-    except StateError as error:
-        vm.log.warning(f"its front end's socket was lost: {error}")
-        return
-    try:
-        found = _connection(vm, left, scope, socket)
+        found = _connection(vm, areas, socket)
     except OSError:
         raise  # a shortage: the next process may have more
     except Exception:
         vm.crashed()
         raise
     if isinstance(found, str):
-        await _serve_inert(vm, left, scope, socket, found, ready)
+        await _serve_inert(vm, areas, name, socket, found, ready)
     else:
-        target = vm.settings.target
-        is_other = target != left.spec.settings.target
-        await _serve(vm, scope, found, ready, target if is_other else None)
+        await _serve(vm, name, found, ready, vm.settings.target if vm.has_new_target else None)
 
 
-def _connection(vm: Vm, left: LeftVm, scope: Scope, socket: OwnedFd) -> Left | str:
+def _connection(vm: Vm, areas: Document, socket: OwnedFd) -> Left | str:
     """The connection as it was left, or why it cannot be used."""
-    reason = left.areas["connection"].get("inert")
+    reason = areas["connection"].get("inert")
     if reason is not None:
         return str(reason)
     if vm.crashes >= MAX_CRASHES:
         return f"it ended this program {vm.crashes} times"
-    journal = left.record.journal
+    assert vm.record is not None
+    assert vm.shelf is not None
     try:
-        return read_connection(left.areas, socket, journal, scope, outlives=vm.store.active)
+        return read_connection(
+            areas,
+            socket,
+            vm.record.journal,
+            vm.shelf,
+            pipe=vm.pipe,
+            outlives=vm.store.active,
+        )
     except StateError as error:
         return f"what is known of it cannot be used: {error}"
 
 
 async def _serve(
-    vm: Vm, scope: Scope, left: Left, ready: Callable[[], None], target: int | None
+    vm: Vm, name: str, left: Left, ready: Callable[[], None], target: int | None
 ) -> None:
     """target: a setting that became another one meanwhile, None if none did."""
 
@@ -148,31 +120,35 @@ async def _serve(
             connection.set_target(target)
         ready()
 
-    await run_connection(vm, left.transport, scope, left.peer_connected, prepare)
+    await run_connection(vm, left.transport, name, left.peer_connected, prepare)
     vm.crashes = 0
     vm.save()
 
 
 async def _serve_inert(
     vm: Vm,
-    left: LeftVm | None,
-    scope: Scope,
+    areas: Document | None,
+    name: str,
     socket: OwnedFd,
     reason: str,
     ready: Callable[[], None],
 ) -> None:
     """What can be read of the connection's state is used: so a stream goes on where it was."""
+    assert vm.record is not None
+    assert vm.shelf is not None
     partial, pending, answers = None, None, None
-    if left is not None:
-        document, journal = left.areas["connection"], left.record.journal
+    if areas is not None:
+        document, journal = areas["connection"], vm.record.journal
         with suppress(StateError), reading("connection"):
-            partial = left_partial(document, journal, scope)
+            partial = left_partial(document, journal, vm.shelf)
         with suppress(StateError), reading("connection"):
-            pending = Pending.read(journal, document["applied"], scope)
+            pending = Pending.read(journal, document["applied"], vm.shelf)
         answers = document.get("answers")
-    transport = Transport(socket, scope, None if vm.record is None else vm.record.journal, partial)
+    kept_in = None if vm.saved_to is None else vm.saved_to.journal
+    transport = Transport(socket, vm.shelf, kept_in, vm.pipe, partial=partial)
     transport.make_sure()
-    vm.inert = InertConnection(vm, transport, scope, reason)
+    vm.inert = InertConnection(vm, transport, name, reason)
+    vm.status_changed.set()
     if answers is not None:
         with suppress(StateError), reading("answers"):
             vm.inert.session.restore(answers)
@@ -182,5 +158,6 @@ async def _serve_inert(
         await vm.inert.serve()
     finally:
         vm.inert = None
+        vm.status_changed.set()
     vm.crashes = 0
     vm.save()

@@ -138,7 +138,7 @@ class Session:
         if message.oversized:
             raise FrontEndError("payload is too long")
         if message.fds_lost:
-            raise FrontEndError("not all descriptors could be received")
+            raise FrontEndError("its descriptors could not all be received, or do not belong to it")
         if message.flags & _REPLY:
             raise FrontEndError("reply flag on a request")
         entry = _HANDLERS.get(message.request)

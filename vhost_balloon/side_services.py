@@ -1,7 +1,7 @@
-"""What the daemon serves beside its VMs: the metrics address and the control socket.
+"""What the daemon serves beside its VM: the metrics address and the control socket.
 
-At a fresh start a mistake in them is the operator's, who is there to mend it. Where guests wait,
-their VMs are served without, and what is missing is tried again until it can be had (containment).
+At a fresh start a mistake in them is the operator's, who is there to mend it. Where a guest waits,
+its VM is served without, and what is missing is tried again until it can be had (containment).
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from vhost_balloon.config import Config
 from vhost_balloon.containment import KeptOpen
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import Command
-from vhost_balloon.errors import FrontEndError, OperatorError
+from vhost_balloon.errors import OperatorError
 from vhost_balloon.handed_over import HandedOver
-from vhost_balloon.log import logger
 from vhost_balloon.sockets import Listening, Sockets
-from vhost_balloon.vm import Machine
+from vhost_balloon.vm import Vm
 
 if TYPE_CHECKING:
     from vhost_balloon.metrics_server import MetricsServer
@@ -27,12 +26,10 @@ if TYPE_CHECKING:
 class Metrics:
     """The metrics address; what it opens is closed with stack."""
 
-    def __init__(
-        self, config: Config, machine: Machine, handed: HandedOver | None, stack: ExitStack
-    ) -> None:
+    def __init__(self, config: Config, vm: Vm, handed: HandedOver | None, stack: ExitStack) -> None:
         """handed: a socket that listens already."""
         self._options: Final = config.metrics
-        self._machine: Final = machine
+        self._vm: Final = vm
         self._handed: Final = handed
         self._stack: Final = stack
         self._server: MetricsServer | None = None
@@ -44,11 +41,11 @@ class Metrics:
         # Imported only where it is asked for: the client library costs start time and memory.
         from vhost_balloon.metrics_server import MetricsServer
 
-        machine = self._machine
+        vm = self._vm
         self._server = await MetricsServer.open(
             self._options,
-            lambda: [vm.statistics(details=False) for vm in machine.vms.values()],
-            machine.internal_errors,
+            lambda: [vm.statistics(details=False)],
+            vm.internal_errors,
             None if self._handed is None else self._handed.listener(),
         )
         self._stack.callback(self._server.close)
@@ -63,11 +60,9 @@ class Metrics:
 class Control:
     """The control socket; it is closed with stack."""
 
-    def __init__(
-        self, config: Config, machine: Machine, sockets: Sockets, stack: ExitStack
-    ) -> None:
+    def __init__(self, config: Config, vm: Vm, sockets: Sockets, stack: ExitStack) -> None:
         self._config: Final = config
-        self._machine: Final = machine
+        self._vm: Final = vm
         self._sockets: Final = sockets
         self._stack: Final = stack
         self._listening: Listening | None = None
@@ -85,21 +80,18 @@ class Control:
         self.open()
         if self._listening is None:
             return
-        try:
-            await self._listening.keep()
-        except FrontEndError as error:
-            logger.warning("the control socket would not survive a restart: %s", error)
+        await self._listening.keep()
         listener = KeptOpen(self._listening.listener)
-        await serve_control(listener, self._machine, commands=self.commands)
+        await serve_control(listener, self._vm, commands=self.commands)
 
 
-async def open_beside(metrics: Metrics, control: Control, *, guests_wait: bool) -> None:
+async def open_beside(metrics: Metrics, control: Control, *, guest_waits: bool) -> None:
     """Open both before anything is served. Raises OperatorError.
 
-    Where guests wait, run() will say what is wrong, and try again; and they do not wait until the
+    Where a guest waits, run() will say what is wrong, and try again; and it does not wait until the
     name of a metrics address is resolved.
     """
-    if not guests_wait:
+    if not guest_waits:
         await metrics.open()
         control.open()
     else:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +25,23 @@ from vhost_balloon.handed_over import HandedOver
 from vhost_balloon.listeners import change_access, listen, listening_path
 from vhost_balloon.log import logger
 from vhost_balloon.socket_file import SocketFile
-from vhost_balloon.store import NOTE, Scope, Store, name_of
+from vhost_balloon.store import LISTENER, Store
 from vhost_balloon.vm_settings import SocketOptions
 
-_IDENTITY: Final = re.compile(f"{NOTE}([0-9a-f]+),([0-9a-f]+)")
+_NAME: Final = re.compile(re.escape(LISTENER) + "([0-9]+)@([0-9a-f]+),([0-9a-f]+)")
+"""A number, and device and inode of its file."""
 
 
 class Sockets:
     """Listening sockets, by path."""
 
     def __init__(self, store: Store, handed: Mapping[str, HandedOver] | None = None) -> None:
-        handed = handed or {}
         self._store = store
-        self._named = dict(handed)
-        self._open: set[Listening] = set()
-        self._handed = {taken.path: taken for taken in handed.values() if taken.path is not None}
-        self._left = {left.path: left for left in _left(store)}
+        self._named = dict(handed or {})
+        self._handed = {taken.path: taken for taken in self._named.values() if taken.path}
+        names = store.left(LISTENER)
+        self._number = max((int(found[1]) for found in map(_NAME.match, names) if found), default=0)
+        self._left = {left.path: left for left in _left(store, names)}
 
     @contextmanager
     def open(self, path: Path, access: SocketOptions) -> Iterator[Listening]:
@@ -53,32 +54,27 @@ class Sockets:
         listening = self._resume(path, access)
         if listening is None:
             sock, file = listen(path, access)
-            listening = Listening(sock, file, Scope(self._store))
-        self._open.add(listening)
+            self._number += 1
+            device, inode = file.identity
+            name = f"{LISTENER}{self._number}@{device:x},{inode:x}"
+            listening = Listening(sock, self._store, name, file)
         try:
             yield listening
         finally:
-            self._open.discard(listening)
             listening.close()
 
-    def handed_over(self) -> list[tuple[str, int]]:
-        """Names and numbers of the service manager's sockets that are still open."""
-        found = [(name, taken.sock.fileno()) for name, taken in self._named.items()]
-        return [(name, number) for name, number in found if number >= 0]
+    def handed_over(self) -> dict[str, int]:
+        """The service manager's sockets that are still open, by name."""
+        found = {name: taken.sock.fileno() for name, taken in self._named.items()}
+        return {name: number for name, number in found.items() if number >= 0}
 
-    def open_now(self) -> list[tuple[str, int]]:
-        """Names and numbers of all listening sockets, for a program that goes on with them."""
-        found = self.handed_over()
-        found += [(each.name, each.listener.socket.fileno()) for each in self._open]
-        return found
-
-    def sweep(self) -> None:
-        """Forget what was left and is not listened on again: the store drops it. Removes its
-        files."""
+    async def sweep(self) -> None:
+        """Forget what was left and is not listened on again, and remove its files."""
         for left in self._left.values():
             if left.file is not None:
                 left.file.remove()
                 left.file.close()
+            await self._store.remove(left.name)
         self._left.clear()
 
     def _resume(self, path: Path, access: SocketOptions) -> Listening | None:
@@ -86,14 +82,10 @@ class Sockets:
         left = self._left.pop(path, None)
         if left is None:
             return None
-        scope = Scope(self._store)
-        stored = scope.adopt(left.name)
-        if self._store.active:
-            sock = socket.socket(fileno=os.dup(stored.fileno()))
-            listening = Listening(sock, left.file, scope, stored)
-        else:
-            sock = socket.socket(fileno=stored.detach())
-            listening = Listening(sock, left.file, scope)
+        stored = self._store.take(left.name)
+        assert stored is not None
+        sock = socket.socket(fileno=os.dup(stored.fileno()))
+        listening = Listening(sock, self._store, left.name, left.file, stored)
         if left.file is not None:
             try:
                 listening.set_access(access)
@@ -103,63 +95,47 @@ class Sockets:
 
 
 class Listening:
-    """A listening socket; scope is None if the service manager has it anyhow."""
+    """A listening socket. store: None if the service manager has it anyhow."""
 
     def __init__(
         self,
         sock: socket.socket,
+        store: Store | None = None,
+        name: str = "",
         file: SocketFile | None = None,
-        scope: Scope | None = None,
         stored: OwnedFd | None = None,
     ) -> None:
-        """file: None if it is not known to be ours. stored: what the store has of it already."""
+        """name: what the store knows it by. file: None if it is not known to be ours. stored: what
+        the store has of it already."""
         self.listener: Final = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        self._store = store
+        self._name = name
         self._file = file
-        self._scope = scope
         self._stored = stored
 
     async def keep(self) -> None:
-        """Have it outlive this process. Raises FrontEndError if the store is full."""
-        if self._scope is not None and self._scope.store.active and self._stored is None:
-            fd = OwnedFd(os.dup(self.listener.socket.fileno()))
-            self._stored = await self._scope.keep(fd, note=self._note)
-
-    @property
-    def name(self) -> str:
-        """What the store, or a program that goes on with it, knows it by."""
-        known = None if self._stored is None else name_of(self._stored)
-        return known or f".{self.listener.socket.fileno()}x{self._note}"
-
-    @property
-    def _note(self) -> str:
-        if self._file is None:
-            return ""
-        device, inode = self._file.identity
-        return f"{NOTE}{device:x},{inode:x}"
+        """Have it outlive this process."""
+        if self._store is not None and self._stored is None:
+            self._stored = OwnedFd(os.dup(self.listener.socket.fileno()))
+            await self._store.keep(self._name, self._stored)
 
     def set_access(self, access: SocketOptions) -> None:
         """Change who may connect. Raises OperatorError."""
-        if self._scope is None:
+        if self._store is None:
             raise OperatorError("its socket is the service manager's, and so are its permissions")
         if self._file is None:
-            raise OperatorError(
-                "an older version opened its socket: its permissions change with the next start "
-                "that opens it anew"
-            )
+            raise OperatorError("its socket's file is not to be had")
         change_access(self._file, access)
 
     def close(self) -> None:
         """Listen no more, and remove the file, unless the process after this one goes on."""
-        assert self._scope is not None
-        stays = self._scope.store.leaving
+        assert self._store is not None
         if self._file is not None:
-            if not stays:
+            if not self._store.active:
                 self._file.remove()
             self._file.close()
         if self._stored is not None:
             self._stored.close()
-            if not stays:
-                self._scope.flush()
         self.listener.socket.close()
 
 
@@ -172,14 +148,12 @@ class _Left:
     file: SocketFile | None
 
 
-def _left(store: Store) -> Iterator[_Left]:
+def _left(store: Store, names: Iterable[str]) -> Iterator[_Left]:
     """Listening sockets that were left and can still be connected to."""
-    for name, fd in store.left().items():
-        path = listening_path(fd)
-        if path is None:
+    for name in names:
+        path, noted = listening_path(store.look(name)), _NAME.match(name)
+        if path is None or noted is None:
             continue
-        noted = _IDENTITY.search(name)
-        identity = None if noted is None else (int(noted[1], 16), int(noted[2], 16))
         try:
             file = SocketFile.at(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -188,11 +162,7 @@ def _left(store: Store) -> Iterator[_Left]:
             logger.warning("%s cannot be looked at: %s", path, error.strerror)
             yield _Left(path, name, None)
             continue
-        if identity is not None and file.identity == identity:
+        if file.identity == (int(noted[2], 16), int(noted[3], 16)):
             yield _Left(path, name, file)
-            continue
-        # A name of an older version has no identity: any socket may be its.
-        is_socket = file.is_socket()
-        file.close()
-        if identity is None and is_socket:
-            yield _Left(path, name, None)
+        else:
+            file.close()

@@ -1,18 +1,22 @@
-"""Exactly one vhost-user message, with its descriptors, at a time. Knows SCM_RIGHTS.
+"""Receives vhost-user messages one at a time, with their descriptors (SCM_RIGHTS).
 
 A message is looked at as a whole before it is taken from the socket, so that a process that dies
-at any moment leaves it in the socket or in the journal (vhost_balloon.journal).
+at any moment leaves it in the socket or in the journal (vhost_balloon.journal). Its descriptors are
+put on the shelf (vhost_balloon.shelf) in between, before anything else is done with them.
 
 - Peeking stops behind the first bytes that carry descriptors. What never lies in the socket as a
   whole, because a front end sends it in parts, is taken part by part (vhost_balloon.partial).
+- What was peeked at is taken without room for descriptors: it would install each a second time.
+  Whether any came with the bytes that are taken is still told (MSG_CTRUNC).
 - Linux hands out, to whoever peeks, the first descriptors in the socket, even if they came with a
-  later message. So they are asked for only if a message should have some, and compared with those
-  that come when it is taken.
+  later message. So they are asked for only if a message should have some, and are not that
+  message's if none come with it when it is taken.
 """
 
 from __future__ import annotations
 
 import array
+import math
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -29,13 +33,15 @@ from protocol.vhost_user import (
     VERSION,
 )
 from vhost_balloon.errors import FrontEndError, StreamError
-from vhost_balloon.fds import OwnedFd
+from vhost_balloon.fds import OwnedFd, receive_fds
 from vhost_balloon.journal import Journal
+from vhost_balloon.log import logger
 from vhost_balloon.message import Message, carries_fds
 from vhost_balloon.partial import Partial, parse_header
 from vhost_balloon.peer import is_peer, peer_pid
 from vhost_balloon.polling import Polling
-from vhost_balloon.store import Scope, name_of
+from vhost_balloon.reply_pipe import ReplyPipe
+from vhost_balloon.shelf import Shelf, shelf_name
 
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 # Plain numbers: an operator of an IntFlag takes a microsecond, and this is the guest's hot path.
@@ -43,18 +49,15 @@ _TAKE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _PEEK: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _SEND_FLAGS: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _TRUNCATED: Final = int(socket.MSG_CTRUNC)
+STALL_PATIENCE: Final = 10.0
+"""Seconds until a front end that says nothing, or stops inside a message, is complained about."""
+SHELF_PAUSE: Final = 0.1
+"""Seconds until it is tried again to put descriptors on a shelf that has no room for them."""
+
 _GLANCE: Final = 512
 """Bytes that are looked at first: all messages but tables of memory regions fit."""
-
-
-def _received(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
-    fds: list[OwnedFd] = []
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers = array.array("i")
-            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-            fds += [OwnedFd(number) for number in numbers]
-    return fds
+LOST: Final = ("lost",)
+"""In the journal: descriptors came with the message, and cannot be had."""
 
 
 def _close(fds: list[OwnedFd]) -> None:
@@ -69,28 +72,32 @@ class Transport:
     through the event loop a message: the socket itself is read and written, without a turn for
     others between header, payload and reply, as trio's own streams would give.
 
-    With a scope descriptors are stored, and with a journal each message is in it, before it is
-    taken from the socket. partial is a message that was begun to be taken in parts.
+    With a shelf descriptors are on it, and with a journal each message is in it, before it is
+    taken from the socket; pipe is what replies go through then. partial is a message that was begun
+    to be taken in parts.
     """
 
     def __init__(
         self,
         fd: OwnedFd,
-        scope: Scope | None = None,
+        shelf: Shelf | None = None,
         journal: Journal | None = None,
+        pipe: ReplyPipe | None = None,
         partial: Partial | None = None,
     ) -> None:
         self.fd: Final = fd
         self._sock = socket.socket(fileno=fd.fileno())
-        self._scope = scope
+        self._shelf = shelf
         self._journal = journal
-        self._pipe = None if scope is None else scope.store.pipe
+        self._pipe = pipe
         self._polling = Polling()
         self.partial = partial
         self.partial_changed: Callable[[], None] = lambda: None
         """Called when a part of a message was taken."""
-        self.waiting_since: float | None = trio.current_time()
-        """Since when bytes are missing that must come: of the first message, or of one begun."""
+        self.stalled: Callable[[], None] = lambda: None
+        """Called when bytes that must come, of the first message or of one begun, do not."""
+        self.is_new = True
+        """Nothing has come yet."""
 
     def peer_pid(self) -> int | None:
         """See peer.peer_pid()."""
@@ -105,7 +112,10 @@ class Transport:
 
         Raises StreamError where what comes is no vhost-user message or ends inside one.
         """
-        if self.partial is None or self.partial.missing() > 0:
+        if self.is_new and self.partial is None:
+            await self._wait_for_more(trio.current_time() + STALL_PATIENCE)
+            self.is_new = False
+        elif self.partial is None or self.partial.missing() > 0:
             await self._wait()
         while self.partial is None:
             try:
@@ -121,9 +131,16 @@ class Transport:
             if message is None:
                 self.partial = Partial()
                 break
-            self.waiting_since = None
             return message
         return await self._in_parts()
+
+    async def _wait_for_more(self, patience_ends: float) -> None:
+        """Wait for what must come; complain, at that time of trio's clock, if it does not."""
+        with trio.CancelScope(deadline=patience_ends):
+            await trio.lowlevel.wait_readable(self._sock)
+            return
+        self.stalled()
+        await trio.lowlevel.wait_readable(self._sock)
 
     async def _wait(self) -> None:
         """Until there is something to be read, or the stream ends."""
@@ -148,109 +165,110 @@ class Transport:
         total = HEADER_SIZE + size
         if size > MAX_PAYLOAD_SIZE:
             return None
-        seen: list[OwnedFd] = []
+        fds: list[OwnedFd] = []
+        is_short = False
         if len(data) < total or carries_fds(request, data[HEADER_SIZE:total]):
-            data, ancillary, _, _ = self._sock.recvmsg(total, _ANCILLARY, _PEEK)
-            seen = _received(ancillary)
+            data, fds, is_short = self._peek(total)
         if len(data) < total or not carries_fds(request, data[HEADER_SIZE:total]):
-            _close(seen)
-            seen = []
+            _close(fds)
+            fds, is_short = [], False
         if len(data) < total:
             return None
-        message = Message(request, flags, data[HEADER_SIZE:total], seen)
+        message = Message(request, flags, data[HEADER_SIZE:total], fds, fds_lost=is_short)
         await self._take(message, data[:total])
         return message
+
+    def _peek(self, size: int) -> tuple[bytes, list[OwnedFd], bool]:
+        """What lies in the socket; the last says whether descriptors are missing."""
+        data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, _PEEK)
+        return data, receive_fds(ancillary), bool(flags & _TRUNCATED)
 
     async def _take(self, message: Message, data: bytes) -> None:
         """Take a message that lies in the socket as a whole; its descriptors are here already."""
         try:
-            full = bool(message.fds) and await self._store(message.fds)
+            message.fds = await self._shelved(message.fds)
             if self._journal is not None:
                 self._journal.begin(data, _names(message.fds))
-            came, message.fds_lost = self._consume(len(data))
-            if len(came) == len(message.fds):
-                _close(came)
-            else:  # what was seen belongs to a later message, or has come where none belongs
+            came = self._consume(len(data))
+            if came != bool(message.fds or message.fds_lost):
+                # What was seen belongs to a later message, or has come where none belongs.
                 message.close()
-                message.fds = came
+                message.fds_lost = came
                 if self._journal is not None:
-                    self._journal.begin(data, _names(came))
-            message.fds_lost |= full
+                    self._journal.begin(data, LOST if came else ())
             if self._journal is not None:
                 self._journal.taken()
         except BaseException:
             message.close()
             raise
 
-    def _consume(self, left: int) -> tuple[list[OwnedFd], bool]:
-        """Take bytes that were seen; what descriptors came with them, and whether some are lost."""
-        fds: list[OwnedFd] = []
-        lost = False
+    def _consume(self, left: int) -> bool:
+        """Take bytes that were seen; whether any descriptors came with them."""
+        came = False
         while left:
-            data, ancillary, flags, _ = self._sock.recvmsg(left, _ANCILLARY, _TAKE)
-            if ancillary:
-                fds += _received(ancillary)
-            lost |= bool(flags & _TRUNCATED)
+            data, _, flags, _ = self._sock.recvmsg(left, 0, _TAKE)
+            came |= bool(flags & _TRUNCATED)
             left -= len(data)
-        return fds, lost
+        return came
 
-    async def _store(self, fds: list[OwnedFd]) -> bool:
-        """Have descriptors outlive this process; True if there is no room for them."""
-        if self._scope is not None:
-            for position, fd in enumerate(fds):
-                if name_of(fd) is not None:
-                    continue
-                try:
-                    fds[position] = await self._scope.keep(fd)
-                except FrontEndError:
-                    return True
-        return False
+    async def _shelved(self, fds: list[OwnedFd]) -> list[OwnedFd]:
+        """Descriptors, once they are on the shelf. Until there is room for them, their message
+        stays in the socket."""
+        complained = False
+        while fds and self._shelf is not None:
+            try:
+                return self._shelf.put(fds)
+            except OSError as error:
+                if not complained:
+                    logger.error("a message has to wait: no room on the shelf: %s", error.strerror)
+                complained = True
+            try:
+                await trio.sleep(SHELF_PAUSE)
+            except BaseException:
+                _close(fds)
+                raise
+        return fds
 
     async def _in_parts(self) -> Message:
         """Go on with the partial message until it is whole. Raises StreamError."""
         partial = self.partial
         assert partial is not None
-        self.waiting_since = trio.current_time()
+        patience_ends = trio.current_time() + STALL_PATIENCE
         while (missing := partial.missing()) > 0:
             try:
-                data, ancillary, _, _ = self._sock.recvmsg(
-                    min(missing, MAX_PAYLOAD_SIZE), _ANCILLARY, _PEEK
-                )
+                data, fds, is_short = self._peek(min(missing, MAX_PAYLOAD_SIZE))
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
+                await self._wait_for_more(patience_ends)
+                if trio.current_time() >= patience_ends:
+                    patience_ends = math.inf
                 continue
             except ConnectionResetError:
                 data = b""
             if not data:
                 raise StreamError("connection ended inside a message")
-            await self._take_part(partial, data, _received(ancillary))
+            partial.fds_lost |= is_short
+            await self._take_part(partial, data, fds)
             if partial.missing() > 0:  # whoever sends without end must not keep others from a turn
-                await trio.lowlevel.wait_readable(self._sock)
+                await trio.lowlevel.checkpoint()
         data = bytes(partial.data)
         message, self.partial = partial.message(), None
         if self._journal is not None:
             self._journal.begin(data, _names(message.fds))
             self._journal.taken()
-        self.waiting_since = None
         return message
 
-    async def _take_part(self, partial: Partial, data: bytes, seen: list[OwnedFd]) -> None:
+    async def _take_part(self, partial: Partial, data: bytes, fds: list[OwnedFd]) -> None:
         """Take what was seen of a message: it is in partial, and on record, before."""
-        partial.fds_lost |= bool(seen) and await self._store(seen)
-        before = list(partial.fds)
-        partial.fds += seen
+        fds = await self._shelved(fds)
+        partial.fds += fds
         partial.add(data)
         partial.unsure = len(data), crc32(data)
         self.partial_changed()
-        came, lost = self._consume(len(data))
+        came = self._consume(len(data))
         partial.unsure = None
-        partial.fds_lost |= lost
-        if len(came) == len(seen):
-            _close(came)
-        else:  # see _take()
-            _close(seen)
-            partial.fds = before + came
-            partial.fds_lost |= await self._store(partial.fds)
+        if fds and not came:  # see _take()
+            partial.fds = partial.fds[: -len(fds)]
+            _close(fds)
         self.partial_changed()
 
     async def reply(self, request: int, payload: bytes) -> None:
@@ -288,7 +306,7 @@ class Transport:
         except (BlockingIOError, ConnectionResetError):
             data = b""
         if len(data) == size and crc32(data) == checksum:
-            _close(self._consume(size)[0])
+            self._consume(size)
         self.partial.unsure = None
 
     def close(self) -> None:
@@ -299,7 +317,7 @@ class Transport:
 
 
 def _names(fds: list[OwnedFd]) -> tuple[str, ...]:
-    return tuple(name_of(fd) or "" for fd in fds)
+    return tuple(shelf_name(fd) or "" for fd in fds)
 
 
 class BackendChannel:

@@ -1,4 +1,4 @@
-"""The VMs of this daemon: one a configured front-end socket, attached or not."""
+"""The VM that this process serves, attached or not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from vhost_balloon.gathering import HugePages
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
-from vhost_balloon.rate import MESSAGE_BURST, MESSAGE_RATE, Bucket
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.state import (
     Document,
@@ -31,21 +30,21 @@ from vhost_balloon.state import (
     real,
     restore_counters,
 )
-from vhost_balloon.store import Scope, Store
-from vhost_balloon.vm_settings import VmSettings
-from vhost_balloon.vm_spec import VmSpec
+from vhost_balloon.store import Store
+from vhost_balloon.vm_settings import VmSettings, settings_from_json, settings_to_json
 
 if TYPE_CHECKING:
     from vhost_balloon.backend import FrontEndConnection
     from vhost_balloon.inert import InertConnection
     from vhost_balloon.record import Record
+    from vhost_balloon.reply_pipe import ReplyPipe
+    from vhost_balloon.shelf import Shelf
 
 
 @dataclass(frozen=True, slots=True)
 class VmStatistics:
-    """A snapshot of one VM. Sizes in bytes.
+    """A snapshot of the VM. Sizes in bytes.
 
-    spec: as the operator wishes it. leaving: it goes when its front end does.
     target: what the guest is to keep, None while neither a wish nor the memory's size is known.
     pending: a target waits for the driver. actual: what the guest keeps, None before its memory
     is known. balloon: what it has in the balloon. resident: what the host spends on its memory,
@@ -54,14 +53,13 @@ class VmStatistics:
     discarded; pause_reasons say why ("operator", or refusal.Refusal's words). stats_interval in
     seconds, 0 for on demand only. report_rate: bytes a second that reports may have discarded.
     huge_pages: of the balloon, None where the host's pages are no larger than its. counters are
-    the live ones, to be read only.
+    the live ones, to be read only; internal_errors likewise, by place.
     """
 
     id: str
     attached: bool
     counters: Counters
-    spec: VmSpec | None = None
-    leaving: bool = False
+    settings: VmSettings | None = None
     socket_path: Path | None = None
     front_end_pid: int | None = None
     features: int = 0
@@ -85,16 +83,11 @@ class VmStatistics:
     stats: Mapping[StatTag, int] = field(default_factory=dict)
     stats_last_update: int = 0
     stats_age: float | None = None
+    internal_errors: Mapping[str, int] = field(default_factory=dict)
 
 
 CRASH_MEMORY: Final = 600.0
 """Seconds after which a crash does not count together with the next one."""
-
-UNSEALED: Final = (
-    "which would put all VMs of this daemon at risk: use memory-backend-memfd, one daemon per VM, "
-    "or --allow-unsealed-memory"
-)
-"""Why memory that could shrink is refused where VMs share a daemon, and what helps."""
 
 NOT_ACTIVATED: Final = "No balloon device has been activated"
 """QEMU's words."""
@@ -102,109 +95,64 @@ NOT_ACTIVATED: Final = "No balloon device has been activated"
 Listener = Callable[["Vm"], None]
 
 
-class Machine:
-    """All VMs by id, in the order of their configuration."""
+class Vm:
+    """The VM. Its target belongs to the front end, its counters to the VM."""
 
     def __init__(
         self,
-        proc: Path = Path("/proc"),
+        name: str,
+        settings: VmSettings | None = None,
+        socket_path: Path | None = None,
         *,
-        allow_unsealed_memory: bool = False,
         store: Store | None = None,
+        proc: Path = Path("/proc"),
     ) -> None:
-        """allow_unsealed_memory: several VMs, although one could truncate its memory."""
+        """socket_path: where its front end connects, an absolute path; None if it is connected
+        already."""
+        self.id: Final = name
+        self.settings = VmSettings() if settings is None else settings
+        self.socket_path: Final = socket_path
         self.store: Final = Store() if store is None else store
         self.proc: Final = proc
-        self.allow_unsealed_memory: Final = allow_unsealed_memory
-        self.vms: dict[str, Vm] = {}
         self.heartbeat: Final = Heartbeat()
         self.internal_errors: Final = InternalErrors()
-        self.arriving: Callable[[], bool] = lambda: False
-        """Whether a front end is being accepted that is not attached yet; set by the fleet."""
-        self._listeners: list[Listener] = []
-
-    def add(self, spec: VmSpec) -> Vm:
-        vm = self.vms[spec.id] = Vm(spec, self)
-        return vm
-
-    def remove(self, vm: Vm) -> None:
-        """Forget a VM, and with it all that was counted of it."""
-        del self.vms[vm.id]
-
-    @property
-    def require_sealed(self) -> bool:
-        """Whether guest memory must not be able to shrink: it would end the other VMs, too."""
-        sockets = sum(vm.socket_path is not None for vm in self.vms.values())
-        return sockets > 1 and not self.allow_unsealed_memory
-
-    def add_listener(self, callback: Listener) -> None:
-        """Have callback called after a VM's actual has changed. What it raises ends here."""
-        self._listeners.append(callback)
-
-    def remove_listener(self, callback: Listener) -> None:
-        self._listeners.remove(callback)
-
-    def actual_changed(self, vm: Vm) -> None:
-        for callback in tuple(self._listeners):
-            try:
-                callback(vm)
-            except Exception as error:
-                self.internal_errors.record("events", error)
-
-
-class Vm:
-    """One configured VM. Its target belongs to the front end, its counters to the VM."""
-
-    def __init__(self, spec: VmSpec, machine: Machine) -> None:
-        self.spec = spec
-        self.leaving = False
-        self.machine = machine
         self.counters = Counters()
-        self.log = VmLog(spec.id)
+        self.log = VmLog(name)
         self.connection: FrontEndConnection | None = None
         self.inert: InertConnection | None = None
         """A front end that is served without a device; there is no connection then."""
+        self.is_stuck = False
+        """A process before this one cannot be killed and has the VM: it is not served yet."""
         self.record: Record | None = None
-        self.scope = Scope(machine.store)
-        """Holds the record; replaced with it by one that was left."""
+        self.shelf: Shelf | None = None
+        self.pipe: ReplyPipe | None = None
+        """What outlives this process, set before anybody is served (inheritance)."""
+        self.has_new_target = False
+        """The target of the settings is another one than that of the process before."""
         self.crashes = 0
         self._crashed_at = -CRASH_MEMORY
         """How often this front end's connection ended this program by a bug."""
         self._saved: tuple[float, ...] = ()
-        self.messages: Final = Bucket(MESSAGE_RATE, MESSAGE_BURST)
-        """What its front ends may send, one after the other."""
         self._paused = False
-        self._stats_interval = spec.settings.stats_interval
+        self._stats_interval = self.settings.stats_interval
         self.stats_interval_changed = trio.Event()
+        self.status_changed = trio.Event()
+        """Set when it is another front end, or none; replaced by who waits for it."""
+        self.counted = trio.Event()
+        """Set when counters have changed; replaced by who waits for it."""
+        self._listeners: list[Listener] = []
 
-    @property
-    def id(self) -> str:
-        return self.spec.id
-
-    @property
-    def settings(self) -> VmSettings:
-        return self.spec.settings
-
-    @property
-    def socket_path(self) -> Path | None:
-        """Where its front end connects, an absolute path; None if it is connected already."""
-        return self.spec.socket_path
-
-    def change(self, spec: VmSpec) -> None:
-        """Take other settings, of the same name and path.
+    def change(self, settings: VmSettings) -> None:
+        """Take other settings.
 
         The statistics interval counts at once if it is another; everything else is for the next
         front end, which negotiates features anew.
         """
-        changed = spec.settings.stats_interval != self.settings.stats_interval
-        self.spec = spec
+        changed = settings.stats_interval != self.settings.stats_interval
+        self.settings = settings
         self.save()
         if changed:
-            self.stats_interval = spec.settings.stats_interval
-
-    @property
-    def store(self) -> Store:
-        return self.machine.store
+            self.stats_interval = settings.stats_interval
 
     @property
     def attached(self) -> bool:
@@ -215,21 +163,41 @@ class Vm:
         """Who is attached, served or only answered."""
         return self.connection or self.inert
 
+    # Who wants to know
+
+    def add_listener(self, callback: Listener) -> None:
+        """Have callback called after actual has changed. What it raises ends here."""
+        self._listeners.append(callback)
+
+    def remove_listener(self, callback: Listener) -> None:
+        self._listeners.remove(callback)
+
+    def actual_changed(self) -> None:
+        for callback in tuple(self._listeners):
+            try:
+                callback(self)
+            except Exception as error:
+                self.internal_errors.record("events", error)
+
     # What outlives this process
 
+    @property
+    def saved_to(self) -> Record | None:
+        """The record, if anything outlives this process without its help."""
+        return self.record if self.store.active else None
+
     def save(self) -> None:
-        """Put the VM on its record, if it has one. Raises ValueError if it does not fit."""
-        if self.record is not None:
-            self.save_to(self.record)
+        """Put orders and counters on the record. Raises ValueError if they do not fit."""
+        if self.saved_to is not None:
+            self.save_to(self.saved_to)
 
     def save_to(self, record: Record) -> None:
         record.save(
             "vm",
             {
-                "spec": self.spec.to_json(),
+                "settings": settings_to_json(self.settings),
                 "paused": self.paused,
                 "stats-interval": self.stats_interval,
-                "leaving": self.leaving,
                 "crashes": [self.crashes, self._crashed_at],
             },
         )
@@ -237,33 +205,41 @@ class Vm:
 
     def save_counters(self) -> None:
         """What is shown of them must never be less later: save before showing."""
-        if self.record is None:
+        if self.saved_to is None:
             return
         mark = counters_mark(self.counters)
         if mark != self._saved:
             self._saved = mark
-            self.record.save("counters", counters_document(self.counters))
+            self.saved_to.save("counters", counters_document(self.counters))
+
+    def close(self) -> None:
+        """Nothing is put on record any more. What is in the store stays there."""
+        if self.shelf is not None:
+            self.shelf.close()
+        for part in (self.record, self.pipe):
+            if part is not None:
+                part.close()
+        self.record = self.shelf = self.pipe = None
 
     def restore_orders(self, document: Document) -> None:
-        """Raises StateError."""
+        """Go on with orders. One that overrode a setting counts until the setting is another one.
+
+        Raises StateError.
+        """
         with reading("vm"):
             paused = flag(document["paused"])
             interval = real(document["stats-interval"])
+            before = settings_from_json(document["settings"], VmSettings())
             crashes, crashed_at = number(document["crashes"][0]), real(document["crashes"][1])
         self._paused = paused
-        self._stats_interval = interval
+        if before.stats_interval == self.settings.stats_interval:
+            self._stats_interval = interval
+        self.has_new_target = before.target != self.settings.target
         self.crashes, self._crashed_at = crashes, crashed_at
 
     def restore_counters(self, document: Document) -> None:
         """Raises StateError."""
         restore_counters(self.counters, document)
-
-    def forget(self) -> None:
-        """It is removed: drop its record."""
-        if self.record is not None:
-            self.record.close()
-            self.record = None
-            self.scope.flush()
 
     def crashed(self) -> None:
         """A bug in serving its front end ends this process."""
@@ -317,33 +293,23 @@ class Vm:
     def statistics(self, *, details: bool = True) -> VmStatistics:
         """A snapshot, with queues and regions unless details are not wanted. Never waits."""
         self.save_counters()
+        if self.connection is not None:
+            return self.connection.statistics(details=details)
+        reasons, state = ("operator",) if self.paused else (), VmState.DISCONNECTED
         if self.inert is not None:
-            return self._inert_statistics()
-        if self.connection is None:
-            return VmStatistics(
-                self.id,
-                False,
-                self.counters,
-                spec=self.spec,
-                leaving=self.leaving,
-                socket_path=self.socket_path,
-                reporting_paused=self.paused,
-                pause_reasons=("operator",) if self.paused else (),
-                stats_interval=self.stats_interval,
-                report_rate=self.settings.report_rate,
-            )
-        return self.connection.statistics(details=details)
-
-    def _inert_statistics(self) -> VmStatistics:
+            reasons, state = (VmState.INERT.value,), VmState.INERT
+        elif self.is_stuck:
+            state = VmState.STUCK
         return VmStatistics(
             self.id,
-            True,
+            self.attached,
             self.counters,
-            spec=self.spec,
-            leaving=self.leaving,
+            settings=self.settings,
             socket_path=self.socket_path,
-            state=VmState.INERT,
-            reporting_paused=True,
-            pause_reasons=(VmState.INERT.value,),
+            state=state,
+            reporting_paused=bool(reasons),
+            pause_reasons=reasons,
             stats_interval=self.stats_interval,
+            report_rate=self.settings.report_rate,
+            internal_errors=self.internal_errors.counts,
         )

@@ -1,0 +1,38 @@
+"""Two processes never serve one VM.
+
+systemd starts the next process of a service beside one that it cannot kill (in uninterruptible
+sleep, say, inside a fallocate() that waits for somebody's lock). What that one still does to guest
+memory would come after what the next one acknowledged. So a process serves only while it holds a
+POSIX lock on a file that all processes of the service share.
+
+A POSIX lock belongs to the process and goes with its end alone, or when it closes any descriptor of
+the file: nobody does. Locks of flock(2) or of an open file description would go with the last
+descriptor, or be shared through the store.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from vhost_balloon.fds import OwnedFd
+
+
+class ProcessLock:
+    """fd is taken over and never closed."""
+
+    def __init__(self, fd: OwnedFd) -> None:
+        self.fd = fd
+
+    @classmethod
+    def create(cls) -> ProcessLock:
+        """On a new file. Raises OSError."""
+        return cls(OwnedFd(os.memfd_create("vhost-balloon lock", os.MFD_CLOEXEC)))
+
+    def take(self) -> bool:
+        """Whether this process holds it now, which it then does until it ends."""
+        try:
+            fcntl.lockf(self.fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
