@@ -31,9 +31,10 @@ def test_help_names_every_option() -> None:
         *("--socket-path", "--fd", "--print-capabilities", "--control-socket", "--socket-mode"),
         *("--socket-group", "--control-mode", "--control-group", "--stats-interval"),
         *("--log-level", "--log-format", "--version", "--no-reporting", "--no-deflate-on-oom"),
-        *("--report-rate", "--discard-hugetlb", "--allow-unsealed-memory"),
+        *("--report-rate", "--discard-hugetlb", "--name", "--config"),
     ):
         assert option in done.stdout
+    assert "--allow-unsealed-memory" not in done.stdout
 
 
 def test_capabilities() -> None:
@@ -48,8 +49,8 @@ def test_capabilities() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        pytest.param([], "no VM", id="no VM"),
-        pytest.param(["--fd=3", "--socket-path={new}"], "together", id="fd and path"),
+        pytest.param([], "no front end: give --socket-path", id="no VM"),
+        pytest.param(["--fd=3", "--socket-path={new}"], "for each", id="fd and path"),
         pytest.param(["--socket-path={file}"], "not a socket", id="a file"),
         pytest.param(["--socket-path={folder}"], "not a socket", id="a folder"),
         pytest.param(["--socket-path={live}"], "in use", id="a live listener"),
@@ -61,13 +62,15 @@ def test_capabilities() -> None:
         pytest.param(["--socket-path={dangling}"], "in use", id="a dangling link"),
         pytest.param(["--socket-path="], "name", id="an empty path"),
         pytest.param(["--socket-path"], "argument", id="no path"),
-        pytest.param(["--socket-path={new}", "--socket-path={new}"], "named 'new'", id="twice"),
+        pytest.param(["--socket-path={new}", "--socket-path={new}"], "for each", id="twice"),
+        pytest.param(["--socket-path={new}", "--socket-path={folder}/b"], "for each", id="two VMs"),
         pytest.param(
-            ["--socket-path={new}", "--socket-path={folder}/new.sock"], "named 'new'", id="one name"
+            ["--socket-path={new}", "--allow-unsealed-memory"], "leave it out", id="unsealed memory"
         ),
         pytest.param(
-            ["--socket-path={new}", "--control-socket={new}"], "two sockets", id="control too"
+            ["--socket-path={new}", "--control-socket={new}"], "another path", id="control too"
         ),
+        pytest.param(["--socket-path={new}", "--name=control"], "'control'", id="a reserved name"),
         *(
             pytest.param([f"--socket-path={{folder}}/{name}.sock"], repr(name), id=name)
             for name in ("control", "metrics", ".hidden")

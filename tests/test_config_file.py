@@ -1,4 +1,4 @@
-"""The file of --config: what it says, and each mistake with its line."""
+"""The files of --config: what they say, and each mistake with its line."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.virtio_balloon import BalloonFeature
-from tests.command import listening, run
+from tests.command import run
 from vhost_balloon.config import parse
-from vhost_balloon.config_file import MAX_SIZE, ConfigFile, read_config_file
+from vhost_balloon.config_file import MAX_SIZE, read_files
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
-from vhost_balloon.vm_settings import ALL_FEATURES, SocketOptions, VmSettings
-from vhost_balloon.vm_spec import Origin, VmSpec
+from vhost_balloon.vm_settings import ALL_FEATURES, SETTINGS, SocketOptions, VmSettings
 
 BASE = VmSettings(stats_interval=7.0)
 REPORTING = int(BalloonFeature.PAGE_REPORTING)
@@ -22,32 +23,26 @@ REPORTING = int(BalloonFeature.PAGE_REPORTING)
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "vms.toml"
+    return tmp_path / "web1.toml"
 
 
-def read(path: Path, text: str | bytes) -> ConfigFile:
+def read(path: Path, text: str | bytes) -> VmSettings:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_config_file(path, BASE)
+    return read_files([path], BASE)
 
 
-def test_an_empty_file_is_no_vm(path: Path) -> None:
-    file = read(path, "")
-    assert (file.vms, file.defaults) == ((), BASE)
+def test_an_empty_file_says_nothing(path: Path) -> None:
+    assert read(path, "") == read(path, "# all as it is\n") == read_files([], BASE) == BASE
 
 
 def test_all_that_a_file_can_say(path: Path) -> None:
-    file = read(
-        path,
-        """
-        [defaults]
-        stats-interval = 30
-        reporting = false
-        [vm.web1]
-        socket-path = "/run/web1.sock"
-        [vm."db 1"]
-        socket-path = "/run/db1.sock"
+    text = """
         reporting = true
         deflate-on-oom = false
+        must-tell-host = true
+        stats = true
+        free-page-hint = true
+        page-poison = true
         stats-interval = 0.5
         target = "1.5G"
         report-rate = "512M/s"
@@ -56,11 +51,8 @@ def test_all_that_a_file_can_say(path: Path) -> None:
         discard-other-filesystems = true
         socket-mode = "0660"
         socket-group = "kvm"
-        """,
-    )
-    defaults = VmSettings(ALL_FEATURES & ~REPORTING, stats_interval=30.0)
-    assert file.defaults == defaults
-    db1 = VmSettings(
+        """
+    assert read(path, text) == VmSettings(
         ALL_FEATURES & ~int(BalloonFeature.DEFLATE_ON_OOM),
         DiscardPolicy(DiscardMode.ALWAYS, hugetlb=True, other_filesystems=True),
         0.5,
@@ -68,58 +60,71 @@ def test_all_that_a_file_can_say(path: Path) -> None:
         SocketOptions(0o660, "kvm"),
         512 << 20,
     )
-    assert file.vms == (
-        VmSpec("web1", defaults, Path("/run/web1.sock"), Origin.CONFIG),
-        VmSpec("db 1", db1, Path("/run/db1.sock"), Origin.CONFIG),
-    )
+    assert all(f"{key} = " in text for key in SETTINGS)
 
 
 def test_lines_that_end_as_on_windows(path: Path) -> None:
-    file = read(path, '[vm.a]\r\nsocket-path = "/a"\r\ntarget = 4096\r\n')
-    assert [vm.settings.target for vm in file.vms] == [4096]
+    assert read(path, "stats = false\r\ntarget = 4096\r\n").target == 4096
 
 
-GOOD = '[vm.a]\nsocket-path = "/a"\n'
+def test_later_files_win(path: Path, tmp_path: Path) -> None:
+    path.write_text("target = 1\nreporting = false\nstats-interval = 1")
+    later = tmp_path / "later.toml"
+    later.write_text("target = 2\nreporting = true\n")
+    assert read_files([path, later], BASE) == VmSettings(stats_interval=1.0, target=2)
+    assert read_files([later, path], BASE).target == 1
+    later.write_text("\ntarget = 0\n")
+    with pytest.raises(OperatorError, match=f"^{later}: line 2: "):
+        read_files([path, later], BASE)
+    with pytest.raises(OperatorError, match=f"^{later}: line 2: "):
+        read_files([later, path], BASE)
+
+
+GOOD = "stats = true\n"
 
 
 @pytest.mark.parametrize(
     ("text", "line", "what"),
     [
-        ("\n[vm.a\n", 2, "Expected ']'"),
-        ("\n\n[vm.a]\nsocket-path = /a", 4, "Invalid value"),
-        ('[vm.a]\nsocket-path = "/a', 2, "Unterminated string"),
-        (GOOD + "\n[vm.a]\n", 4, "Cannot declare"),
-        (GOOD + 'socket-path = "/b"\n', 3, "Cannot overwrite"),
+        ("\n[a\n", 2, "Expected ']'"),
+        (GOOD + "\ndiscard = always", 3, "Invalid value"),
+        ('discard = "always', 1, "Unterminated string"),
+        (GOOD + "[a]\n\n[a]\n", 4, "Cannot declare"),
+        (GOOD + "stats = true\n", 2, "Cannot overwrite"),
         ("target = [1,\n2", 1, "Unclosed array"),
-        (GOOD + "target = " + "9" * 5000, 3, "limit"),
-        (GOOD + "x = " + "[" * 50_000, 3, "nested too deeply"),
+        (GOOD + "target = " + "9" * 5000, 2, "limit"),
+        (GOOD + "x = " + "[" * 50_000, 2, "nested too deeply"),
         (b"# ok\n# \xff\n", 2, "no UTF-8"),
-        ("\n[vms.a]", 2, "'vms' is not known"),
-        ("\nreporting = true", 2, "'reporting' is not known"),
-        ("\n\nvm = 5", 3, "'vm' is no table"),
-        ("\n[[vm]]\nx = 1", 2, "'vm' is no table"),
-        ("[vm]\n\na = 5", 3, "'a' is no table"),
-        ("\n[[defaults]]", 2, "'defaults' is no table"),
-        ("\n[defaults]\n\nfrobnicate = 1", 4, "'frobnicate' is not known"),
-        ('[defaults]\nsocket-path = "/a"', 2, "'socket-path' is not known"),
-        ("[defaults]\n# stats\nstats-interval = nan", 3, "'stats-interval' expects a number"),
-        ("\n[vm.a]\n", 2, "VM 'a' has no 'socket-path'"),
-        ('[vm.a]\n\nsocket-path = "a"', 3, "'socket-path' expects an absolute path"),
-        ("[vm.a]\nsocket-path = 7", 2, "'socket-path' expects an absolute path"),
-        ("\n" + GOOD.replace("vm.a", "vm.control"), 2, "cannot be 'control'"),
-        ("\n" + GOOD.replace("vm.a", 'vm.""'), 2, "cannot be ''"),
-        ("\n" + GOOD.replace("vm.a", 'vm.".a"'), 2, "cannot be '.a'"),
-        ("\n" + GOOD.replace("vm.a", 'vm."a/b"'), 2, "cannot be 'a/b'"),
-        (GOOD + "\nreporting = 1", 4, "'reporting' expects true or false"),
-        (GOOD + 'target = "much"', 3, "'target' expects a size: 'much' is no size"),
-        (GOOD + "target = 2.5", 3, "'target' expects a size above 0"),
-        (GOOD + "target = 2024-01-01", 3, "'target' expects a size above 0"),
-        (GOOD + "target.size = 1", 3, "'target' expects a size above 0"),
-        (GOOD + "socket-mode = 0o660", 3, "'socket-mode' expects a string of octal digits"),
-        (GOOD + "id = 'b'", 3, "'id' is not known"),
-        (GOOD + '[vm.b]\n#\nsocket-path = "/a"', 5, "/a is given for two sockets"),
-        ("vm.a.socket-path = '/a'\nvm.a.reporting = 'no'", 2, "'reporting' expects true"),
-        ("vm = { a = { socket-path = '/a', stats = 0 } }", 1, "'stats' expects true"),
+        # What files for several VMs had
+        (
+            "\n[vm.web1]\nsocket-path = '/a'",
+            2,
+            "'vm' is for several VMs, and this daemon serves one: write one",
+        ),
+        ("\n[vm]\n", 2, "one file for each VM, with its keys at the top level"),
+        (GOOD + "\nvm.web1.stats = true", 3, "'vm' is for several VMs"),
+        (GOOD + "\nvm = 5", 3, "'vm' is for several VMs"),
+        ("# all\n[defaults]\nstats = true", 2, "'defaults' is for several VMs"),
+        (GOOD + '\nsocket-path = "/a"', 3, "give the option --socket-path"),
+        # Keys and tables that are not known
+        ("\n[web1]\nstats = 1", 2, "'web1' is not known"),
+        ("\n[[web1]]", 2, "'web1' is not known"),
+        ("\n[web1.example.com]", 2, "'web1' is not known"),
+        (GOOD + "\nstats_interval = 1", 3, "'stats_interval' is not known"),
+        (GOOD + "\nno-stats = true", 3, "'no-stats' is not known"),
+        (GOOD + "name = 'b'", 2, "'name' is not known"),
+        (GOOD + "Stats = true", 2, "'Stats' is not known"),
+        # Values
+        ("# stats\n\nstats-interval = nan", 3, "'stats-interval' expects a number"),
+        (GOOD + "\nreporting = 1", 3, "'reporting' expects true or false"),
+        (GOOD + "\n[reporting]", 3, "'reporting' expects true or false"),
+        (GOOD + 'target = "much"', 2, "'target' expects a size: 'much' is no size"),
+        (GOOD + 'report-rate = "1M/h"', 2, "'report-rate' expects a rate"),
+        (GOOD + "target = 2.5", 2, "'target' expects a size above 0"),
+        (GOOD + "target = 2024-01-01", 2, "'target' expects a size above 0"),
+        (GOOD + "target.size = 1", 2, "'target' expects a size above 0"),
+        (GOOD + "target = [\n1,\n2]\nstats-interval = 1", 2, "'target' expects a size above 0"),
+        (GOOD + "socket-mode = 0o660", 2, "'socket-mode' expects a string of octal digits"),
     ],
 )
 def test_mistakes_say_their_line(path: Path, text: str | bytes, line: int, what: str) -> None:
@@ -131,60 +136,78 @@ def test_mistakes_say_their_line(path: Path, text: str | bytes, line: int, what:
     assert "\n" not in message
 
 
+def test_any_bytes_are_settings_or_a_mistake(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("any") / "web1.toml"
+    words = st.sampled_from(
+        [*SETTINGS, "vm", "[", "]", "=", " ", ".", "\n", "\r\n", '"', "#", "0660", "1", "true", "{"]
+    ).map(str.encode)
+
+    @given(st.lists(words | st.binary(max_size=3), max_size=20).map(b"".join))
+    def any_bytes(data: bytes) -> None:
+        mistake = f"{path}: line "
+        try:
+            read(path, data)
+        except OperatorError as error:
+            mistake = str(error)
+        assert mistake.startswith(f"{path}: line ")
+
+    any_bytes()
+
+
 def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
+    def read_one(path: Path) -> None:
+        read_files([path], BASE)
+
     with pytest.raises(OperatorError, match=r"cannot read .*: No such file"):
-        read_config_file(path, BASE)
+        read_one(path)
     with pytest.raises(OperatorError, match=r"not a regular file|Is a directory"):
-        read_config_file(tmp_path, BASE)
+        read_one(tmp_path)
     os.mkfifo(path)
     with pytest.raises(OperatorError, match="not a regular file"):
-        read_config_file(path, BASE)
+        read_one(path)
     path.unlink()
     with pytest.raises(OperatorError, match=f"larger than {MAX_SIZE >> 10} KiB"):
         read(path, "#" * (MAX_SIZE + 1))
     with pytest.raises(OperatorError, match="embedded null"):
-        read_config_file(Path("/a\0b"), BASE)
+        read_one(Path("/a\0b"))
 
 
 # With the command line
 
 
-def test_the_command_line_speaks_where_the_file_does_not(path: Path) -> None:
-    path.write_text('[vm.a]\nsocket-path = "/run/a"\nstats-interval = 1\n')
-    options = [f"--config={path}", "--no-reporting", "--socket-path=/run/b", "--stats-interval=3"]
-    b, a = parse(options).vms
-    assert (a.id, a.origin, a.settings.stats_interval) == ("a", Origin.CONFIG, 1)
-    assert (b.id, b.origin, b.settings.stats_interval) == ("b", Origin.COMMAND_LINE, 3)
-    assert a.settings.offered == b.settings.offered == ALL_FEATURES & ~REPORTING
+def test_the_files_speak_over_the_command_line(path: Path, tmp_path: Path) -> None:
+    path.write_text("stats-interval = 1\nreporting = true\n")
+    later = tmp_path / "later.toml"
+    later.write_text("stats-interval = 2\n")
+    options = ["--socket-path=/run/a", "--no-reporting", "--no-stats", "--stats-interval=3"]
+    config = parse([*options, f"--config={path}", f"--config={later}"])
+    stats = int(BalloonFeature.STATS_VQ)
+    assert config.base == VmSettings(ALL_FEATURES & ~REPORTING & ~stats, stats_interval=3.0)
+    assert config.settings == VmSettings(ALL_FEATURES & ~stats, stats_interval=2.0)
+    assert config.files == (path, later)
+    assert read_files(config.files, config.base) == config.settings, "as a reload does"
 
 
-@pytest.mark.parametrize(
-    ("text", "options", "what"),
-    [
-        ("", [], "no VM"),
-        (GOOD, ["--fd=3"], "--fd and --config cannot be used together"),
-        (GOOD, ["--socket-path=/run/a.sock"], "line 1: two VMs are named 'a'"),
-        ('[vm.b]\nsocket-path = "/a"', ["--socket-path=/a"], "line 2: /a is given for two sockets"),
-        (GOOD, ["--control-socket=/a"], "line 2: /a is given for two sockets"),
-        ("\n[vm.a]", ["--control-socket=/c"], "line 2: VM 'a' has no 'socket-path'"),
-    ],
-)
-def test_mistakes_with_the_command_line(
-    path: Path, text: str, options: list[str], what: str
-) -> None:
-    path.write_text(text)
-    with pytest.raises(OperatorError, match=what):
-        parse([f"--config={path}", *options])
+def test_the_paths_of_files_are_absolute(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("target = 1")
+    monkeypatch.chdir(path.parent)
+    assert parse(["--fd=3", f"--config={path.name}"]).files == (path,)
+
+
+@pytest.mark.parametrize("is_restart", [False, True])
+def test_a_mistake_in_a_file_is_one_at_a_restart_too(path: Path, is_restart: bool) -> None:
+    path.write_text("\ntarget = 0")
+    with pytest.raises(OperatorError, match=f"^{path}: line 2: "):
+        parse(["--socket-path=/run/a", f"--config={path}"], is_restart=is_restart)
 
 
 def test_a_mistake_at_the_start_is_one_line_and_status_2(path: Path, tmp_path: Path) -> None:
-    path.write_text("[vm.a]\ntarget = 0\n")
-    done = run(f"--config={path}")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"vhost-balloon: {path}: line 1: VM 'a' has no 'socket-path'\n"
-    live = tmp_path / "live"
-    path.write_text(f'[vm.a]\n\nsocket-path = "{live}"\n')
-    with listening(live):
-        done = run(f"--config={path}")
-    text = f"{path}: line 3: {live} is in use: another process listens on it"
-    assert (done.returncode, done.stderr) == (2, f"vhost-balloon: {text}\n")
+    path.write_text("\n[vm.a]\ntarget = 0\n")
+    for options in (["--check-config"], [f"--socket-path={tmp_path}/a"]):
+        done = run(*options, f"--config={path}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"vhost-balloon: {path}: line 2: 'vm' is for several VMs, and this daemon serves one: "
+            "write one file for each VM, with its keys at the top level\n"
+        )
+    assert list(tmp_path.iterdir()) == [path]

@@ -13,7 +13,8 @@ from vhost_balloon.ctl.text import parse_rate
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode
 from vhost_balloon.log_output import print_out
-from vhost_balloon.vm_settings import MAX_STATS_INTERVAL, SWITCHES, read_mode
+from vhost_balloon.names import read_name
+from vhost_balloon.vm_settings import MAX_STATS_INTERVAL, SWITCHES, SettingError, read_mode
 
 LOOPBACK: Final = "127.0.0.1"
 _ADDRESS: Final = re.compile(r"(\[(?P<ipv6>[^][]+)\]|(?P<host>[^][:\s]*)):(?P<port>[0-9]{1,5})")
@@ -36,6 +37,20 @@ class _PrintCapabilities(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print_out(f"{json.dumps(CAPABILITIES)}\n")
         parser.exit()
+
+
+class _Refuse(argparse.Action):
+    """An option that is gone; const says what to do instead."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        raise OperatorError(f"{self.option_strings[0]} {self.const}")
+
+
+def _name(text: str) -> str:
+    try:
+        return read_name(text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(error.text) from None
 
 
 def _absolute(text: str) -> Path:
@@ -97,28 +112,39 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check options, files and addresses without serving anything, and exit",
     )
-    vms = parser.add_argument_group("virtual machines")
-    vms.add_argument(
+    vm = parser.add_argument_group("virtual machine")
+    vm.add_argument(
         "--socket-path",
         type=Path,
         action="append",
         default=[],
         metavar="PATH",
-        help="listen here for a front end; may be repeated, one VM each, named after the file",
+        help="listen here for the VM's front end",
     )
-    vms.add_argument(
+    vm.add_argument(
         "--fd",
         type=int,
+        action="append",
+        default=[],
         metavar="N",
         help="serve this connected front-end socket (whose process cannot be told: see --discard)",
     )
-    vms.add_argument(
+    vm.add_argument(
+        "--name",
+        type=_name,
+        metavar="NAME",
+        help="the VM's name (default: that of the socket's file, without .sock)",
+    )
+    vm.add_argument(
         "--config",
         type=_absolute,
+        action="append",
+        default=[],
         metavar="FILE",
-        help="VMs and their settings (TOML), read again by vhost-balloonctl reload",
+        help="the VM's settings (TOML), read again by vhost-balloonctl reload; may be repeated, "
+        "later files win",
     )
-    _add_access(vms, "socket", "front-end sockets")
+    _add_access(vm, "socket", "the front-end socket")
     control = parser.add_argument_group("control")
     control.add_argument(
         "--control-socket", type=Path, metavar="PATH", help="listen here for QMP clients"
@@ -129,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_interval,
         default=10.0,
         metavar="SECONDS",
-        help="how often guests are asked for statistics (default 10; 0: on demand only)",
+        help="how often the guest is asked for statistics (default 10; 0: on demand only)",
     )
     _add_metrics(parser)
     features = parser.add_argument_group("features, all offered by default")
@@ -196,13 +222,13 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
         "--report-rate",
         type=_rate,
         metavar="RATE",
-        help="bytes a second, such as 512M/s, that each VM's reports may have discarded, and two "
+        help="bytes a second, such as 512M/s, that the guest's reports may have discarded, and two "
         "seconds' worth at once (default: all); what is beyond it is acknowledged and kept",
     )
     memory.add_argument(
         "--discard-hugetlb",
         action="store_true",
-        help="discard hugetlb pages too: a guest dies if it touches one again while the host's "
+        help="discard hugetlb pages too: the guest dies if it touches one again while the host's "
         "pool is empty",
     )
     memory.add_argument(
@@ -212,6 +238,9 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     )
     memory.add_argument(
         "--allow-unsealed-memory",
-        action="store_true",
-        help="serve several VMs although one of them could truncate its memory and so end all",
+        action=_Refuse,
+        nargs=0,
+        const="is not needed any more: leave it out (each VM has a process of its own)",
+        dest=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )

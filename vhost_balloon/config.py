@@ -1,23 +1,29 @@
-"""The daemon's configuration: made from the command line, checked, then frozen."""
+"""The daemon's configuration: made from the command line and files, checked, then frozen."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from vhost_balloon.command_line import build_parser
-from vhost_balloon.config_file import ConfigFile, read_config_file
+from vhost_balloon.config_file import read_files
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
-from vhost_balloon.vm_settings import (
-    SWITCHES,
-    SettingError,
-    SocketOptions,
-    VmSettings,
+from vhost_balloon.names import CONTROL, METRICS, RESERVED_NAMES, name_from_file, read_name
+from vhost_balloon.systemd import UNNAMED
+from vhost_balloon.vm_settings import SWITCHES, SettingError, SocketOptions, VmSettings
+
+FRONT_END: Final = "front-end"
+"""FileDescriptorName= of our units, which says nothing of the VM."""
+
+_ONE_EACH: Final = (
+    "this daemon serves one VM: start one vhost-balloon for each "
+    "(under systemd vhost-balloon@NAME.socket)"
 )
-from vhost_balloon.vm_spec import CONTROL, METRICS, RESERVED_NAMES, Origin, VmSpec, read_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +44,28 @@ class MetricsOptions:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """vms: those of the command line and of the file; one without a socket is fd's, and alone.
+    """One VM, and how its daemon is to serve it.
 
-    defaults: the settings that the command line gives to every VM. mistake: why the file says
-    nothing, where the VMs that the process before this one left are to go on without it.
-    check_only: nothing is to be served. arguments: the command line that it was made from.
+    name: of the VM; "" if nothing says it, which needs is_restart or check_only. socket_path: where
+    its front end connects, absolute; None with fd. handed_over: the name that its listening socket
+    was handed over by, if it was. fd: a connected front end. settings: those of the command line,
+    then the files over them; base: those of the command line alone. files: absolute, later ones
+    win. check_only: nothing is to be served. arguments: the command line that it was made from.
     """
 
-    vms: tuple[VmSpec, ...]
-    file: ConfigFile | None
+    name: str
+    socket_path: Path | None
+    handed_over: str | None
     fd: int | None
-    defaults: VmSettings
+    settings: VmSettings
+    base: VmSettings
+    files: tuple[Path, ...]
     control_socket: Path | None
     control_access: SocketOptions
-    allow_unsealed_memory: bool
     metrics: MetricsOptions | None
     log_level: str
     log_format: str
     check_only: bool = False
-    mistake: str | None = None
     arguments: tuple[str, ...] = ()
 
     @property
@@ -71,54 +80,96 @@ def parse(
     *,
     is_restart: bool = False,
 ) -> Config:
-    """Read the command line; handed: sockets that were handed over, their names and paths.
+    """Read the command line and its files; handed: sockets that were handed over, their names and
+    paths.
 
-    is_restart: VMs were left. Their guests wait, so a mistake in the file is no reason to end, and
-    neither is it that there are no others.
+    is_restart: the process before left a VM, so that no other front end is needed.
     Raises OperatorError with one line, or exits after --version and the like.
     """
     options = build_parser().parse_args(arguments)
     handed = handed or {}
-    sockets = {name: path for name, path in handed.items() if name not in RESERVED_NAMES}
-    options.socket_path = [p for p in options.socket_path if p.absolute() not in sockets.values()]
-    options.control_socket = _control(options, handed)
-    if options.fd is not None and (options.socket_path or sockets):
-        raise OperatorError("--fd and other front-end sockets cannot be used together")
-    if options.fd is not None and options.config is not None:
-        raise OperatorError("--fd and --config cannot be used together")
-    defaults = _settings(options)
-    file, mistake = None, None
-    if options.config is not None:
-        try:
-            file = _file(options, defaults, sockets)
-        except OperatorError as error:
-            if not is_restart:
-                raise
-            file, mistake = ConfigFile.unread(options.config, defaults), str(error)
-    vms = _vms(options, defaults, sockets, file)
-    has_vms = vms or (file and file.vms) or is_restart or options.check_config
-    if not has_vms and options.control_socket is None:
+    fd = options.fd[0] if options.fd else None
+    socket_path, handed_over = _front_end(options, handed)
+    if socket_path is None and fd is None and not (is_restart or options.check_config):
         raise OperatorError(
-            "no VM: give --socket-path=PATH (may be repeated), --fd=N, a --config with VMs, or a "
-            "--control-socket by which VMs can be added"
+            "no front end: give --socket-path=PATH or --fd=N, or have a socket handed over "
+            "(under systemd vhost-balloon@NAME.socket)"
         )
-    config = Config(
-        vms=vms if file is None else vms + file.vms,
-        file=file,
-        fd=options.fd,
-        defaults=defaults,
-        control_socket=options.control_socket,
+    control = _control(options, handed)
+    if control is not None and socket_path is not None and _is_same(control, socket_path):
+        raise OperatorError(
+            f"{control} is given for front end and control: give --control-socket another path"
+        )
+    base = _settings(options)
+    return Config(
+        name=options.name or _default_name(options, socket_path, handed_over),
+        socket_path=socket_path,
+        handed_over=handed_over,
+        fd=fd,
+        settings=read_files(options.config, base),
+        base=base,
+        files=tuple(options.config),
+        control_socket=control,
         control_access=SocketOptions(options.control_mode, options.control_group),
-        allow_unsealed_memory=options.allow_unsealed_memory,
         metrics=_metrics(options, METRICS in handed),
         log_level=options.log_level,
         log_format=options.log_format,
         check_only=options.check_config,
-        mistake=mistake,
         arguments=tuple(arguments),
     )
-    _check_names(config)
-    return config
+
+
+def _front_end(
+    options: argparse.Namespace, handed: Mapping[str, Path | None]
+) -> tuple[Path | None, str | None]:
+    """Where the front end connects, and the name of that socket if it was handed over."""
+    given = [path.absolute() for path in options.socket_path]
+    sockets = {name: path for name, path in handed.items() if name not in RESERVED_NAMES}
+    if len(given) > 1:
+        raise OperatorError(f"more than one --socket-path: {_ONE_EACH}")
+    if len(options.fd) > 1:
+        raise OperatorError(f"more than one --fd: {_ONE_EACH}")
+    if len(sockets) > 1:
+        raise OperatorError(f"front-end sockets {', '.join(sockets)} were handed over: {_ONE_EACH}")
+    if options.fd and (given or sockets):
+        raise OperatorError(f"--fd and another front-end socket: {_ONE_EACH}")
+    for name, path in sockets.items():
+        if path is None:
+            raise OperatorError(f"{name!r} was handed over and has no path")
+        if given and not _is_same(given[0], path):
+            raise OperatorError(
+                f"--socket-path={given[0]}, and {path} was handed over: leave out the option"
+            )
+        return path.absolute(), name
+    return (given[0] if given else None), None
+
+
+def _default_name(
+    options: argparse.Namespace, socket_path: Path | None, handed_over: str | None
+) -> str:
+    """The VM's name where --name does not say it. Raises OperatorError."""
+    if options.fd:
+        return f"fd{options.fd[0]}"
+    if socket_path is None:
+        return ""
+    if handed_over in (None, "", UNNAMED, FRONT_END):
+        # As it was given: an absolute path has the name of a folder even if none was given.
+        name = name_from_file(socket_path if handed_over is not None else options.socket_path[0])
+    else:
+        name = handed_over
+    try:
+        return read_name(name)
+    except SettingError as error:
+        raise OperatorError(f"the VM's name {error.text}: give another with --name=NAME") from None
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are one, however written; nothing need be there."""
+    return _resolved(one) == _resolved(other)
+
+
+def _resolved(path: Path) -> tuple[str, str]:
+    return os.path.realpath(path.parent), path.name
 
 
 def _settings(options: argparse.Namespace) -> VmSettings:
@@ -140,42 +191,16 @@ def _settings(options: argparse.Namespace) -> VmSettings:
     )
 
 
-def _vms(
-    options: argparse.Namespace,
-    settings: VmSettings,
-    handed: Mapping[str, Path | None],
-    file: ConfigFile | None,
-) -> tuple[VmSpec, ...]:
-    if options.fd is not None:
-        return (VmSpec(f"fd{options.fd}", settings),)
-    in_file = {vm.socket_path for vm in file.vms} if file else set()
-    specs = [
-        VmSpec(name, settings, path, Origin.HANDED_OVER)
-        for name, path in handed.items()
-        if path not in in_file
-    ]
-    specs += [VmSpec(path.stem, settings, path.absolute()) for path in options.socket_path]
-    return tuple(specs)
-
-
-def _file(
-    options: argparse.Namespace, defaults: VmSettings, handed: Mapping[str, Path | None]
-) -> ConfigFile:
-    """Read it, and check it against what else is asked for. Raises OperatorError."""
-    file = read_config_file(options.config, defaults)
-    control = options.control_socket
-    others = _vms(options, defaults, handed, file)
-    file.check_against(others, None if control is None else control.absolute())
-    return file
-
-
 def _control(options: argparse.Namespace, handed: Mapping[str, Path | None]) -> Path | None:
     given: Path | None = options.control_socket
     if CONTROL not in handed:
         return given
-    if given is not None and given.absolute() != handed[CONTROL]:
-        raise OperatorError(f"--control-socket={given}, and another one was handed over")
-    return handed[CONTROL]
+    path = handed[CONTROL]
+    if given is not None and (path is None or not _is_same(given, path)):
+        raise OperatorError(
+            f"--control-socket={given}, and {path} was handed over: leave out the option"
+        )
+    return path
 
 
 def _metrics(options: argparse.Namespace, handed: bool) -> MetricsOptions | None:
@@ -190,18 +215,3 @@ def _metrics(options: argparse.Namespace, handed: bool) -> MetricsOptions | None
         raise OperatorError("TLS for metrics without --metrics-certificate")
     host, port = options.metrics_address or (METRICS, 0)
     return MetricsOptions(host, port, *files)
-
-
-def _check_names(config: Config) -> None:
-    vms = [vm for vm in config.vms if vm.origin is not Origin.CONFIG]
-    names = [vm.id for vm in vms]
-    for name in names:
-        if names.count(name) > 1:
-            raise OperatorError(f"two VMs are named {name!r} (a VM is named after its socket)")
-        try:
-            read_id(name)
-        except SettingError as error:
-            raise OperatorError(f"the name of a VM {error.text}") from None
-    control = config.control_path
-    if control is not None and control in [vm.socket_path for vm in vms]:
-        raise OperatorError(f"{control} is given for two sockets")

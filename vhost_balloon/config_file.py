@@ -1,13 +1,10 @@
-"""The file of --config: VMs and their settings, in TOML. A mistake in it is told with its line.
+"""The files of --config: the VM's settings, in TOML. A mistake in one is told with its line.
 
-    [defaults]                  # of the VMs below and of those added at run time
-    stats-interval = 30
-
-    [vm.web1]                   # one table a VM
-    socket-path = "/run/vhost-balloon/web1.sock"
     target = "2G"
+    stats-interval = 30
+    reporting = false
 
-Keys are spelled as the options; a feature is switched by true or false.
+Keys are spelled as the options, and stand at the top level; a feature is switched by true or false.
 """
 
 from __future__ import annotations
@@ -16,129 +13,63 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from vhost_balloon.ctl.text import parse_rate, parse_size
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.toml_lines import KeyPath, Lines
+from vhost_balloon.toml_lines import Lines
 from vhost_balloon.vm_settings import SettingError, VmSettings, settings_from_json
-from vhost_balloon.vm_spec import Origin, VmSpec, read_id, read_socket_path
 
-MAX_SIZE: Final = 256 << 10
-"""Bytes: some thousand VMs. What is larger is another kind of file."""
-
-DEFAULTS: Final = "defaults"
-VMS: Final = "vm"
-SOCKET_PATH: Final = "socket-path"
+MAX_SIZE: Final = 64 << 10
+"""Bytes: some dozen settings, and a lot of comments. What is larger is another kind of file."""
 
 _TEXTS: Final = {"target": (parse_size, "a size"), "report-rate": (parse_rate, "a rate")}
 """Settings that are numbers of bytes, and may be texts such as "512M" too."""
 
-
-@dataclass(frozen=True, slots=True)
-class ConfigFile:
-    """What a file said when it was read. defaults: the base's settings with the file's."""
-
-    path: Path
-    lines: Lines
-    defaults: VmSettings
-    vms: tuple[VmSpec, ...]
-
-    @classmethod
-    def unread(cls, path: Path, defaults: VmSettings) -> ConfigFile:
-        """One that has a mistake: it may be read again later."""
-        return cls(path, Lines(""), defaults, ())
-
-    @contextmanager
-    def blamed(self, vm: VmSpec) -> Iterator[None]:
-        """Have an OperatorError about a VM's socket say where the file asks for it."""
-        try:
-            yield
-        except OperatorError as error:
-            _fail(self.path, self.lines.of((VMS, vm.id, SOCKET_PATH)), str(error))
-
-    def check_against(self, others: Iterable[VmSpec], control_socket: Path | None) -> None:
-        """Raises OperatorError if a name or path is taken by another VM, or by control_socket."""
-        names = {vm.id for vm in others}
-        paths = {vm.socket_path for vm in others}
-        for vm in self.vms:
-            if vm.id in names:
-                line = self.lines.of((VMS, vm.id))
-                _fail(self.path, line, f"two VMs are named {vm.id!r}")
-            if vm.socket_path in {*paths, control_socket}:
-                line = self.lines.of((VMS, vm.id, SOCKET_PATH))
-                _fail(self.path, line, f"{vm.socket_path} is given for two sockets")
-            paths.add(vm.socket_path)
+_ONE_VM: Final = (
+    "is for several VMs, and this daemon serves one: write one file for each VM, with its keys at "
+    "the top level"
+)
+_REFUSED: Final = {
+    "vm": _ONE_VM,
+    "defaults": _ONE_VM,
+    "socket-path": "is no setting: give the option --socket-path, or have the socket handed over",
+}
+"""Keys that files of this daemon once had, and what to do instead."""
 
 
-def read_config_file(path: Path, base: VmSettings) -> ConfigFile:
-    """Read the file; base has the settings that it leaves alone. Raises OperatorError."""
+def read_files(files: Sequence[Path], base: VmSettings) -> VmSettings:
+    """base with the settings of the files, of which later ones win.
+
+    Raises OperatorError that says the file and the line.
+    """
+    settings = base
+    for path in files:
+        settings = _read_file(path, settings)
+    return settings
+
+
+def _read_file(path: Path, base: VmSettings) -> VmSettings:
     text = _read_text(path)
     lines = Lines(text)
-    reader = _Reader(path, lines)
     document = _parse(path, text, lines)
-    for key in document:
-        if key not in (DEFAULTS, VMS):
-            reader.fail((key,), f"'{key}' is not known: there are [{DEFAULTS}] and [{VMS}.NAME]")
-    defaults = reader.settings((DEFAULTS,), reader.table(document, (DEFAULTS,)), base)
-    tables = reader.table(document, (VMS,))
-    vms = tuple(reader.vm(name, reader.table(tables, (VMS, name)), defaults) for name in tables)
-    file = ConfigFile(path, lines, defaults, vms)
-    file.check_against((), None)
-    return file
+    try:
+        return settings_from_json({key: _value(key, document[key]) for key in document}, base)
+    except SettingError as error:
+        _fail(path, lines.of(error.key), str(error))
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads parts of a document, and knows where they stand."""
-
-    path: Path
-    lines: Lines
-
-    def fail(self, keys: KeyPath, text: str) -> NoReturn:
-        _fail(self.path, self.lines.of(keys), text)
-
-    def table(self, outer: Mapping[str, Any], keys: KeyPath) -> Mapping[str, Any]:
-        """The table that keys ends with; an empty one if it is not there."""
-        found = outer.get(keys[-1], {})
-        if not isinstance(found, dict):
-            self.fail(keys, f"'{keys[-1]}' is no table")
-        return found
-
-    def vm(self, name: str, table: Mapping[str, Any], defaults: VmSettings) -> VmSpec:
-        keys = (VMS, name)
-        try:
-            read_id(name)
-        except SettingError as error:
-            self.fail(keys, f"the name of a VM {error.text}")
-        if SOCKET_PATH not in table:
-            self.fail(keys, f"VM {name!r} has no '{SOCKET_PATH}'")
-        try:
-            socket_path = read_socket_path(table[SOCKET_PATH])
-        except SettingError as error:
-            self.fail((*keys, error.key), str(error))
-        values = {key: value for key, value in table.items() if key != SOCKET_PATH}
-        return VmSpec(name, self.settings(keys, values, defaults), socket_path, Origin.CONFIG)
-
-    def settings(self, keys: KeyPath, table: Mapping[str, Any], base: VmSettings) -> VmSettings:
-        values = dict(table)
-        try:
-            for key in _TEXTS.keys() & values:
-                if isinstance(values[key], str):
-                    values[key] = _number(key, values[key])
-            return settings_from_json(values, base)
-        except SettingError as error:
-            self.fail((*keys, error.key), str(error))
-
-
-def _number(key: str, text: str) -> int:
+def _value(key: str, value: object) -> object:
+    """What settings_from_json takes: numbers for sizes and rates. Raises SettingError."""
+    if key in _REFUSED:
+        raise SettingError(key, _REFUSED[key])
+    if key not in _TEXTS or not isinstance(value, str):
+        return value
     parse, what = _TEXTS[key]
     try:
-        return parse(text)
+        return parse(value)
     except ValueError as error:
         raise SettingError(key, f"expects {what}: {error}") from None
 

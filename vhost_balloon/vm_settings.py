@@ -1,7 +1,7 @@
-"""What an operator may choose for each VM, and the one reader of it.
+"""What an operator may choose for the VM, and the one reader of it.
 
-The command line has the choices as options. The configuration file, vm-add and state records have
-them as a mapping, its keys spelled as the options; there a feature is switched by true or false.
+The command line has the choices as options. Configuration files and state records have them as a
+mapping, its keys spelled as the options; there a feature is switched by true or false.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SWITCHES: Final = {
     "page-poison": (BalloonFeature.PAGE_POISON, "the guest's page poison value"),
     "reporting": (BalloonFeature.PAGE_REPORTING, "free page reporting"),
 }
-"""Feature switches: --no-NAME takes the bit from what is offered to every VM."""
+"""Feature switches: --no-NAME takes the bit from what is offered to the guest."""
 
 ALL_FEATURES: Final = sum(int(bit) for bit, _ in SWITCHES.values())
 
@@ -48,11 +48,11 @@ class SocketOptions:
 
 @dataclass(frozen=True, slots=True)
 class VmSettings:
-    """What the operator chose for a VM.
+    """What the operator chose for the VM.
 
     offered: balloon feature bits. stats_interval: seconds, 0 for on demand only. target: bytes
-    that a guest is to keep from its front end's start on, None for all. access: of its socket.
-    report_rate: bytes a second that its reports may have discarded, None for all.
+    that the guest is to keep from its front end's start on, None for all. access: of its socket.
+    report_rate: bytes a second that the guest's reports may have discarded, None for all.
     """
 
     offered: int = ALL_FEATURES
@@ -197,3 +197,9 @@ _READERS: Final[Mapping[str, _Reader]] = {
 
 SETTINGS: Final = tuple(_READERS)
 """All keys."""
+
+
+def changed_settings(old: VmSettings, new: VmSettings) -> list[str]:
+    """Keys of the settings that differ, in the order of SETTINGS."""
+    before, after = settings_to_json(old), settings_to_json(new)
+    return [key for key in SETTINGS if before.get(key) != after.get(key)]
