@@ -17,9 +17,9 @@ from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.listeners import socket_path
 from vhost_balloon.log import logger
+from vhost_balloon.names import METRICS
 from vhost_balloon.store import PREFIX
 from vhost_balloon.systemd import UNNAMED
-from vhost_balloon.vm_spec import METRICS
 
 
 @dataclass(frozen=True, slots=True)

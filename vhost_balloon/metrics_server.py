@@ -37,7 +37,7 @@ from vhost_balloon.metrics_http import (
 from vhost_balloon.metrics_listeners import check_address, open_listeners
 from vhost_balloon.metrics_text import Exposition, Snapshots
 from vhost_balloon.metrics_tls import Certificates
-from vhost_balloon.vm_spec import METRICS
+from vhost_balloon.names import METRICS
 
 PATIENCE: Final = 10.0
 """Seconds for one client: Prometheus gives up after as many."""
