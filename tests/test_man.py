@@ -38,8 +38,10 @@ def sections(name: str) -> dict[str, str]:
 
 
 def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Each long option, and what stands for its value."""
+    """Each long option that --help shows, and what stands for its value."""
     for action in options.arguments(parser):
+        if action.help == argparse.SUPPRESS:
+            continue
         for flag in action.option_strings:
             if flag.startswith("--"):
                 value = "|".join(action.choices or ()) or action.metavar or ""
