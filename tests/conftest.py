@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.control_client import Client, MemoryListener, two_vms
+from tests.control_client import Client, MemoryListener, web1
 from tests.end_to_end import LogLines
 from tests.helpers import GIB, MIB, mapped, memfd
 from tests.huge_pages import HugePages, need_root
@@ -25,7 +25,7 @@ from vhost_balloon.control import serve_control
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import GuestMemory
 from vhost_balloon.log import logger
-from vhost_balloon.vm import Machine
+from vhost_balloon.vm import Vm
 
 
 @pytest.fixture
@@ -92,16 +92,16 @@ def shmem_huge_pages() -> Iterator[None]:
 
 
 @pytest.fixture
-async def machine() -> Machine:
-    """web1 and web2, with nobody attached."""
-    return two_vms()
+async def vm() -> Vm:
+    """web1, with nobody attached."""
+    return web1()
 
 
 @pytest.fixture
-async def server(machine: Machine, nursery: trio.Nursery) -> MemoryListener:
-    """The control server of machine, over streams in memory."""
+async def server(vm: Vm, nursery: trio.Nursery) -> MemoryListener:
+    """The control server of vm, over streams in memory."""
     listener = MemoryListener()
-    await nursery.start(serve_control, listener, machine)
+    await nursery.start(serve_control, listener, vm)
     return listener
 
 

@@ -10,9 +10,8 @@ import trio
 import trio.testing
 
 from vhost_balloon.backend import FrontEndConnection
-from vhost_balloon.vm import Machine, Vm, VmStatistics
+from vhost_balloon.vm import Vm, VmStatistics
 from vhost_balloon.vm_settings import VmSettings
-from vhost_balloon.vm_spec import VmSpec
 
 GIB = 1 << 30
 
@@ -22,7 +21,7 @@ class FakeFrontEnd:
 
     def __init__(self, vm: Vm, **known: Any) -> None:
         known = {"guest_memory": GIB, "actual": GIB, "driver_ready": True} | known
-        known["spec"] = vm.spec
+        known["settings"] = vm.settings
         self.known = VmStatistics(vm.id, True, vm.counters, **known)
         self.targets: list[int] = []
         self.pauses: list[bool] = []
@@ -46,12 +45,9 @@ class FakeFrontEnd:
         return self.known
 
 
-def two_vms() -> Machine:
-    """web1 and web2, configured, with nobody attached."""
-    machine = Machine()
-    for vm_id in ("web1", "web2"):
-        machine.add(VmSpec(vm_id, VmSettings(offered=0)))
-    return machine
+def web1() -> Vm:
+    """A VM of that name, with nobody attached."""
+    return Vm("web1", VmSettings(offered=0))
 
 
 def attach(vm: Vm, **known: Any) -> FakeFrontEnd:
@@ -125,6 +121,6 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
         return Client(ours)
 
 
-def change(machine: Machine, actual: int | None, vm_id: str = "web1") -> None:
-    attach(machine.vms[vm_id], actual=actual)
-    machine.actual_changed(machine.vms[vm_id])
+def change(vm: Vm, actual: int | None) -> None:
+    attach(vm, actual=actual)
+    vm.actual_changed()

@@ -16,8 +16,9 @@ from tests.restarting import Scenario, hosting
 
 CRASHES = 8
 """At most so many in one scenario: each process has a step of its own at which it ends."""
-KEPT = 5
-"""What a VM without a front end leaves in the store: listeners, record, reply pipe, options."""
+KEPT = 9
+"""What a VM without a front end leaves in the store: lock, record, reply pipe, four ends of the
+shelf, two listeners."""
 
 
 def crashes(seed: int) -> list[str]:
@@ -51,13 +52,16 @@ async def test_killed_again_and_again(tmp_path: Path, seed: int) -> None:
 
 STEPS = [
     # What a front end has just said, and nobody has written down.
-    "store.keep:after:4",
+    "store.keep:before:10",
+    "store.keep:after:10",
     "journal.begin:before:3",
     "journal.begin:after:3",
     # While it attaches: its socket is stored, and not all of its record is written.
     *(f"record.save:before:{count}" for count in (3, 4, 5, 6)),
     "journal.sending:after:9",
     "pipe.send:after:9",
+    # A message's descriptors are on the shelf, and nobody has written that down.
+    *(f"shelf.put:{side}:{count}" for side in ("before", "after") for count in (1, 2, 7)),
 ]
 
 

@@ -46,7 +46,7 @@ class MetricsOptions:
 class Config:
     """One VM, and how its daemon is to serve it.
 
-    name: of the VM; "" if nothing says it, which needs is_restart or check_only. socket_path: where
+    name: of the VM; "" if nothing says it, which needs check_only. socket_path: where
     its front end connects, absolute; None with fd. handed_over: the name that its listening socket
     was handed over by, if it was. fd: a connected front end. settings: those of the command line,
     then the files over them; base: those of the command line alone. files: absolute, later ones
@@ -78,19 +78,19 @@ def parse(
     arguments: list[str],
     handed: Mapping[str, Path | None] | None = None,
     *,
-    is_restart: bool = False,
+    settings: VmSettings | None = None,
 ) -> Config:
     """Read the command line and its files; handed: sockets that were handed over, their names and
     paths.
 
-    is_restart: the process before left a VM, so that no other front end is needed.
+    settings: those of the process before, in place of the files, which are not read then.
     Raises OperatorError with one line, or exits after --version and the like.
     """
     options = build_parser().parse_args(arguments)
     handed = handed or {}
     fd = options.fd[0] if options.fd else None
     socket_path, handed_over = _front_end(options, handed)
-    if socket_path is None and fd is None and not (is_restart or options.check_config):
+    if socket_path is None and fd is None and not options.check_config:
         raise OperatorError(
             "no front end: give --socket-path=PATH or --fd=N, or have a socket handed over "
             "(under systemd vhost-balloon@NAME.socket)"
@@ -106,7 +106,7 @@ def parse(
         socket_path=socket_path,
         handed_over=handed_over,
         fd=fd,
-        settings=read_files(options.config, base),
+        settings=read_files(options.config, base) if settings is None else settings,
         base=base,
         files=tuple(options.config),
         control_socket=control,

@@ -119,7 +119,7 @@ class _Daemon:
         self._sockets = sockets
         self._stack = stack
         self._left: Left | None = None
-        self._lock: ProcessLock
+        self._lock: ProcessLock | None = None
         self._metrics: Metrics
         self._control: Control
         self._listening: Listening | None = None
@@ -135,7 +135,7 @@ class _Daemon:
         if self._left is not None:
             restore_vm(vm, self._left.areas)
         self._lock = await keep_lock(vm.store)
-        vm.is_stuck = not self._lock.take()
+        vm.is_stuck = self._lock is not None and not self._lock.take()
         if config.fd is not None and not vm.store.left(CONNECTION):
             self._connected = adopt_connection(config.fd)
         if config.socket_path is not None:
@@ -187,7 +187,7 @@ class _Daemon:
     async def _serve_vm(self, stop: Callable[[], None]) -> None:
         """Serve front ends; the one of --fd is the only one."""
         vm = self._vm
-        if vm.is_stuck:
+        if vm.is_stuck and self._lock is not None:
             self._ready.set()
             await wait_for_lock(vm, self._lock)
             await self._take_over()

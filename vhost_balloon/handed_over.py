@@ -19,7 +19,6 @@ from vhost_balloon.listeners import socket_path
 from vhost_balloon.log import logger
 from vhost_balloon.names import METRICS
 from vhost_balloon.store import PREFIX
-from vhost_balloon.systemd import UNNAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,6 @@ def take_sockets(
 
 def _add(found: dict[str, HandedOver], name: str, fd: OwnedFd) -> None:
     taken = _take(name, fd)
-    if name in (UNNAMED, "") and taken.path is not None:
-        name = taken.path.stem
     if name in found:
         taken.sock.close()
         raise OperatorError(f"two sockets named {name!r} were handed over")

@@ -114,8 +114,11 @@ def restore_vm(vm: Vm, areas: Document) -> None:
         vm.log.warning(f"its pause and statistics interval are as configured: {error}")
 
 
-async def keep_lock(store: Store) -> ProcessLock:
-    """The lock of all processes that ever have this VM. Raises OperatorError."""
+async def keep_lock(store: Store) -> ProcessLock | None:
+    """The lock of all processes that ever have this VM, None if there is one alone. Raises
+    OperatorError."""
+    if not store.active:
+        return None
     with _shortage():
         lock = ProcessLock(store.take(LOCK) or ProcessLock.create().fd)
     await store.keep(LOCK, lock.fd)
