@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +22,73 @@ from .qmp import QMPClient
 from .wheel import build_wheel
 
 BOOT_SECONDS: Final = 60.0
-SERVICE: Final = "vhost-balloon.service"
 VENV: Final = "/opt/vhost-balloon"
 OPTIONS: Final = "/etc/default/vhost-balloon"
-CONTROL: Final = "/run/vhost-balloon/control.sock"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A VM, as the names of its units and sockets."""
+
+    vm: str
+
+    @property
+    def service(self) -> str:
+        return f"vhost-balloon@{self.vm}.service"
+
+    @property
+    def socket(self) -> str:
+        return f"vhost-balloon@{self.vm}.socket"
+
+    @property
+    def control_socket(self) -> str:
+        return f"vhost-balloon-control@{self.vm}.socket"
+
+    @property
+    def path(self) -> str:
+        """Where its front end connects."""
+        return f"/run/vhost-balloon/{self.vm}.sock"
+
+    @property
+    def control(self) -> str:
+        return f"/run/vhost-balloon/{self.vm}.control"
+
+    @property
+    def units(self) -> tuple[str, str]:
+        """What is stopped together: nothing is left then."""
+        return self.socket, self.service
+
+
+WEB1: Final = Instance("web1")
+SERVICE: Final = WEB1.service
+CONTROL: Final = WEB1.control
+HUB: Final = "vhost-balloon-hub.service"
+
+# The daemon that serves many VMs, in the place of the one that serves one: it knows no --name, and
+# stores each of its front end's descriptors. There is no hub yet.
+_STAND_IN: Final = {
+    "vhost-balloon@.service": "[Service]\nFileDescriptorStoreMax=64\nExecStart=\n"
+    f"ExecStart={VENV}/bin/vhost-balloon $VHOST_BALLOON_OPTIONS\n",
+    "vhost-balloon@.socket": "[Socket]\nFileDescriptorName=%i\n",
+}
+_STAND_IN_HUB: Final = f"""#!{VENV}/bin/python
+import http.server, os, socket
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+    notify.connect(os.environ["NOTIFY_SOCKET"])
+    notify.send(b"READY=1\\nWATCHDOG_USEC=0")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        for name in sorted(os.listdir("/run/vhost-balloon")):
+            if name.endswith(".control"):
+                with socket.socket(socket.AF_UNIX) as sock:
+                    up = 1 - bool(sock.connect_ex(f"/run/vhost-balloon/{{name}}"))
+                line = f'vhost_balloon_up{{{{vm="{{name[:-8]}}"}}}} {{up}}\\n'
+                self.wfile.write(line.encode())
+http.server.HTTPServer(("127.0.0.1", 9750), Handler).serve_forever()
+"""
+
 _BOOT: Final = Path(__file__).with_name("systemd_boot.sh")
 _ENVIRONMENT: Final = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8")
 # Its cgroups cannot be reached through a mount that the host need not have.
@@ -180,6 +244,11 @@ class SystemdHost(process.Started):
         self.run(f"{VENV}/bin/python", "-c", "import vhost_balloon.metrics_server")
         self.run(f"{VENV}/bin/vhost-balloon", "--version")
         self.run(f"{VENV}/bin/vhost-balloonctl", "install-units")
+        for unit, text in _STAND_IN.items():
+            self.write(f"/run/systemd/system/{unit}.d/00-stand-in.conf", text)
+        if not self.path(f"{VENV}/bin/vhost-balloon-hub").exists():
+            self.write(f"{VENV}/bin/vhost-balloon-hub", _STAND_IN_HUB)
+            self.path(f"{VENV}/bin/vhost-balloon-hub").chmod(0o755)
         self.run("systemd-sysusers")
         self.run("systemd-tmpfiles", "--create")
         self.systemctl("daemon-reload")

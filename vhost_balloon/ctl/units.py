@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,17 +15,23 @@ from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.printable import printable
 
-FOLDERS: Final[Mapping[str, str]] = {
-    "vhost-balloon.service": "lib/systemd/system",
-    "vhost-balloon.socket": "lib/systemd/system",
-    "vhost-balloon-vm@.socket": "lib/systemd/system",
+FOLDERS: Final[dict[str, str]] = {
     "vhost-balloon@.service": "lib/systemd/system",
     "vhost-balloon@.socket": "lib/systemd/system",
+    "vhost-balloon-control@.socket": "lib/systemd/system",
+    "vhost-balloon-hub.service": "lib/systemd/system",
     "vhost-balloon.sysusers": "lib/sysusers.d",
     "vhost-balloon.tmpfiles": "lib/tmpfiles.d",
     "50-vhost-balloon.json": "share/qemu/vhost-user",
 }
 """What is shipped, and where below the prefix it goes."""
+
+FORMER: Final[dict[str, str]] = {
+    "vhost-balloon.service": "lib/systemd/system",
+    "vhost-balloon.socket": "lib/systemd/system",
+    "vhost-balloon-vm@.socket": "lib/systemd/system",
+}
+"""What versions with one daemon for many VMs shipped: only ever removed."""
 
 _DAEMON: Final = "vhost-balloon"
 _PLACEHOLDER: Final = "@BINARY@"
@@ -40,7 +45,8 @@ def run(options: argparse.Namespace, output: Output) -> None:
     """Put the files in place, list them, or remove them. Raises CtlError."""
     targets = {name: _target(options, name) for name in FOLDERS}
     if options.remove:
-        done = [target for target in targets.values() if options.dry_run or _removed(target)]
+        there = [*targets.values(), *(_target(options, name) for name in FORMER)]
+        done = [target for target in there if _removed(target, dry_run=options.dry_run)]
     else:
         binary = _binary(options.binary)
         texts = {name: _read(name).replace(_PLACEHOLDER, binary) for name in targets}
@@ -58,7 +64,8 @@ def _target(options: argparse.Namespace, name: str) -> Path:
     # sysusers.d and tmpfiles.d read only what ends so.
     installed = re.sub(r"\.(sysusers|tmpfiles)$", ".conf", name)
     prefix = Path("/", options.prefix).relative_to("/")
-    return Path(os.path.abspath(options.root), prefix, FOLDERS[name], installed)
+    folder = (FOLDERS | FORMER)[name]
+    return Path(os.path.abspath(options.root), prefix, folder, installed)
 
 
 def _binary(given: str | None) -> str:
@@ -104,9 +111,13 @@ def _write(target: Path, text: str) -> None:
         raise CtlError(f"cannot write {target}: {error.strerror}") from None
 
 
-def _removed(target: Path) -> bool:
+def _removed(target: Path, *, dry_run: bool) -> bool:
+    """Whether it was there."""
     try:
-        target.unlink()
+        if dry_run:
+            target.lstat()
+        else:
+            target.unlink()
     except FileNotFoundError:
         return False
     except OSError as error:
