@@ -29,16 +29,13 @@ from vhost_balloon.keeper import Keeper, Parts, clock_offset
 from vhost_balloon.message import Message
 from vhost_balloon.pins import PinGuard
 from vhost_balloon.rate import REPORT_BURST, Bucket
-from vhost_balloon.refusal import Refusal
+from vhost_balloon.refusal import OPERATOR, Refusal
 from vhost_balloon.resume import Left
 from vhost_balloon.rings import RingSet
 from vhost_balloon.session import Session
 from vhost_balloon.state import restore_balloon, restore_session, restore_stats
 from vhost_balloon.transport import BackendChannel, Transport
 from vhost_balloon.vm import Vm, VmStatistics
-
-OPERATOR: Final = "operator"
-"""The reason of a pause that was ordered."""
 
 
 async def serve_front_end(vm: Vm, fd: OwnedFd, name: str, *, peer_connected: bool = True) -> None:

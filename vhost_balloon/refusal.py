@@ -45,6 +45,19 @@ BY_RULE: Final = frozenset(
 )
 """Reasons that are no fault of the request's: they are counted, and not logged each time."""
 
+OPERATOR: Final = "operator"
+"""The operator paused reports: what is refused for it counts as Refusal.PAUSED."""
+
+PAUSE_REASONS: Final = (
+    OPERATOR,
+    Refusal.PINNED,
+    Refusal.PINS_UNKNOWN,
+    Refusal.NEVER,
+    Refusal.POISON,
+)
+"""Why reports may be acknowledged and not discarded, all of them; the values are a metric's label.
+"""
+
 EVERY_REASON: Final = tuple(
     value for name, value in vars(Refusal).items() if not name.startswith("_")
 )

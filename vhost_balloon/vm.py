@@ -19,6 +19,7 @@ from vhost_balloon.gathering import HugePages
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
+from vhost_balloon.refusal import OPERATOR
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.state import (
     Document,
@@ -295,7 +296,7 @@ class Vm:
         self.save_counters()
         if self.connection is not None:
             return self.connection.statistics(details=details)
-        reasons, state = ("operator",) if self.paused else (), VmState.DISCONNECTED
+        reasons, state = (OPERATOR,) if self.paused else (), VmState.DISCONNECTED
         if self.inert is not None:
             reasons, state = (VmState.INERT.value,), VmState.INERT
         elif self.is_stuck:
