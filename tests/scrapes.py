@@ -11,11 +11,13 @@ import trio
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from protocol.qmp import Object
 from tests.control_client import MemoryListener, two_vms
 from vhost_balloon.config import MetricsOptions
+from vhost_balloon.control_report import describe_vm
 from vhost_balloon.metrics_server import MetricsServer
-from vhost_balloon.metrics_text import Exposition
-from vhost_balloon.vm import Machine, VmStatistics
+from vhost_balloon.metrics_text import Exposition, Rows
+from vhost_balloon.vm import Machine
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 """Values by name and labels."""
@@ -28,12 +30,19 @@ OPENMETRICS: Final = (
 GET: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def snapshots(machine: Machine) -> list[VmStatistics]:
-    return [vm.statistics() for vm in machine.vms.values()]
+def snapshots(machine: Machine) -> list[tuple[str, Object]]:
+    return [(vm.id, describe_vm(vm.statistics())) for vm in machine.vms.values()]
 
 
 def exposition(machine: Machine) -> Exposition:
-    return Exposition(lambda: snapshots(machine), machine.internal_errors)
+    async def ask() -> Rows:
+        return snapshots(machine)
+
+    return Exposition(ask)
+
+
+async def no_vms() -> Rows:
+    return ()
 
 
 def samples(families: Iterable[Metric]) -> Samples:
@@ -46,8 +55,8 @@ def samples(families: Iterable[Metric]) -> Samples:
     return found
 
 
-def scrape(machine: Machine) -> Samples:
-    body, _ = exposition(machine).render("", 0)
+async def scrape(machine: Machine) -> Samples:
+    body, _ = await exposition(machine).render("")
     return samples(text_string_to_metric_families(body.decode()))
 
 
@@ -55,11 +64,12 @@ def scrape(machine: Machine) -> Samples:
 async def serving(options: MetricsOptions | None = None) -> AsyncIterator[MetricsServer]:
     """A server of two VMs that nobody is attached to."""
     machine = two_vms()
-    server = await MetricsServer.open(
-        options or MetricsOptions("127.0.0.1", 0),
-        lambda: snapshots(machine),
-        machine.internal_errors,
-    )
+
+    async def ask() -> Rows:
+        return snapshots(machine)
+
+    options = options or MetricsOptions("127.0.0.1", 0)
+    server = await MetricsServer.open(options, ask, machine.internal_errors)
     with closing(server):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.run)
@@ -71,11 +81,12 @@ async def serving(options: MetricsOptions | None = None) -> AsyncIterator[Metric
 async def serving_in_memory() -> AsyncIterator[MemoryListener]:
     """A server of two VMs whose clients have no sockets, so that time can be made to jump."""
     machine, listener = two_vms(), MemoryListener()
-    server = MetricsServer(
-        lambda: snapshots(machine),
-        cast(list[trio.SocketListener], [listener]),
-        machine.internal_errors,
-    )
+
+    async def ask() -> Rows:
+        return snapshots(machine)
+
+    listeners = cast(list[trio.SocketListener], [listener])
+    server = MetricsServer(ask, listeners, machine.internal_errors)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
         yield listener

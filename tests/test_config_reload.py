@@ -151,7 +151,7 @@ async def test_a_vm_that_vanished_leaves_with_its_front_end(tmp_path: Path, file
             await reload(client, leaving=["a"])
             await reload(client, leaving=["a"])
             (vm,) = await client.execute("query-vms")
-            assert (vm["leaving"], vm["attached"]) == (True, True)
+            assert vm["attached"]
             await guest.works(host.vm("a"))
         await eventually(lambda: not host.machine.vms)
         assert not host.path("a").exists()

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.control_client import MemoryListener, change
+from tests.control_client import MemoryListener, change, two_vms
 from tests.end_to_end import LogLines, by_hand, serving
 from tests.scrapes import GET, ask, scrape
 from tests.scrapes import serving as serving_metrics
@@ -141,12 +141,17 @@ async def test_what_the_operator_has_to_mend_is_said_once_and_tried_again(
 
 
 async def test_every_place_has_its_series_from_the_start() -> None:
-    machine = Machine()
+    machine = two_vms()
     machine.internal_errors.counts["events"] = 3
-    found = scrape(machine)
+    found = await scrape(machine)
     name = "vhost_balloon_internal_errors_total"
-    series = {labels[0][1]: value for (n, labels), value in found.items() if n == name}
-    assert series == {**dict.fromkeys(PLACES, 0), "events": 3}
+    for vm in machine.vms:
+        series = {
+            dict(labels)["where"]: value
+            for (n, labels), value in found.items()
+            if n == name and ("vm", vm) in labels
+        }
+        assert series == {**dict.fromkeys(PLACES, 0), "events": 3}
 
 
 # Where it counts: a VM that is served beside
@@ -163,7 +168,7 @@ async def test_a_scrape_that_fails_ends_alone(
                     await ask(server, GET)
         status, _, body = await ask(server, GET)
         assert status == 200
-        assert b'vhost_balloon_internal_errors_total{where="metrics-client"} 2' in body
+        assert b'vhost_balloon_internal_errors_total{vm="web1",where="metrics-client"} 2' in body
     assert log_lines.having("warning: internal error in metrics-client", "BugError")
 
 

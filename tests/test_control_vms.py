@@ -122,6 +122,7 @@ def known_vm(machine: Machine) -> FakeFrontEnd:
     vm.counters.refuse("poison", 8192)
     vm.counters.requests[Queue.INFLATE] = 7
     vm.counters.ring_errors["stats", RingErrorReason.LOOP] += 2
+    vm.counters.discard_seconds.observe(0.002)
     queues = (
         QueueStatistics(0, Queue.INFLATE, 64, True, True, None, 7),
         QueueStatistics(2, None, 32, True, False, "loop", 0),
@@ -131,7 +132,7 @@ def known_vm(machine: Machine) -> FakeFrontEnd:
         queues=queues, regions=(RegionStatistics(0, GIB, 4096, "tmpfs"),), target=GIB, balloon=0,
         resident=4096, stats={StatTag.MEMFREE: 5}, stats_age=1.5, state=VmState.DONE,
         reporting_paused=True, pause_reasons=("operator",), huge_pages=HugePages(2, 3, 8192),
-        socket_path=Path("/run/web1.sock"),
+        socket_path=Path("/run/web1.sock"), report_rate=5, internal_errors={"events": 1, "log": 0},
     )  # fmt: skip
 
 
@@ -139,8 +140,8 @@ async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machin
     known_vm(machine)
     known = (await client.execute("query-vms"))[0]
     assert known == {
-        "id": "web1", "attached": True, "state": "done", "front-end-pid": 42, "leaving": False,
-        "origin": "command-line", "settings": settings_to_json(VmSettings(offered=0)),
+        "id": "web1", "attached": True, "state": "done", "front-end-pid": 42,
+        "settings": settings_to_json(VmSettings(offered=0)),
         "socket-path": "/run/web1.sock",
         "features": ["page-reporting", "protocol-features", "version-1", "bit-50"],
         "protocol-features": ["mq", "reply-ack"],
@@ -159,7 +160,10 @@ async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machin
         "stats": {"stat-free-memory": 5}, "stats-age": 1.5, "stats-interval": 0.0,
         "reported-bytes": 4096, "inflated-bytes": 0, "deflated-bytes": 0, "freed-bytes": 0,
         "huge-pages": {"partial": 2, "whole": 3, "waiting-bytes": 8192}, "huge-pages-freed": 0,
-        "refused-bytes": {"poison": 8192}, "requests": {"inflate": 7}, "ring-errors": 2,
+        "refused-bytes": {"poison": 8192}, "requests": {"inflate": 7},
+        "ring-errors": {"stats": {"loop": 2}},
+        "refused-ranges": {"poison": 1}, "internal-errors": {"events": 1}, "report-rate": 5,
+        "discard-seconds": {"counts": [0, 0, 0, 1, 0, 0, 0, 0, 0], "sum": 0.002},
         "front-end-errors": 0, "front-end-stalls": 0, "config-changes": 0,
     }  # fmt: skip
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 
 import pytest
+from trio.testing import MockClock
 
 import vhost_balloon
 from protocol.virtio_balloon import Queue, StatTag
 from tests.control_client import GIB, attach, two_vms
 from tests.scrapes import exposition, scrape
-from vhost_balloon.backend import OPERATOR
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import DISCARD_BUCKETS
 from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.gathering import HugePages
-from vhost_balloon.metrics import FAMILIES, PAUSE_REASONS
-from vhost_balloon.refusal import EVERY_REASON, Refusal
+from vhost_balloon.metrics import FAMILIES
+from vhost_balloon.refusal import EVERY_REASON, OPERATOR, PAUSE_REASONS, Refusal
 from vhost_balloon.vm import Machine
 from vhost_balloon.vm_settings import VmSettings
 from vhost_balloon.vm_spec import VmSpec
@@ -36,7 +36,7 @@ guest_stat_direct_reclaims_total
 _MORE = """
 stats_interval_seconds reporting_pause_reason refused_ranges_total front_end_errors_total
 front_end_stalls_total report_rate_limit_bytes huge_pages huge_pages_waiting_bytes
-huge_pages_freed_total
+huge_pages_freed_total up internal_errors_total
 """
 DESIGN = _DESIGN.split()
 MORE = _MORE.split()
@@ -47,10 +47,10 @@ async def machine() -> Machine:
     return two_vms()
 
 
-def of_vm(machine: Machine, vm: str = "web1") -> dict[str, float]:
+async def of_vm(machine: Machine, vm: str = "web1") -> dict[str, float]:
     """The series of one VM: NAME, or NAME{VALUE,...} with the values of its other labels."""
     found = {}
-    for (name, labels), value in scrape(machine).items():
+    for (name, labels), value in (await scrape(machine)).items():
         if ("vm", vm) in labels:
             others = ",".join(text for label, text in labels if label != "vm")
             short = name.removeprefix("vhost_balloon_")
@@ -69,7 +69,7 @@ def test_every_metric_of_the_design_is_there_and_has_words() -> None:
 
 
 async def test_every_family_has_help_and_type(machine: Machine) -> None:
-    body, _ = exposition(machine).render("", 0)
+    body, _ = await exposition(machine).render("")
     lines = body.decode().splitlines()
     for name in (*DESIGN, *MORE, "build_info"):
         assert (
@@ -81,7 +81,7 @@ async def test_every_family_has_help_and_type(machine: Machine) -> None:
 
 
 async def test_version_and_process(machine: Machine) -> None:
-    found = scrape(machine)
+    found = await scrape(machine)
     version = (("version", vhost_balloon.__version__),)
     assert found["vhost_balloon_build_info", version] == 1
     assert found["process_resident_memory_bytes", ()] > 1 << 20
@@ -93,7 +93,7 @@ async def test_version_and_process(machine: Machine) -> None:
 
 
 async def test_a_configured_vm_has_its_own_series_at_0(machine: Machine) -> None:
-    found = of_vm(machine)
+    found = await of_vm(machine)
     assert found["connected"] == 0
     assert found["state{disconnected}"] == 1
     for reason in EVERY_REASON:
@@ -108,25 +108,25 @@ async def test_a_configured_vm_has_its_own_series_at_0(machine: Machine) -> None
         assert found[f"{name}_bytes_total"] == 0
     assert found["discard_seconds_count"] == found["discard_seconds_sum"] == 0
     assert len([name for name in found if name.startswith("discard_seconds_bucket")]) == 9
-    assert sum(found.values()) - found["stats_interval_seconds"] == 1  # its state
+    assert sum(found.values()) - found["stats_interval_seconds"] == 2  # up, and its state
 
 
 async def test_what_only_a_guest_has_is_left_out_without_one(machine: Machine) -> None:
     web1 = machine.vms["web1"]
-    before = of_vm(machine).keys()
+    before = (await of_vm(machine)).keys()
     attach(web1, target=GIB, resident=0, stats={StatTag.MEMFREE: 1}, stats_age=0.0)
-    guest = of_vm(machine).keys() - before
+    guest = (await of_vm(machine)).keys() - before
     assert guest == {
         *("queue_map_ambiguous", "guest_memory_bytes", "target_bytes", "actual_bytes"),
         *("guest_resident_bytes", "guest_stats_age_seconds", "guest_stat_free_bytes"),
     }
     web1.connection = None
-    assert of_vm(machine).keys() == before
+    assert (await of_vm(machine)).keys() == before
 
 
 async def test_what_is_not_known_yet_is_left_out(machine: Machine) -> None:
     attach(machine.vms["web1"], guest_memory=0, actual=None, driver_ready=False, resident=0)
-    found = of_vm(machine)
+    found = await of_vm(machine)
     assert found["guest_resident_bytes"] == 0
     unknown = {"guest_memory_bytes", "target_bytes", "actual_bytes", "guest_stats_age_seconds"}
     assert not unknown & found.keys()
@@ -137,15 +137,18 @@ async def test_counters_outlive_the_front_end(machine: Machine) -> None:
     attach(web1)
     web1.counters.freed_bytes = 4096
     web1.connection = None
-    assert of_vm(machine)["freed_bytes_total"] == 4096
+    assert (await of_vm(machine))["freed_bytes_total"] == 4096
 
 
-async def test_a_removed_vm_takes_all_its_series_with_it(machine: Machine) -> None:
+async def test_a_removed_vm_takes_all_its_series_with_it(
+    machine: Machine, still_clock: MockClock
+) -> None:
     rendered = exposition(machine)
-    rendered.render("", 0)
+    await rendered.render("")
+    still_clock.jump(1)
     del machine.vms["web1"]
     machine.add(VmSpec("web3", VmSettings(offered=0)))
-    body, _ = rendered.render("", 1)
+    body, _ = await rendered.render("")
     assert b"web1" not in body
     assert body.count(b'vhost_balloon_connected{vm="web3"}') == 1
 
@@ -166,7 +169,7 @@ async def test_sizes_and_flags(machine: Machine) -> None:
         stats_interval=2.5,
         stats_age=1.25,
     )
-    found = of_vm(machine)
+    found = await of_vm(machine)
     expected = {
         "connected": 1,
         "guest_memory_bytes": GIB,
@@ -187,15 +190,15 @@ async def test_sizes_and_flags(machine: Machine) -> None:
 
 async def test_a_pause_that_was_ordered_shows_without_a_front_end(machine: Machine) -> None:
     machine.vms["web1"].paused = True
-    found = of_vm(machine)
+    found = await of_vm(machine)
     assert found["reporting_paused"] == found[f"reporting_pause_reason{{{OPERATOR}}}"] == 1
-    assert of_vm(machine, "web2")["reporting_paused"] == 0
+    assert (await of_vm(machine, "web2"))["reporting_paused"] == 0
 
 
 async def test_huge_pages_and_the_limit_of_reports(machine: Machine) -> None:
-    before = of_vm(machine).keys()
+    before = (await of_vm(machine)).keys()
     attach(machine.vms["web1"], huge_pages=HugePages(3, 4, 5), report_rate=6)
-    found = of_vm(machine)
+    found = await of_vm(machine)
     assert {name: found[name] for name in found if "huge_pages" in name or "limit" in name} == {
         "huge_pages{partial}": 3,
         "huge_pages{whole}": 4,
@@ -216,8 +219,9 @@ async def test_counters(machine: Machine) -> None:
     counters.requests[Queue.FREE_PAGE] = 8
     counters.ring_errors["ring", RingErrorReason.MEMORY] = 9
     counters.ring_errors["stats", RingErrorReason.LOOP] = 10
-    found = {name: value for name, value in of_vm(machine).items() if value}
+    found = {name: value for name, value in (await of_vm(machine)).items() if value}
     assert found == {
+        "up": 1,
         "state{disconnected}": 1,
         "stats_interval_seconds": 10,
         "reported_bytes_total": 1,
@@ -240,7 +244,7 @@ async def test_histogram_is_cumulative(machine: Machine) -> None:
     histogram = machine.vms["web1"].counters.discard_seconds
     for seconds in (0.00005, 0.0001, 0.003, 0.2, 7.0):
         histogram.observe(seconds)
-    found = of_vm(machine)
+    found = await of_vm(machine)
     counts = [found[f"discard_seconds_bucket{{{bound}}}"] for bound in (*DISCARD_BUCKETS, "+Inf")]
     assert counts == [2, 2, 2, 3, 3, 3, 3, 4, 5]
     assert found["discard_seconds_count"] == 5
@@ -249,7 +253,7 @@ async def test_histogram_is_cumulative(machine: Machine) -> None:
 
 async def test_each_guest_statistic_has_its_own_metric(machine: Machine) -> None:
     attach(machine.vms["web1"], stats={tag: 1000 + tag for tag in StatTag})
-    found = of_vm(machine)
+    found = await of_vm(machine)
     names = [name for name in DESIGN if name.startswith("guest_stat_")]
     assert sorted(found[name] for name in names) == [1000 + tag for tag in StatTag]
     assert found["guest_stat_free_bytes"] == 1000 + StatTag.MEMFREE
@@ -258,6 +262,6 @@ async def test_each_guest_statistic_has_its_own_metric(machine: Machine) -> None
 
 async def test_any_value_of_64_bits_is_written(machine: Machine) -> None:
     attach(machine.vms["web1"], stats={StatTag.MEMTOT: (1 << 64) - 1}, stats_age=math.pi * 1e-9)
-    found = of_vm(machine)
+    found = await of_vm(machine)
     assert float(found["guest_stat_memory_bytes"]) == 2.0**64
     assert found["guest_stats_age_seconds"] == math.pi * 1e-9

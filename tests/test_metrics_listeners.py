@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.scrapes import GET, connect, port, read_all, serving
+from tests.scrapes import GET, connect, no_vms, port, read_all, serving
 from vhost_balloon import metrics_listeners
 from vhost_balloon.config import MetricsOptions
 from vhost_balloon.containment import InternalErrors
@@ -125,14 +125,14 @@ async def test_what_of_a_name_is_left_out(addresses: list[str]) -> None:
 )
 async def test_addresses_that_are_not_ours(host: str) -> None:
     with pytest.raises(OperatorError, match=r"^cannot listen on ") as error:
-        await MetricsServer.open(MetricsOptions(host, 9100), list, InternalErrors())
+        await MetricsServer.open(MetricsOptions(host, 9100), no_vms, InternalErrors())
     assert "\n" not in str(error.value)
 
 
 async def test_a_name_without_an_address_here() -> None:
     with pytest.raises(OperatorError, match=r"name\.example:0: Cannot assign requested address$"):
         await MetricsServer.open(
-            MetricsOptions(known_as("192.0.2.1", "2001:db8::1"), 0), list, InternalErrors()
+            MetricsOptions(known_as("192.0.2.1", "2001:db8::1"), 0), no_vms, InternalErrors()
         )
 
 
@@ -164,7 +164,7 @@ async def test_where_ipv6_is_not_available(monkeypatch: pytest.MonkeyPatch, numb
     assert hosts(await open_listeners("*", 0)) == ["0.0.0.0"]
     assert hosts(await open_listeners(known_as("::1", "127.0.0.1"), 0)) == ["127.0.0.1"]
     with pytest.raises(OperatorError) as error:
-        await MetricsServer.open(MetricsOptions("::", 9100), list, InternalErrors())
+        await MetricsServer.open(MetricsOptions("::", 9100), no_vms, InternalErrors())
     assert str(error.value) == f"cannot listen on [::]:9100: {os.strerror(number)}"
 
 
@@ -173,7 +173,7 @@ async def test_a_port_that_is_taken(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with pytest.raises(OperatorError) as error:
-            await MetricsServer.open(MetricsOptions(host, number), list, InternalErrors())
+            await MetricsServer.open(MetricsOptions(host, number), no_vms, InternalErrors())
         assert str(error.value) == f"cannot listen on {host}:{number}: Address already in use"
     for listener in await open_listeners(host, number):  # nothing was left listening
         listener.socket.close()

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.end_to_end import LogLines
-from tests.scrapes import GET, ask, connect, read_all, serving
+from tests.scrapes import GET, ask, connect, no_vms, read_all, serving
 from vhost_balloon import metrics_server
 from vhost_balloon.config import MetricsOptions
 from vhost_balloon.containment import InternalErrors
@@ -143,7 +143,7 @@ async def test_files_that_cannot_be_used(
     with pytest.raises(
         OperatorError, match=r"^(cannot use .* for TLS|the metrics key is)"
     ) as error:
-        await MetricsServer.open(MetricsOptions("127.0.0.1", 0, *files), list, InternalErrors())
+        await MetricsServer.open(MetricsOptions("127.0.0.1", 0, *files), no_vms, InternalErrors())
     assert "\n" not in str(error.value)
 
 
@@ -155,7 +155,7 @@ async def test_what_is_no_file_is_not_waited_for(
     make(certificate)
     options = encrypted(certificate, TLS / "first.key.pem")
     with trio.fail_after(5), pytest.raises(OperatorError, match="is not a regular file"):
-        await MetricsServer.open(options, list, InternalErrors())
+        await MetricsServer.open(options, no_vms, InternalErrors())
 
 
 async def test_files_on_a_file_system_that_hangs_hold_up_nobody_but_scrapers(

@@ -14,10 +14,12 @@ import vhost_balloon
 from tests.control_client import attach, two_vms
 from tests.rig.packages import PROMETHEUS
 from tests.rig.prometheus import promtool
-from tests.scrapes import exposition
+from tests.scrapes import exposition, no_vms
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.convergence import VmState
-from vhost_balloon.metrics import PAUSE_REASONS
-from vhost_balloon.refusal import EVERY_REASON
+from vhost_balloon.metrics import HubErrorCollector
+from vhost_balloon.metrics_text import Exposition
+from vhost_balloon.refusal import EVERY_REASON, PAUSE_REASONS
 
 FOLDER: Final = Path(vhost_balloon.__file__).with_name("monitoring")
 RULES: Final = FOLDER / "alerts.yml"
@@ -44,9 +46,11 @@ def filled_in(expression: str, vm: str = "web1") -> str:
     return expression
 
 
-def known_names() -> set[str]:
+async def known_names() -> set[str]:
     """Every series' name that a scrape may have."""
-    body, _ = exposition(two_vms()).render("", 0)
+    errors = InternalErrors()
+    rendered = Exposition(no_vms, [HubErrorCollector(errors)])
+    body, _ = await rendered.render("")
     types = re.findall(rb"^# TYPE (\w+) (\w+)$", body, re.MULTILINE)
     names = {name.decode() for name, _ in types}
     histograms = {name.decode() for name, kind in types if kind == b"histogram"}
@@ -57,7 +61,7 @@ def known_names() -> set[str]:
 
 
 async def test_every_metric_that_is_asked_for_exists() -> None:
-    known = known_names()
+    known = await known_names()
     asked = {name for text in (RULES_TEXT, *expressions()) for name in METRIC.findall(text)}
     assert len(asked) > 25
     assert asked <= known
@@ -250,7 +254,7 @@ def test_rules_are_clean() -> None:
 async def test_metrics_are_clean() -> None:
     machine = two_vms()
     attach(machine.vms["web1"], target=1, resident=1, stats_age=1.0)
-    body, _ = exposition(machine).render("", 0)
+    body, _ = await exposition(machine).render("")
     done = promtool("check", "metrics", text=body.decode())
     assert (done.returncode, done.stdout) == (0, "")
 

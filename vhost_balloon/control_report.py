@@ -1,4 +1,7 @@
-"""What query-vms tells of one VM. What is not known is left out, as QMP does."""
+"""The snapshot of a VM: one document from which query-vms, metrics and the hub are made.
+
+JSON values by QMP's manner of naming. What is not known is left out, as QMP does.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ def describe_vm(vm: VmStatistics) -> Object:
             "stats": {STAT_NAMES[tag]: value for tag, value in vm.stats.items()},
             "stats-age": vm.stats_age,
             "stats-interval": vm.stats_interval,
+            "report-rate": vm.report_rate,
             "huge-pages": _describe_huge_pages(vm.huge_pages),
+            "internal-errors": {where: n for where, n in vm.internal_errors.items() if n},
             **_describe_counters(vm.counters),
         }
     )
@@ -100,12 +105,25 @@ def _describe_counters(counters: Counters) -> dict[str, Json]:
         "freed-bytes": counters.freed_bytes,
         "huge-pages-freed": counters.huge_pages_freed,
         "refused-bytes": dict(counters.refused_bytes),
+        "refused-ranges": dict(counters.refused_ranges),
         "requests": {queue.value: count for queue, count in counters.requests.items()},
-        "ring-errors": counters.ring_errors.total(),
+        "ring-errors": _describe_ring_errors(counters),
         "front-end-errors": counters.front_end_errors,
         "front-end-stalls": counters.front_end_stalls,
         "config-changes": counters.config_changes,
+        "discard-seconds": {
+            "counts": list(counters.discard_seconds.counts),
+            "sum": counters.discard_seconds.sum,
+        },
     }
+
+
+def _describe_ring_errors(counters: Counters) -> Json:
+    """By queue, then by reason."""
+    found: dict[str, dict[str, int]] = {}
+    for (queue, reason), count in counters.ring_errors.items():
+        found.setdefault(queue, {})[reason.value] = count
+    return found
 
 
 def _known(members: dict[str, Json]) -> Object:

@@ -11,9 +11,11 @@ from typing import Final
 
 from protocol.qmp import Json, Object
 from protocol.virtio_balloon import STAT_NAMES, Queue
+from vhost_balloon.containment import PLACES
 from vhost_balloon.control_commands import Command
 from vhost_balloon.control_events import EVENT
 from vhost_balloon.convergence import VmState
+from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.guest_memory import DiscardMode
 from vhost_balloon.refusal import EVERY_REASON
 from vhost_balloon.vm_settings import SWITCHES
@@ -37,6 +39,7 @@ _KINDS: Final = {
 }
 """Types of the table's kinds of parameters."""
 
+_RING_QUEUES: Final = (*(queue.value for queue in Queue), "ring")
 _EMPTY: Final = "q_empty"
 _EVENTS: Final = {EVENT: {"actual": "int", "id": "str"}}
 _ENUMS: Final = {
@@ -56,9 +59,13 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
     "ConfigChanges": {"changed": "[str]"},
     "GuestStats": {"stats": "GuestStatValues", "last-update": "int"},
     "GuestStatValues": {f"*{name}": "int" for name in STAT_NAMES.values()},
+    "Histogram": {"counts": "[int]", "sum": "number"},
     "HugePages": {"partial": "int", "whole": "int", "waiting-bytes": "int"},
-    "RefusedBytes": {f"*{reason}": "int" for reason in EVERY_REASON},
+    "Refused": {f"*{reason}": "int" for reason in EVERY_REASON},
+    "InternalErrors": {f"*{where}": "int" for where in PLACES},
     "Requests": {f"*{queue.value}": "int" for queue in Queue},
+    "RingErrorReasons": {f"*{reason.value}": "int" for reason in RingErrorReason},
+    "RingErrors": {f"*{queue}": "RingErrorReasons" for queue in _RING_QUEUES},
     "VersionInfo": {"qemu": "VersionTriple", "package": "str"},
     "VersionTriple": {"major": "int", "minor": "int", "micro": "int"},
     "VmInfo": {
@@ -81,11 +88,15 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
         "stats": "GuestStatValues",
         "*stats-age": "number",
         "stats-interval": "number",
-        "refused-bytes": "RefusedBytes",
+        "refused-bytes": "Refused",
+        "refused-ranges": "Refused",
+        "discard-seconds": "Histogram",
+        "*report-rate": "int",
         "*huge-pages": "HugePages",
         "huge-pages-freed": "int",
         "requests": "Requests",
-        "ring-errors": "int",
+        "ring-errors": "RingErrors",
+        "internal-errors": "InternalErrors",
         "front-end-errors": "int",
         "front-end-stalls": "int",
         "config-changes": "int",

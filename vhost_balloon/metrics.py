@@ -8,113 +8,119 @@ guest does not say it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from itertools import product
-from operator import attrgetter
 from typing import Final
 
 from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from protocol.virtio_balloon import Queue, StatTag
+from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
 from vhost_balloon import __version__
-from vhost_balloon.backend import OPERATOR
-from vhost_balloon.containment import InternalErrors
+from vhost_balloon.containment import PLACES, InternalErrors
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import DISCARD_BUCKETS
 from vhost_balloon.errors import RingErrorReason
+from vhost_balloon.metrics_document import QUEUES, Document
 from vhost_balloon.metrics_family import (
     PREFIX,
     Family,
+    Values,
     counter,
     counters,
     flags,
     gauge,
     histogram,
+    member,
 )
-from vhost_balloon.refusal import EVERY_REASON, Refusal
-from vhost_balloon.vm import VmStatistics
+from vhost_balloon.refusal import EVERY_REASON, PAUSE_REASONS
 
-QUEUES: Final = tuple(queue.value for queue in Queue)
-UNKNOWN_QUEUE: Final = "ring"
-"""A ring that broke before it was known what it carries (rings.RingSet)."""
-
-PAUSE_REASONS: Final = (
-    OPERATOR,
-    Refusal.PINNED,
-    Refusal.PINS_UNKNOWN,
-    Refusal.NEVER,
-    Refusal.POISON,
+_REFUSED: Final = tuple((reason,) for reason in EVERY_REASON)
+_RING_ERRORS: Final = tuple(
+    (queue, reason.value) for queue, reason in product(QUEUES, RingErrorReason)
 )
 
-_REFUSED: Final = {reason: (reason,) for reason in EVERY_REASON}
-_RING_ERRORS: Final = {
-    (queue, reason): (queue, reason.value)
-    for queue, reason in product((*QUEUES, UNKNOWN_QUEUE), RingErrorReason)
-}
+
+def _state(document: Document) -> tuple[str, ...] | None:
+    return (document["state"],) if "state" in document else None
+
+
+def _queue_map_ambiguous(document: Document) -> Values | None:
+    return member("queue-map-ambiguous")(document) if document.get("attached") else None
+
+
+def _huge_pages(document: Document) -> Values | None:
+    pages = document.get("huge-pages")
+    return None if pages is None else (pages.get("partial", 0), pages.get("whole", 0))
+
 
 VM_FAMILIES: Final = (
     gauge(
+        "up",
+        "Whether the VM's daemon answered with figures that make sense.",
+        lambda document: int(bool(document)),
+    ),
+    gauge(
         "connected",
         "Whether a front end (such as QEMU) is attached to the VM's socket.",
-        lambda vm: +vm.attached,
+        member("attached"),
     ),
     flags(
         "state",
         "What the balloon is doing: 1 for the state that the VM is in.",
         "state",
-        {state: state.value for state in VmState},
-        lambda vm: (vm.state,),
+        tuple(state.value for state in VmState),
+        _state,
     ),
     gauge(
         "reporting_paused",
         "Whether reported free pages are acknowledged without being discarded.",
-        lambda vm: +vm.reporting_paused,
+        member("reporting-paused"),
     ),
     flags(
         "reporting_pause_reason",
         "Why reported free pages are not discarded: 1 for each reason that holds.",
         "reason",
-        {reason: reason for reason in PAUSE_REASONS},
-        attrgetter("pause_reasons"),
+        PAUSE_REASONS,
+        lambda document: document.get("pause-reasons"),
     ),
     gauge(
         "stats_interval_seconds",
         "How often the guest is asked for statistics; 0 if it is asked on demand only.",
-        attrgetter("stats_interval"),
+        member("stats-interval"),
     ),
     gauge(
         "queue_map_ambiguous",
         "Whether the optional queues cannot be told apart, and are left unread.",
-        lambda vm: +vm.queue_map_ambiguous if vm.attached else None,
+        _queue_map_ambiguous,
     ),
     gauge(
         "guest_memory_bytes",
         "Size of the guest's memory: the sum of the regions that the front end shares.",
-        lambda vm: vm.guest_memory or None,
+        lambda document: document.get("guest-memory") or None,
     ),
-    gauge("target_bytes", "Memory that the guest is to keep.", attrgetter("target")),
+    gauge("target_bytes", "Memory that the guest is to keep.", member("target")),
     gauge(
         "actual_bytes",
         "Memory that the guest keeps: its size less what is in the balloon.",
-        attrgetter("actual"),
+        member("actual"),
     ),
     gauge(
         "guest_resident_bytes",
         "What the host really spends on the guest's memory: st_blocks, each file once, in RAM and "
         "swap together.",
-        attrgetter("resident"),
+        member("resident"),
     ),
     gauge(
         "report_rate_limit_bytes",
         "Bytes a second that the guest's reports may have discarded (--report-rate).",
-        attrgetter("report_rate"),
+        member("report-rate"),
     ),
     Family(
         "huge_pages",
         "Host pages larger than the balloon's, of which a part or all is in the balloon, as far as "
         "the daemon knows.",
-        lambda vm: vm.huge_pages and vm.huge_pages[:2],
+        _huge_pages,
         ("state",),
         (("partial",), ("whole",)),
     ),
@@ -122,87 +128,94 @@ VM_FAMILIES: Final = (
         "huge_pages_waiting_bytes",
         "Memory in the balloon that goes once the rest of its huge pages is there as well; it "
         "counts as refused (partial-huge-page) when it is known that this cannot be.",
-        lambda vm: vm.huge_pages and vm.huge_pages.waiting,
+        member("huge-pages", "waiting-bytes"),
     ),
     counter(
         "huge_pages_freed_total",
         "Huge pages that were discarded because all of each was in the balloon.",
-        attrgetter("counters.huge_pages_freed"),
+        member("huge-pages-freed"),
     ),
     counter(
         "reported_bytes_total",
         "Free pages that the guest reported, as far as they lie in its memory.",
-        attrgetter("counters.reported_bytes"),
+        member("reported-bytes"),
     ),
     counter(
         "inflated_bytes_total",
         "Pages that the guest put into the balloon.",
-        attrgetter("counters.inflated_bytes"),
+        member("inflated-bytes"),
     ),
     counter(
         "deflated_bytes_total",
         "Pages that the guest took back from the balloon.",
-        attrgetter("counters.deflated_bytes"),
+        member("deflated-bytes"),
     ),
     counter(
         "freed_bytes_total",
         "Memory that really came back to the host; an estimate while the guest runs and requests "
         "overlap.",
-        attrgetter("counters.freed_bytes"),
+        member("freed-bytes"),
     ),
     counters(
         "refused_bytes_total",
         "Bytes of requests that were refused or not discarded, by reason.",
         ("reason",),
         _REFUSED,
-        attrgetter("counters.refused_bytes"),
+        "refused-bytes",
     ),
     counters(
         "refused_ranges_total",
         "Ranges that were not discarded, by reason; some of them are empty.",
         ("reason",),
         _REFUSED,
-        attrgetter("counters.refused_ranges"),
+        "refused-ranges",
     ),
     counters(
         "requests_total",
         "Requests of the guest that were completed, by queue.",
         ("queue",),
-        {queue: (queue.value,) for queue in Queue},
-        attrgetter("counters.requests"),
+        tuple((queue.value,) for queue in Queue),
+        "requests",
     ),
     counters(
         "ring_errors_total",
         "Rings that were stopped because the guest broke their structure.",
         ("queue", "reason"),
         _RING_ERRORS,
-        attrgetter("counters.ring_errors"),
+        "ring-errors",
     ),
     counter(
         "front_end_errors_total",
         "Messages of the front end that were refused, or that ended its connection.",
-        attrgetter("counters.front_end_errors"),
+        member("front-end-errors"),
     ),
     counter(
         "front_end_stalls_total",
         "Times that the front end said nothing, or stopped inside a message.",
-        attrgetter("counters.front_end_stalls"),
+        member("front-end-stalls"),
     ),
     counter(
         "config_changes_total",
         "Times that the front end was told of a new target.",
-        attrgetter("counters.config_changes"),
+        member("config-changes"),
     ),
     histogram(
         "discard_seconds",
         "Time to discard one batch (64 MiB or 1024 pieces at most).",
         DISCARD_BUCKETS,
-        attrgetter("counters.discard_seconds"),
+        "discard-seconds",
+    ),
+    counters(
+        "internal_errors_total",
+        "Failures of the VM's daemon itself that ended a client or restarted a side service.",
+        ("where",),
+        tuple((where,) for where in PLACES),
+        "internal-errors",
     ),
     gauge(
         "guest_stats_age_seconds",
         "Age of the guest's statistics; there is none before the first sample.",
-        attrgetter("stats_age"),
+        member("stats-age"),
     ),
 )
 """All but the guest's statistics."""
@@ -229,15 +242,11 @@ _GUEST_COUNTERS: Final = {
 }
 
 
-def _guest_value(tag: StatTag) -> Callable[[VmStatistics], int | None]:
-    return lambda vm: vm.stats.get(tag)
-
-
 FAMILIES: Final[tuple[Family, ...]] = (
     *VM_FAMILIES,
-    *(gauge(f"guest_stat_{name}", text, _guest_value(tag))
+    *(gauge(f"guest_stat_{name}", text, member("stats", STAT_NAMES[tag]))
       for tag, (name, text) in _GUEST_GAUGES.items()),
-    *(counter(f"guest_stat_{name}", text, _guest_value(tag))
+    *(counter(f"guest_stat_{name}", text, member("stats", STAT_NAMES[tag]))
       for tag, (name, text) in _GUEST_COUNTERS.items()),
 )  # fmt: skip
 """Every family that has a series for each VM."""
@@ -248,37 +257,25 @@ def vm_label(vm_id: str) -> str:
     return vm_id.encode(errors="backslashreplace").decode()
 
 
-class VmCollector(Collector):
-    """All VMs, for the client library."""
-
-    def __init__(self, snapshots: Callable[[], Iterable[VmStatistics]]) -> None:
-        self._snapshots = snapshots
-
-    def collect(self) -> Iterator[Metric]:
-        vms = [(vm_label(vm.id), vm) for vm in self._snapshots()]
-        for family in FAMILIES:
-            read = [(name, family.read(vm)) for name, vm in vms]
-            yield family.metric((name, values) for name, values in read if values is not None)
-
-
 class BuildCollector(Collector):
     """Which version runs."""
 
     def collect(self) -> Iterator[Metric]:
-        text = "The daemon that runs."
+        text = "The program that answers this scrape."
         yield InfoMetricFamily(f"{PREFIX}build", text, {"version": __version__})
 
 
-class InternalErrorCollector(Collector):
-    """Bugs that ended nothing but a client, or a service for a while (containment)."""
+class HubErrorCollector(Collector):
+    """Bugs of the hub that ended nothing but a client, an answer, or a service for a while."""
 
     def __init__(self, errors: InternalErrors) -> None:
         self._errors = errors
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
-            f"{PREFIX}internal_errors",
-            "Failures of the daemon itself that ended a client or restarted a side service.",
+            f"{PREFIX}hub_internal_errors",
+            "Failures of the hub itself that ended a client, cost a VM its figures or restarted a "
+            "service.",
             labels=("where",),
         )
         for where, count in self._errors.counts.items():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
 from typing import Any, Final
 
@@ -16,15 +14,14 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from vhost_balloon.counters import Histogram
-from vhost_balloon.vm import VmStatistics
+from vhost_balloon.metrics_document import Document
 
 PREFIX: Final = "vhost_balloon_"
 
 Values = float | tuple[float, ...]
 """A VM's values in a family; one alone is no tuple, because there are so many of these."""
 
-Read = Callable[[VmStatistics], Values | None]
+Read = Callable[[Document], Values | None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Family:
     """One or more series for each VM, which all have the label `vm`.
 
     labels: names besides `vm`; series: their values, in the order of what read() returns.
-    read: None leaves the VM out.
+    read: None leaves the VM out, as an empty document always does except for `up`.
     """
 
     name: str
@@ -74,13 +71,24 @@ class HistogramFamily(Family):
         return metric
 
 
-def gauge(name: str, text: str, read: Callable[[VmStatistics], float | None]) -> Family:
-    """A gauge; None leaves the VM out."""
+def member(*path: str) -> Read:
+    """Reads one number of a document, or a flag as 0 or 1."""
+    *outer, last = path
+
+    def read(document: Document) -> float | None:
+        for name in outer:
+            document = document.get(name, {})
+        value = document.get(last)
+        return int(value) if isinstance(value, bool) else value
+
+    return read
+
+
+def gauge(name: str, text: str, read: Read) -> Family:
     return Family(name, text, read)
 
 
-def counter(name: str, text: str, read: Callable[[VmStatistics], float | None]) -> Family:
-    """A counter; None leaves the VM out."""
+def counter(name: str, text: str, read: Read) -> Family:
     return Family(name, text, read, kind=CounterMetricFamily)
 
 
@@ -88,45 +96,54 @@ def flags(
     name: str,
     text: str,
     label: str,
-    words: Mapping[Any, str],
-    read: Callable[[VmStatistics], tuple[Any, ...]],
+    words: tuple[str, ...],
+    read: Callable[[Document], Iterable[str] | None],
 ) -> Family:
-    """A gauge for each word, 1 for those whose keys read() returns."""
+    """A gauge for each word, 1 for those that read() returns."""
 
-    @cache
-    def values(now: tuple[Any, ...]) -> tuple[float, ...]:
-        return tuple([int(word in now) for word in words])
+    def values(document: Document) -> Values | None:
+        now = read(document)
+        return None if now is None else tuple([int(word in now) for word in words])
 
-    series = tuple((word,) for word in words.values())
-    return Family(name, text, lambda vm: values(read(vm)), (label,), series)
+    return Family(name, text, values, (label,), tuple((word,) for word in words))
 
 
 def counters(
     name: str,
     text: str,
     labels: tuple[str, ...],
-    keys: Mapping[Any, tuple[str, ...]],
-    read: Callable[[VmStatistics], Counter[Any]],
+    keys: tuple[tuple[str, ...], ...],
+    key: str,
 ) -> Family:
-    """A Counter of ours; keys gives the values of labels for each of its keys."""
+    """A counter for each of keys, the values of labels: an object of a document has an object for
+    each label but the last. What it has no number for is 0."""
     zeros = (0,) * len(keys)
 
-    def values(vm: VmStatistics) -> Values:
-        counted = read(vm)
-        # Most are empty nearly always, and the keys' hashes are dear.
-        return tuple([counted.get(key, 0) for key in keys]) if counted else zeros
+    def values(document: Document) -> Values | None:
+        counted: Any = document.get(key)
+        if not counted:  # as most are, nearly always
+            return None if counted is None else zeros
+        return tuple([_at(counted, path) for path in keys])
 
-    return Family(name, text, values, labels, tuple(keys.values()), CounterMetricFamily)
+    return Family(name, text, values, labels, keys, CounterMetricFamily)
 
 
-def histogram(
-    name: str, text: str, bounds: tuple[float, ...], read: Callable[[VmStatistics], Histogram]
-) -> Family:
+def _at(counted: Any, path: tuple[str, ...]) -> float:
+    for name in path:
+        counted = counted.get(name)
+        if not counted:
+            return 0
+    return counted  # type: ignore[no-any-return]
+
+
+def histogram(name: str, text: str, bounds: tuple[float, ...], key: str) -> Family:
     """A histogram of ours."""
 
-    def values(vm: VmStatistics) -> Values:
-        found = read(vm)
-        buckets = tuple(accumulate(found.counts))
-        return (*buckets, buckets[-1], found.sum)
+    def values(document: Document) -> Values | None:
+        found = document.get(key)
+        if found is None:
+            return None
+        buckets = tuple(accumulate(found["counts"]))
+        return (*buckets, buckets[-1], found["sum"])
 
     return HistogramFamily(name, text, values, bounds=bounds)

@@ -6,19 +6,21 @@ hurting anyone here:
 - One request a connection, of MAX_HEAD bytes, and PATIENCE seconds for everything.
 - At most MAX_CLIENTS at a time; the oldest has to go for a new one, so a scrape, which takes
   milliseconds, gets through a crowd that only sits there.
-- Scrapes within MIN_INTERVAL of each other get the same text (metrics_text).
+- Scrapes within MIN_INTERVAL of each other get the same text, and those that come while the VMs are
+  asked wait for the same answers (metrics_text).
 Nothing is compressed: that would cost more than the scrape itself.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Final, Self
 
 import trio
+from prometheus_client.registry import Collector
 
 from vhost_balloon.config import MetricsOptions
 from vhost_balloon.containment import InternalErrors, KeptOpen
@@ -51,7 +53,10 @@ class _HungUpError(Exception):
 
 
 class MetricsServer:
-    """Answers clients with what snapshots() says, until its run() is cancelled."""
+    """Answers clients with what snapshots() says, until its run() is cancelled.
+
+    collectors: of what is told beside the VMs, this program and its process.
+    """
 
     def __init__(
         self,
@@ -59,8 +64,9 @@ class MetricsServer:
         listeners: list[trio.SocketListener],
         errors: InternalErrors,
         certificates: Certificates | None = None,
+        collectors: Iterable[Collector] = (),
     ) -> None:
-        self._exposition = Exposition(snapshots, errors)
+        self._exposition = Exposition(snapshots, collectors)
         self._errors = errors
         self._listeners = listeners
         self._certificates = certificates
@@ -75,6 +81,7 @@ class MetricsServer:
         snapshots: Snapshots,
         errors: InternalErrors,
         listener: trio.SocketListener | None = None,
+        collectors: Iterable[Collector] = (),
     ) -> Self:
         """Listen on every address of the host's name, if listener does not listen already.
 
@@ -84,7 +91,7 @@ class MetricsServer:
             _load_certificates, options, abandon_on_cancel=True
         )
         listeners = await _listen(options) if listener is None else [listener]
-        server = cls(snapshots, listeners, errors, certificates)
+        server = cls(snapshots, listeners, errors, certificates, collectors)
         logger.info("metrics on %s", ", ".join(server.urls()))
         return server
 
@@ -149,15 +156,15 @@ class MetricsServer:
         reader = RequestReader()
         try:
             request = await _receive(stream, reader)
-            answer = answer_page(request) or self._metrics(request)
+            answer = answer_page(request) or await self._metrics(request)
         except BadRequest as error:
             answer = plain(error.status)
         await stream.send_all(answer.head())
         if reader.method != "HEAD":
             await stream.send_all(answer.body)
 
-    def _metrics(self, request: Request) -> Answer:
-        body, content_type = self._exposition.render(request.accept, trio.current_time())
+    async def _metrics(self, request: Request) -> Answer:
+        body, content_type = await self._exposition.render(request.accept)
         return Answer(HTTPStatus.OK, body, content_type)
 
 

@@ -8,24 +8,26 @@ client gets is read from its request by ourselves (metrics_accept).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import trio
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from vhost_balloon.containment import InternalErrors
-from vhost_balloon.metrics import FAMILIES, BuildCollector, InternalErrorCollector, vm_label
+from vhost_balloon.metrics import FAMILIES, BuildCollector, vm_label
 from vhost_balloon.metrics_accept import OPENMETRICS, TEXT, MediaType, negotiate
+from vhost_balloon.metrics_document import Document
 from vhost_balloon.metrics_family import Family, Values
 from vhost_balloon.metrics_process import ProcessCollector
-from vhost_balloon.vm import VmStatistics
 
 Encoder = Callable[[Collector], bytes]
-Snapshots = Callable[[], Iterable[VmStatistics]]
+Rows = Sequence[tuple[str, Document | None]]
+"""Names of VMs and their snapshots; None where there is none, so that `up` is 0."""
+Snapshots = Callable[[], Awaitable[Rows]]
 
 _PLACE: Final = "\N{NULL}vm\N{NULL}"
 """Stands for a VM's name until it is known: no path, and so no VM, has it in its name."""
@@ -42,6 +44,9 @@ collector. How they would escape other names does not matter: all of ours are pl
 
 MIN_INTERVAL: Final = 0.1
 """Seconds that a text is given to all who ask, so that no client makes us write in a loop."""
+
+_DOWN: Final[Document] = {}
+"""In place of a snapshot that there is not: no family but `up` has a value of it."""
 
 
 class _One(Collector):
@@ -101,17 +106,17 @@ class Format:
         self._body = b""
         self._made = float("-inf")
 
-    def render(self, snapshots: Snapshots, registry: CollectorRegistry, now: float) -> bytes:
-        """The VMs' series, then registry's."""
-        if now - self._made >= MIN_INTERVAL:
+    def render(self, rows: Rows, registry: CollectorRegistry, now: float) -> bytes:
+        """The VMs' series, then registry's; now: when the VMs were asked."""
+        if now != self._made:
             # The registry comes last: OpenMetrics ends with a line that it writes.
-            self._body = self._fill(snapshots()).encode() + self._encode(registry)
+            self._body = self._fill(rows).encode() + self._encode(registry)
             self._made = now
         return self._body
 
-    def _fill(self, vms: Iterable[VmStatistics]) -> str:
-        rows = [(vm, self._vms.get(vm.id) or self._lay_out(vm.id)) for vm in vms]
-        self._vms = {vm.id: families for vm, families in rows}
+    def _fill(self, snapshots: Rows) -> str:
+        self._vms = {name: self._vms.get(name) or self._lay_out(name) for name, _ in snapshots}
+        rows = [(vm or _DOWN, self._vms[name]) for name, vm in snapshots]
         parts: list[str] = []
         for number, (family, layout) in enumerate(zip(FAMILIES, self._layouts, strict=True)):
             parts.append(layout.header)
@@ -133,18 +138,26 @@ class Format:
 class Exposition:
     """What a scrape gets: the VMs, this program and its process."""
 
-    def __init__(self, snapshots: Snapshots, errors: InternalErrors) -> None:
+    def __init__(self, snapshots: Snapshots, collectors: Iterable[Collector] = ()) -> None:
         self._snapshots = snapshots
         self._registry = CollectorRegistry()
-        self._registry.register(BuildCollector())
-        self._registry.register(InternalErrorCollector(errors))
-        self._registry.register(ProcessCollector())
+        for collector in (BuildCollector(), *collectors, ProcessCollector()):
+            self._registry.register(collector)
+        self._asking = trio.Lock()
+        self._rows: Rows = ()
+        self._asked = float("-inf")
         self._formats = {media: Format(media) for media in _ENCODERS}
 
-    def render(self, accept: str, now: float) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         """The metrics and their content type, for a client that accepts this.
 
-        now: the monotonic clock in seconds; within MIN_INTERVAL they are the same.
+        Whoever asks while the VMs are being asked, or within MIN_INTERVAL after, gets the same.
         """
+        async with self._asking:
+            if trio.current_time() - self._asked >= MIN_INTERVAL:
+                # Others wait for this too, so a client that goes meanwhile does not end it.
+                with trio.CancelScope(shield=True):
+                    self._rows = await self._snapshots()
+                self._asked = trio.current_time()
         chosen = self._formats[negotiate(accept)]
-        return chosen.render(self._snapshots, self._registry, now), chosen.content_type
+        return chosen.render(self._rows, self._registry, self._asked), chosen.content_type

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
+from protocol.qmp import Object
 from vhost_balloon.config import Config
 from vhost_balloon.containment import KeptOpen
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import Command
+from vhost_balloon.control_report import describe_vm
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.handed_over import HandedOver
 from vhost_balloon.sockets import Listening, Sockets
@@ -41,14 +43,16 @@ class Metrics:
         # Imported only where it is asked for: the client library costs start time and memory.
         from vhost_balloon.metrics_server import MetricsServer
 
-        vm = self._vm
         self._server = await MetricsServer.open(
             self._options,
-            lambda: [vm.statistics(details=False)],
-            vm.internal_errors,
+            self._snapshots,
+            self._vm.internal_errors,
             None if self._handed is None else self._handed.listener(),
         )
         self._stack.callback(self._server.close)
+
+    async def _snapshots(self) -> list[tuple[str, Object]]:
+        return [(self._vm.id, describe_vm(self._vm.statistics()))]
 
     async def run(self) -> None:
         """Answer until cancelled; may be called again after a failure. Raises OperatorError."""
