@@ -69,9 +69,6 @@ async def test_settings_as_options(tmp_path: Path) -> None:
             "target": 3 << 29, "report-rate": 64 * MIB, "stats-interval": 0,
             "socket-mode": "0660", "socket-group": "0",
         }  # fmt: skip
-        text = (await ctl(tmp_path, "status", "web1")).out
-        assert "configured by" in text
-        assert "control" in text
         assert (await ctl(tmp_path, "remove", "web1", "--json")).json() == {"id": "web1"}
 
 
@@ -89,7 +86,6 @@ async def test_reload(tmp_path: Path) -> None:
             file.write_text(f"[vm.b]\nsocket-path = '{tmp_path}/b.sock'\n")
             done = await ctl(tmp_path, "reload")
             assert done == (0, "b: added\na: stays until its front end has gone\n", "")
-            assert "leaves with its front end" in (await ctl(tmp_path, "status", "a")).out
         file.write_text("")
         assert (await ctl(tmp_path, "reload")).status == 0
         file.write_text("")

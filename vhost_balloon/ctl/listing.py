@@ -89,11 +89,8 @@ def _identity(vm: Vm) -> list[tuple[str, str]]:
     pid = model.field(vm.raw, "front-end-pid", int, None)
     process = UNKNOWN if pid is None else f"process {pid}"
     ready = model.field(vm.raw, "driver-ready", bool, False)
-    origin = model.field(vm.raw, "origin", str, UNKNOWN)
-    leaving = model.field(vm.raw, "leaving", bool, False)
     return [
         ("socket", vm.socket_path or UNKNOWN),
-        ("configured by", origin + (", leaves with its front end" if leaving else "")),
         ("front end", process if vm.attached else "not attached"),
         ("guest's driver", "ready" if ready else "not ready"),
         ("features", " ".join(model.words(vm.raw, "features")) or UNKNOWN),
@@ -139,8 +136,10 @@ def _counters(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
     refused = model.sizes(raw, "refused-bytes")
     reasons = ", ".join(f"{reason} {format_size(size)}" for reason, size in refused.items())
     pairs.append(("not discarded", reasons or format_size(0)))
-    for title in ("ring-errors", "front-end-errors"):
-        pairs.append((title.replace("-", " "), str(model.field(raw, title, int, 0))))
+    broken: dict[str, Any] = model.field(raw, "ring-errors", dict, {})
+    rings = sum(sum(model.sizes(broken, queue).values()) for queue in broken)
+    pairs.append(("ring errors", str(rings)))
+    pairs.append(("front end errors", str(model.field(raw, "front-end-errors", int, 0))))
     age = model.seconds(raw, "stats-age")
     return [*pairs, ("last statistics", UNKNOWN if age is None else f"{age:.0f} s ago")]
 
