@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.qmp import Object
 from tests.control_client import MemoryListener, two_vms
-from vhost_balloon.config import MetricsOptions
 from vhost_balloon.control_report import describe_vm
+from vhost_balloon.metrics_options import MetricsOptions
 from vhost_balloon.metrics_server import MetricsServer
 from vhost_balloon.metrics_text import Exposition, Rows
 from vhost_balloon.vm import Machine

@@ -14,10 +14,10 @@ import trio
 
 from tests.scrapes import GET, connect, no_vms, port, read_all, serving
 from vhost_balloon import metrics_listeners
-from vhost_balloon.config import MetricsOptions
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.metrics_listeners import open_listeners
+from vhost_balloon.metrics_options import MetricsOptions
 from vhost_balloon.metrics_server import MetricsServer
 
 IPV6 = Path("/proc/net/if_inet6")

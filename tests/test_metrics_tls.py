@@ -16,9 +16,9 @@ import trio
 from tests.end_to_end import LogLines
 from tests.scrapes import GET, ask, connect, no_vms, read_all, serving
 from vhost_balloon import metrics_server
-from vhost_balloon.config import MetricsOptions
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.metrics_options import MetricsOptions
 from vhost_balloon.metrics_server import MetricsServer
 from vhost_balloon.metrics_tls import Certificates
 

@@ -24,7 +24,7 @@ from tests.handing_over import handed
 from tests.restarting import hosting
 from tests.rig.qmp import QMPClient
 from tests.service_manager import ServiceManager
-from vhost_balloon import __main__
+from vhost_balloon import descriptor_limit
 
 TLS = Path(__file__).with_name("tls")
 
@@ -294,5 +294,5 @@ def test_a_limit_that_cannot_be_raised_is_a_wish(
 
     monkeypatch.setattr("resource.setrlimit", setrlimit)
     monkeypatch.setattr("resource.getrlimit", lambda what: (1024, 1 << 30))
-    __main__.raise_descriptor_limit()
-    assert asked == [(1 << 30, 1 << 30), (__main__._kernel_limit(),) * 2]
+    descriptor_limit.raise_descriptor_limit()
+    assert asked == [(1 << 30, 1 << 30), (descriptor_limit._kernel_limit(),) * 2]

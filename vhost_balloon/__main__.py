@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 import platform
-import resource
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from vhost_balloon import config, daemon, log_setup
 from vhost_balloon.check_config import check_config
+from vhost_balloon.descriptor_limit import raise_descriptor_limit
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import spare_descriptors
 from vhost_balloon.handed_over import paths
@@ -31,22 +30,6 @@ def check_platform() -> None:
         )
 
 
-def raise_descriptor_limit() -> None:
-    """The usual soft limit is 1024.
-
-    A limit that was inherited may be above what the kernel lets anybody set (fs.nr_open).
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in (hard, _kernel_limit()):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-        except (OSError, ValueError) as error:  # EPERM is a ValueError
-            reason = error
-        else:
-            return
-    logger.warning("the limit of descriptors stays as it is: %s", reason)
-
-
 def wait_for_descriptors() -> None:
     """Wait until there are enough to go on with a VM that was left. It waits as well and loses
     nothing; without descriptors it would lose its device."""
@@ -62,13 +45,6 @@ def wait_for_descriptors() -> None:
                 )
             said = True
         time.sleep(RETRY_PAUSE)
-
-
-def _kernel_limit() -> int:
-    try:
-        return int(Path("/proc/sys/fs/nr_open").read_text())
-    except (OSError, ValueError):
-        return 1 << 20  # its default
 
 
 DESCRIPTORS: Final = 40

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon import __version__
 from vhost_balloon.ctl.text import parse_rate
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode
 from vhost_balloon.log_output import print_out
+from vhost_balloon.metrics_options import add_metrics_options
 from vhost_balloon.names import read_name
+from vhost_balloon.option_parser import Parser, add_log_options
 from vhost_balloon.vm_settings import MAX_STATS_INTERVAL, SWITCHES, SettingError, read_mode
-
-LOOPBACK: Final = "127.0.0.1"
-_ADDRESS: Final = re.compile(r"(\[(?P<ipv6>[^][]+)\]|(?P<host>[^][:\s]*)):(?P<port>[0-9]{1,5})")
 
 CAPABILITIES: Final = {"type": "balloon"}
 """QEMU docs/interop/vhost-user.json, VhostUserBackendCapabilities."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends with one line on a mistake, instead of the usage and a line."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise OperatorError(message)
-
-    def _print_message(self, message: str, file: object = None) -> None:
-        print_out(message)
 
 
 class _PrintCapabilities(argparse.Action):
@@ -83,24 +70,12 @@ def _rate(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _address(text: str) -> tuple[str, int]:
-    """HOST:PORT, an IPv6 address in brackets; without a host it is this one's loopback."""
-    match = _ADDRESS.fullmatch(text)
-    if match is None or int(match["port"]) > 0xFFFF:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no HOST:PORT such as 127.0.0.1:9750 or [::1]:9750"
-        )
-    return match["ipv6"] or match["host"] or LOOPBACK, int(match["port"])
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The daemon's command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="vhost-balloon",
         description="A vhost-user back end that gives KVM guests a virtio memory balloon.",
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(
         "--print-capabilities",
         action=_PrintCapabilities,
@@ -157,15 +132,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how often the guest is asked for statistics (default 10; 0: on demand only)",
     )
-    _add_metrics(parser)
+    add_metrics_options(parser)
     features = parser.add_argument_group("features, all offered by default")
     for name, (_, text) in SWITCHES.items():
         features.add_argument(f"--no-{name}", action="store_true", help=f"do not offer {text}")
     _add_memory(parser)
-    log = parser.add_argument_group("log")
-    levels = ("debug", "info", "warning", "error")
-    log.add_argument("--log-level", choices=levels, default="info")
-    log.add_argument("--log-format", choices=("text", "json"), default="text")
+    add_log_options(parser)
     return parser
 
 
@@ -178,34 +150,6 @@ def _add_access(group: argparse._ArgumentGroup, prefix: str, what: str) -> None:
         help=f"permissions of {what} (octal, default 0600)",
     )
     group.add_argument(f"--{prefix}-group", metavar="GROUP", help=f"group of {what}")
-
-
-def _add_metrics(parser: argparse.ArgumentParser) -> None:
-    metrics = parser.add_argument_group("metrics")
-    metrics.add_argument(
-        "--metrics-address",
-        type=_address,
-        metavar="HOST:PORT",
-        help="answer Prometheus here, by HTTP; without HOST on 127.0.0.1 (default: nowhere)",
-    )
-    metrics.add_argument(
-        "--metrics-certificate",
-        type=Path,
-        metavar="FILE",
-        help="answer by HTTPS, with this certificate and its chain (PEM)",
-    )
-    metrics.add_argument(
-        "--metrics-key",
-        type=Path,
-        metavar="FILE",
-        help="its key (PEM), if it is not in the certificate's file",
-    )
-    metrics.add_argument(
-        "--metrics-client-ca",
-        type=Path,
-        metavar="FILE",
-        help="answer only clients with a certificate of this authority (PEM)",
-    )
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:

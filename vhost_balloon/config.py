@@ -13,6 +13,7 @@ from vhost_balloon.command_line import build_parser
 from vhost_balloon.config_file import read_files
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
+from vhost_balloon.metrics_options import MetricsOptions, read_metrics_options
 from vhost_balloon.names import CONTROL, METRICS, RESERVED_NAMES, name_from_file, read_name
 from vhost_balloon.systemd import UNNAMED
 from vhost_balloon.vm_settings import SWITCHES, SettingError, SocketOptions, VmSettings
@@ -24,22 +25,6 @@ _ONE_EACH: Final = (
     "this daemon serves one VM: start one vhost-balloon for each "
     "(under systemd vhost-balloon@NAME.socket)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class MetricsOptions:
-    """Where Prometheus is answered, and with which files if by TLS."""
-
-    host: str
-    port: int
-    certificate: Path | None = None
-    key: Path | None = None
-    client_ca: Path | None = None
-
-    @property
-    def address(self) -> str:
-        """HOST:PORT as in a URL."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +96,7 @@ def parse(
         files=tuple(options.config),
         control_socket=control,
         control_access=SocketOptions(options.control_mode, options.control_group),
-        metrics=_metrics(options, METRICS in handed),
+        metrics=read_metrics_options(options, METRICS in handed),
         log_level=options.log_level,
         log_format=options.log_format,
         check_only=options.check_config,
@@ -201,17 +186,3 @@ def _control(options: argparse.Namespace, handed: Mapping[str, Path | None]) -> 
             f"--control-socket={given}, and {path} was handed over: leave out the option"
         )
     return path
-
-
-def _metrics(options: argparse.Namespace, handed: bool) -> MetricsOptions | None:
-    files = (options.metrics_certificate, options.metrics_key, options.metrics_client_ca)
-    if handed and options.metrics_address is not None:
-        raise OperatorError("--metrics-address, and a socket for metrics was handed over")
-    if options.metrics_address is None and not handed:
-        if any(files):
-            raise OperatorError("TLS for metrics without --metrics-address")
-        return None
-    if options.metrics_certificate is None and any(files):
-        raise OperatorError("TLS for metrics without --metrics-certificate")
-    host, port = options.metrics_address or (METRICS, 0)
-    return MetricsOptions(host, port, *files)

@@ -22,7 +22,6 @@ from typing import Final, Self
 import trio
 from prometheus_client.registry import Collector
 
-from vhost_balloon.config import MetricsOptions
 from vhost_balloon.containment import InternalErrors, KeptOpen
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log import logger
@@ -37,6 +36,7 @@ from vhost_balloon.metrics_http import (
     plain,
 )
 from vhost_balloon.metrics_listeners import check_address, open_listeners
+from vhost_balloon.metrics_options import MetricsOptions
 from vhost_balloon.metrics_text import Exposition, Snapshots
 from vhost_balloon.metrics_tls import Certificates
 from vhost_balloon.names import METRICS
