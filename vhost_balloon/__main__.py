@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
-import platform
+import os
 import sys
 import time
 from typing import Final
 
+from vhost_balloon import deferred  # noqa: F401 - before trio is imported
+
+# isort: split
+
 import trio
 
 from vhost_balloon import config, daemon, log_setup
-from vhost_balloon.check_config import check_config
 from vhost_balloon.descriptor_limit import raise_descriptor_limit
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import spare_descriptors
@@ -24,9 +27,10 @@ from vhost_balloon.printable import printable
 
 def check_platform() -> None:
     """Raises OperatorError where the ring rules (virtqueue) or system calls would not hold."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    system = os.uname()
+    if (system.sysname, system.machine) != ("Linux", "x86_64"):
         raise OperatorError(
-            f"{platform.system()} on {platform.machine()} is not supported: Linux on x86_64 is"
+            f"{system.sysname} on {system.machine} is not supported: Linux on x86_64 is"
         )
 
 
@@ -96,6 +100,8 @@ def main() -> None:
         log_setup.set_up(settings.log_level, settings.log_format)
         raise_descriptor_limit()
         if settings.check_only:
+            from vhost_balloon.check_config import check_config
+
             return trio.run(check_config, settings)
         if handed.is_restart:
             wait_for_descriptors()

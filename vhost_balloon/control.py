@@ -19,7 +19,6 @@ import trio
 from protocol import qmp
 from protocol.qmp import BadRequest, ErrorClass, Json, Object, Request
 from protocol.qmp_stream import RequestParser
-from vhost_balloon import control_schema
 from vhost_balloon.control_commands import (
     COMMANDS,
     Command,
@@ -36,6 +35,7 @@ RECEIVE_SIZE: Final = 16 << 10
 """Bytes: a client's input is looked at in pieces of a few milliseconds."""
 
 CAPABILITIES: Final = "qmp_capabilities"
+QUERY_SCHEMA: Final = "query-qmp-schema"
 OOB: Final = "oob"
 """The one capability that QMP knows. It is not offered: a client's commands run in order."""
 
@@ -107,7 +107,7 @@ class Client:
         self._commands: Mapping[str, Command] = {
             CAPABILITIES: Command(self._negotiate, (Parameter("enable", "array", optional=True),)),
             "query-commands": Command(self._query_commands),
-            control_schema.QUERY: Command(self._query_schema),
+            QUERY_SCHEMA: Command(self._query_schema),
             **server.commands,
         }
 
@@ -201,7 +201,9 @@ class Client:
         return [{"name": name} for name in self._commands]
 
     def _query_schema(self, vm: Vm, arguments: dict[str, Any]) -> Json:
-        return control_schema.describe(self._commands)
+        from vhost_balloon.control_schema import describe  # hardly anybody asks
+
+        return describe(self._commands)
 
 
 @contextmanager

@@ -20,8 +20,6 @@ from vhost_balloon.guest_memory import DiscardMode
 from vhost_balloon.refusal import EVERY_REASON
 from vhost_balloon.vm_settings import SWITCHES
 
-QUERY: Final = "query-qmp-schema"
-
 _BUILTINS: Final = {
     "str": "string",
     "int": "int",
@@ -134,7 +132,7 @@ _RETURNS: Final = {
     "config-reload": "ConfigChanges",
     "query-commands": "[CommandInfo]",
     "qom-get": "any",
-    QUERY: "[any]",
+    "query-qmp-schema": "[any]",
 }
 """What commands return that return anything."""
 
