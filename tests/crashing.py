@@ -48,7 +48,7 @@ POINTS: Final[dict[str, tuple[Any, str]]] = {
     "queue.publish": (Virtqueue, "publish"),
     "eventfd.signal": (EventFd, "signal"),
     "notifier.send": (Notifier, "_send"),
-    "discard": (processors, "discard"),
+    "discard": (processors, "punch"),
 }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from vhost_balloon import discard, fds, journal, keeper, record, revival, systemd, transport
+from vhost_balloon import fds, journal, keeper, processors, record, revival, systemd, transport
 from vhost_balloon import virtqueue as queues
 from vhost_balloon.__main__ import main
 
@@ -37,7 +37,7 @@ REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
 """What a message of the front end goes through, in this order."""
 
 GUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
-    "punch": (discard, "punch"),
+    "punch": (processors, "punch"),
     "push": (queues.Virtqueue, "push"),
     "publish": (queues.Virtqueue, "publish"),
     "signal": (fds.EventFd, "signal"),

@@ -52,7 +52,7 @@ Piece = tuple[MappedRegion, int, int]
 
 
 def parts(*pieces: Piece) -> list[Part]:
-    """What discard() takes; pieces of one region that follow on from each other are one part."""
+    """What punch() takes; pieces of one region that follow on from each other are one part."""
     found: list[Part] = []
     for region, items in groupby(pieces, itemgetter(0)):
         to_guest = -region.to_file

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhost_balloon.decode import (
-    MAX_SLICE_PFNS,
-    STEP_PFNS,
+    READ_PFNS,
+    SLICE_NUMBERS,
     Named,
     one_run,
     page_buffers_size,
@@ -92,23 +92,23 @@ def test_a_buffer_outside_memory_breaks_the_ring(address: int) -> None:
 
 
 def test_a_big_buffer_comes_in_slices_of_bounded_size() -> None:
-    count = 2 * MAX_SLICE_PFNS + 5
+    count = 2 * SLICE_NUMBERS + 5
     memory = Memory(pfns(*[number ^ 1 for number in range(count + 1)][:count]))
     slices = decode(memory, Buffer(0, 4 * count, False))
-    assert [named.size // PAGE for named in slices if named.size] == [MAX_SLICE_PFNS] * 2 + [5]
+    assert [named.size // PAGE for named in slices if named.size] == [SLICE_NUMBERS] * 2 + [5]
     assert merge(r for named in slices for r in named.ranges) == [
         (0, (count - 1) * PAGE),
         (count * PAGE, (count + 1) * PAGE),
     ]
-    assert max(memory.reads) <= 4 * STEP_PFNS
+    assert max(memory.reads) <= 4 * READ_PFNS
 
 
 def test_a_buffer_of_4_gib_is_read_only_as_far_as_it_is_asked_for() -> None:
-    memory = Memory(pfns(*[number ^ 1 for number in range(MAX_SLICE_PFNS)]))
+    memory = Memory(pfns(*[number ^ 1 for number in range(SLICE_NUMBERS)]))
     slices = pages([Buffer(0, 0xFFFF_FFFC, False)], memory.read)
     named = next(step for step in slices if step.ranges)
-    assert named.ranges == [(0, MAX_SLICE_PFNS * PAGE)]
-    assert sum(memory.reads) == 4 * MAX_SLICE_PFNS
+    assert named.ranges == [(0, SLICE_NUMBERS * PAGE)]
+    assert sum(memory.reads) == 4 * SLICE_NUMBERS
 
 
 NUMBERS = st.one_of(
@@ -138,7 +138,7 @@ def test_a_run_does_not_wrap(wrap: list[int]) -> None:
 
 
 @pytest.mark.parametrize("numbers", [range(9, 1033), range(1032, 8, -1)], ids=["up", "down"])
-def test_a_run_is_one_step_however_many_buffers_name_it(numbers: range) -> None:
+def test_a_run_is_one_range_however_many_buffers_name_it(numbers: range) -> None:
     memory = Memory(pfns(*numbers))
     named = decode(memory, *[Buffer(at, 1024, False) for at in range(0, 4096, 1024)])
     assert [step.ranges for step in named if step.ranges] == [[(9 * PAGE, 1033 * PAGE)]]

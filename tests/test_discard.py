@@ -1,11 +1,10 @@
-"""Punching holes: bounded batches, and exactly what comes back. Nobody else touches the memory."""
+"""Punching holes: bounded pieces, and exactly what comes back. Nobody else touches the memory."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -18,17 +17,13 @@ from tests.huge_pages import HugePages
 from vhost_balloon import discard as module
 from vhost_balloon import syscalls
 from vhost_balloon.discard import (
-    BATCH_BYTES,
-    BATCH_RANGES,
-    INLINE_BYTES,
-    INLINE_RANGES,
-    batches,
+    PIECE_BYTES,
+    PIECE_RANGES,
     count_of,
-    discard,
-    fits_inline,
     punch,
     size_of,
 )
+from vhost_balloon.discard import pieces as cut
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import MappedRegion
 from vhost_balloon.syscalls import Filesystem
@@ -58,7 +53,7 @@ def region() -> Iterator[MappedRegion]:
     region.close()
 
 
-# Batches
+# Pieces
 
 
 def joined(items: Iterable[Piece]) -> list[tuple[int, int]]:
@@ -76,10 +71,10 @@ def joined(items: Iterable[Piece]) -> list[tuple[int, int]]:
 @given(
     st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 4) | st.integers(1, 1 << 16))),
     st.sampled_from([PAGE, HUGE, GIB]),
-    st.sampled_from([3, BATCH_RANGES]),
+    st.sampled_from([3, PIECE_RANGES]),
     st.booleans(),
 )
-def test_batches_cover_everything_in_order_and_are_bounded(
+def test_pieces_cover_everything_in_order_and_are_bounded(
     spans: list[tuple[int, int]], page_size: int, most: int, two_regions: bool
 ) -> None:
     regions = [mapped(memfd(SIZE)) for _ in range(2)]
@@ -90,36 +85,36 @@ def test_batches_cover_everything_in_order_and_are_bounded(
         for number, (at, n) in enumerate(spans)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BATCH_RANGES", most)
-        found = list(batches(parts(*wanted)))
-    for batch in found:
-        assert all(part.size == sum(end - start for start, end in part.ranges) for part in batch)
-        items = pieces(batch)
-        assert 1 <= len(items) == count_of(batch) <= most
+        patch.setattr(module, "PIECE_RANGES", most)
+        found = list(cut(parts(*wanted)))
+    for piece in found:
+        assert all(part.size == sum(end - start for start, end in part.ranges) for part in piece)
+        items = pieces(piece)
+        assert 1 <= len(items) == count_of(piece) <= most
         total = sum(length for _, _, length in items)
-        assert total == size_of(batch)
-        assert total <= BATCH_BYTES or (len(items) == 1 and total == page_size)
+        assert total == size_of(piece)
+        assert total <= PIECE_BYTES or (len(items) == 1 and total == page_size)
         assert all(at % page_size == length % page_size == 0 for _, at, length in items)
         assert all(length > 0 for _, _, length in items)
     for region in regions:
-        mine = [item for batch in found for item in pieces(batch) if item[0] is region]
+        mine = [item for piece in found for item in pieces(piece) if item[0] is region]
         assert joined(mine) == joined(item for item in wanted if item[0] is region)
         region.close()
 
 
-def test_nothing_is_no_batch() -> None:
-    assert list(batches([])) == []
+def test_nothing_is_no_piece() -> None:
+    assert list(cut([])) == []
 
 
-def test_4_gib_are_cut_into_64_mib(region: MappedRegion) -> None:
-    found = list(batches(parts((region, PAGE, 4 * GIB))))
-    assert [count_of(batch) for batch in found] == [1] * 64
-    assert {size_of(batch) for batch in found} == {64 * MIB}
+def test_4_gib_are_cut_into_8_mib(region: MappedRegion) -> None:
+    found = list(cut(parts((region, PAGE, 4 * GIB))))
+    assert [count_of(piece) for piece in found] == [1] * 512
+    assert {size_of(piece) for piece in found} == {8 * MIB}
 
 
 def test_scattered_pages_are_cut_at_their_number(region: MappedRegion) -> None:
-    pages = [(region, GIB + 2 * i * PAGE, PAGE) for i in range(BATCH_RANGES + 1)]
-    assert [count_of(batch) for batch in batches(parts(*pages))] == [BATCH_RANGES, 1]
+    pages = [(region, GIB + 2 * i * PAGE, PAGE) for i in range(PIECE_RANGES + 1)]
+    assert [count_of(piece) for piece in cut(parts(*pages))] == [PIECE_RANGES, 1]
 
 
 # What comes back
@@ -223,40 +218,6 @@ def test_memory_that_grows_meanwhile_frees_no_less_than_nothing(
     punch(parts((region, 0, MIB)))
     monkeypatch.setattr(syscalls, "punch_hole", lambda *_: fill(region, MIB))
     assert punch(parts((region, 0, PAGE))).freed == 0
-
-
-# Where it is done
-
-
-@pytest.mark.parametrize(
-    ("number", "length", "inline"),
-    [
-        (1, INLINE_BYTES, True),
-        (1, INLINE_BYTES + PAGE, False),
-        (INLINE_RANGES, PAGE, True),
-        (INLINE_RANGES + 1, PAGE, False),
-    ],
-)
-def test_a_small_batch_is_best_punched_in_place(
-    region: MappedRegion, number: int, length: int, inline: bool
-) -> None:
-    assert fits_inline(parts(*[(region, 2 * i * PAGE, length) for i in range(number)])) is inline
-
-
-async def test_a_big_batch_is_punched_in_another_thread(
-    region: MappedRegion, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads = set()
-    real = syscalls.punch_hole
-
-    def watched(fd: int, offset: int, size: int) -> None:
-        threads.add(threading.current_thread())
-        real(fd, offset, size)
-
-    monkeypatch.setattr(syscalls, "punch_hole", watched)
-    assert (await discard(parts((region, 0, 4 * MIB)))).freed == 4 * MIB
-    assert len(threads) == 1
-    assert threads != {threading.main_thread()}
 
 
 def test_backings_are_told_by_their_magic() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -11,7 +12,7 @@ import trio
 import trio.testing
 
 from vhost_balloon.errors import FrontEndError
-from vhost_balloon.fds import EventFd, OwnedFd
+from vhost_balloon.fds import EventFd, Kick, OwnedFd
 
 FULL = (1 << 64) - 2
 """An eventfd's largest count: writing to it blocks."""
@@ -39,6 +40,12 @@ def pair(flags: int, initial: int = 0) -> tuple[int, EventFd]:
     if initial:
         os.eventfd_write(theirs, initial)
     return theirs, EventFd(OwnedFd(os.dup(theirs)))
+
+
+def kick_pair(flags: int, initial: int = 0) -> tuple[int, Kick]:
+    """The same for a kick."""
+    theirs, ours = pair(flags, initial)
+    return theirs, Kick(ours.fd)
 
 
 def test_an_owned_descriptor_is_closed_once_and_never_by_a_reused_number() -> None:
@@ -75,9 +82,8 @@ def test_a_closed_eventfd_lets_go_of_its_descriptor() -> None:
     ours = EventFd(OwnedFd(number))
     ours.close()
     assert not is_open(number)
-    for use in (ours.signal, ours.drain):
-        with pytest.raises(ValueError, match="closed"):
-            use()
+    with pytest.raises(ValueError, match="closed"):
+        ours.signal()
 
 
 def test_a_forgotten_descriptor_is_closed() -> None:
@@ -106,42 +112,86 @@ def test_a_full_counter_is_left_as_it_is(flags: int) -> None:
     os.close(theirs)
 
 
-@pytest.mark.parametrize("flags", [*MODES, os.EFD_SEMAPHORE])
-def test_a_drain_takes_what_there_is_and_never_waits(flags: int) -> None:
-    theirs, ours = pair(flags)
-    ours.drain()
-    os.eventfd_write(theirs, 3)
-    ours.drain()
-    assert count(theirs) == (1 if flags == os.EFD_SEMAPHORE else 0)
-    ours.close()
-    os.close(theirs)
-
-
 @pytest.mark.parametrize("flags", MODES)
 def test_the_peers_mode_is_left_alone(flags: int) -> None:
-    theirs, ours = pair(flags)
+    theirs, ours = kick_pair(flags)
     ours.signal()
-    ours.drain()
-    ours.drain()
+    ours.take()
+    ours.take()
     assert os.get_blocking(theirs) is (flags == 0)
     ours.close()
     os.close(theirs)
 
 
-@pytest.mark.parametrize("flags", MODES)
-async def test_a_kick_wakes_whoever_waits(
-    flags: int, autojump_clock: trio.testing.MockClock
+async def is_kicked(kick: Kick) -> bool:
+    with trio.move_on_after(1):
+        await kick.wait()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("flags", [*MODES, os.EFD_SEMAPHORE])
+@pytest.mark.parametrize("count", [1, 3, FULL - 2])
+async def test_a_kick_wakes_whoever_waits_once_whatever_its_count(
+    flags: int, count: int, autojump_clock: trio.testing.MockClock
 ) -> None:
-    theirs, ours = pair(flags)
-    with trio.move_on_after(1) as scope:
-        await ours.wait_readable()
-    assert scope.cancelled_caught
+    theirs, ours = kick_pair(flags)
+    assert not await is_kicked(ours)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ours.wait_readable)
+        nursery.start_soon(ours.wait)
         await trio.testing.wait_all_tasks_blocked()
-        os.eventfd_write(theirs, 1)
+        os.eventfd_write(theirs, count)
+    assert await is_kicked(ours), "until it is taken"
+    ours.take()
+    assert not await is_kicked(ours)
+    os.eventfd_write(theirs, 1)
+    os.eventfd_write(theirs, 1)
+    assert await is_kicked(ours), "the count was not 0 before"
+    ours.take()
+    assert not await is_kicked(ours)
     ours.close()
     os.close(theirs)
+
+
+async def test_a_kick_that_came_before_is_found(autojump_clock: trio.testing.MockClock) -> None:
+    theirs, ours = kick_pair(0, 5)
+    assert await is_kicked(ours)
+    ours.close()
+    os.close(theirs)
+
+
+def test_a_kick_that_was_taken_keeps_its_count() -> None:
+    """A ring's next owner may ask for it."""
+    theirs, ours = kick_pair(0, 5)
+    ours.take()
+    assert count(theirs) == 5
+    ours.close()
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENOMEM, errno.ENOSPC])
+def test_a_kick_that_cannot_be_waited_for_is_refused(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise OSError(error, os.strerror(error))
+
+    owned = OwnedFd(os.eventfd(0))
+    monkeypatch.setattr("select.epoll", fails)
+    with pytest.raises(FrontEndError, match=os.strerror(error)):
+        Kick(owned)
+    owned.close()
+
+
+def test_an_epoll_object_is_no_kick_however_many_entries_it_has() -> None:
+    eventfds = [os.eventfd(0) for _ in range(200)]
+    with select.epoll() as epoll:
+        for number in eventfds:
+            epoll.register(number, select.EPOLLIN)
+        with pytest.raises(FrontEndError, match="not an eventfd"):
+            Kick(OwnedFd(os.dup(epoll.fileno())))
+    for number in eventfds:
+        os.close(number)
 
 
 def test_anything_but_an_eventfd_is_refused_and_left_to_the_caller() -> None:

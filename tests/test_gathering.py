@@ -42,14 +42,13 @@ class Model:
 
 
 class AnyInterleaving(RuleBasedStateMachine):
-    """Inflates, deflates, discards that run meanwhile, and everything forgotten at any time."""
+    """Inflates, deflates, discards in between, and everything forgotten at any time."""
 
     @initialize(size=st.sampled_from(SIZES), bounded=st.booleans())
     def begin(self, size: int, bounded: bool) -> None:
         self.model = Model(Grid(size, START, START + HOST_PAGES * size))
         self.loses = bounded
         self.gathering = Gathering(2 * max(size // PAGE, 512), 1) if bounded else Gathering()
-        self.running: frozenset[int] = frozenset()
         self.waiting: list[int] = []
 
     def numbers(self, host_page: int, first: int, length: int) -> set[int]:
@@ -79,33 +78,21 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(place=place)
     def deflate(self, place: tuple[int, int, int]) -> None:
         numbers = self.numbers(*place)
-        must_wait = self.gathering.remove(self.model.grid, merge_numbers(list(numbers), 12))
-        assert must_wait == any(not numbers.isdisjoint(self.model.pages(p)) for p in self.running)
-        if must_wait:  # as the deflate queue does before it answers
-            self.end_discards()
+        self.gathering.remove(self.model.grid, merge_numbers(list(numbers), 12))
         self.model.given -= numbers
         self.model.known -= numbers
 
     @rule()
-    def begin_discards(self) -> None:
-        if not self.running:
-            self.running = self.gathering.begin(self.waiting)
-            self.waiting = []
-
-    @rule()
-    def end_discards(self) -> None:
-        self.gathering.end()
-        self.running = frozenset()
+    def discard(self) -> None:
+        going = {page for page in self.waiting if self.gathering.is_whole(page)}
+        assert going <= self.model.whole(self.model.given), "the guest has some of it"
+        assert self.loses or going == set(self.waiting) & self.model.whole(self.model.known)
+        self.waiting = []
 
     @rule()
     def forget(self) -> None:
         self.gathering.clear()
-        self.model.known.clear()  # what runs goes on: a deflate still has to wait for it
-
-    @invariant()
-    def nothing_is_discarded_that_the_guest_has(self) -> None:
-        if hasattr(self, "model"):
-            assert self.running <= self.model.whole(self.model.given)
+        self.model.known.clear()
 
     @invariant()
     def the_figures_are_the_models(self) -> None:
@@ -140,8 +127,9 @@ def test_the_last_balloon_page_completes_a_huge_page() -> None:
 def test_a_page_that_was_taken_back_and_given_again_completes_it_once_more() -> None:
     gathering = Gathering()
     assert gathering.add(GRID, [(0, 2 * HUGE)]) == [0, HUGE]
-    assert not gathering.remove(GRID, [(HUGE + PAGE, HUGE + 2 * PAGE)])
-    assert gathering.begin([0, HUGE]) == {0}, "what waited for its discard is called off"
+    gathering.remove(GRID, [(HUGE + PAGE, HUGE + 2 * PAGE)])
+    assert gathering.is_whole(0)
+    assert not gathering.is_whole(HUGE), "what waited for its discard is called off"
     assert gathering.add(GRID, [(HUGE, HUGE + PAGE)]) == []
     assert gathering.add(GRID, [(HUGE + PAGE, HUGE + 2 * PAGE)]) == [HUGE]
 

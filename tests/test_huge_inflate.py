@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 from protocol.virtio_balloon import BalloonFeature, Queue
 from tests.end_to_end import LINUX, MIB, PAGE, ByHand, by_hand, fill, is_filled, refused, serving
@@ -17,7 +17,7 @@ from tests.huge_pages import HugePages
 from vhost_balloon import syscalls
 from vhost_balloon.discard import Discarded, punch
 from vhost_balloon.guest_memory import Part
-from vhost_balloon.simulator import GuestRam
+from vhost_balloon.simulator import DriverRing, GuestRam
 from vhost_balloon.syscalls import TMPFS_MAGIC, Filesystem
 from vhost_balloon.vm import Vm
 
@@ -32,19 +32,6 @@ def page_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     size: int = request.param
     monkeypatch.setattr(syscalls, "filesystem", lambda fd: Filesystem(TMPFS_MAGIC, size))
     return size
-
-
-@pytest.fixture
-def slow_discards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each batch takes 30 ms by trio's clock, and is punched at the end of that."""
-
-    async def discard(batch: list[Part]) -> Discarded:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(0.03)
-        return punch(batch)
-
-    monkeypatch.setattr("vhost_balloon.processors.discard", discard)
-    monkeypatch.setattr("vhost_balloon.processors.fits_inline", lambda batch: False)
 
 
 @asynccontextmanager
@@ -149,43 +136,45 @@ async def test_what_was_gathered_is_forgotten(
         assert vm.statistics().huge_pages == (1, 0, PAGE)
 
 
-async def test_a_deflate_waits_for_the_discard_of_what_it_takes_back(
-    tmp_path: Path, autojump_clock: MockClock, slow_discards: None, page_size: int
+async def test_a_deflate_calls_off_a_discard_that_has_not_begun(
+    tmp_path: Path, still_clock: MockClock, page_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with guest_of(tmp_path) as (guest, _), trio.open_nursery() as nursery:
+    """A piece is one huge page here. The second one's is named by a deflate that comes while the
+    first one is discarded."""
+    monkeypatch.setattr("vhost_balloon.discard.PIECE_RANGES", 1)
+    async with guest_of(tmp_path) as (guest, vm):
         fill(guest.ram, BASE, 2 * page_size)
         await guest.inflate(numbers(PAGE, 2 * page_size - PAGE))
-        nursery.start_soon(guest.inflate, numbers(0, PAGE))
-        await wait_all_tasks_blocked()
-        started = trio.current_time()
-        await deflate(guest, numbers(page_size, page_size + PAGE))
-        assert trio.current_time() == started, "nothing of its page is being discarded"
-        assert guest.ram.is_resident(BASE), "it still runs"
-        await deflate(guest, numbers(PAGE, 2 * PAGE))
-        assert trio.current_time() == pytest.approx(started + 0.03)
+        taken = guest.pfns(numbers(page_size, page_size + PAGE))
+        deflates = guest.rings[Queue.DEFLATE]
+
+        def punching(piece: list[Part]) -> Discarded:
+            if not deflates.available_index:
+                deflates.add([taken])
+                deflates.kick()
+            return punch(piece)
+
+        monkeypatch.setattr("vhost_balloon.processors.punch", punching)
+        other = guest.pfns([(BASE + 2 * page_size) // PAGE - 1])
+        ring = guest.rings[Queue.INFLATE]
+        waiting = [guest.pfns([BASE // PAGE]), other]
+        monkeypatch.setattr("vhost_balloon.processors.others", turns(deflates))
+        await ring.submit(waiting)
+        assert deflates.used_index == 1
         assert guest.ram.resident_in(BASE, page_size) == 0
+        assert is_filled(guest.ram, BASE + page_size, page_size)
+        assert vm.counters.huge_pages_freed == 1
+        assert not refused(vm)
 
 
-async def test_a_deflate_calls_off_a_discard_that_has_not_begun(
-    tmp_path: Path, autojump_clock: MockClock, slow_discards: None, page_size: int
-) -> None:
-    """BATCH_RANGES is one: the second page waits for the first one's batch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vhost_balloon.discard.BATCH_RANGES", 1)
-        async with guest_of(tmp_path) as (guest, vm), trio.open_nursery() as nursery:
-            fill(guest.ram, BASE, 2 * page_size)
-            await guest.inflate(numbers(PAGE, 2 * page_size - PAGE))
-            last = [BASE // PAGE, (BASE + 2 * page_size) // PAGE - 1]
-            nursery.start_soon(guest.inflate, last)
-            await wait_all_tasks_blocked()
-            started = trio.current_time()
-            await deflate(guest, numbers(page_size, page_size + PAGE))
-            assert trio.current_time() == started
-            await trio.sleep(1)
-            assert guest.ram.resident_in(BASE, page_size) == 0
-            assert is_filled(guest.ram, BASE + page_size, page_size)
-            assert vm.counters.huge_pages_freed == 1
-            assert not refused(vm)
+def turns(ring: DriverRing) -> Callable[[], Awaitable[None]]:
+    """As many turns of all others as it takes until a request of this ring is used."""
+
+    async def others() -> None:
+        while ring.used_index < ring.available_index:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    return others
 
 
 class Driver:
@@ -220,12 +209,12 @@ class Driver:
             for number in run:  # acknowledged: they are the guest's, and are used at once
                 fill(self.guest.ram, number * PAGE, PAGE)
             self.held |= set(run)
-            await trio.sleep(0.007)
+            await trio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_no_page_that_the_guest_has_is_ever_lost(
-    tmp_path: Path, autojump_clock: MockClock, slow_discards: None, page_size: int, seed: int
+    tmp_path: Path, still_clock: MockClock, page_size: int, seed: int
 ) -> None:
     count = {16 << 10: 24, 64 << 10: 12, 2 << 20: 2}[page_size]
     async with guest_of(tmp_path) as (guest, vm):

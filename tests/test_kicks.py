@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protocol.vhost_user import Request
 from protocol.virtio_balloon import Queue
+from tests.benchmarks.clocks import cpu_seconds
+from tests.command import daemon
 from tests.end_to_end import (
     MIB,
     PAGE,
@@ -149,3 +152,56 @@ async def test_a_blocking_kick_eventfd_stops_nothing(
                 os.set_blocking(ports.kick.fileno(), True)
         for _ in range(3):
             await guest.works(host.vm())
+
+
+def entries(pid: int) -> int:
+    """What is registered in all epoll objects of a process."""
+    folder = Path(f"/proc/{pid}")
+    return sum(
+        (folder / "fdinfo" / link.name).read_text().count("tfd:")
+        for link in (folder / "fd").iterdir()
+        if os.readlink(link) == "anon_inode:[eventpoll]"
+    )
+
+
+async def test_replaced_kicks_leave_nothing_behind(tmp_path: Path) -> None:
+    """The front end keeps them all open, as a hostile one may."""
+    path, kicks = tmp_path / "vm1.sock", []
+    with daemon(f"--socket-path={path}", "--stats-interval=0") as served:
+        async with by_hand(path) as guest:
+            ring = guest.rings[Queue.INFLATE]
+            await guest.inflate([0])
+            before = entries(served.process.pid)
+            assert before >= 5, "one a ring at least"
+            for _ in range(3000):
+                kicks.append(EventFd(1))
+                await guest.front_end.set_vring_fd(Request.SET_VRING_KICK, 0, kicks[-1])
+            ring.kick_event = kicks[-1]
+            await guest.inflate([0])
+            assert entries(served.process.pid) <= before
+        assert served.end()[0] == 0
+    for kick in kicks:
+        kick.close()
+
+
+class Semaphore(EventFd):
+    """One whose reads take one each. Its count is the largest that a new one can have."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd((1 << 32) - 1, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+
+
+async def test_a_semaphore_with_a_huge_count_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "vm1.sock"
+    with daemon(f"--socket-path={path}", "--stats-interval=0") as served:
+        async with by_hand(path) as guest:
+            ring = guest.rings[Queue.INFLATE]
+            with Semaphore() as kick:
+                await guest.front_end.set_vring_fd(Request.SET_VRING_KICK, 0, kick)
+                ring.kick_event = kick
+                for _ in range(3):
+                    await guest.inflate([0])
+                used = cpu_seconds(served.process.pid)
+                await trio.sleep(1)
+                assert cpu_seconds(served.process.pid) - used < 0.2
+        assert served.end()[0] == 0

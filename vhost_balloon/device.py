@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-
-import trio
 
 from protocol.virtio_balloon import BalloonFeature, Queue
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.counters import Counters
 from vhost_balloon.gathering import Gathering
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory, Part
-from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
 from vhost_balloon.pins import PinGuard, PinState
 from vhost_balloon.ranges import Range, merge, total
 from vhost_balloon.rate import Bucket
 from vhost_balloon.refusal import Refusal
+from vhost_balloon.wakefulness import Wakefulness
 
 _PIN_REFUSALS = {PinState.PINNED: Refusal.PINNED, PinState.UNKNOWN: Refusal.PINS_UNKNOWN}
 _PIN_MESSAGES = {
@@ -37,14 +34,13 @@ class Device:
     paused: the operator has paused reporting discards. foreign: its state was left by a later
     version of this program, and may mean more than is understood. protected are the guest ranges
     of all started rings, which are never discarded. report_limit: of bytes that reports may have
-    discarded, None for no limit. discarded: set while no batch of inflate's is being discarded in
-    which a deflate could name a page.
+    discarded, None for no limit.
     """
 
     balloon: Balloon
     counters: Counters
     policy: DiscardPolicy
-    heartbeat: Heartbeat
+    wakefulness: Wakefulness
     pins: PinGuard
     log: VmLog
     memory: GuestMemory = field(default_factory=GuestMemory)
@@ -53,11 +49,7 @@ class Device:
     foreign: bool = False
     report_limit: Bucket | None = None
     gathering: Gathering = field(default_factory=Gathering)
-    discarded: trio.Event = field(default_factory=trio.Event)
     _pins_seen: PinState | None = None
-
-    def __post_init__(self) -> None:
-        self.discarded.set()
 
     def refusal(self, queue: Queue) -> str | None:
         """Why nothing on this queue is discarded, by the last look, or None if it is."""
@@ -109,29 +101,13 @@ class Device:
         if size := self.gathering.forgotten():
             self.counters.refuse(Refusal.PARTIAL_HUGE_PAGE, size)
 
-    def discarding(
-        self, batch: list[Part], gathering: Gathering | None
-    ) -> AbstractContextManager[list[Part]]:
-        """What of a batch may still be discarded: its huge pages only if no deflate named them.
+    def still_whole(self, piece: list[Part]) -> list[Part]:
+        """What of a piece may go where its huge pages may only if no deflate named a part of one
+        since they were complete."""
+        return [left for part in piece if (left := self._still_whole(part)).ranges]
 
-        One that comes now waits for discarded.
-        """
-        return nullcontext(batch) if gathering is None else self._gathered(batch, gathering)
-
-    @contextmanager
-    def _gathered(self, batch: list[Part], gathering: Gathering) -> Iterator[list[Part]]:
-        whole = gathering.begin(start for part in batch for start, _ in part.ranges)
-        self.discarded = trio.Event()
-        try:
-            yield [left for part in batch if (left := _still_whole(part, whole)).ranges]
-        finally:
-            gathering.end()
-            self.discarded.set()
-
-
-def _still_whole(part: Part, whole: frozenset[int]) -> Part:
-    """What of a part may go where only these huge pages may."""
-    if part.region.grid is None:
-        return part
-    ranges = [each for each in part.ranges if each[0] in whole]
-    return Part(part.region, ranges, total(ranges))
+    def _still_whole(self, part: Part) -> Part:
+        if part.region.grid is None:
+            return part
+        ranges = [each for each in part.ranges if self.gathering.is_whole(each[0])]
+        return Part(part.region, ranges, total(ranges))

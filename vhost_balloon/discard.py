@@ -1,4 +1,4 @@
-"""Giving memory back to the host: bounded batches of hole punches, and what really came back.
+"""Giving memory back to the host: hole punches in bounded pieces, and what really came back.
 
 A hole is punched, because on shared memory MADV_DONTNEED reports success and frees nothing. What
 came back is read from the files' st_blocks before and after: an estimate while the guest runs,
@@ -13,20 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import trio
-
 from vhost_balloon import syscalls
 from vhost_balloon.guest_memory import MappedRegion, Part
 from vhost_balloon.ranges import Range, split, total
 
-BATCH_BYTES: Final = 64 << 20
-"""Most bytes between two looks at whether the ring is to stop: some 20 ms of 4 KiB pages."""
-BATCH_RANGES: Final = 1024
-"""Most ranges in a batch: scattered pages cost 7 to 30 us each."""
-
-INLINE_BYTES: Final = 2 << 20
-INLINE_RANGES: Final = 8
-"""Up to here (a millisecond) a thread would cost more than it saves the event loop."""
+PIECE_BYTES: Final = 8 << 20
+PIECE_RANGES: Final = 256
+"""What is discarded at most before all else has its turn: some 2 ms. Scattered pages cost 7 to
+30 us each."""
 
 REMOVE_RANGES: Final = 16
 """From here on one process_madvise for a region's ranges is cheaper than a call for each."""
@@ -36,10 +30,7 @@ BLOCK: Final = 512
 
 @dataclass(slots=True)
 class Discarded:
-    """Bytes: freed is what came back, failed what the kernel refused; error is its reason.
-
-    Two batches on the same file at the same time each see what the other frees.
-    """
+    """Bytes: freed is what came back, failed what the kernel refused; error is its reason."""
 
     freed: int = 0
     failed: int = 0
@@ -47,34 +38,34 @@ class Discarded:
     error: OSError | None = None
 
 
-def batches(parts: list[Part]) -> Iterable[list[Part]]:
-    """Cut parts into batches of at most BATCH_BYTES and BATCH_RANGES, in order.
+def pieces(parts: list[Part]) -> Iterable[list[Part]]:
+    """Cut parts into pieces of at most PIECE_BYTES and PIECE_RANGES, in order.
 
-    Cuts fall on multiples of BATCH_BYTES from a range's start, which keeps them aligned to every
+    Cuts fall on multiples of PIECE_BYTES from a range's start, which keeps them aligned to every
     page size up to it; a larger huge page is never cut.
     """
-    if count_of(parts) <= BATCH_RANGES and size_of(parts) <= BATCH_BYTES:
+    if count_of(parts) <= PIECE_RANGES and size_of(parts) <= PIECE_BYTES:
         return (parts,) if parts else ()
     return _cut(parts)
 
 
 def _cut(parts: list[Part]) -> Iterator[list[Part]]:
-    batch: list[Part] = []
-    room, places = BATCH_BYTES, BATCH_RANGES
+    piece: list[Part] = []
+    room, places = PIECE_BYTES, PIECE_RANGES
     for region, ranges, _ in parts:
         taken: list[Range] = []
         for whole in ranges:
-            for start, end in split(*whole, max(BATCH_BYTES, region.page_size)):
-                if (batch or taken) and (end - start > room or not places):
-                    yield [*batch, *_part(region, taken)]
-                    batch, taken = [], []
-                    room, places = BATCH_BYTES, BATCH_RANGES
+            for start, end in split(*whole, max(PIECE_BYTES, region.page_size)):
+                if (piece or taken) and (end - start > room or not places):
+                    yield [*piece, *_part(region, taken)]
+                    piece, taken = [], []
+                    room, places = PIECE_BYTES, PIECE_RANGES
                 taken.append((start, end))
                 room -= end - start
                 places -= 1
-        batch += _part(region, taken)
-    if batch:
-        yield batch
+        piece += _part(region, taken)
+    if piece:
+        yield piece
 
 
 def _part(region: MappedRegion, ranges: list[Range]) -> list[Part]:
@@ -91,13 +82,13 @@ def count_of(parts: list[Part]) -> int:
     return sum([len(part.ranges) for part in parts])
 
 
-def punch(batch: list[Part]) -> Discarded:
-    """Discard one batch, in any thread. A range that fails is counted, the others are done."""
+def punch(piece: list[Part]) -> Discarded:
+    """Discard one piece. A range that fails is counted, the others are done."""
     result = Discarded()
-    fds = _files(batch)
+    fds = _files(piece)
     started = time.perf_counter()
     before = _blocks(fds)
-    for region, ranges, _ in batch:
+    for region, ranges, _ in piece:
         done = _remove(region, ranges) if len(ranges) >= REMOVE_RANGES else 0
         _punch_each(region, ranges[done:] if done else ranges, result)
     result.freed = max(before - _blocks(fds), 0) * BLOCK
@@ -135,30 +126,12 @@ def _remove(region: MappedRegion, ranges: list[Range]) -> int:
         return syscalls.remove(origin, ranges)
 
 
-def _files(batch: list[Part]) -> list[int]:
+def _files(piece: list[Part]) -> list[int]:
     """A descriptor of each file that parts lie in."""
-    if len(batch) == 1:
-        return [batch[0].region.fd.fileno()]
-    return list({part.region.inode: part.region.fd.fileno() for part in batch}.values())
+    if len(piece) == 1:
+        return [piece[0].region.fd.fileno()]
+    return list({part.region.inode: part.region.fd.fileno() for part in piece}.values())
 
 
 def _blocks(fds: list[int]) -> int:
     return sum([os.fstat(fd).st_blocks for fd in fds])
-
-
-def fits_inline(batch: list[Part]) -> bool:
-    """Whether a batch is so small that it is best discarded in place, by punch()."""
-    return count_of(batch) <= INLINE_RANGES and size_of(batch) <= INLINE_BYTES
-
-
-DISCARDING: Final = trio.CapacityLimiter(min(8, max(1, (os.cpu_count() or 1) - 1)))
-"""Who holds one of these may discard in a thread; the others wait in the order they came. More
-at once would not free more: the kernel's work is bound by the processors, of which the event loop
-needs one. No VM holds two at once (processors), so none can keep the others out."""
-
-
-async def discard(batch: list[Part]) -> Discarded:
-    """Discard one batch in a worker thread. Not cancelled half-way."""
-    with trio.CancelScope(shield=True):
-        result = await trio.to_thread.run_sync(punch, batch)
-    return result

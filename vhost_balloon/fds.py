@@ -19,8 +19,6 @@ SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 """How the system says that it, or this process, has no descriptors or memory left for now."""
 
 _EVENT: Final = (1).to_bytes(8, "little")
-_TAKEN: Final = [bytearray(8)]
-"""Where counts that were taken go; nobody looks at them."""
 _EVENTFD_LINK: Final = "anon_inode:[eventfd]"
 
 
@@ -86,7 +84,7 @@ def is_eventfd(fd: OwnedFd) -> bool:
 
 
 class EventFd:
-    """A kick, call or err eventfd from the front end.
+    """A call or err eventfd from the front end, or a kick (see Kick).
 
     The file description is shared with the peer, who may have left it in blocking mode or set it
     at any time; so no call here relies on O_NONBLOCK, and none changes it. One gap is left: a peer
@@ -95,8 +93,6 @@ class EventFd:
     Raises FrontEndError if the descriptor is no eventfd (epoll would refuse a file, and reading a
     socket could take what is not ours).
     """
-
-    __slots__ = ("_writable", "fd")
 
     def __init__(self, fd: OwnedFd) -> None:
         if not is_eventfd(fd):
@@ -108,24 +104,44 @@ class EventFd:
     def close(self) -> None:
         self.fd.close()
 
-    async def wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self.fd.fileno())
-
-    def drain(self) -> None:
-        """Take the count, if there is one."""
-        # RWF_NOWAIT (eventfds know it since Linux 5.9) returns even if the peer took the count.
-        try:  # noqa: SIM105 - on the way of every request
-            os.preadv(self.fd.fileno(), _TAKEN, -1, os.RWF_NOWAIT)
-        except BlockingIOError:
-            pass
-
     def signal(self) -> None:
         """Add one to the count. A full counter is left: its reader has not looked yet anyway."""
         fd = self.fd.fileno()
         polled = self._writable.poll(0)
         # A counter at its very limit, which only the kernel can reach, polls as an error alone.
         if polled and polled[0][1] & select.POLLOUT:
-            try:  # noqa: SIM105
+            try:  # noqa: SIM105 - on the way of every request
                 os.write(fd, _EVENT)
             except BlockingIOError:
                 pass
+
+
+class Kick(EventFd):
+    """A kick eventfd, which can be waited for.
+
+    It has an epoll object of its own. In trio's it would leave an entry behind when it is closed,
+    for as long as the front end keeps its file open; the entry of a closed epoll object goes.
+    Edges are looked for, and the count is left alone: each kick makes one, whatever the count, and
+    one that is a semaphore would take as many reads as its count says.
+    Raises FrontEndError also if it cannot be waited for.
+    """
+
+    def __init__(self, fd: OwnedFd) -> None:
+        super().__init__(fd)
+        try:
+            self._edges = select.epoll()
+            self._edges.register(fd.fileno(), select.EPOLLIN | select.EPOLLET)
+        except OSError as error:
+            raise FrontEndError(f"eventfd cannot be waited for: {error.strerror}") from None
+
+    def close(self) -> None:
+        self._edges.close()
+        super().close()
+
+    async def wait(self) -> None:
+        """Wait for a kick since it was last taken; at first, for any."""
+        await trio.lowlevel.wait_readable(self._edges.fileno())
+
+    def take(self) -> None:
+        """Take the kicks so far, if there were any."""
+        self._edges.poll(0, 1)

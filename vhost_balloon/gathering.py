@@ -93,12 +93,11 @@ class Gathering:
         self._whole: dict[int, int] = {}  # to its size in bytes
         self._room = 0  # what the partial pages cost
         self._waiting = 0  # bits that are set in them
-        self._running: frozenset[int] = frozenset()
         self._forgotten = 0
 
     def __bool__(self) -> bool:
-        """Whether a deflate has anything to undo or to wait for."""
-        return bool(self._partial or self._whole or self._running)
+        """Whether a deflate has anything to undo."""
+        return bool(self._partial or self._whole)
 
     def statistics(self) -> HugePages:
         waiting = self._waiting * BALLOON_PAGE_SIZE
@@ -121,30 +120,20 @@ class Gathering:
                     self._set_partial(page, grid.size, bits)
         return list(whole)
 
-    def remove(self, grid: Grid, ranges: Iterable[Range]) -> bool:
-        """Balloon pages leave the balloon; True if one is in a host page that is being discarded.
-
-        A host page that is waiting to be discarded is not whole any more then: see begin().
-        """
-        runs = False
+    def remove(self, grid: Grid, ranges: Iterable[Range]) -> None:
+        """Balloon pages leave the balloon: their host pages are not whole any more."""
         for start, end in ranges:
             for page, bits in grid.pages(start, end):
-                runs = runs or page in self._running
                 held = self._bits(page)
                 if held & bits:
                     self._set_partial(page, grid.size, held & ~bits)
-        return runs
 
-    def begin(self, pages: Iterable[int]) -> frozenset[int]:
-        """Those of pages that are still whole: they are being discarded until end()."""
-        self._running = frozenset(page for page in pages if page in self._whole)
-        return self._running
-
-    def end(self) -> None:
-        self._running = frozenset()
+    def is_whole(self, page: int) -> bool:
+        """Whether all of a host page is in the balloon, so that it may be discarded."""
+        return page in self._whole
 
     def clear(self) -> None:
-        """Forget everything but what is being discarded."""
+        """Forget everything."""
         self._forgotten += self._waiting
         self._partial.clear()
         self._whole.clear()

@@ -7,11 +7,9 @@ that these functions return are sorted and disjoint, and touching ranges are mer
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
 Range = tuple[int, int]
-T = TypeVar("T")
 
 
 def merge(ranges: Iterable[Range]) -> list[Range]:
@@ -90,12 +88,6 @@ def subtract(ranges: list[Range], holes: Sequence[Range]) -> list[Range]:
         if start < end:
             left.append((start, end))
     return left
-
-
-def chunks(items: list[T], most: int) -> Iterator[list[T]]:
-    """items in lists of so many at most, in order."""
-    for first in range(0, len(items), most):
-        yield items[first : first + most]
 
 
 def split(start: int, end: int, piece: int) -> Iterable[Range]:

@@ -16,11 +16,11 @@ from protocol.virtio_ring import (
 )
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
-from vhost_balloon.fds import EventFd
+from vhost_balloon.fds import EventFd, Kick
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion
 from vhost_balloon.polling import Polling
 from vhost_balloon.ranges import Range, align_outward
-from vhost_balloon.virtqueue import Virtqueue
+from vhost_balloon.virtqueue import Chain, Virtqueue
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class Processor(Protocol):
 class StartedRing:
     """Lives from SET_VRING_KICK to GET_VRING_BASE. It is active while a task serves it."""
 
-    def __init__(self, index: int, setup: RingSetup, bound: BoundRing, kick: EventFd) -> None:
+    def __init__(self, index: int, setup: RingSetup, bound: BoundRing, kick: Kick) -> None:
         self.index = index
         self.setup = setup
         self._bound = bound
@@ -128,8 +128,19 @@ class StartedRing:
         self._scope, self._ended = trio.CancelScope(), trio.Event()
         nursery.start_soon(self._serve, processor, broke, self._scope, self._ended)
 
+    async def pop(self) -> Chain | None:
+        """The next chain, or None if there is none or the ring is to stop. Between the steps of a
+        long one all else has its turn. Raises RingError."""
+        for popped in self.virtqueue.popping():
+            if popped is not None:
+                return popped
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if self.stopping:
+                break
+        return None
+
     async def deactivate(self) -> None:
-        """End the task, after the discard batch at hand; what it left undone is kept for later."""
+        """End the task, after the piece of work at hand; what it left undone is kept for later."""
         if self._ended is None:
             return
         self.stopping = True
@@ -151,9 +162,9 @@ class StartedRing:
                 while True:
                     await processor.drain(self)
                     if not await self._polling.finds(self._is_asked):
-                        await self.kick.wait_readable()
+                        await self.kick.wait()
                         self._polling.woken()
-                    self.kick.drain()
+                    self.kick.take()
         except RingError as error:
             processor.detach()  # nothing more is written to this ring
             broke(self, error)

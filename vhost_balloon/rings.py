@@ -15,13 +15,12 @@ from vhost_balloon.deflate_processor import DeflateProcessor
 from vhost_balloon.device import Device
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
-from vhost_balloon.fds import EventFd, OwnedFd
+from vhost_balloon.fds import EventFd, Kick, OwnedFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion
 from vhost_balloon.processors import DiscardProcessor, HintProcessor
 from vhost_balloon.ring import BoundRing, Processor, StartedRing, bind
 from vhost_balloon.session import Session
 from vhost_balloon.stats_processor import StatsProcessor
-from vhost_balloon.turn import Turn
 
 QUEUE_MAP_PATIENCE: Final = 1.0
 """Seconds after the last start until queues that cannot be told apart are complained about."""
@@ -52,8 +51,7 @@ class RingSet:
         self.map_ambiguous = False
         self.ring_broke: Callable[[], None] = lambda: None
         """Called after a ring was stopped for good."""
-        turn, slot = Turn(), trio.Lock()
-        self.stats: Final = StatsProcessor(device, turn)
+        self.stats: Final = StatsProcessor(device)
         self._device = device
         self._session = session
         self._nursery = nursery
@@ -61,10 +59,10 @@ class RingSet:
         self.errs: dict[int, EventFd] = {}
         self._map_timer = trio.CancelScope()
         self._processors: dict[Queue, Processor] = {
-            Queue.INFLATE: DiscardProcessor(device, Queue.INFLATE, turn, slot),
-            Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE, turn),
-            Queue.REPORTING: DiscardProcessor(device, Queue.REPORTING, turn, slot),
-            Queue.FREE_PAGE: HintProcessor(device, turn),
+            Queue.INFLATE: DiscardProcessor(device, Queue.INFLATE),
+            Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE),
+            Queue.REPORTING: DiscardProcessor(device, Queue.REPORTING),
+            Queue.FREE_PAGE: HintProcessor(device, Queue.FREE_PAGE),
             Queue.STATS: self.stats,
         }
 
@@ -75,14 +73,14 @@ class RingSet:
 
         A discard that runs was planned when this ring was no ring, and could take its pages.
         """
-        kick_eventfd = EventFd(kick)
+        own_kick = Kick(kick)
         await self.pause()
         try:
             bound = bind(setup, setup.base, self._device.memory)
         except FrontEndError:
             await self.update()
             raise
-        ring = self.rings[index] = StartedRing(index, setup, bound, kick_eventfd)
+        ring = self.rings[index] = StartedRing(index, setup, bound, own_kick)
         ring.call = self.calls.get(index)
         self._protect()
         self._watch_queue_map()
@@ -99,7 +97,7 @@ class RingSet:
 
     async def set_kick(self, index: int, fd: OwnedFd) -> None:
         """Replace a started ring's kick; update() lets it run again. Raises FrontEndError."""
-        kick = EventFd(fd)
+        kick = Kick(fd)
         ring = self.rings[index]
         await ring.deactivate()
         ring.kick.close()
@@ -126,7 +124,7 @@ class RingSet:
             eventfds[index] = new
 
     def resume(
-        self, index: int, setup: RingSetup, bound: BoundRing, kick: EventFd, broken: str | None
+        self, index: int, setup: RingSetup, bound: BoundRing, kick: Kick, broken: str | None
     ) -> None:
         """Go on with a ring that another process served; update() lets it run.
 
@@ -164,7 +162,7 @@ class RingSet:
                 ring.activate(self._nursery, queue, self._processors[queue], self._broke)
 
     async def pause(self) -> None:
-        """End all tasks, each after its batch at hand; update() lets them run again."""
+        """End all tasks, each after its piece at hand; update() lets them run again."""
         for ring in self.rings.values():
             await ring.deactivate()
 

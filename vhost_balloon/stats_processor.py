@@ -13,12 +13,10 @@ from vhost_balloon.device import Device
 from vhost_balloon.guest_stats import parse_stats
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.ring import StartedRing
-from vhost_balloon.turn import Turn
 from vhost_balloon.virtqueue import Chain
 
 MAX_STATS_SIZE: Final = 4096
 """Bytes of a statistics buffer that are read; the 16 tags of today have 160."""
-
 
 MAX_STATS_BUFFERS: Final = 16
 """Buffers of a chain that are read; drivers give one."""
@@ -30,9 +28,8 @@ class StatsProcessor:
     A buffer that is taken again after its ring was stopped is no new sample.
     """
 
-    def __init__(self, device: Device, turn: Turn) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
-        self._turn = turn
         self._ring: StartedRing | None = None
         self._held: int | None = None
         self._stale = False
@@ -44,7 +41,7 @@ class StatsProcessor:
 
     async def drain(self, ring: StartedRing) -> None:
         self._ring = ring
-        while (chain := await self._pop(ring)) is not None:
+        while (chain := await ring.pop()) is not None:
             if self._held is not None:  # two buffers: the older one is done with
                 self._release(ring)
             stale, self._stale = self._stale, False
@@ -56,17 +53,7 @@ class StatsProcessor:
             if ring.stopping:
                 return
             # A guest may give buffers without end: the others have their turn in between.
-            await self._turn.others()
-
-    async def _pop(self, ring: StartedRing) -> Chain | None:
-        """The next chain, or None if there is none or the ring is to stop."""
-        for chain in ring.virtqueue.popping():
-            if chain is not None:
-                return chain
-            await self._turn.others()
-            if ring.stopping:
-                break
-        return None
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def request(self) -> None:
         """Ask for a fresh sample: now, or as soon as the guest has given its buffer."""

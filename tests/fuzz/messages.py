@@ -8,7 +8,6 @@ import os
 import socket
 from pathlib import Path
 from typing import Final
-from unittest import mock
 
 import trio
 from trio.testing import MockClock
@@ -18,7 +17,6 @@ from tests.fuzz.owed import Owed
 from tests.fuzz.requests import SEQUENCES, TEMPLATES, Sent, plain
 from tests.fuzz.rings_by_hand import DriverMemory
 from tests.fuzz.source import Source
-from vhost_balloon import discard
 from vhost_balloon.backend import serve_front_end
 from vhost_balloon.control_report import describe_vm
 from vhost_balloon.fds import OwnedFd
@@ -196,9 +194,7 @@ def _held() -> tuple[int, int]:
 
 def run(data: bytes) -> None:
     before = _held()
-    # In place, not in threads: the clock that jumps does not wait for those.
-    with mock.patch.object(discard, "INLINE_RANGES", 1 << 20):
-        owed, received = trio.run(_converse, Source(data), clock=MockClock(autojump_threshold=0))
+    owed, received = trio.run(_converse, Source(data), clock=MockClock(autojump_threshold=0))
     owed.check(received)
     assert _held() == before, "descriptors or mappings are left"
 

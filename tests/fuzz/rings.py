@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from typing import Final
-from unittest import mock
 
 import trio
 from trio.testing import MockClock
@@ -14,14 +13,13 @@ from protocol.virtio_balloon import Queue
 from protocol.virtio_ring import DESCRIPTOR
 from tests.fuzz.source import Source
 from tests.fuzz.walk import check_walk
-from vhost_balloon import discard
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.counters import Counters
 from vhost_balloon.deflate_processor import DeflateProcessor
 from vhost_balloon.device import Device
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingError
-from vhost_balloon.fds import EventFd, OwnedFd
+from vhost_balloon.fds import Kick, OwnedFd
 from vhost_balloon.guest_memory import (
     DiscardMode,
     DiscardPolicy,
@@ -29,13 +27,12 @@ from vhost_balloon.guest_memory import (
     MappedRegion,
     check_disjoint,
 )
-from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
 from vhost_balloon.pins import PinGuard
 from vhost_balloon.processors import DiscardProcessor, HintProcessor
 from vhost_balloon.ring import Processor, StartedRing, bind
 from vhost_balloon.stats_processor import StatsProcessor
-from vhost_balloon.turn import Turn
+from vhost_balloon.wakefulness import Wakefulness
 
 INVARIANT: Final = (
     "Whatever guest memory holds, a ring gives at most queue size chains of at most queue size "
@@ -84,16 +81,15 @@ def _fill(source: Source, fd: int) -> None:
 
 
 def _processor(device: Device, queue: Queue) -> Processor:
-    turn = Turn()
     match queue:
         case Queue.STATS:
-            return StatsProcessor(device, turn)
+            return StatsProcessor(device)
         case Queue.FREE_PAGE:
-            return HintProcessor(device, turn)
+            return HintProcessor(device, queue)
         case Queue.DEFLATE:
-            return DeflateProcessor(device, queue, turn)
+            return DeflateProcessor(device, queue)
         case _:
-            return DiscardProcessor(device, queue, turn, trio.Lock())
+            return DiscardProcessor(device, queue)
 
 
 def _used_index(ring: StartedRing) -> int:
@@ -103,10 +99,10 @@ def _used_index(ring: StartedRing) -> int:
 async def _serve(queue: Queue, setup: RingSetup, memory: GuestMemory) -> None:
     policy = DiscardPolicy(DiscardMode.ALWAYS)
     device = Device(
-        Balloon(), Counters(), policy, Heartbeat(), PinGuard(None), VmLog("fuzz"), memory
+        Balloon(), Counters(), policy, Wakefulness(), PinGuard(None), VmLog("fuzz"), memory
     )
     processor, broken = _processor(device, queue), list[RingError]()
-    ring = StartedRing(0, setup, bind(setup, setup.base, memory), EventFd(OwnedFd(os.eventfd(0))))
+    ring = StartedRing(0, setup, bind(setup, setup.base, memory), Kick(OwnedFd(os.eventfd(0))))
     try:
         device.protect(ring.ranges)
         before = _used_index(ring)
@@ -138,8 +134,7 @@ def run(data: bytes) -> None:
             check_walk(setup, memory)
         except FrontEndError:  # no ring fits here
             return
-        with mock.patch.object(discard, "INLINE_RANGES", 1 << 20):
-            trio.run(_serve, queue, setup, memory, clock=MockClock())
+        trio.run(_serve, queue, setup, memory, clock=MockClock())
     finally:
         memory.close()
         os.close(fd)

@@ -1,0 +1,123 @@
+"""Knows how long what is found waiting may have waited.
+
+A guest driver may wait a second and then use its pages again, whether they were acknowledged or
+not (Windows does). So a request that may have waited too long is acknowledged without being
+discarded. A kick carries no time. What can be known is when this process looked last, and whether
+it was woken at once where it slept since: it may have been stopped, frozen, or kept from a
+processor instead.
+
+Where it slept, the scheduler's own figures prove that: it left the processor once, which was for
+that sleep, and after that waited for a processor so long. One gap is left: a stop that falls on the
+few microseconds between the look at these figures and the sleep, which then finds its event there.
+
+Source: Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from time import monotonic
+from typing import Final
+
+import trio
+
+HOLD_LIMIT: Final = 0.5
+"""Longest time in seconds that a request is held, half of what Windows' driver waits."""
+
+SHORT: Final = 0.05
+"""Seconds between two looks that need no proof: it is taken as time that was waited."""
+
+GRACE: Final = 0.1
+"""Seconds after a gap until all that waited was found, such as a message that starts a ring."""
+
+TICK: Final = 0.1
+"""Seconds between two looks where the scheduler's figures are not to be had."""
+
+_SCHEDSTAT: Final = "/proc/thread-self/schedstat"
+
+
+class Wakefulness(trio.abc.Instrument):
+    """Of the event loop that run() runs in."""
+
+    def __init__(self) -> None:
+        self._looked = self._slept_from = self._since = monotonic()
+        self._gap_until = -math.inf
+        self._figures = b""
+        self._schedstat = -1
+
+    async def run(self) -> None:
+        """Watch until cancelled. Where the kernel does not say how the process slept, the loop
+        comes round often enough to need no proof."""
+        self._schedstat = _open()
+        trio.lowlevel.add_instrument(self)
+        try:
+            while self._schedstat < 0:  # noqa: ASYNC110 - time is what is waited for
+                await trio.sleep(TICK)
+            await trio.sleep_forever()
+        finally:
+            trio.lowlevel.remove_instrument(self)
+            if self._schedstat >= 0:
+                os.close(self._schedstat)
+
+    def waited(self) -> float:
+        """For how many seconds at most that may have waited which is found now."""
+        return monotonic() - self._since
+
+    def before_io_wait(self, timeout: float) -> None:
+        """See trio.abc.Instrument."""
+        if timeout > 0:
+            self._slept_from = monotonic()
+            self._figures = _read(self._schedstat)
+
+    def after_io_wait(self, timeout: float) -> None:
+        """See trio.abc.Instrument."""
+        before, self._looked = self._looked, monotonic()
+        gap = self._looked - before
+        if gap > SHORT and timeout > 0 and self._was_woken_at_once():
+            return
+        if self._looked >= self._gap_until:
+            self._since = before
+        if gap > SHORT:
+            self._gap_until = self._looked + GRACE
+
+    def _was_woken_at_once(self) -> bool:
+        """Whether this was one sleep, and what is found now came at its end."""
+        times, delay = _difference(self._figures, _read(self._schedstat))
+        if times != 1 or self._looked - self._slept_from - delay <= SHORT:
+            return False
+        self._since = self._looked - delay
+        self._gap_until = -math.inf
+        return True
+
+
+def _open() -> int:
+    """A descriptor of this thread's figures; -1 if there are none."""
+    try:
+        fd = os.open(_SCHEDSTAT, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    if _difference(b"0 0 0", _read(fd))[0] > 0:
+        return fd
+    os.close(fd)
+    return -1
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.pread(fd, 100, 0)
+    except OSError:
+        return b""
+
+
+def _difference(before: bytes, after: bytes) -> tuple[int, float]:
+    """How often this thread came to a processor in between, and the seconds that it waited for
+    one; 0 times if that is not known."""
+    try:
+        (_, delay, times), (_, delay_now, times_now) = (
+            map(int, before.split()),
+            map(int, after.split()),
+        )
+    except ValueError:
+        return 0, 0.0
+    return times_now - times, (delay_now - delay) / 1e9
