@@ -22,11 +22,11 @@ from vhost_balloon.containment import (
     InternalErrors,
 )
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import BURST
 from vhost_balloon.metrics_text import Exposition
 from vhost_balloon.store import Store
 from vhost_balloon.vm import Machine, Vm
+from vhost_balloon.wakefulness import Wakefulness
 
 
 class BugError(Exception):
@@ -175,7 +175,7 @@ async def test_a_scrape_that_fails_ends_alone(
 @pytest.mark.parametrize(
     ("where", "owner", "name"),
     [
-        ("heartbeat", Heartbeat, "run"),
+        ("wakefulness", Wakefulness, "run"),
         ("store", Store, "run"),
         ("status", daemon, "_keep_status"),
         ("counters", daemon, "_save_counters"),
@@ -188,8 +188,8 @@ async def test_a_vm_is_served_beside_a_service_that_fails(
     monkeypatch.setattr(owner, name, fail)
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         assert host.machine.internal_errors.counts[where] == 1
-        # Without a heartbeat nobody knows how long a request waited.
-        if where != "heartbeat":
+        # Without it nobody knows how long a request waited.
+        if where != "wakefulness":
             await guest.works(host.vm())
         else:
             await guest.inflate([5000])

@@ -112,7 +112,7 @@ class FrontEndConnection:
             self.balloon,
             vm.counters,
             self._settings.policy,
-            vm.heartbeat,
+            vm.wakefulness,
             PinGuard(self._pid, vm.proc, transport.is_peer),
             vm.log,
             paused=vm.paused,

@@ -26,13 +26,13 @@ PLACES: Final = (
     "control-client",
     "counters",
     "events",
-    "heartbeat",
     "log",
     "metrics",
     "metrics-client",
     "status",
     "store",
     "upgrade",
+    "wakefulness",
     "watchdog",
 )
 """Where a failure is contained; the values are the metric's label."""

@@ -170,7 +170,7 @@ class _Daemon:
             interval = watchdog_interval()
             if interval is not None:
                 start("watchdog", partial(notifier.feed_watchdog, interval))
-            start("heartbeat", vm.heartbeat.run)
+            start("wakefulness", vm.wakefulness.run)
             nursery.start_soon(self._serve_vm, stop)
             await self._ready.wait()
             # Those who connect meanwhile wait: an order to the VM finds it as it was left.

@@ -19,7 +19,7 @@ from vhost_balloon import state
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingErrorReason, StateError
-from vhost_balloon.fds import SHORTAGE, EventFd, OwnedFd
+from vhost_balloon.fds import SHORTAGE, EventFd, Kick, OwnedFd
 from vhost_balloon.guest_memory import GuestMemory, MappedRegion, check_disjoint
 from vhost_balloon.guest_stats import GuestStats
 from vhost_balloon.journal import Entry, Journal, Phase
@@ -40,7 +40,7 @@ class LeftRing:
     index: int
     setup: RingSetup
     bound: BoundRing
-    kick: EventFd
+    kick: Kick
     broken: str | None
 
 
@@ -216,10 +216,10 @@ def _ring(
     if broken is not None:
         RingErrorReason(broken)
         bound = stand_in(setup, number(base, 0, INDEX_MASK))
-        return LeftRing(index, setup, bound, EventFd(fd), broken)
+        return LeftRing(index, setup, bound, Kick(fd), broken)
     bound = bind(setup, 0, memory)
     bound.virtqueue.resume(number(lead, 0, INDEX_MASK))
-    return LeftRing(index, setup, bound, EventFd(fd), None)
+    return LeftRing(index, setup, bound, Kick(fd), None)
 
 
 Serve = Callable[[Message], Awaitable[None]]

@@ -17,7 +17,6 @@ from vhost_balloon.counters import Counters
 from vhost_balloon.errors import CommandError
 from vhost_balloon.gathering import HugePages
 from vhost_balloon.guest_memory import RegionStatistics
-from vhost_balloon.heartbeat import Heartbeat
 from vhost_balloon.log import VmLog
 from vhost_balloon.refusal import OPERATOR
 from vhost_balloon.rings import QueueStatistics
@@ -33,6 +32,7 @@ from vhost_balloon.state import (
 )
 from vhost_balloon.store import Store
 from vhost_balloon.vm_settings import VmSettings, settings_from_json, settings_to_json
+from vhost_balloon.wakefulness import Wakefulness
 
 if TYPE_CHECKING:
     from vhost_balloon.backend import FrontEndConnection
@@ -115,7 +115,7 @@ class Vm:
         self.socket_path: Final = socket_path
         self.store: Final = Store() if store is None else store
         self.proc: Final = proc
-        self.heartbeat: Final = Heartbeat()
+        self.wakefulness: Final = Wakefulness()
         self.internal_errors: Final = InternalErrors()
         self.counters = Counters()
         self.log = VmLog(name)
