@@ -117,6 +117,7 @@ class FrontEndConnection:
             vm.log,
             paused=vm.paused,
             report_limit=_report_limit(self._settings.report_rate),
+            counted=lambda: vm.counted.set(),
         )
         self._convergence = Convergence()
         self._rings = RingSet(self._device, self.session, nursery)

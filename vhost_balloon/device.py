@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from protocol.virtio_balloon import BalloonFeature, Queue
@@ -34,7 +34,7 @@ class Device:
     paused: the operator has paused reporting discards. foreign: its state was left by a later
     version of this program, and may mean more than is understood. protected are the guest ranges
     of all started rings, which are never discarded. report_limit: of bytes that reports may have
-    discarded, None for no limit.
+    discarded, None for no limit. counted: called when counters change.
     """
 
     balloon: Balloon
@@ -48,6 +48,7 @@ class Device:
     paused: bool = False
     foreign: bool = False
     report_limit: Bucket | None = None
+    counted: Callable[[], None] = lambda: None
     gathering: Gathering = field(default_factory=Gathering)
     _pins_seen: PinState | None = None
 

@@ -121,6 +121,7 @@ class ChainProcessor(ABC):
     def _count(self, requests: int, tally: Tally) -> None:
         """Count chains that were used, and what they came to."""
         counters = self._device.counters
+        self._device.counted()
         counters.requests[self._queue] += requests
         match self._queue:
             case Queue.INFLATE:

@@ -215,6 +215,7 @@ class RingSet:
         ring.broken = error
         self._device.forget_gathered()
         self._device.counters.ring_errors[queue, error.reason] += 1
+        self._device.counted()
         self._device.log.misbehaved(f"{queue} (ring {ring.index}) stopped: {error}")
         if ring.index in self.errs:
             self.errs[ring.index].signal()
