@@ -270,6 +270,7 @@ async def test_a_ring_that_is_never_empty_starves_nobody(queue: Queue) -> None:
     ring.pop = partial(StartedRing.pop, ring)
     device: Any = SimpleNamespace(
         counters=Counters(),
+        counted=lambda: None,
         wakefulness=SimpleNamespace(waited=lambda: 0.0),
         memory=SimpleNamespace(read=lambda address, length: b"", inside=lambda ranges: 0),
         log=VmLog("web1"),
