@@ -129,6 +129,16 @@ def test_a_table_is_aligned() -> None:
     ]
 
 
+def test_a_row_of_two_cells_is_a_text() -> None:
+    assert table(COLUMNS, [*ROWS, ("silent", "a text longer than a cell")]) == [
+        "VM         SIZE  NOTE",
+        "web1      1 GiB  x",
+        "a       512 MiB  longer",
+        "silent  a text longer than a cell",
+    ]
+    assert table(COLUMNS, [("b", "text")], 4) == ["VM", "b  ~"]
+
+
 def test_a_table_of_nothing_is_its_head() -> None:
     assert table(COLUMNS, []) == ["VM  SIZE  NOTE"]
 

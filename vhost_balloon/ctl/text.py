@@ -86,9 +86,11 @@ def table(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int | None = None
 ) -> list[str]:
     """An aligned table, its titles first. Where room (columns) is short, columns are left out by
-    rank, and what is still too long is cut."""
+    rank, and what is still too long is cut. A row of two cells has a text instead of figures."""
     cells = [[column.title for column in columns], *([*row] for row in rows)]
-    widths = [max(width(row[number]) for row in cells) for number in range(len(columns))]
+    whole = [row for row in cells if len(row) == len(columns)]
+    widths = [max(width(row[number]) for row in whole) for number in range(len(columns))]
+    widths[0] = max(width(row[0]) for row in cells)
     kept = list(range(len(columns)))
     while room is not None and sum(widths[n] + 2 for n in kept) - 2 > room and len(kept) > 1:
         last = max(kept, key=lambda number: columns[number].rank)
@@ -97,6 +99,8 @@ def table(
         kept.remove(last)
     lines = [
         "  ".join(pad(row[n], widths[n], right=columns[n].right) for n in kept).rstrip()
+        if len(row) == len(columns)
+        else f"{pad(row[0], widths[0])}  {row[1]}"
         for row in cells
     ]
     return lines if room is None else [shorten(line, room) for line in lines]
