@@ -7,6 +7,7 @@ terminal is restored. Ctrl-Z restores it, too, and `fg` draws it again.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -26,6 +27,9 @@ _LEAVE: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
 _CLEAR_LINE: Final = "\x1b[K"
 _CLEAR_BELOW: Final = "\x1b[J"
+
+_LONGEST: Final = 86400.0
+"""Seconds that a poll may take; in milliseconds they have to fit an int."""
 
 KEYS: Final = {
     b"\x1b[A": "k", b"\x1bOA": "k", b"\x1b[B": "j", b"\x1bOB": "j",
@@ -89,11 +93,14 @@ class FullScreen:
         body = f"{_CLEAR_LINE}\r\n".join(lines)
         self._output.write(f"{_HOME}{body}{_CLEAR_LINE}{_CLEAR_BELOW}")
 
-    def wait(self, seconds: float) -> str:
+    def wait(self, seconds: float, also: int | None = None) -> str:
         """Keys that were pressed (see KEYS): after that time, or earlier with the first key, or
-        with none where the screen has to be drawn again."""
-        sources = [self._woken.fileno()] + ([] if self._input is None else [self._input])
-        readable, _, _ = select.select(sources, [], [], max(seconds, 0))
+        with none where the screen has to be drawn again, or the descriptor `also` is readable."""
+        poll = select.poll()
+        for source in (self._woken.fileno(), self._input, also):
+            if source is not None:
+                poll.register(source, select.POLLIN)
+        readable = dict(poll.poll(math.ceil(min(max(seconds, 0), _LONGEST) * 1000)))
         if self._woken.fileno() in readable:
             with contextlib.suppress(BlockingIOError):
                 self._woken.recv(4096)
