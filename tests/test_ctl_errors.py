@@ -2,85 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vhost_balloon.ctl import client as ctl_client
-from vhost_balloon.ctl.__main__ import main
-
-GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
-OK = b'{"return": {}}\r\n'
-EVENT = b'{"event": "BALLOON_CHANGE", "data": {}}\r\n'
-VM = {"id": "web1", "attached": True, "state": "done", "target": 1 << 30, "guest-memory": 1 << 30}
-
-Serve = Callable[[socket.socket], None]
-
-
-@contextmanager
-def server(path: Path, serve: Serve) -> Iterator[str]:
-    """A server that gives one connection to serve, and yields the option that names it."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(1)
-        thread = threading.Thread(target=_serve_one, args=(listener, serve), daemon=True)
-        thread.start()
-        yield f"--control-socket={path}"
-    thread.join(10)
-
-
-def _serve_one(listener: socket.socket, serve: Serve) -> None:
-    connection, _ = listener.accept()
-    with connection:
-        serve(connection)
-
-
-def replies(*messages: bytes) -> Serve:
-    """Say each message: the first at once, the others one a request; then hang up."""
-
-    def serve(connection: socket.socket) -> None:
-        with connection.makefile("rb") as requests:
-            for number, message in enumerate(messages):
-                if number and not requests.readline():
-                    return
-                connection.sendall(message)
-
-    return serve
-
-
-def returned(value: Any) -> bytes:
-    return json.dumps({"return": value}).encode() + b"\r\n"
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a command in this process."""
-    try:
-        status = main(words)
-    except SystemExit as end:
-        status = int(str(end.code))
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def failure(capsys: pytest.CaptureFixture[str], *words: str, status: int = 1) -> str:
-    """The one line of a command that has to fail."""
-    found, out, err = run(capsys, *words)
-    assert (found, out) == (status, "")
-    line, end, rest = err.partition("\n")
-    assert (end, rest) == ("\n", "")
-    assert line.isprintable()
-    return line.removeprefix("vhost-balloonctl: ")
-
+from tests.ctl_command import CTL, failure, run
+from tests.fake_daemons import (
+    EVENT,
+    GREETING,
+    OK,
+    VM,
+    Serve,
+    answering,
+    fake_daemons,
+    flood,
+    full_backlog,
+    listening,
+    nobody_listens,
+    replies,
+    returned,
+    say_nothing,
+)
+from vhost_balloon.ctl import client, link
 
 # The command line
 
@@ -113,6 +61,17 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str, status: int = 1) ->
         (["monitoring", "x"], "invalid choice: 'x'"),
         (["completion", "fish"], "invalid choice: 'fish'"),
         (["list", "--control-socket"], "argument --control-socket: expected one argument"),
+        (["--folder=/a", "list", "--control-socket=/b"], "--folder and --control-socket do not go"),
+        (["--folder=/a", "--control-socket=/b", "list"], "--folder and --control-socket do not go"),
+        (["reload"], "reload takes the names of VMs, or --all"),
+        (["upgrade"], "upgrade takes the names of VMs, or --all"),
+        (["upgrade", "web1", "--all"], "upgrade takes the names of VMs, or --all"),
+        (["add", "web1", "/web1.sock"], "`systemctl enable --now vhost-balloon@web1.socket`"),
+        (["--folder", "/x", "add"], "`systemctl enable --now vhost-balloon@web1.socket`"),
+        (
+            ["remove", "web1"],
+            "`systemctl disable --now vhost-balloon@web1.socket vhost-balloon@web1.service`",
+        ),
     ],
 )
 def test_a_usage_mistake_is_one_line_and_status_2(
@@ -132,13 +91,13 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_daemon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = tmp_path / "control.sock"
+    path = tmp_path / "web1.control"
     error = failure(capsys, f"--control-socket={path}", "list")
-    assert error == f"there is no {path}: is vhost-balloon running, with this --control-socket?"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    error = failure(capsys, "list", f"--control-socket={path}")
-    assert error == f"cannot connect to {path}: nobody listens on it"
+    assert error == f"{path}: there is no such socket: is vhost-balloon running?"
+    nobody_listens(path)
+    for where in (f"--control-socket={path}", f"--folder={tmp_path}"):
+        error = failure(capsys, "status", "web1", where)
+        assert error == f"{path}: cannot connect: nobody listens on it"
 
 
 def test_paths_that_cannot_be_connected_to(
@@ -153,17 +112,24 @@ def test_paths_that_cannot_be_connected_to(
 
 def test_no_permission(tmp_path: Path) -> None:
     """Root may connect to anything, so this is tried without that right."""
-    path = tmp_path / "control.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(1)
+    with fake_daemons(tmp_path, {"good": answering(), "web1": answering()}):
+        path = tmp_path / "web1.control"
         path.chmod(0)
-        command = [sys.executable, "-m", "vhost_balloon.ctl", f"--control-socket={path}", "list"]
-        if os.geteuid() == 0:
-            command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *command]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    text = f"vhost-balloonctl: cannot connect to {path}: Permission denied\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", text)
+        done = without_rights(f"--control-socket={path}", "list")
+        text = f"vhost-balloonctl: {path}: cannot connect: Permission denied\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", text)
+        done = without_rights(f"--folder={tmp_path}", "list")
+        assert (done.returncode, done.stderr) == (0, "")
+        _, good, bad = done.stdout.splitlines()
+        assert good.startswith("good  done ")
+        assert bad == "web1  cannot connect: Permission denied"
+
+
+def without_rights(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [*CTL, *words]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *command]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +140,9 @@ def test_no_permission(tmp_path: Path) -> None:
 def test_a_server_that_speaks_no_qmp(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, said: bytes
 ) -> None:
-    with server(tmp_path / "s", replies(said)) as option:
-        error = failure(capsys, option, "list")
-    assert error == f"{tmp_path}/s does not speak QMP: it is no control socket"
+    with listening(tmp_path / "s", replies(said)):
+        error = failure(capsys, f"--control-socket={tmp_path}/s", "list")
+    assert error == f"{tmp_path}/s: does not speak QMP: it is no control socket"
 
 
 @pytest.mark.parametrize(
@@ -187,8 +153,15 @@ def test_a_server_that_speaks_no_qmp(
         (b'{"error": {"class": "GenericError"}}\n', "does not speak QMP"),
         (b'{"error": {"class": "x", "desc": "no\\n\\u001b[2Jway"}}\n', "no\\n\\x1b[2Jway"),
         (b'{"error": {"class": "CommandNotFound", "desc": "no"}}\n', "no: is"),
+        (b'{"error": {"class": "x", "desc": "' + b"y" * 100_000 + b'"}}\n', "y" * 500),
+        (b'{"return": [{"id": "a", "x": NaN}]}\n', "does not speak QMP"),
+        (b'{"return": [{"id": "a", "x": 1e999}]}\n', "does not speak QMP"),
+        (b'{"return": [{"id": "a", "x": ' + b"9" * 5000 + b"}]}\n", "does not speak QMP"),
         (returned({}), "not understood (query-vms)"),
-        (returned([{"id": 1}]), "not understood (query-vms)"),
+        (returned([]), "not understood (query-vms)"),
+        (returned([VM, VM]), "not understood (query-vms)"),
+        (returned([{"id": 1}]), "not understood (id)"),
+        (returned([{}]), "not understood (query-vms)"),
         (b"", "closed the connection"),
         (b'{"return": ', "closed the connection"),
     ],
@@ -196,16 +169,18 @@ def test_a_server_that_speaks_no_qmp(
 def test_answers_that_are_none(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, answer: bytes, text: str
 ) -> None:
-    with server(tmp_path / "s", replies(GREETING, OK, answer)) as option:
-        assert text in failure(capsys, option, "list")
+    with listening(tmp_path / "s", replies(GREETING, OK, answer)):
+        error = failure(capsys, f"--control-socket={tmp_path}/s", "list")
+    assert text in error
+    assert len(error) < 1000
 
 
 def test_the_daemon_goes_away(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for messages in ((b"",), (GREETING,), (GREETING, OK)):
         path = tmp_path / f"s{len(messages)}{messages[0][:1]!r}"
-        with server(path, replies(*messages)) as option:
-            error = failure(capsys, option, "list")
-        assert error == f"the daemon on {path} closed the connection"
+        with listening(path, replies(*messages)):
+            error = failure(capsys, f"--control-socket={path}", "list")
+        assert error == f"{path}: the daemon closed the connection"
 
 
 def test_events_are_left_and_pieces_put_together(
@@ -216,35 +191,23 @@ def test_events_are_left_and_pieces_put_together(
             connection.sendall(bytes([byte]))
         say_nothing(connection)
 
-    with server(tmp_path / "s", serve) as option:
-        status, out, err = run(capsys, option, "list", "--json")
-    assert (status, json.loads(out), err) == (0, [VM], "")
+    with listening(tmp_path / "s", serve):
+        assert run(capsys, f"--control-socket={tmp_path}/s", "list", "--json").json() == [VM]
 
 
 def drip(connection: socket.socket) -> None:
     """Never silent for long, and never done."""
     connection.sendall(GREETING + OK)
-    try:
-        while True:
-            connection.sendall(b" ")
-            time.sleep(0.02)
-    except OSError:
-        pass
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.02)
 
 
 def events_only(connection: socket.socket) -> None:
     connection.sendall(GREETING + OK)
-    try:
-        while True:
-            connection.sendall(EVENT)
-            time.sleep(0.02)
-    except OSError:
-        pass
-
-
-def say_nothing(connection: socket.socket) -> None:
-    while connection.recv(65536):
-        pass
+    while True:
+        connection.sendall(EVENT)
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("serve", [say_nothing, drip, events_only])
@@ -253,44 +216,43 @@ def test_a_server_that_never_answers(
     serve: Serve,
 ) -> None:  # fmt: skip
     limit_patience(monkeypatch)
-    with server(tmp_path / "s", serve) as option:
-        error = failure(capsys, option, "list")
-    assert error == f"no answer from {tmp_path}/s within 0.3 s"
+    with fake_daemons(tmp_path, {"web1": serve}):
+        error = failure(capsys, "status", "web1", f"--folder={tmp_path}")
+    assert error == f"{tmp_path}/web1.control: no answer within 0.3 s"
 
 
 def limit_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the time limit, which is the default of the client's argument."""
-    assert ctl_client.Client.__init__.__defaults__ == (ctl_client.ANSWER_SECONDS,)
-    monkeypatch.setattr(ctl_client.Client.__init__, "__defaults__", (0.3,))
+    assert client.Client.__init__.__defaults__ == (None, client.ANSWER_SECONDS)
+    monkeypatch.setattr(client.Client.__init__, "__defaults__", (None, 0.3))
 
 
 def test_a_server_that_never_accepts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit_patience(monkeypatch)
-    path = tmp_path / "s"
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
-        listener.bind(str(path))
-        listener.listen(0)
-        first.connect(str(path))
-        error = failure(capsys, f"--control-socket={path}", "list")
-    assert error == f"no answer from {path} within 0.3 s"
+    with full_backlog(tmp_path / "web1.control"):
+        error = failure(capsys, "status", "web1", f"--folder={tmp_path}")
+    assert error == f"{tmp_path}/web1.control: no answer within 0.3 s"
 
 
-def test_a_server_that_never_ends_its_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "serve",
+    [flood(b"", b"x" * 65536), flood(GREETING + OK, b"[" * 65536), flood(GREETING, EVENT * 1000)],
+)
+def test_a_server_that_sends_without_end(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, serve: Serve
 ) -> None:
-    monkeypatch.setattr(ctl_client, "MAX_MESSAGE", 100_000)
+    with fake_daemons(tmp_path, {"web1": serve}):
+        error = failure(capsys, "status", "web1", f"--folder={tmp_path}")
+    assert error == f"{tmp_path}/web1.control: it sent 1 MiB without an answer"
 
-    def flood(connection: socket.socket) -> None:
-        try:
-            while True:
-                connection.sendall(b"x" * 65536)
-        except OSError:
-            pass
 
-    with server(tmp_path / "s", flood) as option:
-        assert "does not speak QMP" in failure(capsys, option, "list")
+def test_an_answer_may_have_a_megabyte(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    large = "x" * (link.MAX_ANSWER - 1000)
+    with fake_daemons(tmp_path, {"web1": answering(large=large)}):
+        done = run(capsys, "status", "web1", "--json", f"--folder={tmp_path}")
+    assert done.json()["large"] == large
 
 
 # set --wait gives up where waiting is of no use
@@ -314,19 +276,21 @@ MOVING = {"state": "moving", "target": 1 << 29, "actual": 3 << 28}
         ({"attached": False, "state": "disconnected"}, "web1 went away"),
         ({"front-end-pid": 99}, "web1 went away"),
         ({"target": 1 << 28}, "web1 was given another target: 256 MiB"),
-        ({"id": "web2"}, "there is no VM 'web1' (there are: web2)"),
     ],
 )  # fmt: skip
 def test_waiting_is_given_up(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, last: dict[str, Any], text: str
 ) -> None:
-    with server(tmp_path / "s", steps({}, MOVING, MOVING, MOVING | last)) as option:
-        assert failure(capsys, option, "set", "web1", "512M", "--wait") == text
+    with fake_daemons(tmp_path, {"web1": steps({}, MOVING, MOVING, MOVING | last)}):
+        where = f"--folder={tmp_path}"
+        assert failure(capsys, where, "set", "web1", "512M", "--wait") == text
 
 
 def test_waiting_has_a_time_limit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with server(tmp_path / "s", steps({}, *[MOVING] * 20)) as option:
-        error = failure(capsys, option, "set", "web1", "512M", "--wait", "--timeout=0.3")
+    with fake_daemons(tmp_path, {"web1": steps({}, *[MOVING] * 20)}):
+        error = failure(
+            capsys, f"--folder={tmp_path}", "set", "web1", "512M", "--wait", "--timeout=0.3"
+        )
     assert error == (
         "web1 did not get there within 0.3 s: moving, it keeps 768 MiB, and 512 MiB was asked for"
     )
@@ -335,9 +299,9 @@ def test_waiting_has_a_time_limit(capsys: pytest.CaptureFixture[str], tmp_path: 
 def test_the_daemon_goes_away_while_it_is_waited_for(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with server(tmp_path / "s", steps({}, MOVING, MOVING)) as option:
-        error = failure(capsys, option, "set", "web1", "512M", "--wait")
-    assert error == f"the daemon on {tmp_path}/s closed the connection"
+    with fake_daemons(tmp_path, {"web1": steps({}, MOVING, MOVING)}):
+        error = failure(capsys, f"--folder={tmp_path}", "set", "web1", "512M", "--wait")
+    assert error == f"{tmp_path}/web1.control: the daemon closed the connection"
 
 
 def test_waiting_goes_on_without_a_driver_and_ends_at_the_target(
@@ -346,10 +310,9 @@ def test_waiting_goes_on_without_a_driver_and_ends_at_the_target(
     """The target is a whole number of balloon pages, so it may be a little more than asked."""
     boot = {"state": "no-driver", "target": 1000, "guest-memory": 0, "pending": True}
     done = {"state": "done", "target": 4096, "actual": 4096}
-    with server(tmp_path / "s", steps({}, boot, boot, boot, done)) as option:
-        status, out, err = run(capsys, option, "set", "web1", "1000", "--wait", "--json")
-    assert (status, err) == (0, "")
-    found = json.loads(out)
+    with fake_daemons(tmp_path, {"web1": steps({}, boot, boot, boot, done)}):
+        where = f"--folder={tmp_path}"
+        found = run(capsys, where, "set", "web1", "1000", "--wait", "--json").json()
     assert 0.3 < found.pop("seconds") < 10
     assert found == {
         "id": "web1", "target": 4096, "actual": 4096, "state": "done", "pending": False,

@@ -6,31 +6,41 @@ import re
 import shlex
 import signal
 import socket
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.ctl_command import CTL
+from tests.fake_daemons import (
+    EVENT,
+    GREETING,
+    OK,
+    VM,
+    Serve,
+    answering,
+    fake_daemons,
+    returned,
+    say_nothing,
+)
 from tests.pty_session import PtySession
 from tests.rig.daemon import Daemon
-from tests.test_ctl_errors import EVENT, GREETING, OK, VM, returned
 
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    """A daemon to look at; nothing is attached."""
-    with Daemon(vms=[f"vm{number}" for number in range(9)]) as one:
-        yield one
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nine VMs to look at; nothing is attached."""
+    path = tmp_path_factory.mktemp("run")
+    idle = answering(attached=False, state="disconnected", socket_path="/run/vm.sock")
+    with fake_daemons(path, {f"vm{number}": idle for number in range(9)}):
+        yield path
 
 
-def session(control: Path, *words: str, **terminal: object) -> PtySession:
-    command = (sys.executable, "-m", "vhost_balloon.ctl", f"--control-socket={control}", *words)
-    return PtySession(*command, **terminal)  # type: ignore[arg-type]
+def session(folder: Path, *words: str, **terminal: object) -> PtySession:
+    return PtySession(*CTL, f"--folder={folder}", *words, **terminal)  # type: ignore[arg-type]
 
 
 def assert_left(terminal: PtySession) -> None:
@@ -43,8 +53,8 @@ def assert_left(terminal: PtySession) -> None:
 
 
 @pytest.mark.parametrize("key", ["q", "Q", "xq"])
-def test_q_ends_watch(daemon: Daemon, key: str) -> None:
-    with session(daemon.control, "watch") as terminal:
+def test_q_ends_watch(folder: Path, key: str) -> None:
+    with session(folder, "watch") as terminal:
         terminal.wait_for("q: quit")
         assert not terminal.is_restored()
         terminal.type(key)
@@ -52,8 +62,8 @@ def test_q_ends_watch(daemon: Daemon, key: str) -> None:
         assert_left(terminal)
 
 
-def test_ctrl_c_ends_watch(daemon: Daemon) -> None:
-    with session(daemon.control, "watch") as terminal:
+def test_ctrl_c_ends_watch(folder: Path) -> None:
+    with session(folder, "watch") as terminal:
         terminal.wait_for("q: quit")
         terminal.type("\x03")
         assert terminal.wait() == 130
@@ -62,24 +72,24 @@ def test_ctrl_c_ends_watch(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_watch(daemon: Daemon, number: signal.Signals) -> None:
-    with session(daemon.control, "watch") as terminal:
+def test_a_signal_ends_watch(folder: Path, number: signal.Signals) -> None:
+    with session(folder, "watch") as terminal:
         terminal.wait_for("q: quit")
         terminal.signal(number)
         assert terminal.wait() == 128 + number
         assert_left(terminal)
 
 
-def test_watch_draws_again_every_interval_and_ends_after_count(daemon: Daemon) -> None:
-    with session(daemon.control, "watch", "--interval=0.1", "--count=3") as terminal:
+def test_watch_draws_again_every_interval_and_ends_after_count(folder: Path) -> None:
+    with session(folder, "watch", "--interval=0.1", "--count=3") as terminal:
         assert terminal.wait() == 0
         assert terminal.text.count("\x1b[H") >= 3
         assert_left(terminal)
 
 
-def test_watch_follows_the_size_of_its_window(daemon: Daemon) -> None:
+def test_watch_follows_the_size_of_its_window(folder: Path) -> None:
     """At once: not when the next look is due."""
-    with session(daemon.control, "watch", "--interval=1000", columns=100, rows=20) as terminal:
+    with session(folder, "watch", "--interval=1000", columns=100, rows=20) as terminal:
         terminal.wait_for("q: quit")
         assert len(terminal.screen()) == 12
         terminal.resize(40, 6)
@@ -96,9 +106,9 @@ def test_watch_follows_the_size_of_its_window(daemon: Daemon) -> None:
         assert "REPORTING" in terminal.screen()[1]
 
 
-def test_watch_can_be_suspended(daemon: Daemon) -> None:
+def test_watch_can_be_suspended(folder: Path) -> None:
     """From a shell with job control: nothing could wake it up again without."""
-    command = [sys.executable, "-m", "vhost_balloon.ctl", f"--control-socket={daemon.control}"]
+    command = [*CTL, f"--folder={folder}"]
     shell = ("bash", "--norc", "--noediting", "-i")
     with PtySession(*shell, PS1="prompt> ") as terminal:
         terminal.wait_for("prompt> ")
@@ -117,18 +127,18 @@ def test_watch_can_be_suspended(daemon: Daemon) -> None:
         assert terminal.is_restored()
 
 
-def test_watch_without_colours(daemon: Daemon) -> None:
-    with session(daemon.control, "watch", "--count=1", "--interval=0.1") as terminal:
+def test_watch_without_colours(folder: Path) -> None:
+    with session(folder, "watch", "--count=1", "--interval=0.1") as terminal:
         terminal.wait()
         assert "\x1b[7m" in terminal.text
-    with session(daemon.control, "watch", "--count=1", "--interval=0.1", NO_COLOR="1") as terminal:
+    with session(folder, "watch", "--count=1", "--interval=0.1", NO_COLOR="1") as terminal:
         terminal.wait()
         assert "m" not in {code[-1] for code in terminal.text.split("\x1b[")[1:] if code}
 
 
-def test_a_dumb_terminal_gets_plain_tables(daemon: Daemon) -> None:
+def test_a_dumb_terminal_gets_plain_tables(folder: Path) -> None:
     with session(
-        daemon.control, "watch", "--count=2", "--interval=0.1", TERM="dumb", columns=60
+        folder, "watch", "--count=2", "--interval=0.1", TERM="dumb", columns=60
     ) as terminal:
         assert terminal.wait() == 0
         assert "\x1b" not in terminal.text
@@ -136,24 +146,57 @@ def test_a_dumb_terminal_gets_plain_tables(daemon: Daemon) -> None:
 
 
 def test_the_daemon_goes_away_under_watch() -> None:
-    with Daemon(vms=["vm0"]) as daemon, session(daemon.control, "watch") as terminal:
-        terminal.wait_for("q: quit")
-        daemon.terminate()
-        assert terminal.wait() == 1
+    with Daemon(vms=["vm0"]) as daemon:
+        command = (*CTL, f"--control-socket={daemon.control}", "watch")
+        with PtySession(*command) as terminal:
+            terminal.wait_for("q: quit")
+            daemon.terminate()
+            assert terminal.wait() == 1
+            assert_left(terminal)
+            error = terminal.text.rpartition(LEAVE)[2]
+            assert error.startswith(f"vhost-balloonctl: {daemon.control}: ")
+
+
+def test_vms_come_and_go_under_watch(tmp_path: Path) -> None:
+    with fake_daemons(tmp_path, {"vm0": answering()}), session(tmp_path, "watch") as terminal:
+        terminal.wait_for("1 VM, 1 attached")
+        with fake_daemons(tmp_path, {"vm1": answering()}):
+            terminal.wait_for("2 VMs, 2 attached")
+            terminal.wait_for("q: quit")
+            assert terminal.screen()[3].startswith("vm1  done ")
+        terminal.wait_for("1 VM, 1 attached")
+        terminal.type("q")
+        assert terminal.wait() == 0
+
+
+def test_keys_work_while_a_vm_is_silent(tmp_path: Path) -> None:
+    """It is waited for nearly all of the time."""
+    serves = {f"vm{number}": answering() for number in range(9)} | {"vm9": say_nothing}
+    with (
+        fake_daemons(tmp_path, serves),
+        session(tmp_path, "watch", "--interval=0.01", rows=6) as terminal,
+    ):
+        terminal.wait_for("1 to 3 of 10")
+        for first in range(2, 6):
+            terminal.type("j")
+            terminal.wait_for(f"{first} to {first + 2} of 10")
+        terminal.type("G")
+        terminal.wait_for("8 to 10 of 10")
+        assert terminal.screen()[4] == "vm9  no answer within 1 s"
+        terminal.type("q")
+        assert terminal.wait(0.9) == 0
         assert_left(terminal)
-        error = terminal.text.rpartition(LEAVE)[2]
-        assert "closed the connection" in error
 
 
-def test_watch_in_an_old_locale_stays_readable(daemon: Daemon) -> None:
+def test_watch_in_an_old_locale_stays_readable(folder: Path) -> None:
     environment = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    with session(daemon.control, "watch", "--count=1", **environment) as terminal:
+    with session(folder, "watch", "--count=1", **environment) as terminal:
         terminal.wait()
         assert terminal.text.isascii()
 
 
-def test_qemu_args_on_a_terminal_are_lines_to_copy(daemon: Daemon) -> None:
-    with session(daemon.control, "qemu-args", "vm0", "--memory=1G", columns=40) as terminal:
+def test_qemu_args_on_a_terminal_are_lines_to_copy(folder: Path) -> None:
+    with session(folder, "qemu-args", "vm0", "--memory=1G", columns=40) as terminal:
         assert terminal.wait() == 0
         assert terminal.text.count(" \\\r\n") == 4
 
@@ -161,30 +204,21 @@ def test_qemu_args_on_a_terminal_are_lines_to_copy(daemon: Daemon) -> None:
 # The progress bar
 
 
-class Guest:
-    """A server whose VM gets nearer to its target with each look, until it has to go on."""
+def moving(*states: dict[str, object]) -> Serve:
+    """A daemon whose VM has the next state with each look, and stays in the last one."""
 
-    def __init__(self, path: Path, states: list[dict[str, object]]) -> None:
-        self.path = path
-        self._states = states
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen(1)
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        with (
-            self._listener,
-            self._listener.accept()[0] as client,
-            client.makefile("rb") as requests,
-        ):
-            client.sendall(GREETING)
+    def serve(client: socket.socket) -> None:
+        left = [*states]
+        client.sendall(GREETING)
+        with client.makefile("rb") as requests:
             for request in requests:
                 if b"query-vms" in request:
-                    client.sendall(EVENT + returned([VM | self._states[0]]))
-                    del self._states[: len(self._states) > 1]
+                    client.sendall(EVENT + returned([VM | left[0]]))
+                    del left[: len(left) > 1]
                 else:
                     client.sendall(OK)
+
+    return serve
 
 
 MOVING: dict[str, object] = {
@@ -196,10 +230,14 @@ MOVING: dict[str, object] = {
 START: dict[str, object] = {"actual": 1 << 30}
 
 
+def waiting(folder: Path, **terminal: object) -> PtySession:
+    return session(folder, "set", "web1", "512M", "--wait", **terminal)
+
+
 def test_the_progress_bar_is_gone_in_the_end(tmp_path: Path) -> None:
     done = MOVING | {"state": "done", "actual": 1 << 29}
-    guest = Guest(tmp_path / "s", [START, MOVING, MOVING, MOVING, done])
-    with session(guest.path, "set", "web1", "512M", "--wait") as terminal:
+    serve = moving(START, MOVING, MOVING, MOVING, done)
+    with fake_daemons(tmp_path, {"web1": serve}), waiting(tmp_path) as terminal:
         terminal.wait_for("50%")
         terminal.wait_for("768 MiB of 512 MiB")
         assert terminal.wait() == 0
@@ -209,8 +247,8 @@ def test_the_progress_bar_is_gone_in_the_end(tmp_path: Path) -> None:
 
 
 def test_an_error_has_its_line_for_itself(tmp_path: Path) -> None:
-    guest = Guest(tmp_path / "s", [START, MOVING, MOVING, MOVING, MOVING | {"state": "stuck"}])
-    with session(guest.path, "set", "web1", "512M", "--wait") as terminal:
+    serve = moving(START, MOVING, MOVING, MOVING, MOVING | {"state": "stuck"})
+    with fake_daemons(tmp_path, {"web1": serve}), waiting(tmp_path) as terminal:
         assert terminal.wait() == 1
         last = terminal.text.rpartition("\r\x1b[K")[2]
         assert last.startswith("vhost-balloonctl: web1 is stuck")
@@ -218,8 +256,8 @@ def test_an_error_has_its_line_for_itself(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_waiting(tmp_path: Path) -> None:
-    guest = Guest(tmp_path / "s", [START, MOVING])
-    with session(guest.path, "set", "web1", "512M", "--wait", columns=20) as terminal:
+    serve = moving(START, MOVING)
+    with fake_daemons(tmp_path, {"web1": serve}), waiting(tmp_path, columns=20) as terminal:
         terminal.wait_for("web1 █")
         terminal.type("\x03")
         assert terminal.wait() == 130

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from vhost_balloon.ctl import listing, model
+from vhost_balloon.ctl import listing
 from vhost_balloon.ctl.errors import CtlError
-from vhost_balloon.ctl.model import Vm
+from vhost_balloon.ctl.model import Vm, read_vm, without_answer
 from vhost_balloon.ctl.progress import progress_line
 from vhost_balloon.ctl.terminal import decode_keys
 from vhost_balloon.ctl.text import width
 from vhost_balloon.ctl.watch_view import View
 
 MIB, GIB = 1 << 20, 1 << 30
-
-
-class Server:
-    """Answers query-vms."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-
-    def execute(self, command: str, *_: Any) -> Any:
-        assert command == "query-vms"
-        return self.answer
-
-
-def read(answer: Any) -> list[Vm]:
-    return model.query_vms(Server(answer))  # type: ignore[arg-type]
 
 
 def vm(**members: Any) -> Vm:
@@ -40,7 +28,7 @@ def vm(**members: Any) -> Vm:
         "features": ["page-reporting"], "socket-path": "/run/web1.sock", "driver-ready": True,
     }  # fmt: skip
     known |= {name.replace("_", "-"): value for name, value in members.items()}
-    return read([{name: value for name, value in known.items() if value is not None}])[0]
+    return read_vm([{name: value for name, value in known.items() if value is not None}])
 
 
 GONE = {"id": "old", "attached": False, "state": "disconnected"}
@@ -50,39 +38,75 @@ GONE = {"id": "old", "attached": False, "state": "disconnected"}
 
 
 def test_what_is_not_known_is_none() -> None:
-    gone = read([GONE])[0]
+    gone = read_vm([GONE])
     assert (gone.target, gone.actual, gone.resident, gone.socket_path) == (None,) * 4
     assert (gone.memory, gone.paused, gone.freed) == (0, (), 0)
 
 
 @pytest.mark.parametrize(
     "answer",
-    [None, {}, "x", [1], [{}], [{"id": 5}], [{"id": "a", "actual": "x"}],
+    [None, {}, "x", [], [1], [{}], [{"id": "a"}] * 2, [{"id": 5}], [{"id": "a", "actual": "x"}],
      [{"id": "a", "actual": True}], [{"id": "a", "actual": -1}], [{"id": "a", "actual": 1 << 64}],
      [{"id": "a", "actual": 1.5}], [{"id": "a", "attached": 1}], [{"id": "a", "state": None}],
-     [{"id": "a", "pause-reasons": "x"}], [{"id": "a", "pause-reasons": [1]}]],
+     [{"id": "a", "pause-reasons": "x"}], [{"id": "a", "pause-reasons": [1]}],
+     [{"id": "a", "pause-reasons": ["x" * 65]}], [{"id": "a", "pause-reasons": ["x"] * 65}],
+     [{"id": "a", "state": "x" * 65}], [{"id": "a", "x": [[[[[[[[[]]]]]]]]]}]],
 )  # fmt: skip
 def test_an_odd_answer_is_an_error(answer: Any) -> None:
     with pytest.raises(CtlError, match="not understood"):
-        read(answer)
+        read_vm(answer)
+
+
+TEXT = st.sampled_from(["", "done", "\x1b[2J\n", "\ud800", "\u9b5a" * 40, "x" * 200])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda values: st.lists(values) | st.dictionaries(TEXT, values),
+    max_leaves=10,
+)
+MEMBERS = st.sampled_from(
+    ["id", "attached", "state", "guest-memory", "target", "pending", "actual", "resident",
+     "pause-reasons", "freed-bytes", "socket-path", "queues", "regions", "features", "stats-age",
+     "huge-pages", "refused-bytes", "ring-errors", "front-end-errors", "front-end-pid", "balloon"]
+)  # fmt: skip
+
+
+@given(st.dictionaries(MEMBERS, JSON))
+def test_any_answer_is_shown_or_an_error(members: dict[str, Any]) -> None:
+    """In lines that a terminal can show, and as JSON."""
+    try:
+        found = read_vm([members], "web1")
+        lines = [*listing.overview([found], 80), *listing.details(found, None)]
+    except CtlError:
+        return
+    assert all(map(str.isprintable, lines))
+    assert json.loads(json.dumps(found.raw)).keys() == {"id", *members}
+
+
+def test_the_name_that_is_given_counts() -> None:
+    answers: list[list[dict[str, Any]]] = [[{"id": "bank"}], [{}], [{"id": 5}]]
+    for answer in answers:
+        found = read_vm(answer, "web1")
+        assert (found.id, found.raw["id"]) == ("web1", "web1")
+
+
+@pytest.mark.parametrize(
+    ("errors", "total"),
+    [(None, 0), (3, 3), ({}, 0), ({"inflate": {"loop": 2, "oversized": 1}, "stats": {}}, 3)],
+)
+def test_ring_errors_are_a_number_or_numbers_by_queue_and_reason(errors: Any, total: int) -> None:
+    assert f"  ring errors           {total}" in listing.details(vm(ring_errors=errors), None)
 
 
 @pytest.mark.parametrize(
     "members",
     [{"queues": [5]}, {"queues": [{"index": "x"}]}, {"regions": {}}, {"refused_bytes": {"a": "b"}},
      {"stats_age": "old"}, {"stats_age": -1}, {"stats_age": 1e300}, {"front_end_pid": "x"},
-     {"features": [1]}, {"huge_pages": 5}, {"huge_pages": {"whole": "x"}}],
+     {"features": [1]}, {"huge_pages": 5}, {"huge_pages": {"whole": "x"}}, {"ring_errors": "x"},
+     {"ring_errors": {"inflate": {"loop": -1}}}, {"ring_errors": [1]}],
 )  # fmt: skip
 def test_odd_details_are_an_error(members: dict[str, Any]) -> None:
     with pytest.raises(CtlError, match="not understood"):
         listing.details(vm(**members), 80)
-
-
-def test_a_vm_that_is_not_there() -> None:
-    with pytest.raises(CtlError, match=r"^there is no VM 'x' \(there are: web1, old\)$"):
-        model.find([vm(), *read([GONE])], "x")
-    with pytest.raises(CtlError, match=r"^there is no VM 'x'$"):
-        model.find([], "x")
 
 
 # list and status
@@ -90,12 +114,24 @@ def test_a_vm_that_is_not_there() -> None:
 
 def test_list() -> None:
     paused = vm(id="db1", state="stuck", pause_reasons=["operator", "poison"])
-    assert listing.overview([vm(), paused, *read([GONE])], None) == [
+    assert listing.overview([vm(), paused, read_vm([GONE])], None) == [
         "VM    STATE         MEMORY   TARGET   ACTUAL  RESIDENT  FREED  REPORTING",
         "web1  done           1 GiB  512 MiB  512 MiB   300 MiB  3 GiB  on",
         "db1   stuck          1 GiB  512 MiB  512 MiB   300 MiB  3 GiB  paused: operator, poison",
         "old   disconnected       -        -        -         -    0 B  -",
     ]
+
+
+def test_list_of_vms_that_do_not_answer() -> None:
+    silent = without_answer("quiet", "no answer within 1 s")
+    odd = without_answer("x", "refused: \x1b[2J" + "y" * 200)
+    lines = listing.overview([vm(), silent, odd], None)
+    assert lines[0].startswith("VM     STATE  MEMORY ")
+    assert lines[2:] == ["quiet  no answer within 1 s", "x      refused: \\x1b[2J" + "y" * 200]
+    assert listing.overview([silent], None)[1] == "quiet  no answer within 1 s"
+    assert listing.overview([silent, odd], 20)[1:] == [
+        "quiet  no answer wi~", "x      refused: \\x1~",
+    ]  # fmt: skip
 
 
 def test_list_of_a_guest_without_reporting() -> None:
@@ -156,7 +192,7 @@ def test_status() -> None:
 
 
 def test_status_without_a_front_end_leaves_out_what_is_not_known() -> None:
-    lines = listing.details(read([GONE])[0], None)
+    lines = listing.details(read_vm([GONE]), None)
     assert "  front end         not attached" in lines
     assert not any("actual" in line for line in lines)
 
@@ -179,8 +215,8 @@ def view(*looks: list[Vm], **style: bool) -> View:
 
 
 def test_watch() -> None:
-    first = [vm(actual=GIB, resident=GIB, freed_bytes=0, state="moving"), *read([GONE])]
-    second = [vm(freed_bytes=100 * MIB), *read([GONE])]
+    first = [vm(actual=GIB, resident=GIB, freed_bytes=0, state="moving"), read_vm([GONE])]
+    second = [vm(freed_bytes=100 * MIB), read_vm([GONE])]
     assert view(first, second).frame(109, 10, "12:34:56") == [
         " 2 VMs, 1 attached; the host spends 300 MiB on 1 GiB of guest memory"
         "                                12:34:56 ",
@@ -200,10 +236,12 @@ def test_watch_on_a_terminal_without_block_characters() -> None:
 
 
 def test_watch_paints_what_is_alarming_or_away() -> None:
-    vms = [vm(state="stuck"), vm(id="b", state="out-of-memory"), vm(id="c"), *read([GONE])]
+    vms = [vm(state="stuck"), vm(id="b", state="out-of-memory"), vm(id="c"), read_vm([GONE])]
+    vms.append(without_answer("d", "no answer"))
     lines = view(vms, colour=True).frame(100, 10, "12:34:56")
     starts = [line[: line.index("m") + 1] if line.startswith("\x1b") else "" for line in lines]
-    assert starts == ["\x1b[7m", "\x1b[1m", "\x1b[31m", "\x1b[31m", "", "\x1b[2m", "\x1b[2m"]
+    away = ["\x1b[2m", "\x1b[31m", "\x1b[2m"]
+    assert starts == ["\x1b[7m", "\x1b[1m", "\x1b[31m", "\x1b[31m", "", *away]
     assert all(line.endswith("\x1b[0m") for line, start in zip(lines, starts, strict=True) if start)
 
 
@@ -234,7 +272,16 @@ def test_watch_scrolls() -> None:
     assert names() == ["vm0", "vm1"]
 
 
-def test_watch_forgets_a_vm_that_is_not_configured_any_more() -> None:
+def test_watch_goes_on_with_the_history_of_one_that_was_silent() -> None:
+    looks = [[vm(freed_bytes=0)], [without_answer("web1", "no answer")], [vm(freed_bytes=GIB)]]
+    shown = view(*looks)
+    row = shown.frame(109, 5, "")[2]
+    assert row.endswith("  0 B  on")
+    assert "▄ ▄" in row
+    assert view(*looks[:2]).frame(109, 5, "")[2] == "web1  no answer"
+
+
+def test_watch_forgets_a_vm_that_has_gone() -> None:
     shown = view([vm(resident=GIB)], [], [vm(resident=0)])
     assert "█" not in "".join(shown.frame(120, 5, "")).partition("RESIDENT")[2]
 

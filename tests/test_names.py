@@ -6,14 +6,16 @@ import json
 import os
 import shlex
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.command import COMMAND, daemon
+from tests.command import COMMAND, Daemon, daemon
+from tests.ctl_command import CTL
 from vhost_balloon.ctl import qemu_args
 from vhost_balloon.demo import parse_options
 from vhost_balloon.printable import printable
@@ -25,8 +27,8 @@ SHOWN = [
 ]
 
 
-def ctl(control: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "vhost_balloon.ctl", f"--control-socket={control}", *words]
+def ctl(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    command = [*CTL, f"--folder={folder}", *words]
     environment = os.environ | {"LC_ALL": "C.UTF-8"}
     return subprocess.run(command, capture_output=True, timeout=20, check=False, env=environment)
 
@@ -37,40 +39,52 @@ def lines_of(data: bytes) -> list[str]:
     return lines
 
 
+@contextmanager
+def daemons(folder: Path, *options: str) -> Iterator[list[Daemon]]:
+    """A daemon for each of NAMES."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                daemon(
+                    f"--socket-path={folder / name}.sock",
+                    f"--control-socket={folder / name}.control",
+                    *options,
+                    wait_for=folder / f"{name}.control",
+                )
+            )
+            for name in NAMES
+        ]
+
+
 def test_every_name_is_shown_escaped_by_every_command(tmp_path: Path) -> None:
-    control = tmp_path / "control"
-    sockets = [f"--socket-path={tmp_path}/{name}.sock" for name in NAMES]
-    with daemon(*sockets, f"--control-socket={control}", wait_for=control) as running:
-        names = lines_of(ctl(control, "list", "--names").stdout)
-        assert names == [*SHOWN, ""]
+    with daemons(tmp_path) as running:
+        names = lines_of(ctl(tmp_path, "list", "--names").stdout)
+        assert sorted(names) == sorted([*SHOWN, ""])
         for words in (["list"], ["watch", "--count=1"]):
-            done = ctl(control, *words)
+            done = ctl(tmp_path, *words)
             text = "\n".join(lines_of(done.stdout))
             assert (done.returncode, done.stderr) == (0, b"")
             assert all(name in text for name in SHOWN)
         for name, shown in zip(NAMES, SHOWN, strict=True):
-            assert lines_of(ctl(control, "status", name).stdout)[0] == f"{shown}: disconnected"
-            for command in ("qemu-args", "stats", "remove"):
-                done = ctl(control, command, name)
+            assert lines_of(ctl(tmp_path, "status", name).stdout)[0] == f"{shown}: disconnected"
+            for command in ("qemu-args", "stats", "reload"):
+                done = ctl(tmp_path, command, name)
                 assert len(lines_of(done.stdout + done.stderr)) == 2
-        running.process.terminate()
-        _, log = running.process.communicate(timeout=20)
-        lines = lines_of(log.encode())
-        assert f"info: serving {', '.join(SHOWN)}" in lines
-        removed = [line for line in lines if line.endswith(": removed")]
-        assert removed == [f"info: {name}: removed" for name in SHOWN if "udcff" not in name]
+        for one, shown in zip(running, SHOWN, strict=True):
+            one.process.terminate()
+            _, log = one.process.communicate(timeout=20)
+            assert f"info: serving {shown}" in lines_of(log.encode())
 
 
 def test_machines_get_the_exact_name(tmp_path: Path) -> None:
-    control = tmp_path / "control"
-    sockets = [f"--socket-path={tmp_path}/{name}.sock" for name in NAMES]
-    options = [f"--control-socket={control}", "--log-format=json"]
-    with daemon(*sockets, *options) as running:
-        vms = json.loads(ctl(control, "list", "--json").stdout)
-        assert [vm["id"] for vm in vms] == NAMES
-        words = json.loads(ctl(control, "qemu-args", NAMES[0], "--json").stdout)
+    with daemons(tmp_path, "--log-format=json") as running:
+        vms = json.loads(ctl(tmp_path, "list", "--json").stdout)
+        assert [vm["id"] for vm in vms] == sorted(NAMES)
+        words = json.loads(ctl(tmp_path, "qemu-args", NAMES[0], "--json").stdout)
         assert f"socket,id=balloon,path={tmp_path}/{NAMES[0]}.sock" in words
-        assert json.loads(running.first_line)["message"] == f"serving {', '.join(NAMES)}"
+        for one, name in zip(running, NAMES, strict=True):
+            one.wait_for_line()
+            assert json.loads(one.first_line)["message"] == f"serving {name}"
 
 
 @pytest.mark.parametrize("path", ["/nonexistent/a\nb\x1b[2J", "/nonexistent/\udcff\u202e"])

@@ -1,40 +1,87 @@
-"""One connection to the control socket: QMP on a plain blocking socket, with time limits."""
+"""Asking control sockets: many at once, or one daemon question by question; with time limits."""
 
 from __future__ import annotations
 
-import json
-import socket
-import struct
+import select
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
-from vhost_balloon.ctl.errors import CtlError, ServerError
+from vhost_balloon.ctl.errors import CtlError, ServerError, Silent
+from vhost_balloon.ctl.link import Link
 
 ANSWER_SECONDS: Final = 10.0
 """The daemon answers in milliseconds; one that takes this long is stopped or hangs."""
 
-MAX_MESSAGE: Final = 64 << 20
-"""Bytes: a VM takes some 2 KiB of query-vms. A server that sends more on one line speaks no QMP."""
+RETRY_SECONDS: Final = 0.02
+"""Between two tries to connect where the server's backlog is full: nothing tells when it is not."""
+
+
+class Round:
+    """Has several links go on until each has its answers or a problem; call step() until then."""
+
+    def __init__(self, links: Iterable[Link], seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._epoll = select.epoll()
+        self._waiting: dict[int, Link] = {}  # by descriptor
+        self._unconnected: list[Link] = []
+        for link in links:
+            self._go_on(link)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when step() has something to do."""
+        return self._epoll.fileno()
+
+    def patience(self) -> float:
+        """Seconds after which step() has something to do in any case."""
+        left = max(self._deadline - time.monotonic(), 0)
+        return min(left, RETRY_SECONDS) if self._unconnected else left
+
+    def step(self, seconds: float = float("inf")) -> bool:
+        """Wait so long at most for something to come; whether the round is over."""
+        # Read what has come before anyone is said to be silent: this tool may have been stopped.
+        is_last = time.monotonic() >= self._deadline
+        wait = min(seconds, self.patience())
+        links, self._unconnected = self._unconnected, []
+        if self._waiting or links:
+            for number, _ in self._epoll.poll(wait):
+                self._epoll.unregister(number)
+                links.append(self._waiting.pop(number))
+        for link in links:
+            self._go_on(link)
+        if is_last:
+            for link in (*self._waiting.values(), *self._unconnected):
+                link.fail(Silent(f"no answer within {self._seconds:g} s"))
+        elif self._waiting or self._unconnected:
+            return False
+        self._epoll.close()
+        return True
+
+    def run(self) -> None:
+        """Wait until it is over."""
+        while not self.step():
+            pass
+
+    def _go_on(self, link: Link) -> None:
+        link.go_on()
+        if link.waits and link.fileno() == -1:
+            self._unconnected.append(link)
+        elif link.waits:
+            self._epoll.register(link.fileno(), link.interest)
+            self._waiting[link.fileno()] = link
 
 
 class Client:
-    """A negotiated connection; a context manager, which closes it. All methods raise CtlError."""
+    """A connection to one daemon; a context manager, which closes it. Methods raise CtlError."""
 
-    def __init__(self, path: str, seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(self, path: str, name: str | None = None, seconds: float = ANSWER_SECONDS) -> None:
+        """name: what its VM is called, whatever the daemon says; None: as the daemon says."""
         self.path = path
+        self.name = name
         self.seconds = seconds
-        self._received = bytearray()
-        self._socket = _connect(path, seconds)
-        try:
-            greeting = self._read(time.monotonic() + seconds)
-            if not isinstance(greeting.get("QMP"), dict):
-                raise self._no_qmp()
-            self.execute("qmp_capabilities")
-        except BaseException:
-            self.close()
-            raise
+        self._link = Link(path)
 
     def __enter__(self) -> Client:
         return self
@@ -45,123 +92,34 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._socket.close()
+        self._link.close()
 
     def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, patience: float = 0
     ) -> Any:
         """The "return" of a command, which the daemon may take patience seconds longer for.
 
-        Raises ServerError if it refuses. Events that come meanwhile are left.
+        Raises ServerError if it refuses.
         """
-        deadline = time.monotonic() + self.seconds + patience
-        request = {"execute": command} | ({"arguments": arguments} if arguments else {})
-        self._send(json.dumps(request).encode("ascii") + b"\n", deadline)
-        while True:
-            reply = self._read(deadline)
-            if "return" in reply:
-                return reply["return"]
-            if "error" in reply:
-                raise self._refused(reply["error"])
-            if "event" not in reply:
-                raise self._no_qmp()
+        self._link.ask(command, arguments)
+        return self._wait(self.seconds + patience)[-1]
 
-    def wait_end(self, seconds: float) -> None:
-        """Wait until the daemon has closed this connection."""
-        deadline = time.monotonic() + seconds
+    def wait_end(self, seconds: float) -> bool:
+        """Whether the daemon closes this connection within that time."""
+        self._link.expect_end()
         try:
-            self._socket.settimeout(self._left(deadline))
-            while self._socket.recv(1 << 16):
-                self._socket.settimeout(self._left(deadline))
-        except TimeoutError:
-            raise CtlError(f"the daemon on {self.path} goes on as it is") from None
-        except OSError:
+            self._wait(seconds)
+        except Silent:
+            return False
+        except CtlError:
             pass
+        return True
 
-    def _refused(self, error: Any) -> CtlError:
-        if not isinstance(error, dict) or not isinstance(error.get("desc"), str):
-            return self._no_qmp()
-        text, error_class = error["desc"], str(error.get("class"))
-        if error_class == "CommandNotFound":
-            text += f": is {self.path} the control socket of vhost-balloon, of this version?"
-        return ServerError(text, error_class)
-
-    def _send(self, data: bytes, deadline: float) -> None:
+    def _wait(self, seconds: float) -> list[Any]:
+        Round([self._link], seconds).run()
         try:
-            self._socket.settimeout(self._left(deadline))
-            self._socket.sendall(data)
-        except TimeoutError:
-            raise self._silent() from None
-        except OSError:
-            raise self._gone() from None
-
-    def _read(self, deadline: float) -> dict[str, Any]:
-        """The next message, however it comes in pieces."""
-        searched = 0
-        while (end := self._received.find(b"\n", searched)) < 0:
-            searched = len(self._received)
-            if searched > MAX_MESSAGE:
-                raise self._no_qmp()
-            self._received += self._receive(deadline)
-        line = bytes(self._received[:end])
-        del self._received[: end + 1]
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            raise self._no_qmp() from None
-        if not isinstance(message, dict):
-            raise self._no_qmp()
-        return message
-
-    def _receive(self, deadline: float) -> bytes:
-        try:
-            self._socket.settimeout(self._left(deadline))
-            data = self._socket.recv(1 << 18)
-        except TimeoutError:
-            raise self._silent() from None
-        except OSError:
-            raise self._gone() from None
-        if not data:
-            raise self._gone()
-        return data
-
-    def _left(self, deadline: float) -> float:
-        """Seconds until then. Raises TimeoutError if it is over: also for one who drips."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
-
-    def _silent(self) -> CtlError:
-        return CtlError(f"no answer from {self.path} within {self.seconds:g} s")
-
-    def _gone(self) -> CtlError:
-        return CtlError(f"the daemon on {self.path} closed the connection")
-
-    def _no_qmp(self) -> CtlError:
-        return CtlError(f"{self.path} does not speak QMP: it is no control socket")
-
-
-def _connect(path: str, seconds: float) -> socket.socket:
-    """Raises CtlError. A listener that never accepts counts as one that never answers."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # A timeout of Python's would make connect() fail at once where the backlog is full.
-        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        sock.connect(path)
-    except BlockingIOError:
-        problem = f"no answer from {path} within {seconds:g} s"
-    except FileNotFoundError:
-        problem = f"there is no {path}: is vhost-balloon running, with this --control-socket?"
-    except ConnectionRefusedError:
-        problem = f"cannot connect to {path}: nobody listens on it"
-    except OSError as error:
-        problem = f"cannot connect to {path}: {error.strerror or error}"
-    else:
-        return sock
-    sock.close()
-    raise CtlError(problem)
+            return self._link.take()
+        except ServerError:
+            raise
+        except CtlError as error:
+            raise type(error)(f"{self.path}: {error}") from None

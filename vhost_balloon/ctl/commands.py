@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from vhost_balloon.ctl import listing, model, orders, qemu_args, vms
+from vhost_balloon.ctl import folder, listing, model, orders, qemu_args
 from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.output import Output
+from vhost_balloon.printable import printable
 
-Command: TypeAlias = Callable[[argparse.Namespace, Client, Output], None]
+Command: TypeAlias = Callable[[argparse.Namespace, Output], None]
+VmCommand: TypeAlias = Callable[[argparse.Namespace, Client, Output], None]
 
 
 def run(options: argparse.Namespace, output: Output) -> None:
     """Carry out a parsed command line. Raises CtlError or ReaderGone."""
-    if options.command in _WITHOUT_DAEMON:
-        _WITHOUT_DAEMON[options.command](options, output)
+    if options.command in _COMMANDS:
+        _COMMANDS[options.command](options, output)
         return
-    with Client(options.control_socket) as client:
-        _COMMANDS[options.command](options, client, output)
+    with folder.open_vm(options) as client:
+        _VM_COMMANDS[options.command](options, client, output)
 
 
-def _list(options: argparse.Namespace, client: Client, output: Output) -> None:
-    found = model.query_vms(client)
-    if options.json:
-        output.json([vm.id for vm in found] if options.names else [vm.raw for vm in found])
-    elif options.names:
-        output.lines(listing.names(found))
+def _list(options: argparse.Namespace, output: Output) -> None:
+    if options.names and options.control_socket is None:
+        names = [*folder.places(options.folder)]
     else:
-        output.lines(listing.overview(found, output.room()))
+        with folder.Lookout(options) as lookout:
+            vms = lookout.look()
+        names = [vm.id for vm in vms]
+    if options.json:
+        output.json(names if options.names else [vm.raw for vm in vms])
+    elif options.names:
+        output.lines(map(printable, names))
+    else:
+        output.lines(listing.overview(vms, output.room()) if vms else [listing.nothing(options)])
 
 
 def _status(options: argparse.Namespace, client: Client, output: Output) -> None:
-    vm = model.query_vm(client, options.vm)
+    vm = model.query_vm(client)
     if options.json:
         output.json(vm.raw)
     else:
@@ -42,32 +50,51 @@ def _status(options: argparse.Namespace, client: Client, output: Output) -> None
 
 
 def _stats(options: argparse.Namespace, client: Client, output: Output) -> None:
-    model.query_vm(client, options.vm)  # for its error: the names of those that there are
     if options.last:
-        path = f"/machine/peripheral/{options.vm}"
-        found = client.execute("qom-get", {"path": path, "property": "guest-stats"})
+        found = _last_sample(client)
     else:
-        limit = {"id": options.vm, "timeout": max(1, round(options.timeout * 1000))}
+        limit = {"timeout": max(1, round(options.timeout * 1000))}
         found = client.execute("balloon-stats", limit, patience=options.timeout)
-    if not isinstance(found, dict):
-        raise CtlError("the daemon's answer is not understood: another version?")
-    if options.json:
-        output.json(found)
-        return
+        if not isinstance(found, dict):
+            raise CtlError("the daemon's answer is not understood: another version?")
     known = {
         name: value
         for name, value in model.sizes(found, "stats").items()
         if value != model.STAT_UNKNOWN
     }
+    last_update = model.field(found, "last-update", int, 0)
+    if options.json:
+        output.json({"stats": known, "last-update": last_update})
+        return
     if not known:
         raise CtlError(f"{options.vm} has not given statistics yet")
-    output.lines(listing.statistics(known, model.field(found, "last-update", int, 0)))
+    output.lines(listing.statistics(known, last_update))
 
 
-def _watch(options: argparse.Namespace, client: Client, output: Output) -> None:
+def _last_sample(client: Client) -> dict[str, Any]:
+    """As balloon-stats has it. Raises CtlError."""
+    raw = model.query_vm(client).raw
+    age = model.seconds(raw, "stats-age")
+    last_update = 0 if age is None else max(0, int(time.time() - age))
+    return {"stats": model.sizes(raw, "stats"), "last-update": last_update}
+
+
+def _watch(options: argparse.Namespace, output: Output) -> None:
     from vhost_balloon.ctl import watch  # the other commands do not need what it needs
 
-    watch.run(options, client, output)
+    watch.run(options, output)
+
+
+def _upgrade(options: argparse.Namespace, output: Output) -> None:
+    from vhost_balloon.ctl import upkeep
+
+    upkeep.upgrade(options, output)
+
+
+def _reload(options: argparse.Namespace, output: Output) -> None:
+    from vhost_balloon.ctl import upkeep
+
+    upkeep.reload(options, output)
 
 
 def _monitoring(options: argparse.Namespace, output: Output) -> None:
@@ -93,21 +120,19 @@ def _completion(options: argparse.Namespace, output: Output) -> None:
     output.write(completion.script(options.shell))
 
 
-_COMMANDS: Final[Mapping[str, Command]] = {
-    "list": _list,
+_VM_COMMANDS: Final[Mapping[str, VmCommand]] = {
     "status": _status,
     "stats": _stats,
-    "watch": _watch,
     "set": orders.set_target,
     "pause": orders.pause,
     "resume": orders.resume,
-    "add": vms.add,
-    "remove": vms.remove,
-    "reload": vms.reload,
-    "upgrade": vms.upgrade,
     "qemu-args": qemu_args.run,
 }
-_WITHOUT_DAEMON: Final[Mapping[str, Callable[[argparse.Namespace, Output], Any]]] = {
+_COMMANDS: Final[Mapping[str, Command]] = {
+    "list": _list,
+    "watch": _watch,
+    "reload": _reload,
+    "upgrade": _upgrade,
     "monitoring": _monitoring,
     "install-units": _install_units,
     "completion": _completion,

@@ -1,7 +1,7 @@
 """Completion scripts for bash and zsh, made from the command line's parser.
 
-Commands, options and fixed operands stand in the script; the names of VMs are asked of the daemon
-(`list --names`) each time. No library for this is worth a dependency: they know the parser too,
+Commands, options and fixed operands stand in the script; `list --names` has the names of VMs each
+time. No library for this is worth a dependency: they know the parser too,
 but not that.
 """
 
@@ -16,14 +16,14 @@ from vhost_balloon.ctl.options import PROGRAM, arguments, build_parser, commands
 _BASH: Final = r"""# bash completion for PROGRAM: source it, or put it where bash-completion looks
 _vhost_balloonctl() {
     local current=${COMP_WORDS[COMP_CWORD]} command='' operands=0 pending='' word names index
-    local -a socket=()
+    local -a where=()
     COMPREPLY=()
     # bash hands over --option=value as three words.
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         if [[ -n $pending ]]; then
             [[ $word == '=' ]] && continue
-            [[ $pending == --control-socket ]] && socket=("$pending" "$word")
+            [[ $pending == @(@WHERE@) ]] && where=("$pending" "$word")
             pending=''
         elif [[ $word == @VALUED@ ]]; then
             pending=$word
@@ -33,7 +33,7 @@ _vhost_balloonctl() {
     done
     if [[ -n $pending ]]; then
         [[ $current == '=' ]] && current=''
-        [[ $pending == --control-socket ]] && mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        [[ $pending == @PATHS@ ]] && mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
     fi
     if [[ $current == -* ]]; then
@@ -44,10 +44,8 @@ _vhost_balloonctl() {
     fi
     case $command:$operands in
 @OPERANDS@
-    @FILES@)
-        mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     @VMS@)
-        mapfile -t names < <(PROGRAM "${socket[@]}" list --names 2>/dev/null)
+        mapfile -t names < <(PROGRAM "${where[@]}" list --names 2>/dev/null)
         for word in "${names[@]}"; do
             [[ $word == "$current"* ]] && COMPREPLY+=("$(printf %q "$word")")
         done ;;
@@ -58,23 +56,28 @@ complete -F _vhost_balloonctl PROGRAM
 
 _ZSH: Final = r"""#compdef PROGRAM
 # zsh completion for PROGRAM: a file named _PROGRAM in a folder of $fpath
+_vhost_balloonctl_where() {
+    local flag
+    for flag in @FLAGS@; do
+        [[ -n $opt_args[$flag] ]] && where=($flag "${(Q)opt_args[$flag]}")
+    done
+}
+
 _vhost_balloonctl_vms() {
     local -a names
-    local given=${opt_args[--control-socket]}
-    [[ -n $given ]] && socket=(--control-socket "${(Q)given}")
-    names=("${(@f)$(PROGRAM "${socket[@]}" list --names 2>/dev/null)}")
+    _vhost_balloonctl_where
+    names=("${(@f)$(PROGRAM "${where[@]}" list --names 2>/dev/null)}")
     compadd -- ${names:#}
 }
 
 _vhost_balloonctl() {
     local curcontext=$curcontext state line
-    local -a names socket
+    local -a names where
     typeset -A opt_args
     _arguments -C -A "-*" \
 @MAIN@
         '1:command:->command' '*::argument:->argument'
-    local given=${opt_args[--control-socket]}
-    [[ -n $given ]] && socket=(--control-socket "${(Q)given}")
+    _vhost_balloonctl_where
     case $state in
     command)
         names=(
@@ -96,38 +99,50 @@ fi
 """
 
 
-_ZSH_OPERANDS: Final = {"vm": "_vhost_balloonctl_vms", "socket": "_files"}
-"""What completes an operand."""
+_VMS: Final = ("vm", "vms")
+"""The operands that are names of VMs."""
+
+_WHERE: Final = ("--control-socket", "--folder")
+"""The options that `list --names` is to have, too."""
 
 
 def script(shell: str) -> str:
     """The script for "bash" or "zsh"."""
     parser = build_parser()
-    return _bash(parser) if shell == "bash" else _zsh(parser)
+    text = _bash(parser) if shell == "bash" else _zsh(parser)
+    return (
+        text.replace("@WHERE@", "|".join(_WHERE))
+        .replace("@FLAGS@", " ".join(_WHERE))
+        .replace("PROGRAM", PROGRAM)
+    )
 
 
 def _bash(parser: argparse.ArgumentParser) -> str:
     known = commands(parser)
     every = {"": parser} | {name: found for name, (found, _) in known.items()}
     valued = {flag for found in every.values() for flag in _options(found, valued=True)}
+    paths = {
+        flag
+        for found in every.values()
+        for action in arguments(found)
+        if action.metavar == "PATH"
+        for flag in action.option_strings
+    }
     options = [f"        '{name}') {_compgen(_options(found))} ;;" for name, found in every.items()]
     operands = [f"    :*) {_compgen(known)} ;;"]
-    vms, files = [], []
+    vms = []
     for name, found in every.items():
         for number, operand in enumerate(_operands(found)):
             if operand.choices is not None:
                 operands.append(f"    {name}:{number}) {_compgen(operand.choices)} ;;")
-            elif operand.dest == "vm":
-                vms.append(f"{name}:{number}")
-            elif operand.dest == "socket":
-                files.append(f"{name}:{number}")
+            elif operand.dest in _VMS:
+                vms.append(f"{name}:{'*' if operand.nargs == '*' else number}")
     return (
         _BASH.replace("@VALUED@", f"@({'|'.join(sorted(valued))})")
+        .replace("@PATHS@", f"@({'|'.join(sorted(paths))})")
         .replace("@OPTIONS@", "\n".join(options))
         .replace("@OPERANDS@", "\n".join(operands))
         .replace("@VMS@", "|".join(vms))
-        .replace("@FILES@", "|".join(files))
-        .replace("PROGRAM", PROGRAM)
     )
 
 
@@ -147,7 +162,6 @@ def _zsh(parser: argparse.ArgumentParser) -> str:
         _ZSH.replace("@MAIN@", "\n".join(main))
         .replace("@COMMANDS@", "\n".join(names))
         .replace("@ARGUMENTS@", "\n".join(cases))
-        .replace("PROGRAM", PROGRAM)
     )
 
 
@@ -167,8 +181,9 @@ def _specs(parser: argparse.ArgumentParser) -> Iterator[str]:
         if operand.choices is not None:
             yield _quote(f"{number}:{operand.dest}:({' '.join(operand.choices)})")
         else:
-            found = _ZSH_OPERANDS.get(operand.dest, " ")
-            yield _quote(f"{number}:{operand.metavar}:{found}")
+            where = "*" if operand.nargs == "*" else number
+            found = "_vhost_balloonctl_vms" if operand.dest in _VMS else " "
+            yield _quote(f"{where}:{operand.metavar}:{found}")
 
 
 def _quote(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -25,8 +26,9 @@ _BYTES: Final = {
 """The statistics that are sizes; all others count events."""
 
 
-def names(vms: Sequence[Vm]) -> list[str]:
-    return [printable(vm.id) for vm in vms]
+def nothing(options: argparse.Namespace) -> str:
+    """What is said instead of a table where there is no VM."""
+    return printable(f"no VM in {options.folder}")
 
 
 def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
@@ -41,20 +43,22 @@ def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
         Column("FREED", right=True, rank=4),
         Column("REPORTING", rank=5),
     )
-    rows = [
-        (
-            name(vm, room),
-            printable(vm.state),
-            memory(vm),
-            format_size(vm.target),
-            format_size(vm.actual),
-            format_size(vm.resident),
-            format_size(vm.freed),
-            reporting(vm),
-        )
-        for vm in vms
-    ]
-    return table(columns, rows, room)
+    return table(columns, [_overview_row(vm, room) for vm in vms], room)
+
+
+def _overview_row(vm: Vm, room: int | None) -> tuple[str, ...]:
+    if vm.error is not None:
+        return name(vm, room), printable(vm.error)
+    return (
+        name(vm, room),
+        printable(vm.state),
+        memory(vm),
+        format_size(vm.target),
+        format_size(vm.actual),
+        format_size(vm.resident),
+        format_size(vm.freed),
+        reporting(vm),
+    )
 
 
 def name(vm: Vm, room: int | None) -> str:
@@ -136,10 +140,8 @@ def _counters(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
     refused = model.sizes(raw, "refused-bytes")
     reasons = ", ".join(f"{reason} {format_size(size)}" for reason, size in refused.items())
     pairs.append(("not discarded", reasons or format_size(0)))
-    broken: dict[str, Any] = model.field(raw, "ring-errors", dict, {})
-    rings = sum(sum(model.sizes(broken, queue).values()) for queue in broken)
-    pairs.append(("ring errors", str(rings)))
-    pairs.append(("front end errors", str(model.field(raw, "front-end-errors", int, 0))))
+    for title in ("ring-errors", "front-end-errors"):
+        pairs.append((title.replace("-", " "), str(model.total(raw, title))))
     age = model.seconds(raw, "stats-age")
     return [*pairs, ("last statistics", UNKNOWN if age is None else f"{age:.0f} s ago")]
 

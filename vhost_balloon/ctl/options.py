@@ -11,27 +11,28 @@ from vhost_balloon.ctl import text
 from vhost_balloon.printable import printable
 
 PROGRAM: Final = "vhost-balloonctl"
-DEFAULT_SOCKET: Final = "/run/vhost-balloon/control.sock"
+DEFAULT_FOLDER: Final = "/run/vhost-balloon"
 STATS_SECONDS: Final = 3.0
 MAX_STATS_SECONDS: Final = 60.0
 """What the daemon's balloon-stats allows."""
 
-MAX_STATS_INTERVAL: Final = 86400.0
-FEATURES: Final = {
-    "reporting": "free page reporting",
-    "deflate-on-oom": "deflation when the guest is out of memory",
-    "stats": "guest memory statistics",
-    "must-tell-host": "that the guest must ask to take pages back",
-    "free-page-hint": "free page hints",
-    "page-poison": "the guest's page poison value",
+_UNIT: Final = "vhost-balloon@web1"
+_GONE: Final = {
+    "add": "no command adds a VM; one comes with its unit, web1 for example with "
+    f"`systemctl enable --now {_UNIT}.socket`",
+    "remove": "no command removes a VM; one goes with its unit, web1 for example with "
+    f"`systemctl disable --now {_UNIT}.socket {_UNIT}.service`",
 }
-"""The daemon's feature switches."""
+"""Commands of earlier versions, and what to do instead."""
 
 
 class Parser(argparse.ArgumentParser):
     """Ends with one line on a mistake, instead of the usage and a line."""
 
     def error(self, message: str) -> NoReturn:
+        for command, instead in _GONE.items():
+            if f"COMMAND: invalid choice: {command!r}" in message:
+                message = instead
         self.exit(2, f"{PROGRAM}: {printable(message)}\n")
 
 
@@ -43,26 +44,17 @@ def size(word: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def rate(word: str) -> int:
-    """Bytes a second as an argument."""
-    try:
-        return text.parse_rate(word)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def seconds(most: float = 1e6, *, zero: bool = False) -> Callable[[str], float]:
-    """A time limit or interval as an argument: above 0, or 0 too, and at most so many seconds."""
-    bound = "from 0" if zero else "above 0 and"
+def seconds(most: float = 1e6) -> Callable[[str], float]:
+    """A time limit or interval as an argument: above 0 and at most so many seconds."""
 
     def convert(word: str) -> float:
         try:
             value = float(word)
         except ValueError:
-            value = -1
-        if not (0 < value <= most or (zero and value == 0)):
+            value = 0
+        if not 0 < value <= most:
             raise argparse.ArgumentTypeError(
-                f"{word!r} is no number of seconds {bound} up to {most:g}"
+                f"{word!r} is no number of seconds above 0 and up to {most:g}"
             )
         return value
 
@@ -84,13 +76,13 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    _add_socket(parser, DEFAULT_SOCKET)
+    _add_where(parser, None)
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", title="commands", parser_class=Parser
     )
     _add_queries(commands)
     _add_orders(commands)
-    _add_vms(commands)
+    _add_upkeep(commands)
     _add_texts(commands)
     return parser
 
@@ -101,6 +93,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.command == "set" and options.timeout is not None and not options.wait:
         parser.error("--timeout goes with --wait: a target is accepted at once")
+    if options.command in _UPKEEP and bool(options.vms) == options.all:
+        parser.error(f"{options.command} takes the names of VMs, or --all")
+    if options.folder is not None and options.control_socket is not None:
+        parser.error("--folder and --control-socket do not go together")
+    if options.folder is None:
+        options.folder = DEFAULT_FOLDER
     return options
 
 
@@ -142,38 +140,17 @@ def _add_orders(commands: Commands) -> None:
     _add(commands, "resume", "discard a guest's free pages again", vm=True)
 
 
-def _add_vms(commands: Commands) -> None:
-    add = _add(commands, "add", "serve one more VM", vm=True)
-    add.add_argument("socket", metavar="SOCKET", help="where its front end will connect")
-    add.add_argument(
-        "--target", type=size, metavar="SIZE", help="what its guest is to keep from the start on"
-    )
-    add.add_argument(
-        "--stats-interval",
-        type=seconds(MAX_STATS_INTERVAL, zero=True),
-        metavar="SECONDS",
-        help="how often the guest is asked for statistics (0: on demand only)",
-    )
-    for name, what in FEATURES.items():
-        add.add_argument(f"--no-{name}", action="store_true", help=f"do not offer {what}")
-    add.add_argument("--discard", choices=("auto", "always", "never"), help="pinned memory, or all")
-    add.add_argument(
-        "--report-rate",
-        type=rate,
-        metavar="RATE",
-        help="bytes a second that its reports may have discarded, such as 512M/s",
-    )
-    add.add_argument("--discard-hugetlb", action="store_true", help="discard hugetlb pages too")
-    add.add_argument(
-        "--discard-other-filesystems",
-        action="store_true",
-        help="discard memory in files that are on neither tmpfs nor hugetlbfs",
-    )
-    add.add_argument("--socket-mode", metavar="MODE", help="its permissions, in octal")
-    add.add_argument("--socket-group", metavar="GROUP", help="its group")
-    _add(commands, "remove", "serve a VM no longer; it has no front end any more", vm=True)
-    _add(commands, "reload", "read the daemon's configuration file again")
-    _add(commands, "upgrade", "have the daemon re-execute itself as it is installed now")
+_UPKEEP: Final = {
+    "reload": "have VMs' daemons read their configuration again",
+    "upgrade": "have VMs' daemons become what is installed now, one after the other",
+}
+
+
+def _add_upkeep(commands: Commands) -> None:
+    for name, does in _UPKEEP.items():
+        command = _add(commands, name, does)
+        command.add_argument("vms", nargs="*", metavar="VM", help="their names")
+        command.add_argument("--all", action="store_true", help="all VMs")
 
 
 def _add_texts(commands: Commands) -> None:
@@ -208,20 +185,23 @@ def _add(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )
     # Suppressed where it is not given, it leaves alone what was given before the command.
-    _add_socket(parser, argparse.SUPPRESS)
+    _add_where(parser, argparse.SUPPRESS)
     if json:
         parser.add_argument("--json", action="store_true", help="for programs: JSON on one line")
     if vm:
-        parser.add_argument("vm", metavar="VM", help="its name: that of its socket's file")
+        parser.add_argument("vm", metavar="VM", help="its name, as `list` has it")
     return parser
 
 
-def _add_socket(parser: argparse.ArgumentParser, default: str) -> None:
+def _add_where(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
-        "--control-socket",
+        "--folder",
         default=default,
         metavar="PATH",
-        help=f"the daemon's control socket (default {DEFAULT_SOCKET})",
+        help=f"where the VMs' control sockets are, VM.control each (default {DEFAULT_FOLDER})",
+    )
+    parser.add_argument(
+        "--control-socket", default=default, metavar="PATH", help="that of one VM instead"
     )
 
 

@@ -26,9 +26,9 @@ _GIVEN_UP: Final = {"stuck": "is stuck", "out-of-memory": "is out of memory"}
 
 def set_target(options: argparse.Namespace, client: Client, output: Output) -> None:
     """Set a target; with --wait, until the guest has got there. Raises CtlError if it does not."""
-    before = model.query_vm(client, options.vm)
-    client.execute("balloon", {"id": options.vm, "value": options.size})
-    vm = model.query_vm(client, options.vm)
+    before = model.query_vm(client)
+    client.execute("balloon", {"value": options.size})
+    vm = model.query_vm(client)
     if not options.wait:
         if options.json:
             output.json(_summary(vm))
@@ -68,7 +68,7 @@ def _wait(options: argparse.Namespace, client: Client, progress: Progress, befor
     """Return the VM once it is there. Raises CtlError if it will not be, or not in time."""
     started = time.monotonic()
     while True:
-        vm = model.query_vm(client, options.vm)
+        vm = model.query_vm(client)
         _check(vm, before, options.size)
         if vm.state == "done":
             return vm
@@ -109,9 +109,8 @@ def resume(options: argparse.Namespace, client: Client, output: Output) -> None:
 
 
 def _order(options: argparse.Namespace, client: Client, output: Output, command: str) -> None:
-    model.query_vm(client, options.vm)  # for its error: the names of those that there are
-    client.execute(command, {"id": options.vm})
-    vm = model.query_vm(client, options.vm)
+    client.execute(command)
+    vm = model.query_vm(client)
     if options.json:
         paused = {"reporting-paused": bool(vm.paused), "pause-reasons": list(vm.paused)}
         output.json({"id": vm.id, **paused})

@@ -20,7 +20,7 @@ _DEVICE: Final = "vhost-user-test-device-pci,chardev=balloon,virtio-id=5,num_vqs
 
 def run(options: argparse.Namespace, client: Client, output: Output) -> None:
     """Print them: JSON, lines to read and copy on a terminal, else one line for a script."""
-    vm = model.query_vm(client, options.vm)
+    vm = model.query_vm(client)
     if vm.socket_path is None:
         raise CtlError(f"{vm.id} has no socket path: its front end is connected by --fd")
     memory = options.memory or vm.memory

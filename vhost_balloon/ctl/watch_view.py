@@ -24,7 +24,7 @@ MIN_SPARK: Final = 10
 MAX_SPARK: Final = 60
 """Columns of a spark line: one a look."""
 
-_ALARMING: Final = ("stuck", "out-of-memory")
+_ALARMING: Final = ("stuck", "out-of-memory")  # and whatever does not answer
 _ABSENT: Final = ("disconnected", "no-driver")
 _PAINT: Final = {"title": 7, "bold": 1, "alarm": 31, "faint": 2}
 _FIXED_LINES: Final = 3  # the title, the table's head, the foot
@@ -42,6 +42,9 @@ class History:
     def add(self, vm: Vm, now: float) -> None:
         self.resident.append(vm.resident)
         self.actual.append(vm.actual)
+        if vm.error is not None:
+            self._freed, self.freed_rate = None, 0.0
+            return
         if self._freed is not None and now > self._freed[1]:
             self.freed_rate = max(0, vm.freed - self._freed[0]) / (now - self._freed[1])
         self._freed = vm.freed, now
@@ -59,7 +62,7 @@ class View:
         self._histories: dict[str, History] = {}
 
     def add(self, vms: Sequence[Vm], now: float) -> None:
-        """Take a look's result; now is in seconds. What is not configured any more is forgotten."""
+        """Take a look's result; now is in seconds. What is not there any more is forgotten."""
         self._histories = {vm.id: self._histories.get(vm.id) or History() for vm in vms}
         for vm in vms:
             self._histories[vm.id].add(vm, now)
@@ -127,6 +130,8 @@ class View:
         return table(columns, [self._row(vm, sparks, room) for vm in vms], room)
 
     def _row(self, vm: Vm, sparks: int, room: int | None) -> tuple[str, ...]:
+        if vm.error is not None:
+            return name(vm, room or 0), printable(vm.error)
         history = self._histories[vm.id]
         actual, resident = (
             spark([*values], vm.memory, sparks, unicode=self.unicode)
@@ -146,7 +151,7 @@ class View:
         )
 
     def _paint_row(self, vm: Vm, row: str) -> str:
-        if vm.state in _ALARMING:
+        if vm.error is not None or vm.state in _ALARMING:
             return self._paint("alarm", row)
         return self._paint("faint", row) if vm.state in _ABSENT else row
 

@@ -1,0 +1,69 @@
+"""vhost-balloonctl: what a shell completes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+from vhost_balloon.ctl import completion
+from vhost_balloon.ctl.options import build_parser, commands
+
+
+def complete(tmp_path: Path, *words: str) -> list[str]:
+    """What bash offers for the last word, with the daemon's answers in a folder's stub."""
+    stub = tmp_path / "vhost-balloonctl"
+    stub.write_text('#!/bin/sh\necho "$@" >>calls\nprintf "web1\\nweb 2\\ndb\\n"\n')
+    stub.chmod(0o755)
+    quoted = " ".join(map(shlex.quote, ("vhost-balloonctl", *words)))
+    script = f"""{completion.script("bash")}
+COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _vhost_balloonctl
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-uc", script], capture_output=True, text=True, check=True, cwd=tmp_path,
+        env=environment,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout.split("\n")[:-1] if done.stdout != "\n" else []
+
+
+def test_bash_completes_commands_options_and_vms(tmp_path: Path) -> None:
+    assert complete(tmp_path, "") == list(commands(build_parser()))
+    assert complete(tmp_path, "st") == ["status", "stats"]
+    assert complete(tmp_path, "status", "") == ["web1", "web\\ 2", "db"]
+    assert complete(tmp_path, "set", "--wait", "--timeout", "=", "5", "w") == ["web1", "web\\ 2"]
+    assert complete(tmp_path, "set", "--w") == ["--wait"]
+    assert complete(tmp_path, "set", "web1", "") == []
+    assert complete(tmp_path, "monitoring", "") == ["rules", "dashboard"]
+    assert complete(tmp_path, "completion", "z") == ["zsh"]
+    assert complete(tmp_path, "--cont") == ["--control-socket"]
+    assert complete(tmp_path, "--fol") == ["--folder"]
+    for option in ("--control-socket", "--folder"):
+        assert complete(tmp_path, option, "=", "vhost-b") == ["vhost-balloonctl"]
+    for command in ("upgrade", "reload"):
+        assert complete(tmp_path, command, "d") == ["db"]
+        assert complete(tmp_path, command, "db", "w") == ["web1", "web\\ 2"]
+        assert complete(tmp_path, command, "--a") == ["--all"]
+
+
+def test_bash_looks_where_the_line_says(tmp_path: Path) -> None:
+    assert complete(tmp_path, "--control-socket", "=", "/x y", "status", "d") == ["db"]
+    assert complete(tmp_path, "pause", "--folder", "/z", "d") == ["db"]
+    assert complete(tmp_path, "install-units", "--root", "=", "/r", "--dry") == ["--dry-run"]
+    calls = (tmp_path / "calls").read_text()
+    assert calls == "--control-socket /x y list --names\n--folder /z list --names\n"
+
+
+def test_zsh_gets_every_command_and_option() -> None:
+    script = completion.script("zsh")
+    assert script.startswith("#compdef vhost-balloonctl\n")
+    for name in commands(build_parser()):
+        assert f"'{name}:" in script
+    assert "'--wait[until the guest has got there]'" in script
+    assert "'1:VM:_vhost_balloonctl_vms'" in script
+    assert "'*:VM:_vhost_balloonctl_vms'" in script
+    assert "for flag in --control-socket --folder;" in script
+    assert "@" not in script.replace("${(@f)", "").replace('"$@"', "").replace("[@]", "")

@@ -1,0 +1,214 @@
+"""One connection to a control socket: QMP over a socket that is never waited for.
+
+A daemon may have been taken over by its guest, so whatever it sends costs its own connection only:
+what it sends for one question is bounded, and it is parsed as what anybody may have written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import select
+import socket
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vhost_balloon.ctl.errors import CtlError, ServerError
+
+MAX_ANSWER: Final = 1 << 20
+"""Bytes that a daemon may send until a question is answered, events included. A VM takes some
+2 KiB of query-vms."""
+
+_MAX_TEXT: Final = 500
+"""Characters of a daemon's error."""
+
+_PIECE: Final = 16 << 10
+"""Bytes read at a time: one that sends without end must not keep others waiting."""
+
+
+class Link:
+    """A connection that is opened and negotiated with the first question.
+
+    Attributes:
+        path: of the socket.
+        problem: why the connection is no more, or a ServerError, which leaves it open.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._answers: list[Any] = []
+        self.problem: CtlError | None = None
+        self._socket: socket.socket | None = None
+        self._outgoing = bytearray()
+        self._received = bytearray()
+        self._searched = 0
+        self._greeted = False
+        self._unanswered = 0
+        self._budget = MAX_ANSWER
+        self._send("qmp_capabilities", None)
+
+    def ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
+        """Have a command sent once the connection goes on; its answer is the last to come."""
+        if self.problem is None:
+            self._budget = MAX_ANSWER
+            self._send(command, arguments)
+
+    def expect_end(self) -> None:
+        """Wait for an answer that never comes, but for the connection's end."""
+        self._unanswered += 1
+
+    def take(self) -> list[Any]:
+        """The "return" of each command, qmp_capabilities included; they are forgotten here.
+
+        Raises CtlError if there is a problem.
+        """
+        problem, answers = self.problem, self._answers
+        self._answers = []
+        if problem is None:
+            return answers
+        if isinstance(problem, ServerError):
+            self.problem = None
+        raise problem
+
+    @property
+    def waits(self) -> bool:
+        """Whether answers are still to come."""
+        return self._unanswered > 0
+
+    @property
+    def interest(self) -> int:
+        """The epoll events to wait for."""
+        return select.EPOLLIN | (select.EPOLLOUT if self._outgoing else 0)
+
+    def fileno(self) -> int:
+        """The socket's descriptor, -1 while it is not connected."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def go_on(self) -> None:
+        """Connect, send and read as far as it goes without waiting."""
+        try:
+            if self._socket is None:
+                self._connect()
+            if self._socket is not None:
+                self._exchange(self._socket)
+        except CtlError as problem:
+            self.fail(problem)
+
+    def fail(self, problem: CtlError) -> None:
+        """Close the connection, because of this."""
+        self.close()
+        self.problem = problem
+        self._unanswered = 0
+
+    def close(self) -> None:
+        """Close the connection; may be called twice."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, command: str, arguments: Mapping[str, Any] | None) -> None:
+        request = {"execute": command} | ({"arguments": arguments} if arguments else {})
+        self._outgoing += json.dumps(request).encode("ascii") + b"\n"
+        self._unanswered += 1
+
+    def _connect(self) -> None:
+        """Raises CtlError. Where the server has not accepted earlier ones it is tried again."""
+        sock = None
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            sock.connect(self.path)
+        except BlockingIOError:
+            problem = None
+        except FileNotFoundError:
+            problem = "there is no such socket: is vhost-balloon running?"
+        except ConnectionRefusedError:
+            problem = "cannot connect: nobody listens on it"
+        except OSError as error:
+            problem = f"cannot connect: {error.strerror or error}"
+        else:
+            self._socket = sock
+            return
+        if sock is not None:
+            sock.close()
+        if problem is not None:
+            raise CtlError(problem)
+
+    def _exchange(self, sock: socket.socket) -> None:
+        try:
+            if self._outgoing:
+                del self._outgoing[: sock.send(self._outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._outgoing.clear()  # its last words may still be there
+        try:
+            data = sock.recv(_PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            raise CtlError("the daemon closed the connection")
+        self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        self._received += data
+        while (end := self._received.find(b"\n", self._searched)) >= 0:
+            line = bytes(self._received[:end])
+            del self._received[: end + 1]
+            self._searched = 0
+            self._handle(_parse(line))
+        self._searched = len(self._received)
+        self._budget -= len(data)
+        if self._budget <= 0 and self.waits:
+            raise CtlError(f"it sent {MAX_ANSWER >> 20} MiB without an answer")
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        if not self._greeted:
+            if not isinstance(message.get("QMP"), dict):
+                raise _no_qmp()
+            self._greeted = True
+        elif "event" in message:
+            pass
+        elif not self.waits:
+            raise _no_qmp()
+        elif "return" in message:
+            self._unanswered -= 1
+            self._answers.append(message["return"])
+        else:
+            self.problem = self.problem or _refusal(message.get("error"))
+            self._unanswered -= 1
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """A message. Raises CtlError if it is none, or holds what JSON cannot say."""
+    try:
+        message = json.loads(line, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        raise _no_qmp() from None
+    if not isinstance(message, dict):
+        raise _no_qmp()
+    return message
+
+
+def _finite(text: str) -> float:
+    """Raises ValueError for Infinity, NaN and what is too large."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _refusal(error: Any) -> CtlError:
+    """What the daemon's error says. Raises CtlError if it is none."""
+    if not isinstance(error, dict) or not isinstance(error.get("desc"), str):
+        raise _no_qmp()
+    text, error_class = error["desc"][:_MAX_TEXT], str(error.get("class"))
+    if error_class == "CommandNotFound":
+        text += ": is it the control socket of vhost-balloon, of this version?"
+    return ServerError(text, error_class)
+
+
+def _no_qmp() -> CtlError:
+    return CtlError("does not speak QMP: it is no control socket")

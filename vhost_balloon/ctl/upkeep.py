@@ -1,0 +1,117 @@
+"""upgrade and reload: of some VMs' daemons, or of all."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any, Final
+
+from vhost_balloon.ctl import folder, listing, model
+from vhost_balloon.ctl.client import ANSWER_SECONDS, Client, Round
+from vhost_balloon.ctl.errors import CtlError, Silent
+from vhost_balloon.ctl.link import Link
+from vhost_balloon.ctl.output import Output
+from vhost_balloon.printable import printable
+
+CHECK_SECONDS: Final = 20.0
+"""What the new program may take, besides the answer, to show that it would start."""
+BACK_SECONDS: Final = 5.0
+"""After which a VM whose daemon does not answer again is not upgraded, but lost."""
+_RETRY_SECONDS: Final = 0.05
+
+
+def upgrade(options: argparse.Namespace, output: Output) -> None:
+    """Have daemons become the program that is installed now, one after the other. Raises CtlError
+    at the first that does not come back; the others go on as they are then."""
+    paths = _paths(options)
+    done = []
+    try:
+        for name, path in paths.items():
+            version, state = _upgrade(name, path)
+            done.append({"id": name, "version": version})
+            if not options.json:
+                output.lines([printable(f"{name}: version {version}, {state}")])
+    finally:
+        if options.json and done:
+            output.json(done)
+
+
+def _paths(options: argparse.Namespace) -> dict[str, str]:
+    """Of the control sockets of the VMs that are named, or of all. Raises CtlError."""
+    paths = folder.find(options, None if options.all else options.vms)
+    if not paths:
+        raise CtlError(listing.nothing(options))
+    return paths
+
+
+def _upgrade(name: str, path: str) -> tuple[str, str]:
+    """Upgrade one; its version and state then. Raises CtlError."""
+    try:
+        with Client(path, name) as client:
+            client.execute("upgrade", patience=CHECK_SECONDS)
+            deadline = time.monotonic() + BACK_SECONDS
+            if not client.wait_end(BACK_SECONDS):
+                raise CtlError("the daemon goes on as the program that it was")
+    except CtlError as error:
+        raise CtlError(f"{name}: {error}") from None
+    reason = ""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with Client(path, name, left) as successor:
+                version = _version(successor.execute("query-version"))
+                return version, model.query_vm(successor).state
+        except Silent as error:
+            reason = reason or str(error)
+        except CtlError as error:
+            reason = str(error)
+        time.sleep(_RETRY_SECONDS)
+    raise CtlError(f"{name} is not back within {BACK_SECONDS:g} s of its upgrade ({reason})")
+
+
+def _version(answer: Any) -> str:
+    """Raises CtlError."""
+    numbers = answer.get("qemu") if isinstance(answer, dict) else None
+    if not isinstance(numbers, dict):
+        raise CtlError("the daemon's answer is not understood (query-version): another version?")
+    parts = [model.field(numbers, part, int, 0) for part in ("major", "minor", "micro")]
+    return ".".join(map(str, parts))
+
+
+def reload(options: argparse.Namespace, output: Output) -> None:
+    """Have daemons read their configuration again, all at once. Raises CtlError if one does not;
+    the others do all the same."""
+    paths = _paths(options)
+    links = {name: Link(path) for name, path in paths.items()}
+    for link in links.values():
+        link.ask("config-reload")
+    Round(links.values(), ANSWER_SECONDS).run()
+    answers = {name: _changes(name, link) for name, link in links.items()}
+    failed = [name for name, answer in answers.items() if "error" in answer]
+    if failed and len(answers) == 1:
+        raise CtlError(f"{failed[0]}: {answers[failed[0]]['error']}")
+    if options.json:
+        output.json([*answers.values()])
+    else:
+        output.lines(printable(_told(answer)) for answer in answers.values())
+    if failed:
+        raise CtlError(f"{len(failed)} of {len(answers)} VMs not reloaded: {', '.join(failed)}")
+
+
+def _changes(name: str, link: Link) -> dict[str, Any]:
+    """What --json has of one daemon's answer."""
+    try:
+        answer = link.take()[-1]
+        if not isinstance(answer, dict) or "changed" not in answer:
+            raise CtlError("the daemon's answer is not understood: another version?")
+        return {"id": name, "changed": [*model.words(answer, "changed")]}
+    except CtlError as error:
+        return {"id": name, "error": str(error)}
+    finally:
+        link.close()
+
+
+def _told(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        return f"{answer['id']}: {answer['error']}"
+    changed = ", ".join(answer["changed"])
+    return f"{answer['id']}: changed {changed}" if changed else f"{answer['id']}: nothing changed"
