@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,15 @@ async def test_qemu_args(tmp_path: Path) -> None:
         assert "size=SIZE," in (await ctl(folder, "qemu-args", "vm1")).out
         async with by_hand(host.path(), 64 * MIB):
             assert f"size={64 * MIB}b" in (await ctl(folder, "qemu-args", "vm1")).out
+
+
+async def test_qemu_args_of_a_vm_whose_daemon_has_not_been_started(tmp_path: Path) -> None:
+    """Its socket is systemd's: QEMU's connection starts the daemon."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "web1.sock"))
+        done = await ctl(tmp_path, "qemu-args", "web1", "--memory=1G")
+        assert f"path={tmp_path}/web1.sock" in done.out
+        assert "there is no VM" in (await ctl(tmp_path, "qemu-args", "../web1")).err
 
 
 @pytest.mark.parametrize(

@@ -126,11 +126,11 @@ _VM_COMMANDS: Final[Mapping[str, VmCommand]] = {
     "set": orders.set_target,
     "pause": orders.pause,
     "resume": orders.resume,
-    "qemu-args": qemu_args.run,
 }
 _COMMANDS: Final[Mapping[str, Command]] = {
     "list": _list,
     "watch": _watch,
+    "qemu-args": qemu_args.run,
     "reload": _reload,
     "upgrade": _upgrade,
     "monitoring": _monitoring,
