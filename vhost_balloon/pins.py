@@ -47,7 +47,7 @@ _UNNAMED: Final = (
 )
 _HINDRANCES: Final = {
     errno.EACCES: "this daemon may not look at it, because it runs as another user or is protected",
-    errno.ENOENT: "it has ended, or /proc does not show it",
+    errno.ENOENT: "it has ended, or /proc does not show it because it runs as another user",
     errno.ESRCH: "it has ended",
 }
 _HINDRANCES[errno.EPERM] = _HINDRANCES[errno.EACCES]
