@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 DONE = "done"
@@ -131,6 +132,19 @@ def end_flight() -> None:
         _in_flight.pop().close()
 
 
+def flood(seconds: str) -> str:
+    """Send the service manager and the journal what they take; how many messages that were."""
+    paths = (os.environ["NOTIFY_SOCKET"], "/run/systemd/journal/socket")
+    end, count = time.monotonic() + float(seconds), 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        while time.monotonic() < end:
+            for path, message in zip(paths, (b"STATUS=busy", b"MESSAGE=busy\n"), strict=True):
+                with contextlib.suppress(BlockingIOError):
+                    sock.sendto(message, socket.MSG_DONTWAIT, path)
+                    count += 1
+    return str(count)
+
+
 def pass_one() -> None:
     """Pass one descriptor."""
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -143,7 +157,7 @@ _ATTEMPTS = {
     for attempt in (
         *(kill, pidfd, ptrace, prlimit, peek, memory, record, command_line),
         *(connect, connect_tcp, replace, write, write_anywhere),
-        *(fill_flight, end_flight, pass_one),
+        *(fill_flight, end_flight, pass_one, flood),
     )
 }
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -175,6 +176,24 @@ def test_sockets_of_the_host(place: Place) -> None:
         assert place.tried("connect", BUS) == ("ENOENT", DONE, DONE)
         assert place.tried("connect", "/run/systemd/private") == ("ENOENT", "EACCES", DONE)
         assert place.tried("connect", ABSTRACT) == ("ECONNREFUSED", DONE, DONE)
+
+
+def test_a_flood_of_messages_to_systemd_takes_no_neighbours_watchdog(place: Place) -> None:
+    host, guest = place.host, Instance("guest")
+    host.drop_in(guest.service, "[Service]\nWatchdogSec=2s\n")
+    try:
+        with Crowd(host) as crowd, ThreadPoolExecutor(1) as worker:
+            host.systemctl("start", guest.socket)
+            crowd.attach({guest.vm: host.path(guest.path)})
+            sent = worker.submit(place.inside, "flood", "8")
+            while not sent.done():
+                crowd.use()
+            print(f"{sent.result()} messages")
+            assert int(sent.result()) > 1000
+        assert host.show(guest.service, "NRestarts") == "0"
+    finally:
+        host.systemctl("stop", *guest.units)
+        host.drop_in(guest.service, "")
 
 
 def test_descriptors_in_flight_of_one_user_are_not_anothers(place: Place) -> None:
