@@ -20,7 +20,7 @@ from vhost_balloon import fds, journal, keeper, processors, record, revival, sys
 from vhost_balloon import virtqueue as queues
 from vhost_balloon.__main__ import main
 
-ORDER: Final = Path("/run/vhost-balloon/order")
+ORDER: Final = Path("/opt/orders/order")
 INJECTED: Final = "injected by a test"
 
 REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {

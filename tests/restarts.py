@@ -19,18 +19,17 @@ from tests.guests import wait_until
 from tests.rig.errors import GuestError, QMPError
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
-from tests.rig.systemd import SERVICE, SystemdHost
+from tests.rig.systemd import SERVICE, VENV, WEB1, SystemdHost
 
-VM: Final = "web1"
-SOCKETS: Final = ("vhost-balloon.socket", f"vhost-balloon-vm@{VM}.socket")
-SOCKET: Final = f"/run/vhost-balloon/{VM}.sock"
+VM: Final = WEB1.vm
+SOCKET: Final = WEB1.path
 PATIENCE: Final = 60.0
-_PROGRAM: Final = "/run/dying.py"
+_PROGRAM: Final = "/opt/dying.py"
 _DYING: Final = f"""[Service]
 Environment=MANY_CRASHES=1
+ReadWritePaths={ORDER.parent}
 ExecStart=
-ExecStart=/opt/vhost-balloon/bin/python {_PROGRAM} \
---control-socket=/run/vhost-balloon/control.sock --socket-mode=0660 $VHOST_BALLOON_OPTIONS
+ExecStart={VENV}/bin/python {_PROGRAM} $VHOST_BALLOON_OPTIONS
 """
 
 STRANGE: Final = ("nothing is done for it", "cannot be used", "was lost", "start anew", "refused")
@@ -50,6 +49,7 @@ FIGURES: Final = (
 def dying(host: SystemdHost) -> Iterator[None]:
     """The service runs tests.dying in the daemon's place: order() says where it ends."""
     host.write(_PROGRAM, Path(__file__).with_name("dying.py").read_text())
+    host.run("mkdir", "--mode=0777", str(ORDER.parent))
     host.drop_in(SERVICE, _DYING, "dying")
     yield
     host.drop_in(SERVICE, "", "dying")
@@ -202,7 +202,7 @@ def watched(host: SystemdHost) -> Iterator[Watched]:
     """A guest of 1 GiB, its driver ready; the service is stopped at the end, its store empty."""
     try:
         with host.options("--discard=always"):
-            host.systemctl("start", *SOCKETS)
+            host.systemctl("start", WEB1.socket)
             with Guest(host.path(SOCKET), memory=Memory(GiB), forker=host.forker) as guest:
                 found = Watched(host, guest)
                 wait_until(lambda: bool(found.vm()["driver-ready"]), 30)

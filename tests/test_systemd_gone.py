@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.guests import wait_until
-from tests.restarts import SOCKET, SOCKETS, Watched
+from tests.restarts import SOCKET, Watched
 from tests.rig.errors import RigError
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory
-from tests.rig.systemd import SERVICE, SystemdHost
+from tests.rig.systemd import SERVICE, WEB1, SystemdHost
 
 pytestmark = pytest.mark.guest
 
@@ -27,7 +27,7 @@ def test_a_vm_that_ends_while_the_daemon_is_away_is_cleaned_up(
     systemd_host: SystemdHost, how: str
 ) -> None:
     host = systemd_host
-    host.systemctl("start", *SOCKETS, SERVICE)
+    host.systemctl("start", *WEB1.units)
     try:
         empty = kinds(host)
         with Guest(host.path(SOCKET), memory=Memory(GiB), forker=host.forker) as guest:

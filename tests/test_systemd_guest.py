@@ -13,7 +13,7 @@ from tests.end_to_end import PAGE
 from tests.guests import memory_files, resident, wait_until
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
-from tests.rig.systemd import CONTROL, SERVICE, VENV, SystemdHost
+from tests.rig.systemd import CONTROL, OPTIONS, SERVICE, VENV, WEB1, Instance, SystemdHost
 
 pytestmark = pytest.mark.guest
 
@@ -26,10 +26,12 @@ def host(systemd_host: SystemdHost) -> Iterator[SystemdHost]:
 
 def test_a_guest_reports_inflates_and_gives_statistics(host: SystemdHost) -> None:
     with host.options("--discard=always"):
-        host.systemctl("start", "vhost-balloon.socket", "vhost-balloon-vm@web1.socket")
+        host.systemctl("start", WEB1.socket)
         # QEMU connects first: that is what starts the daemon.
-        socket = host.path("/run/vhost-balloon/web1.sock")
-        with Guest(socket, memory=Memory(GiB), forker=host.forker) as guest, host.qmp() as qmp:
+        with (
+            Guest(host.path(WEB1.path), memory=Memory(GiB), forker=host.forker) as guest,
+            host.qmp() as qmp,
+        ):
 
             def vm() -> dict[str, Any]:
                 found: dict[str, Any] = qmp.execute("query-vms")[0]
@@ -45,67 +47,40 @@ def test_a_guest_reports_inflates_and_gives_statistics(host: SystemdHost) -> Non
     assert "Traceback" not in host.journal(SERVICE)
 
 
-@pytest.mark.parametrize(
-    ("sockets", "service", "control"),
-    [
-        (["vhost-balloon.socket", "vhost-balloon-vm@web1.socket"], SERVICE, CONTROL),
-        (
-            ["vhost-balloon@web1.socket"],
-            "vhost-balloon@web1.service",
-            "/run/vhost-balloon/web1.control",
-        ),
-    ],
-    ids=["shared", "own"],
-)
-def test_nothing_of_another_users_front_end_is_discarded(
-    host: SystemdHost, sockets: list[str], service: str, control: str
-) -> None:
+def test_nothing_of_another_users_front_end_is_discarded(host: SystemdHost) -> None:
     """It may not look at their descriptors, so a device may be passed through to the guest."""
     ctl = f"{VENV}/bin/vhost-balloonctl"
-    with host.options("--metrics-address=127.0.0.1:0"), Crowd(host) as crowd:
-        host.systemctl("start", *sockets, service)
-        crowd.attach({"web1": host.path("/run/vhost-balloon/web1.sock")})
-        asked = host.run(ctl, "status", "web1", f"--control-socket={control}")
+    with Crowd(host) as crowd:
+        host.systemctl("start", WEB1.socket)
+        crowd.attach({"web1": host.path(WEB1.path)})
+        asked = host.run(ctl, "status", "web1", f"--control-socket={CONTROL}")
         assert "paused: pins-unknown" in asked.stdout, "before it has given anything"
-        assert reporting(host, service) == {"pins-unknown"}
         assert crowd.kept()
-        shown = host.run(ctl, "status", "web1", "--json", f"--control-socket={control}").stdout
+        shown = host.run(ctl, "status", "web1", "--json", f"--control-socket={CONTROL}").stdout
     vm = json.loads(shown)
     assert vm["pause-reasons"] == ["pins-unknown"]
     assert (vm["freed-bytes"], vm["refused-bytes"]["pins-unknown"]) == (0, 2 * PAGE)
     (line,) = [
-        line for line in host.journal(service).splitlines() if "nothing is discarded" in line
+        line for line in host.journal(SERVICE).splitlines() if "nothing is discarded" in line
     ]
     assert "it runs as another user" in line
     assert "--discard=always" in line
 
 
-def reporting(host: SystemdHost, service: str) -> set[str]:
-    """Why reports are not discarded, by the metrics."""
-    url = host.journal(service).rpartition("metrics on ")[2].split()[0]
-    ask = f"import urllib.request as u; print(u.urlopen('{url}', timeout=20).read().decode())"
-    lines = host.run("python3", "-c", ask).stdout.splitlines()
-    name = "vhost_balloon_reporting_pause_reason{"
-    return {
-        line.split('reason="')[1].split('"')[0]
-        for line in lines
-        if line.startswith(name) and line.endswith((" 1", " 1.0"))
-    }
-
-
 def test_the_word_for_one_vm_alone(host: SystemdHost) -> None:
-    """discard = "always" in its table of the file."""
-    config, paths = "/etc/vhost-balloon.toml", {}
-    text = ""
-    for vm, more in (("told", 'discard = "always"\n'), ("untold", "")):
-        path = f"/run/vhost-balloon/{vm}.sock"
-        text += f'[vm.{vm}]\nsocket-path = "{path}"\n{more}'
-        paths[vm] = host.path(path)
-    host.write(config, text)
-    with host.options(f"--config={config}", "--stats-interval=0"), Crowd(host) as crowd:
-        host.systemctl("start", SERVICE)
-        crowd.attach(paths)
-        crowd.use(["told"])
-        with host.qmp() as qmp:
-            reasons = {vm["id"]: vm["pause-reasons"] for vm in qmp.execute("query-vms")}
+    """--discard=always among its own options, while others have those of all."""
+    told, untold = Instance("told"), Instance("untold")
+    options = f"{OPTIONS}-{told.vm}"
+    host.write(options, "VHOST_BALLOON_OPTIONS=--discard=always\n")
+    with host.options("--stats-interval=0"), Crowd(host) as crowd:
+        host.systemctl("start", told.socket, untold.socket)
+        crowd.attach({vm.vm: host.path(vm.path) for vm in (told, untold)})
+        crowd.use([told.vm])
+        reasons: dict[str, list[str]] = {}
+        for vm in (told, untold):
+            with host.qmp(vm.control) as qmp:
+                reasons |= {
+                    found["id"]: found["pause-reasons"] for found in qmp.execute("query-vms")
+                }
+    host.path(options).unlink()
     assert reasons == {"told": [], "untold": ["pins-unknown"]}

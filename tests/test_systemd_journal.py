@@ -12,21 +12,19 @@ from typing import Any
 import pytest
 
 from tests.guests import wait_until
-from tests.rig.systemd import SERVICE, SystemdHost
+from tests.rig.systemd import SERVICE, WEB1, SystemdHost
 
 pytestmark = pytest.mark.guest
 
-SOCKETS = ("vhost-balloon.socket", "vhost-balloon-vm@web1.socket")
-SOCKET = "/run/vhost-balloon/web1.sock"
 GARBAGE = b"\xff" * 12
 
 
 @pytest.fixture
 def host(systemd_host: SystemdHost) -> Iterator[SystemdHost]:
     """The daemon with one VM."""
-    systemd_host.systemctl("start", *SOCKETS, SERVICE)
+    systemd_host.systemctl("start", *WEB1.units)
     yield systemd_host
-    systemd_host.systemctl("stop", *SOCKETS, SERVICE)
+    systemd_host.systemctl("stop", *WEB1.units)
     systemd_host.systemctl("reset-failed")
 
 
@@ -41,7 +39,7 @@ def misbehaves(host: SystemdHost) -> dict[str, Any]:
     """Have a front end send no vhost-user; what is logged about it."""
     before = len(entries(host))
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(str(host.path(SOCKET)))
+        sock.connect(str(host.path(WEB1.path)))
         sock.sendall(GARBAGE)
         sock.settimeout(30)
         with contextlib.suppress(ConnectionResetError):  # of what it did not read
@@ -72,7 +70,7 @@ def test_a_journal_that_restarts(host: SystemdHost) -> None:
 
 
 def test_where_the_journals_socket_is_out_of_reach(host: SystemdHost) -> None:
-    host.drop_in(SERVICE, "[Service]\nInaccessiblePaths=/run/systemd/journal/socket\n")
+    host.drop_in(SERVICE, "[Service]\nBindReadOnlyPaths=\nBindReadOnlyPaths=/run/systemd/notify\n")
     try:
         host.systemctl("restart", SERVICE)
         warning = misbehaves(host)
@@ -84,8 +82,7 @@ def test_where_the_journals_socket_is_out_of_reach(host: SystemdHost) -> None:
 
 def test_an_operators_mistake_is_an_error_of_the_unit(host: SystemdHost) -> None:
     """At a fresh start: where VMs were left, the options of the process before would be used."""
-    host.systemctl("stop", "vhost-balloon*.socket", SERVICE)
-    host.systemctl("clean", "--what=fdstore", SERVICE)
+    host.systemctl("stop", *WEB1.units)
     host.drop_in(SERVICE, "[Service]\nEnvironment=VHOST_BALLOON_OPTIONS=--nonsense\nRestart=no\n")
     try:
         host.systemctl("start", SERVICE, check=False)
