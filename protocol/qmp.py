@@ -84,7 +84,7 @@ def encode(message: Object) -> bytes:
 def parse_request(data: bytes) -> Request | BadRequest:
     """Parse one request, which qmp_stream has kept from being nested too deep."""
     try:
-        value = _load(data.decode("utf-8"))
+        value = load(data.decode("utf-8"))
     except UnicodeDecodeError:
         return json_error("invalid UTF-8")
     except json.JSONDecodeError as failure:
@@ -116,8 +116,12 @@ def _check_request(value: Any) -> Request | BadRequest:
     return Request(value["execute"], value.get("arguments", {}), reply_id)
 
 
-def _load(text: str) -> Any:
-    """Parse strictly. Raises ValueError for what this server could not send back as JSON."""
+def load(text: str) -> Any:
+    """Parse JSON strictly, with QMP's extensions.
+
+    Raises ValueError for what could not be sent back as JSON (duplicate keys, numbers out of range,
+    halves of surrogate pairs), and RecursionError.
+    """
     value = json.loads(
         _double_quoted(text) if "'" in text else text,
         object_pairs_hook=_unique,

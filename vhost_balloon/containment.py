@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
@@ -35,7 +35,7 @@ PLACES: Final = (
     "wakefulness",
     "watchdog",
 )
-"""Where a failure is contained; the values are the metric's label."""
+"""Where a failure of a VM's daemon is contained; the values are the metric's label."""
 
 MISTAKE_PAUSE: Final = 2.0
 """Seconds until what the operator has to mend is tried again."""
@@ -46,14 +46,14 @@ last, and is the first one again after a service ran for longer than the last.""
 
 
 class InternalErrors:
-    """Contained failures, counted by where they happened."""
+    """Contained failures, counted by where they happened: one of places."""
 
-    def __init__(self) -> None:
-        self.counts: Final = Counter(dict.fromkeys(PLACES, 0))
-        self._limits: Final = {where: Limit() for where in PLACES}
+    def __init__(self, places: Sequence[str] = PLACES) -> None:
+        self.counts: Final = Counter(dict.fromkeys(places, 0))
+        self._limits: Final = {where: Limit() for where in places}
 
     def record(self, where: str, error: BaseException) -> None:
-        """Count a failure and log it; where is one of PLACES. Clients can cause failures as often
+        """Count a failure and log it. Clients can cause failures as often
         as they like, so the lines are limited in number."""
         self.counts[where] += 1
         may, left_out = self._limits[where].line(time.monotonic())
