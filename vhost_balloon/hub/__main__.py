@@ -1,0 +1,106 @@
+"""The vhost-balloon-hub command."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Final
+
+import trio
+
+from vhost_balloon import log_setup, systemd
+from vhost_balloon.containment import InternalErrors
+from vhost_balloon.descriptor_limit import raise_descriptor_limit
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.handed_over import paths, take_sockets
+from vhost_balloon.hub.folders import MAX_VMS
+from vhost_balloon.hub.options import HubOptions, parse
+from vhost_balloon.hub.vms import PLACES, Host
+from vhost_balloon.log import logger, shortened
+from vhost_balloon.log_output import prepare_descriptors
+from vhost_balloon.metrics import HubErrorCollector
+from vhost_balloon.metrics_server import MAX_CLIENTS, MetricsServer
+from vhost_balloon.printable import printable
+from vhost_balloon.vm_spec import METRICS
+
+RESERVE: Final = MAX_CLIENTS + 32
+"""Descriptors that are not for VMs: scrapers, the log, the event loop, a file on its way."""
+
+
+def most_vms() -> int:
+    """As many as have a descriptor each, so that a scraper always gets one."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_VMS if soft == resource.RLIM_INFINITY else min(MAX_VMS, soft - RESERVE)
+    if most < MAX_VMS:
+        logger.info("%d VMs at most: raise LimitNOFILE= (ulimit -n) for more", max(most, 1))
+    return max(most, 1)
+
+
+async def run(options: HubOptions, listener: trio.SocketListener | None = None) -> None:
+    """Answer scrapes until SIGTERM or SIGINT. listener: a socket that listens for them already.
+
+    Raises OperatorError before anything is served.
+    """
+    errors = InternalErrors(PLACES)
+    with ExitStack() as stack:
+        notifier = systemd.Notifier()
+        stack.callback(notifier.close)
+        host = Host(options.folders, errors, most_vms())
+        stack.callback(host.close)
+        server = await MetricsServer.open(
+            options.metrics, host.snapshots, errors, listener, [HubErrorCollector(errors)]
+        )
+        stack.callback(server.close)
+        async with trio.open_nursery() as nursery:
+            stop = nursery.cancel_scope.cancel
+
+            def start(where: str, service: Callable[[], Awaitable[None]]) -> None:
+                nursery.start_soon(errors.supervise, where, service)
+
+            await nursery.start(_follow_signals, stop, notifier)
+            interval = systemd.watchdog_interval()
+            if interval is not None:
+                start("watchdog", partial(notifier.feed_watchdog, interval))
+            start("log", log_setup.tell_losses)
+            start("metrics", server.run)
+            folders = ", ".join(map(str, options.folders))
+            await notifier.send(f"{systemd.READY}\n{systemd.status(f'VMs of {folders}')}")
+
+
+async def _follow_signals(
+    stop: Callable[[], None],
+    notifier: systemd.Notifier,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            logger.info("ending on %s", signal.Signals(number).name)
+            notifier.try_send(systemd.STOPPING)
+            stop()
+
+
+def main() -> None:
+    """Exits with 0 after SIGTERM, 1 after a bug, 2 after an operator's mistake."""
+    prepare_descriptors()
+    handler = log_setup.set_up()
+    log_setup.catch_all(handler)
+    try:
+        handed = take_sockets(systemd.inherited())
+        options = parse(sys.argv[1:], paths(handed))
+        log_setup.set_up(options.log_level, options.log_format)
+        raise_descriptor_limit()
+        gc.freeze()  # a full collection would look at all that was imported
+        trio.run(run, options, handed[METRICS].listener() if handed else None)
+    except OperatorError as error:
+        handler.write_error(f"vhost-balloon-hub: {printable(shortened(str(error)))}")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The hub's command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.metrics_options import (
+    MetricsOptions,
+    add_metrics_options,
+    read_metrics_options,
+)
+from vhost_balloon.option_parser import Parser, add_log_options
+from vhost_balloon.vm_spec import METRICS
+
+FOLDER: Final = Path("/run/vhost-balloon")
+ADDRESS: Final = ("127.0.0.1", 9750)
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """folders: absolute, where control sockets are."""
+
+    folders: tuple[Path, ...]
+    metrics: MetricsOptions
+    log_level: str
+    log_format: str
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="vhost-balloon-hub",
+        description="Answers Prometheus for all VMs of a host whose daemons are vhost-balloon.",
+    )
+    parser.add_argument(
+        "--folder",
+        type=_read_folder,
+        action="append",
+        metavar="PATH",
+        help=f"where the VMs' control sockets NAME.control are; may be repeated (default {FOLDER})",
+    )
+    add_metrics_options(parser, "{}:{}".format(*ADDRESS))
+    add_log_options(parser)
+    return parser
+
+
+def _read_folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it names no folder")
+    return Path(text).absolute()
+
+
+def parse(arguments: list[str], handed: Collection[str] = ()) -> HubOptions:
+    """Read the command line; handed: names of sockets that were handed over.
+
+    Raises OperatorError with one line, or exits after --version and the like.
+    """
+    options = build_parser().parse_args(arguments)
+    for name in handed:
+        if name != METRICS:
+            raise OperatorError(f"{name!r} was handed over, and the hub takes {METRICS!r} only")
+    folders = tuple(dict.fromkeys(options.folder or [FOLDER]))
+    for folder in folders:
+        # One that is not there yet may come.
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise OperatorError(f"--folder={folder} is no folder")
+    if not handed and options.metrics_address is None:
+        options.metrics_address = ADDRESS
+    metrics = read_metrics_options(options, bool(handed))
+    assert metrics is not None
+    return HubOptions(folders, metrics, options.log_level, options.log_format)

@@ -1,0 +1,159 @@
+"""All VMs of a host: who they are now, and what each one's daemon answers.
+
+Nothing runs between two scrapes. A connection is kept from one to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from vhost_balloon.containment import InternalErrors
+from vhost_balloon.hub.connection import Connection, Ended, Unanswered
+from vhost_balloon.hub.folders import MAX_VMS, Found, Listing, look
+from vhost_balloon.log import VmLog, logger
+from vhost_balloon.metrics_document import BadDocument, Document, checked
+
+PATIENCE: Final = 1.0
+"""Seconds for a VM's answer, with connection and negotiation; and for a look at the folders."""
+
+PLACES: Final = ("log", "metrics", "metrics-client", "vm", "watchdog")
+"""Where a failure of the hub is contained; the values are the metric's label."""
+
+
+class HostVm:
+    """A VM as it is seen from outside."""
+
+    def __init__(self, label: str, found: Found, turn: trio.Lock) -> None:
+        """turn: see connection."""
+        self.found: Final = found
+        self._turn = turn
+        self._log = VmLog(label)
+        self._answers = True
+        self._connection: Connection | None = None
+
+    def close(self) -> None:
+        """End the connection; the next ask() makes another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def ask(self) -> Document | None:
+        """Its snapshot; None if its daemon gives none within PATIENCE, which is logged once."""
+        problem = f"no answer within {PATIENCE:g} s"
+        with trio.move_on_after(PATIENCE):
+            try:
+                document = _only(await self._query())
+            except (Unanswered, BadDocument) as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"{error.strerror or error}"
+            else:
+                if not self._answers:
+                    self._log.info("its daemon answers again")
+                self._answers = True
+                return document
+        self.close()
+        if self._answers:
+            self._log.misbehaved(f"no figures: {problem}")
+        self._answers = False
+        return None
+
+    async def _query(self) -> Any:
+        """Raises Unanswered or OSError."""
+        if self._connection is not None:
+            try:
+                return await self._try()
+            except (Ended, OSError):
+                pass  # of a daemon that was restarted, for one
+        self._connection = Connection.open(self.found.path, self._turn)
+        return await self._try()
+
+    async def _try(self) -> Any:
+        """Whatever ends this, a connection that is not at an answer's end is of no use any more."""
+        assert self._connection is not None
+        complete = False
+        try:
+            answer = await self._connection.query()
+            complete = True
+        finally:
+            if not complete:
+                self.close()
+        return answer
+
+
+def _only(answer: Any) -> Document:
+    """The snapshot of the one VM that a daemon has. Raises BadDocument."""
+    if not isinstance(answer, list) or len(answer) != 1:
+        raise BadDocument("its answer is no list of one VM")
+    try:
+        return checked(answer[0])
+    except BadDocument as error:
+        raise BadDocument(f"its answer makes no sense: {error}") from None
+
+
+class Host:
+    """The VMs whose control sockets are in folders; a failure with one of them is errors'."""
+
+    def __init__(
+        self, folders: Sequence[Path], errors: InternalErrors, most: int = MAX_VMS
+    ) -> None:
+        self._folders: Final = folders
+        self._errors: Final = errors
+        self._most: Final = most
+        self._vms: dict[str, HostVm] = {}
+        self._turn = trio.Lock()
+        self._looking = trio.CapacityLimiter(1)
+        self._said: list[str] = []
+
+    def close(self) -> None:
+        for vm in self._vms.values():
+            vm.close()
+
+    async def snapshots(self) -> list[tuple[str, Document | None]]:
+        """Every VM's label and its snapshot, or None; takes twice PATIENCE at most. To be called
+        again only after it has returned."""
+        found: dict[str, Document | None] = dict.fromkeys(self._vms)
+        if await self._look():
+            found = dict.fromkeys(self._vms)
+            async with trio.open_nursery() as nursery:
+                for label, vm in self._vms.items():
+                    nursery.start_soon(self._ask, vm, label, found)
+        return list(found.items())
+
+    async def _ask(self, vm: HostVm, label: str, found: dict[str, Document | None]) -> None:
+        with self._errors.contained("vm"):
+            found[label] = await vm.ask()
+
+    async def _look(self) -> bool:
+        """Follow what is in the folders; False if they cannot be looked at in time."""
+        with trio.move_on_after(PATIENCE):
+            listing = await trio.to_thread.run_sync(
+                look, self._folders, self._most, limiter=self._looking, abandon_on_cancel=True
+            )
+            self._follow(listing)
+            return True
+        self._say(["the folders of control sockets cannot be read: their file system hangs"])
+        return False
+
+    def _follow(self, listing: Listing) -> None:
+        before, self._vms = self._vms, {}
+        for label, found in listing.sockets.items():
+            vm = before.get(label)
+            if vm is not None and vm.found == found:
+                self._vms[label] = before.pop(label)
+            else:
+                self._vms[label] = HostVm(label, found, self._turn)
+        for vm in before.values():
+            vm.close()
+        self._say(listing.problems)
+
+    def _say(self, problems: list[str]) -> None:
+        """Each problem is said once as long as it lasts."""
+        for problem in problems:
+            if problem not in self._said:
+                logger.warning("%s", problem)
+        self._said = problems
