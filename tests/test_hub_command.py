@@ -21,6 +21,7 @@ import trio
 import vhost_balloon
 from tests.command import daemon
 from tests.host_vms import daemons, good, saying
+from vhost_balloon.descriptor_limit import raise_descriptor_limit
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.hub.options import ADDRESS, FOLDER, parse
 from vhost_balloon.hub.vms import PATIENCE
@@ -203,6 +204,7 @@ def test_a_service_manager_hands_over_the_socket_and_is_told(tmp_path: Path) -> 
 
 async def test_500_vms_of_which_50_hang(tmp_path: Path) -> None:
     """Within the limit of one VM, and the work. The other side's work is in this process."""
+    raise_descriptor_limit()  # both ends' and the listeners' are more than a thousand
     vms = {f"web{n}": saying() if n % 10 == 0 else good(n) for n in range(500)}
     with hub(f"--folder={tmp_path}") as (_, url):
         async with daemons(tmp_path, vms):

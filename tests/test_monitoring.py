@@ -89,12 +89,12 @@ def test_every_alert_says_what_is_up() -> None:
         assert re.search(r"^ +description: >-\n", rule, re.MULTILINE)
         labels = set(re.findall(r"\$labels\.(\w+)", rule))
         assert labels <= {"instance", "vm", "queue", "reason", "where"}
-        assert ("vm" in labels) == (not rule.startswith(OF_THE_DAEMON))
+        assert ("vm" in labels) == (not rule.startswith(OF_THE_HOST))
 
 
 # Rules
 
-OF_THE_DAEMON: Final = ("VhostBalloonDown", "VhostBalloonInternalError")
+OF_THE_HOST: Final = ("VhostBalloonDown", "VhostBalloonHubInternalError")
 VM: Final = 'job="vhost-balloon",instance="host:9100",vm="web1"'
 MIB: Final = 1 << 20
 
@@ -132,6 +132,10 @@ def state(name: str) -> Series:
     }
 
 
+def stuck(*, connected: bool) -> Series:
+    return {**state("stuck"), "vhost_balloon_connected": f"{int(connected)}x200"}
+
+
 def paused(reason: str) -> Series:
     return {f'vhost_balloon_reporting_pause_reason{{reason="{reason}"}}': "1x200"}
 
@@ -140,12 +144,16 @@ def refused(reason: str, values: str) -> Series:
     return {f'vhost_balloon_refused_ranges_total{{reason="{reason}"}}': values}
 
 
+UP: Final = "vhost_balloon_up"
 INTERNAL_ERRORS: Final = 'vhost_balloon_internal_errors_total{where="events"}'
+HUB_ERRORS: Final = 'vhost_balloon_hub_internal_errors_total{where="vm"}'
 RING_ERRORS: Final = 'vhost_balloon_ring_errors_total{queue="inflate",reason="head"}'
 AMBIGUOUS: Final = "vhost_balloon_queue_map_ambiguous"
 
 FIRING: Final[list[tuple[str, str, Series]]] = [
-    ("VhostBalloonGuestStuck", "6m", state("stuck")),
+    ("VhostBalloonVmDown", "3m", {UP: "0x200"}),
+    ("VhostBalloonGuestStuck", "6m", stuck(connected=True)),
+    ("VhostBalloonPredecessorStuck", "2m", stuck(connected=False)),
     ("VhostBalloonInert", "1m", state("inert")),
     ("VhostBalloonGuestOutOfMemory", "2m", state("out-of-memory")),
     ("VhostBalloonStatisticsStale", "3m", stale(10, "0+15x200")),
@@ -161,8 +169,15 @@ FIRING: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonResidentAboveUse", "20m", costs(resident=900, actual=512, free=100)),
 ]
 QUIET: Final[list[tuple[str, str, Series]]] = [
-    ("VhostBalloonGuestStuck", "4m", state("stuck")),
-    ("VhostBalloonGuestStuck", "20m", state("moving")),
+    ("VhostBalloonVmDown", "1m", {UP: "0x200"}),
+    ("VhostBalloonVmDown", "40m", {UP: "1x200"}),
+    ("VhostBalloonVmDown", "40m", {UP: "1x10 0x2 1x200"}),
+    ("VhostBalloonGuestStuck", "4m", stuck(connected=True)),
+    ("VhostBalloonGuestStuck", "20m", stuck(connected=False)),
+    ("VhostBalloonGuestStuck", "20m", stuck(connected=True) | state("moving")),
+    ("VhostBalloonPredecessorStuck", "30s", stuck(connected=False)),
+    ("VhostBalloonPredecessorStuck", "20m", stuck(connected=True)),
+    ("VhostBalloonPredecessorStuck", "20m", stuck(connected=False) | state("disconnected")),
     ("VhostBalloonInert", "20m", state("no-driver")),
     ("VhostBalloonGuestOutOfMemory", "30s", state("out-of-memory")),
     ("VhostBalloonGuestOutOfMemory", "20m", state("stuck")),
@@ -186,13 +201,16 @@ QUIET: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonResidentAboveUse", "40m", costs(resident=300, actual=512, free=100)),
     ("VhostBalloonResidentAboveUse", "40m", costs(resident=1024, actual=1024, free=10)),
 ]
-UP: Final = 'up{job="vhost-balloon",instance="host:9100"}'
-DOWN: Final = [
-    ("3m", {UP: "0x200"}, 1),
-    ("1m", {UP: "0x200"}, 0),
-    ("40m", {UP: "1x200"}, 0),
-    ("40m", {UP: "1x10 0x2 1x200"}, 0),
-    ("3m", {}, 1),
+SCRAPED: Final = 'up{job="vhost-balloon",instance="host:9100"}'
+OF_THE_HOST_CASES: Final = [
+    ("VhostBalloonDown", "3m", {SCRAPED: "0x200"}, 1),
+    ("VhostBalloonDown", "1m", {SCRAPED: "0x200"}, 0),
+    ("VhostBalloonDown", "40m", {SCRAPED: "1x200"}, 0),
+    ("VhostBalloonDown", "40m", {SCRAPED: "1x10 0x2 1x200"}, 0),
+    ("VhostBalloonDown", "3m", {}, 1),
+    ("VhostBalloonHubInternalError", "5m", {HUB_ERRORS: "0x8 1x200"}, 1),
+    ("VhostBalloonHubInternalError", "50m", {HUB_ERRORS: "0x8 1x200"}, 1),
+    ("VhostBalloonHubInternalError", "40m", {HUB_ERRORS: "7x200"}, 0),
 ]
 
 
@@ -219,8 +237,10 @@ def check(tmp_path: Path, alert: str, at: str, series: Series, firing: list[str]
 
 
 def test_every_alert_is_tested() -> None:
-    fires = {"VhostBalloonDown", *(alert for alert, _, _ in FIRING)}
-    rests = {"VhostBalloonDown", *(alert for alert, _, _ in QUIET)}
+    fires = {alert for alert, _, _ in FIRING}
+    rests = {alert for alert, _, _ in QUIET} | {
+        case[0] for case in OF_THE_HOST_CASES if not case[3]
+    }
     assert fires == rests == set(ALERTS)
 
 
@@ -238,9 +258,11 @@ def test_alert_is_quiet(tmp_path: Path, alert: str, at: str, series: Series) -> 
 
 
 @needs_promtool
-@pytest.mark.parametrize(("at", "series", "firing"), DOWN)
-def test_alert_of_the_daemon(tmp_path: Path, at: str, series: Series, firing: int) -> None:
-    check(tmp_path, "VhostBalloonDown", at, series, ["{}"] * firing)
+@pytest.mark.parametrize(("alert", "at", "series", "firing"), OF_THE_HOST_CASES)
+def test_alert_of_the_host(
+    tmp_path: Path, alert: str, at: str, series: Series, firing: int
+) -> None:
+    check(tmp_path, alert, at, series, ["{}"] * firing)
 
 
 @needs_promtool
