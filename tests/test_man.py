@@ -14,9 +14,14 @@ import vhost_balloon
 from tests.rig.packages import MANDOC
 from vhost_balloon import command_line
 from vhost_balloon.ctl import options
+from vhost_balloon.hub import options as hub_options
 
 FOLDER = Path(vhost_balloon.__file__).parent / "man"
-PAGES = {"vhost-balloon": command_line.build_parser(), "vhost-balloonctl": options.build_parser()}
+PROGRAMS = {
+    "vhost-balloon": command_line.build_parser(),
+    "vhost-balloon-hub": hub_options.build_parser(),
+}
+PAGES = {**PROGRAMS, "vhost-balloonctl": options.build_parser()}
 
 
 def plain(roff: str) -> str:
@@ -57,8 +62,9 @@ def entries(roff: str) -> dict[str, str]:
     return found
 
 
-def test_every_option_of_the_daemon_is_listed_and_no_other() -> None:
-    assert entries(page("vhost-balloon")) == dict(flags(PAGES["vhost-balloon"]))
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_option_of_a_program_is_listed_and_no_other(name: str) -> None:
+    assert entries(page(name)) == dict(flags(PROGRAMS[name]))
 
 
 def test_every_command_is_listed_and_no_other() -> None:
