@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from protocol.virtio_balloon import Queue
-from tests.benchmarks import density, faults, real_guest
+from tests.benchmarks import deflates, density, faults, real_guest
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.device import WrongPages, bytes_left
 from tests.benchmarks.report import Bar, Row, table
@@ -161,3 +161,10 @@ def test_the_density_part_runs() -> None:
     plausible(rows)
     reporting = next(row for row in rows if row.work.startswith("CPU, 3 VMs"))
     assert reporting.values["in all"][0] > 0
+
+
+def test_the_deflates_are_measured_by_tenths() -> None:
+    found = deflates.tenths(deflates.measure(200))
+    assert len(found) == deflates.TENTHS
+    assert all(0 < seconds < math.inf for seconds in found)
+    assert deflates.tenths([1.0] * 19 + [3.0] * 2) == [1.0] * 9 + [2.0]

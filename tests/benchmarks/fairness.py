@@ -1,33 +1,41 @@
 """How long a quiet VM waits beside one that floods: `python -m tests.benchmarks.fairness`.
 
-One daemon and two VMs, each a process of its own; rounds alternate between the quiet VM alone
-(the other is not there) and beside the flood. Each round has its percentiles; what is printed is
-their median over the rounds, so that one disturbed round does not decide.
+Two daemons and their VMs, four processes, which the kernel's scheduler shares the processors
+between. Rounds take turns: the quiet VM alone (the other and its daemon are not there), beside the
+flood, and beside a flood whose VM is held to a tenth of a processor. Each round has its
+percentiles; what is printed is their median over the rounds, so that one disturbed round does not
+decide.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final
 
 from tests.command import daemon
 
-ALONE, BESIDE = "alone", "beside"
+ALONE, BESIDE, HELD = "alone", "beside", "held"
 PERCENTILES: Final = (50, 99)
 SETTLE: Final = 0.3
 """Seconds until a VM that went or came is no news any more."""
 
 Rounds = dict[str, list[dict[str, list[float]]]]
-"""Latencies in seconds, by kind of request, for each round alone and beside."""
+"""Latencies in seconds, by kind of request, for each round of each kind."""
+
+PERIOD: Final = 0.05
+SHARE: Final = 0.1
+"""A VM that is held runs for this share of each period, in seconds."""
 
 
 @contextmanager
@@ -49,22 +57,56 @@ def output(process: subprocess.Popen[str]) -> IO[str]:
     return process.stdout
 
 
-def run(rounds: int, seconds: float) -> Rounds:
+@contextmanager
+def held(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Let a process run for SHARE of the time only."""
+    ended = threading.Event()
+
+    def hold() -> None:
+        while not ended.is_set():
+            process.send_signal(signal.SIGSTOP)
+            ended.wait(PERIOD * (1 - SHARE))
+            process.send_signal(signal.SIGCONT)
+            ended.wait(PERIOD * SHARE)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def serving(path: Path) -> Iterator[None]:
+    """A daemon of one VM."""
+    options = (f"--socket-path={path}", "--stats-interval=0", "--log-level=error")
+    with daemon(*options, wait_for=path):
+        yield
+
+
+def run(rounds: int, seconds: float, kinds: Sequence[str] = (ALONE, BESIDE, HELD)) -> Rounds:
     """Measure in alternating rounds, each of so many seconds."""
-    found: Rounds = {ALONE: [], BESIDE: []}
+    found: Rounds = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
         quiet, flood = Path(folder) / "quiet.sock", Path(folder) / "flood.sock"
-        options = [f"--socket-path={quiet}", f"--socket-path={flood}", "--stats-interval=0"]
-        with (
-            daemon(*options, "--log-level=error", wait_for=quiet),
-            vm("quiet_vm", quiet) as measured,
-        ):
+        with serving(quiet), vm("quiet_vm", quiet) as measured:
             for _ in range(rounds):
-                found[ALONE].append(measure(measured, seconds))
-                with vm("flooding_vm", flood) as flooding:
-                    found[BESIDE].append(measure(measured, seconds))
-                    assert flooding.poll() is None, "the flood has ended"
+                for kind in kinds:
+                    with ExitStack() as stack:
+                        if kind != ALONE:
+                            stack.enter_context(serving(flood))
+                            flooding = stack.enter_context(vm("flooding_vm", flood))
+                            stack.callback(check_floods, flooding)
+                        if kind == HELD:
+                            stack.enter_context(held(flooding))
+                        found[kind].append(measure(measured, seconds))
     return found
+
+
+def check_floods(flooding: subprocess.Popen[str]) -> None:
+    assert flooding.poll() is None, "the flood has ended"
 
 
 def measure(quiet: subprocess.Popen[str], seconds: float) -> dict[str, list[float]]:
@@ -83,21 +125,18 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def summary(found: Rounds) -> dict[str, dict[str, float]]:
-    """For each request and percentile: milliseconds alone and beside, and their ratio."""
+    """For each request and percentile: milliseconds of each kind, and how often those alone."""
     table = {}
     for request in ("report", "inflate"):
         for percent in PERCENTILES:
-            alone, beside = (
-                1000 * statistics.median(percentile(r[request], percent) for r in found[kind])
-                for kind in (ALONE, BESIDE)
-            )
-            samples = min(len(r[request]) for rounds in found.values() for r in rounds)
-            table[f"{request} p{percent}"] = {
-                "alone_ms": alone,
-                "beside_ms": beside,
-                "ratio": beside / alone,
-                "samples_a_round": samples,
+            row: dict[str, float] = {
+                kind: 1000 * statistics.median(percentile(r[request], percent) for r in rounds)
+                for kind, rounds in found.items()
             }
+            for kind in found.keys() - {ALONE}:
+                row[f"{kind} of {ALONE}"] = row[kind] / row[ALONE]
+            row["samples"] = min(len(r[request]) for rounds in found.values() for r in rounds)
+            table[f"{request} p{percent}"] = row
     return table
 
 
@@ -112,10 +151,7 @@ def main() -> None:
         print(json.dumps(table, indent=2))
         return
     for name, row in table.items():
-        print(
-            f"{name:12} alone {row['alone_ms']:8.2f} ms   beside {row['beside_ms']:8.2f} ms"
-            f"   ratio {row['ratio']:5.2f}   ({row['samples_a_round']} samples a round)"
-        )
+        print(name, *(f"{key} {value:.2f}" for key, value in row.items()), sep="   ")
 
 
 if __name__ == "__main__":
