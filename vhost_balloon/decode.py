@@ -23,7 +23,7 @@ READ_PFNS: Final = 512
 """Most page numbers that are read at once; drivers name 256 to 1024 pages in a request."""
 
 SLICE_BUFFERS: Final = 256
-SLICE_NUMBERS: Final = 2048
+SLICE_NUMBERS: Final = 1024
 SLICE_BYTES: Final = 64 << 20
 """What ends a slice: buffers, page numbers that are no run, and memory that is named by numbers
 (where it is gathered to huge pages, each of these has to be looked at)."""

@@ -161,6 +161,8 @@ class StartedRing:
             with scope:
                 while True:
                     await processor.drain(self)
+                    if self.stopping:
+                        return
                     if not await self._polling.finds(self._is_asked):
                         await self.kick.wait()
                         self._polling.woken()

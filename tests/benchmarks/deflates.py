@@ -1,4 +1,4 @@
-"""Whether a guest's deflates become slower the more there are: `python -m tests.benchmarks.deflates`.
+"""Whether deflates become slower the more there are: `python -m tests.benchmarks.deflates`.
 
 One VM takes single pages back, one after the other, as fast as it is answered. What is printed is
 the median latency of each tenth of them.
