@@ -25,8 +25,8 @@ from vhost_balloon.log import logger, shortened
 from vhost_balloon.log_output import prepare_descriptors
 from vhost_balloon.metrics import HubErrorCollector
 from vhost_balloon.metrics_server import MAX_CLIENTS, MetricsServer
+from vhost_balloon.names import METRICS
 from vhost_balloon.printable import printable
-from vhost_balloon.vm_spec import METRICS
 
 RESERVE: Final = MAX_CLIENTS + 32
 """Descriptors that are not for VMs: scrapers, the log, the event loop, a file on its way."""

@@ -15,8 +15,8 @@ from vhost_balloon.metrics_options import (
     add_metrics_options,
     read_metrics_options,
 )
+from vhost_balloon.names import METRICS
 from vhost_balloon.option_parser import Parser, add_log_options
-from vhost_balloon.vm_spec import METRICS
 
 FOLDER: Final = Path("/run/vhost-balloon")
 ADDRESS: Final = ("127.0.0.1", 9750)
