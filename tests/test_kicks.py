@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protocol.vhost_user import Request
+from protocol.vhost_user_payloads import build_u64
 from protocol.virtio_balloon import Queue
 from tests.benchmarks.clocks import cpu_seconds
 from tests.command import daemon
@@ -18,6 +20,7 @@ from tests.end_to_end import (
     PAGE,
     by_hand,
     fill,
+    is_refused,
     open_fds,
     serving,
 )
@@ -152,6 +155,21 @@ async def test_a_blocking_kick_eventfd_stops_nothing(
                 os.set_blocking(ports.kick.fileno(), True)
         for _ in range(3):
             await guest.works(host.vm())
+
+
+async def test_a_kick_that_cannot_be_waited_for_is_refused(
+    tmp_path: Path, still_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with serving(tmp_path) as host, by_hand(host.path()) as guest:
+        with monkeypatch.context() as patch, EventFd() as kick:
+            patch.setattr("select.epoll", fails)
+            payload = build_u64(0)
+            request = Request.SET_VRING_KICK
+            assert await is_refused(guest.front_end, request, payload, kick.fileno())
+        await guest.works(host.vm())
 
 
 def entries(pid: int) -> int:

@@ -123,16 +123,13 @@ class Kick(EventFd):
     for as long as the front end keeps its file open; the entry of a closed epoll object goes.
     Edges are looked for, and the count is left alone: each kick makes one, whatever the count, and
     one that is a semaphore would take as many reads as its count says.
-    Raises FrontEndError also if it cannot be waited for.
+    Raises OSError if it cannot be waited for: there may be no descriptors left.
     """
 
     def __init__(self, fd: OwnedFd) -> None:
         super().__init__(fd)
-        try:
-            self._edges = select.epoll()
-            self._edges.register(fd.fileno(), select.EPOLLIN | select.EPOLLET)
-        except OSError as error:
-            raise FrontEndError(f"eventfd cannot be waited for: {error.strerror}") from None
+        self._edges = select.epoll()
+        self._edges.register(fd.fileno(), select.EPOLLIN | select.EPOLLET)
 
     def close(self) -> None:
         self._edges.close()

@@ -39,6 +39,14 @@ class QueueStatistics:
     requests: int
 
 
+def _kick(fd: OwnedFd) -> Kick:
+    """Raises FrontEndError if the descriptor is no eventfd or cannot be waited for."""
+    try:
+        return Kick(fd)
+    except OSError as error:
+        raise FrontEndError(f"kick cannot be waited for: {error.strerror}") from None
+
+
 class RingSet:
     """The started rings, and the eventfds that may come before a start.
 
@@ -73,7 +81,7 @@ class RingSet:
 
         A discard that runs was planned when this ring was no ring, and could take its pages.
         """
-        own_kick = Kick(kick)
+        own_kick = _kick(kick)
         await self.pause()
         try:
             bound = bind(setup, setup.base, self._device.memory)
@@ -97,7 +105,7 @@ class RingSet:
 
     async def set_kick(self, index: int, fd: OwnedFd) -> None:
         """Replace a started ring's kick; update() lets it run again. Raises FrontEndError."""
-        kick = Kick(fd)
+        kick = _kick(fd)
         ring = self.rings[index]
         await ring.deactivate()
         ring.kick.close()
