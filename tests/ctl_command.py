@@ -69,5 +69,5 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str, status: int = 1) ->
 async def vm_served(folder: Path, name: str = "vm1", *options: str) -> AsyncIterator[Host]:
     """A VM's daemon in this process, with NAME.sock and NAME.control in a folder."""
     control = f"--control-socket={folder / name}.control"
-    async with serving(folder, control, *options, names=(name,)) as host:
+    async with serving(folder, control, *options, name=name) as host:
         yield host

@@ -21,9 +21,9 @@ ONE_EACH = r"one vhost-balloon for each \(under systemd vhost-balloon@NAME\.sock
 Handed = dict[str, Path | None]
 
 
-def mistake(arguments: list[str], handed: Handed | None = None, **how: bool) -> str:
+def mistake(arguments: list[str], handed: Handed | None = None) -> str:
     with pytest.raises(OperatorError) as caught:
-        parse(arguments, handed, **how)
+        parse(arguments, handed)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -107,10 +107,9 @@ def test_the_path_of_a_socket_that_was_handed_over(tmp_path: Path, path: str) ->
         ([], {"a": Path("/a"), FRONT_END: Path("/a")}),
     ],
 )
-@pytest.mark.parametrize("is_restart", [False, True])
-def test_two_front_ends(arguments: list[str], handed: Handed, is_restart: bool) -> None:
+def test_two_front_ends(arguments: list[str], handed: Handed) -> None:
     with pytest.raises(OperatorError, match=ONE_EACH):
-        parse(arguments, handed, is_restart=is_restart)
+        parse(arguments, handed)
 
 
 def test_another_path_than_that_of_what_was_handed_over() -> None:
@@ -124,10 +123,8 @@ def test_another_path_than_that_of_what_was_handed_over() -> None:
 def test_no_front_end(handed: Handed) -> None:
     text = mistake(["--control-socket=/c", "--name=web1"], handed)
     assert text.startswith("no front end: give --socket-path=PATH or --fd=N")
-    # The process before left one; or nothing is to be served.
-    for config in (parse([], handed, is_restart=True), parse(["--check-config"], handed)):
-        assert (config.name, config.socket_path, config.fd) == ("", None, None)
-    assert parse(["--name=web1"], handed, is_restart=True).name == "web1"
+    config = parse(["--check-config"], handed)  # nothing is to be served
+    assert (config.name, config.socket_path, config.fd) == ("", None, None)
 
 
 @pytest.mark.parametrize("control", ["/run/a", "/run/../run/a", "/run/./a"])

@@ -194,11 +194,12 @@ def test_the_paths_of_files_are_absolute(path: Path, monkeypatch: pytest.MonkeyP
     assert parse(["--fd=3", f"--config={path.name}"]).files == (path,)
 
 
-@pytest.mark.parametrize("is_restart", [False, True])
-def test_a_mistake_in_a_file_is_one_at_a_restart_too(path: Path, is_restart: bool) -> None:
+def test_files_are_not_read_where_their_settings_are_given(path: Path) -> None:
     path.write_text("\ntarget = 0")
+    arguments, before = ["--socket-path=/run/a", f"--config={path}"], VmSettings(target=5)
     with pytest.raises(OperatorError, match=f"^{path}: line 2: "):
-        parse(["--socket-path=/run/a", f"--config={path}"], is_restart=is_restart)
+        parse(arguments)
+    assert parse(arguments, settings=before).settings is before
 
 
 def test_a_mistake_at_the_start_is_one_line_and_status_2(path: Path, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from vhost_balloon.control_fleet import SETTING_KINDS
+from vhost_balloon.fleet import ACCEPT_PAUSE, Fleet
+from vhost_balloon.vm_spec import Origin, VmSpec
 
 from tests.command import listening
 from tests.control_client import Client
@@ -21,13 +24,10 @@ from tests.end_to_end import MIB, PAGE, Host, by_hand, eventually, open_fds
 from tests.scrapes import Samples, scrape
 from tests.test_control_vms import check, schema_of
 from vhost_balloon import config, daemon
-from vhost_balloon.control_fleet import SETTING_KINDS
 from vhost_balloon.errors import CommandError
-from vhost_balloon.fleet import ACCEPT_PAUSE, Fleet
 from vhost_balloon.simulator import DriverOptions, GuestRam, running_guest
 from vhost_balloon.vm import Machine
 from vhost_balloon.vm_settings import SETTINGS
-from vhost_balloon.vm_spec import Origin, VmSpec
 
 QUIET = DriverOptions(report_delay=None)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from vhost_balloon.vm_spec import VmSpec
 
 from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
 from tests.control_client import GIB, Client, FakeFrontEnd, MemoryListener, attach, two_vms
@@ -23,7 +24,6 @@ from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
 from vhost_balloon.vm import Machine, VmStatistics
 from vhost_balloon.vm_settings import VmSettings, settings_to_json
-from vhost_balloon.vm_spec import VmSpec
 
 UNKNOWN = (1 << 64) - 1
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from trio.testing import MockClock
+from vhost_balloon.vm_spec import VmSpec
 
 import vhost_balloon
 from protocol.virtio_balloon import Queue, StatTag
@@ -19,7 +20,6 @@ from vhost_balloon.metrics import FAMILIES
 from vhost_balloon.refusal import EVERY_REASON, OPERATOR, PAUSE_REASONS, Refusal
 from vhost_balloon.vm import Machine
 from vhost_balloon.vm_settings import VmSettings
-from vhost_balloon.vm_spec import VmSpec
 
 _DESIGN = """
 target_bytes actual_bytes guest_memory_bytes connected reporting_paused state queue_map_ambiguous

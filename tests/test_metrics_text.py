@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.process_collector import ProcessCollector as LibraryCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 from trio.testing import MockClock
+from vhost_balloon.vm_spec import VmSpec
 
 from protocol.virtio_balloon import StatTag
 from tests.control_client import attach, two_vms
@@ -28,7 +29,6 @@ from vhost_balloon.metrics_text import MIN_INTERVAL, Exposition, Rows
 from vhost_balloon.refusal import Refusal
 from vhost_balloon.vm import Machine
 from vhost_balloon.vm_settings import VmSettings
-from vhost_balloon.vm_spec import VmSpec
 
 ODD_NAMES = (
     "a",

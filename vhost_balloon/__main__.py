@@ -52,7 +52,8 @@ def wait_for_descriptors() -> None:
 
 
 DESCRIPTORS: Final = 64
-"""What starting takes beside the descriptors that were left: an event loop, memory, an epoll object for each kick."""
+"""What starting takes beside the descriptors that were left: an event loop, memory, an epoll object
+for each kick."""
 
 ONLY_PRINTS: Final = "one of them prints something instead of serving"
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 from trio.testing import MockClock
+from vhost_balloon.vm_spec import VmSpec
 
 from tests.fuzz.descriptors import KINDS, MEMORY_SIZE, open_descriptor
 from tests.fuzz.owed import Owed
@@ -23,7 +24,6 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
 from vhost_balloon.vm import Machine, Vm
 from vhost_balloon.vm_settings import VmSettings
-from vhost_balloon.vm_spec import VmSpec
 
 INVARIANT: Final = (
     "Whatever bytes and descriptors a front end sends, each request that has a reply gets exactly "
