@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.virtio_balloon import Queue, StatTag
 from tests.control_client import GIB
+from tests.scrapes import Samples, samples
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.control_report import describe_vm
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import Counters
 from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.gathering import HugePages
+from vhost_balloon.hub.vms import PLACES, Host
+from vhost_balloon.metrics_text import Exposition, Rows
 from vhost_balloon.vm import VmStatistics
 
 Behaviour = Callable[[trio.SocketStream], Awaitable[None]]
@@ -133,3 +138,38 @@ async def serve(listener: trio.SocketListener, behave: Behaviour) -> None:
                 await behave(stream)
 
     await trio.serve_listeners(client, [listener])
+
+
+# What the hub says of them
+
+
+def host_of(*folders: Path, most: int = 100) -> Host:
+    return Host(folders, InternalErrors(PLACES), most)
+
+
+async def figures(host: Host) -> Samples:
+    """What a scrape says."""
+    body, _ = await Exposition(host.snapshots).render("")
+    return samples(text_string_to_metric_families(body.decode()))
+
+
+def of_vm(found: Samples, vm: str) -> dict[tuple[Any, ...], float]:
+    """A VM's figures, without its name."""
+    return {
+        (name, *(label for label in labels if label[0] != "vm")): value
+        for (name, labels), value in found.items()
+        if ("vm", vm) in labels
+    }
+
+
+async def complete(number: int = 1) -> dict[tuple[Any, ...], float]:
+    """All figures of full_document(), as its daemon's own address would give them."""
+
+    async def ask() -> Rows:
+        return [("x", full_document(number))]
+
+    body, _ = await Exposition(ask).render("")
+    return of_vm(samples(text_string_to_metric_families(body.decode())), "x")
+
+
+DOWN = {("vhost_balloon_up",): 0.0}
