@@ -12,12 +12,14 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.qmp import Object
-from tests.control_client import MemoryListener, two_vms
+from tests.control_client import MemoryListener
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.control_report import describe_vm
 from vhost_balloon.metrics_options import MetricsOptions
 from vhost_balloon.metrics_server import MetricsServer
 from vhost_balloon.metrics_text import Exposition, Rows
-from vhost_balloon.vm import Machine
+from vhost_balloon.vm import Vm
+from vhost_balloon.vm_settings import VmSettings
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 """Values by name and labels."""
@@ -30,13 +32,21 @@ OPENMETRICS: Final = (
 GET: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def snapshots(machine: Machine) -> list[tuple[str, Object]]:
-    return [(vm.id, describe_vm(vm.statistics())) for vm in machine.vms.values()]
+Vms = dict[str, Vm]
 
 
-def exposition(machine: Machine) -> Exposition:
+def two_vms() -> Vms:
+    """web1 and web2, with nobody attached."""
+    return {name: Vm(name, VmSettings(offered=0)) for name in ("web1", "web2")}
+
+
+def snapshots(vms: Vms) -> list[tuple[str, Object]]:
+    return [(vm.id, describe_vm(vm.statistics())) for vm in vms.values()]
+
+
+def exposition(vms: Vms) -> Exposition:
     async def ask() -> Rows:
-        return snapshots(machine)
+        return snapshots(vms)
 
     return Exposition(ask)
 
@@ -55,21 +65,21 @@ def samples(families: Iterable[Metric]) -> Samples:
     return found
 
 
-async def scrape(machine: Machine) -> Samples:
-    body, _ = await exposition(machine).render("")
+async def scrape(vms: Vms) -> Samples:
+    body, _ = await exposition(vms).render("")
     return samples(text_string_to_metric_families(body.decode()))
 
 
 @asynccontextmanager
 async def serving(options: MetricsOptions | None = None) -> AsyncIterator[MetricsServer]:
     """A server of two VMs that nobody is attached to."""
-    machine = two_vms()
+    vms = two_vms()
 
     async def ask() -> Rows:
-        return snapshots(machine)
+        return snapshots(vms)
 
     options = options or MetricsOptions("127.0.0.1", 0)
-    server = await MetricsServer.open(options, ask, machine.internal_errors)
+    server = await MetricsServer.open(options, ask, InternalErrors())
     with closing(server):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.run)
@@ -80,13 +90,13 @@ async def serving(options: MetricsOptions | None = None) -> AsyncIterator[Metric
 @asynccontextmanager
 async def serving_in_memory() -> AsyncIterator[MemoryListener]:
     """A server of two VMs whose clients have no sockets, so that time can be made to jump."""
-    machine, listener = two_vms(), MemoryListener()
+    vms, listener = two_vms(), MemoryListener()
 
     async def ask() -> Rows:
-        return snapshots(machine)
+        return snapshots(vms)
 
     listeners = cast(list[trio.SocketListener], [listener])
-    server = MetricsServer(ask, listeners, machine.internal_errors)
+    server = MetricsServer(ask, listeners, InternalErrors())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
         yield listener

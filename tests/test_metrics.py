@@ -6,19 +6,18 @@ import math
 
 import pytest
 from trio.testing import MockClock
-from vhost_balloon.vm_spec import VmSpec
 
 import vhost_balloon
 from protocol.virtio_balloon import Queue, StatTag
-from tests.control_client import GIB, attach, two_vms
-from tests.scrapes import exposition, scrape
+from tests.control_client import GIB, attach
+from tests.scrapes import Vms, exposition, scrape, two_vms
 from vhost_balloon.convergence import VmState
 from vhost_balloon.counters import DISCARD_BUCKETS
 from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.gathering import HugePages
 from vhost_balloon.metrics import FAMILIES
 from vhost_balloon.refusal import EVERY_REASON, OPERATOR, PAUSE_REASONS, Refusal
-from vhost_balloon.vm import Machine
+from vhost_balloon.vm import Vm
 from vhost_balloon.vm_settings import VmSettings
 
 _DESIGN = """
@@ -43,14 +42,14 @@ MORE = _MORE.split()
 
 
 @pytest.fixture
-async def machine() -> Machine:
+async def vms() -> Vms:
     return two_vms()
 
 
-async def of_vm(machine: Machine, vm: str = "web1") -> dict[str, float]:
+async def of_vm(vms: Vms, vm: str = "web1") -> dict[str, float]:
     """The series of one VM: NAME, or NAME{VALUE,...} with the values of its other labels."""
     found = {}
-    for (name, labels), value in (await scrape(machine)).items():
+    for (name, labels), value in (await scrape(vms)).items():
         if ("vm", vm) in labels:
             others = ",".join(text for label, text in labels if label != "vm")
             short = name.removeprefix("vhost_balloon_")
@@ -68,8 +67,8 @@ def test_every_metric_of_the_design_is_there_and_has_words() -> None:
         assert "\n" not in family.help
 
 
-async def test_every_family_has_help_and_type(machine: Machine) -> None:
-    body, _ = await exposition(machine).render("")
+async def test_every_family_has_help_and_type(vms: Vms) -> None:
+    body, _ = await exposition(vms).render("")
     lines = body.decode().splitlines()
     for name in (*DESIGN, *MORE, "build_info"):
         assert (
@@ -80,8 +79,8 @@ async def test_every_family_has_help_and_type(machine: Machine) -> None:
         )
 
 
-async def test_version_and_process(machine: Machine) -> None:
-    found = await scrape(machine)
+async def test_version_and_process(vms: Vms) -> None:
+    found = await scrape(vms)
     version = (("version", vhost_balloon.__version__),)
     assert found["vhost_balloon_build_info", version] == 1
     assert found["process_resident_memory_bytes", ()] > 1 << 20
@@ -92,8 +91,8 @@ async def test_version_and_process(machine: Machine) -> None:
 # A VM from its configuration to its end
 
 
-async def test_a_configured_vm_has_its_own_series_at_0(machine: Machine) -> None:
-    found = await of_vm(machine)
+async def test_a_configured_vm_has_its_own_series_at_0(vms: Vms) -> None:
+    found = await of_vm(vms)
     assert found["connected"] == 0
     assert found["state{disconnected}"] == 1
     for reason in EVERY_REASON:
@@ -111,43 +110,41 @@ async def test_a_configured_vm_has_its_own_series_at_0(machine: Machine) -> None
     assert sum(found.values()) - found["stats_interval_seconds"] == 2  # up, and its state
 
 
-async def test_what_only_a_guest_has_is_left_out_without_one(machine: Machine) -> None:
-    web1 = machine.vms["web1"]
-    before = (await of_vm(machine)).keys()
+async def test_what_only_a_guest_has_is_left_out_without_one(vms: Vms) -> None:
+    web1 = vms["web1"]
+    before = (await of_vm(vms)).keys()
     attach(web1, target=GIB, resident=0, stats={StatTag.MEMFREE: 1}, stats_age=0.0)
-    guest = (await of_vm(machine)).keys() - before
+    guest = (await of_vm(vms)).keys() - before
     assert guest == {
         *("queue_map_ambiguous", "guest_memory_bytes", "target_bytes", "actual_bytes"),
         *("guest_resident_bytes", "guest_stats_age_seconds", "guest_stat_free_bytes"),
     }
     web1.connection = None
-    assert (await of_vm(machine)).keys() == before
+    assert (await of_vm(vms)).keys() == before
 
 
-async def test_what_is_not_known_yet_is_left_out(machine: Machine) -> None:
-    attach(machine.vms["web1"], guest_memory=0, actual=None, driver_ready=False, resident=0)
-    found = await of_vm(machine)
+async def test_what_is_not_known_yet_is_left_out(vms: Vms) -> None:
+    attach(vms["web1"], guest_memory=0, actual=None, driver_ready=False, resident=0)
+    found = await of_vm(vms)
     assert found["guest_resident_bytes"] == 0
     unknown = {"guest_memory_bytes", "target_bytes", "actual_bytes", "guest_stats_age_seconds"}
     assert not unknown & found.keys()
 
 
-async def test_counters_outlive_the_front_end(machine: Machine) -> None:
-    web1 = machine.vms["web1"]
+async def test_counters_outlive_the_front_end(vms: Vms) -> None:
+    web1 = vms["web1"]
     attach(web1)
     web1.counters.freed_bytes = 4096
     web1.connection = None
-    assert (await of_vm(machine))["freed_bytes_total"] == 4096
+    assert (await of_vm(vms))["freed_bytes_total"] == 4096
 
 
-async def test_a_removed_vm_takes_all_its_series_with_it(
-    machine: Machine, still_clock: MockClock
-) -> None:
-    rendered = exposition(machine)
+async def test_a_removed_vm_takes_all_its_series_with_it(vms: Vms, still_clock: MockClock) -> None:
+    rendered = exposition(vms)
     await rendered.render("")
     still_clock.jump(1)
-    del machine.vms["web1"]
-    machine.add(VmSpec("web3", VmSettings(offered=0)))
+    del vms["web1"]
+    vms["web3"] = Vm("web3", VmSettings(offered=0))
     body, _ = await rendered.render("")
     assert b"web1" not in body
     assert body.count(b'vhost_balloon_connected{vm="web3"}') == 1
@@ -156,9 +153,9 @@ async def test_a_removed_vm_takes_all_its_series_with_it(
 # Values
 
 
-async def test_sizes_and_flags(machine: Machine) -> None:
+async def test_sizes_and_flags(vms: Vms) -> None:
     attach(
-        machine.vms["web1"],
+        vms["web1"],
         target=512 << 20,
         actual=768 << 20,
         resident=100 << 20,
@@ -169,7 +166,7 @@ async def test_sizes_and_flags(machine: Machine) -> None:
         stats_interval=2.5,
         stats_age=1.25,
     )
-    found = await of_vm(machine)
+    found = await of_vm(vms)
     expected = {
         "connected": 1,
         "guest_memory_bytes": GIB,
@@ -188,17 +185,17 @@ async def test_sizes_and_flags(machine: Machine) -> None:
     assert reasons == {reason: reason == "pins-unknown" for reason in PAUSE_REASONS}
 
 
-async def test_a_pause_that_was_ordered_shows_without_a_front_end(machine: Machine) -> None:
-    machine.vms["web1"].paused = True
-    found = await of_vm(machine)
+async def test_a_pause_that_was_ordered_shows_without_a_front_end(vms: Vms) -> None:
+    vms["web1"].paused = True
+    found = await of_vm(vms)
     assert found["reporting_paused"] == found[f"reporting_pause_reason{{{OPERATOR}}}"] == 1
-    assert (await of_vm(machine, "web2"))["reporting_paused"] == 0
+    assert (await of_vm(vms, "web2"))["reporting_paused"] == 0
 
 
-async def test_huge_pages_and_the_limit_of_reports(machine: Machine) -> None:
-    before = (await of_vm(machine)).keys()
-    attach(machine.vms["web1"], huge_pages=HugePages(3, 4, 5), report_rate=6)
-    found = await of_vm(machine)
+async def test_huge_pages_and_the_limit_of_reports(vms: Vms) -> None:
+    before = (await of_vm(vms)).keys()
+    attach(vms["web1"], huge_pages=HugePages(3, 4, 5), report_rate=6)
+    found = await of_vm(vms)
     assert {name: found[name] for name in found if "huge_pages" in name or "limit" in name} == {
         "huge_pages{partial}": 3,
         "huge_pages{whole}": 4,
@@ -209,8 +206,8 @@ async def test_huge_pages_and_the_limit_of_reports(machine: Machine) -> None:
     assert not [name for name in before if "waiting" in name or "huge_pages{" in name]
 
 
-async def test_counters(machine: Machine) -> None:
-    counters = machine.vms["web1"].counters
+async def test_counters(vms: Vms) -> None:
+    counters = vms["web1"].counters
     counters.reported_bytes, counters.inflated_bytes, counters.deflated_bytes = 1, 2, 3
     counters.freed_bytes = 1 << 62
     counters.front_end_errors, counters.front_end_stalls, counters.config_changes = 5, 6, 7
@@ -219,7 +216,7 @@ async def test_counters(machine: Machine) -> None:
     counters.requests[Queue.FREE_PAGE] = 8
     counters.ring_errors["ring", RingErrorReason.MEMORY] = 9
     counters.ring_errors["stats", RingErrorReason.LOOP] = 10
-    found = {name: value for name, value in (await of_vm(machine)).items() if value}
+    found = {name: value for name, value in (await of_vm(vms)).items() if value}
     assert found == {
         "up": 1,
         "state{disconnected}": 1,
@@ -240,28 +237,28 @@ async def test_counters(machine: Machine) -> None:
     }
 
 
-async def test_histogram_is_cumulative(machine: Machine) -> None:
-    histogram = machine.vms["web1"].counters.discard_seconds
+async def test_histogram_is_cumulative(vms: Vms) -> None:
+    histogram = vms["web1"].counters.discard_seconds
     for seconds in (0.00005, 0.0001, 0.003, 0.2, 7.0):
         histogram.observe(seconds)
-    found = await of_vm(machine)
+    found = await of_vm(vms)
     counts = [found[f"discard_seconds_bucket{{{bound}}}"] for bound in (*DISCARD_BUCKETS, "+Inf")]
     assert counts == [2, 2, 2, 3, 3, 3, 3, 4, 5]
     assert found["discard_seconds_count"] == 5
     assert found["discard_seconds_sum"] == pytest.approx(7.20315)
 
 
-async def test_each_guest_statistic_has_its_own_metric(machine: Machine) -> None:
-    attach(machine.vms["web1"], stats={tag: 1000 + tag for tag in StatTag})
-    found = await of_vm(machine)
+async def test_each_guest_statistic_has_its_own_metric(vms: Vms) -> None:
+    attach(vms["web1"], stats={tag: 1000 + tag for tag in StatTag})
+    found = await of_vm(vms)
     names = [name for name in DESIGN if name.startswith("guest_stat_")]
     assert sorted(found[name] for name in names) == [1000 + tag for tag in StatTag]
     assert found["guest_stat_free_bytes"] == 1000 + StatTag.MEMFREE
     assert found["guest_stat_direct_reclaims_total"] == 1000 + StatTag.DIRECT_RECLAIM
 
 
-async def test_any_value_of_64_bits_is_written(machine: Machine) -> None:
-    attach(machine.vms["web1"], stats={StatTag.MEMTOT: (1 << 64) - 1}, stats_age=math.pi * 1e-9)
-    found = await of_vm(machine)
+async def test_any_value_of_64_bits_is_written(vms: Vms) -> None:
+    attach(vms["web1"], stats={StatTag.MEMTOT: (1 << 64) - 1}, stats_age=math.pi * 1e-9)
+    found = await of_vm(vms)
     assert float(found["guest_stat_memory_bytes"]) == 2.0**64
     assert found["guest_stats_age_seconds"] == math.pi * 1e-9

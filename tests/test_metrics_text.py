@@ -17,17 +17,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.process_collector import ProcessCollector as LibraryCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 from trio.testing import MockClock
-from vhost_balloon.vm_spec import VmSpec
 
 from protocol.virtio_balloon import StatTag
-from tests.control_client import attach, two_vms
-from tests.scrapes import OPENMETRICS, exposition, samples, scrape, snapshots
+from tests.control_client import attach
+from tests.scrapes import OPENMETRICS, Vms, exposition, samples, scrape, snapshots, two_vms
 from vhost_balloon.metrics import FAMILIES, vm_label
 from vhost_balloon.metrics_document import Document
 from vhost_balloon.metrics_process import ProcessCollector
 from vhost_balloon.metrics_text import MIN_INTERVAL, Exposition, Rows
 from vhost_balloon.refusal import Refusal
-from vhost_balloon.vm import Machine
+from vhost_balloon.vm import Vm
 from vhost_balloon.vm_settings import VmSettings
 
 ODD_NAMES = (
@@ -44,22 +43,22 @@ ODD_NAMES = (
 
 
 @pytest.fixture
-async def machine() -> Machine:
+async def vms() -> Vms:
     return two_vms()
 
 
-def full_machine(names: Iterable[str]) -> Machine:
+def full(names: Iterable[str]) -> Vms:
     """VMs with front ends that know everything, and some that do not."""
-    machine = Machine()
+    vms: Vms = {}
     for number, name in enumerate(names):
-        vm = machine.add(VmSpec(name, VmSettings(offered=0)))
+        vm = vms[name] = Vm(name, VmSettings(offered=0))
         vm.counters.freed_bytes = number << 33
         vm.counters.refuse(Refusal.UNALIGNED, number)
         vm.counters.discard_seconds.observe(number / 1000)
         if number % 4 < 3:
             stats = {tag: number * 1000 + tag for tag in StatTag}
             attach(vm, target=number, resident=1, stats=stats, stats_age=number / 7)
-    return machine
+    return vms
 
 
 def parse(text: str, accept: str) -> Iterable[Metric]:
@@ -74,19 +73,19 @@ def parse(text: str, accept: str) -> Iterable[Metric]:
 class VmCollector(Collector):
     """All VMs, for the client library."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, vms: Vms) -> None:
+        self._vms = vms
 
     def collect(self) -> Iterator[Metric]:
-        vms = [(vm_label(name), document) for name, document in snapshots(self._machine)]
+        vms = [(vm_label(name), document) for name, document in snapshots(self._vms)]
         for family in FAMILIES:
             read = [(name, family.read(document)) for name, document in vms]
             yield family.metric((name, values) for name, values in read if values is not None)
 
 
-def by_the_library(machine: Machine, accept: str) -> str:
+def by_the_library(vms: Vms, accept: str) -> str:
     registry = CollectorRegistry()
-    registry.register(VmCollector(machine))
+    registry.register(VmCollector(vms))
     if not accept:
         return generate_latest(registry).decode()
     body: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
@@ -95,19 +94,19 @@ def by_the_library(machine: Machine, accept: str) -> str:
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
 async def test_text_says_what_the_client_library_says(accept: str, still_clock: MockClock) -> None:
-    machine = full_machine(ODD_NAMES)
-    rendered = exposition(machine)
+    vms = full(ODD_NAMES)
+    rendered = exposition(vms)
     for _ in range(3):
         still_clock.jump(1)
         ours = samples(parse((await rendered.render(accept))[0].decode(), accept))
-        theirs = samples(parse(by_the_library(machine, accept), accept))
+        theirs = samples(parse(by_the_library(vms, accept), accept))
         assert ours.items() >= theirs.items()
         rest = {name for name, _ in ours.keys() - theirs.keys()}
         rest -= {name for name in rest if name.startswith("process_")}
         assert rest == {"vhost_balloon_build_info"}
         # What was kept of this scrape must not show in the next.
-        machine.vms["a"].counters.freed_bytes += 1
-        machine.vms["new\nline"].connection = None
+        vms["a"].counters.freed_bytes += 1
+        vms["new\nline"].connection = None
 
 
 def test_process_metrics_are_the_client_librarys() -> None:
@@ -125,13 +124,13 @@ def test_process_metrics_are_the_client_librarys() -> None:
 
 
 async def test_odd_names_come_back_as_they_are() -> None:
-    found = await scrape(full_machine(ODD_NAMES))
+    found = await scrape(full(ODD_NAMES))
     names = {dict(labels)["vm"] for name, labels in found if name == "vhost_balloon_connected"}
     assert names == {"\\udcff" if name == "\udcff" else name for name in ODD_NAMES}
 
 
-async def test_there_are_exactly_two_formats(machine: Machine) -> None:
-    rendered = exposition(machine)
+async def test_there_are_exactly_two_formats(vms: Vms) -> None:
+    rendered = exposition(vms)
     accepts = [f"application/openmetrics-text;version=1.{n}" for n in range(50)]
     accepts += ["", "*/*", OPENMETRICS, "x" * 5000, "version=y", "text/plain;version=1.0.0"]
     types = [(await rendered.render(accept))[1] for accept in accepts]
@@ -151,20 +150,20 @@ def test_encoders_need_nothing_but_a_collector(encode: Callable[..., bytes]) -> 
 
 
 async def test_names_need_no_escaping() -> None:
-    found = await scrape(full_machine(["a"]))
+    found = await scrape(full(["a"]))
     assert {name for name, _ in found if not re.fullmatch("[a-z_:][a-z0-9_:]*", name)} == set()
 
 
-async def test_many_scrapes_at_once_are_made_once(machine: Machine, still_clock: MockClock) -> None:
+async def test_many_scrapes_at_once_are_made_once(vms: Vms, still_clock: MockClock) -> None:
     made: list[int] = []
 
     async def count() -> Rows:
         made.append(1)
-        return snapshots(machine)
+        return snapshots(vms)
 
     rendered = Exposition(count)
     first, _ = await rendered.render("")
-    machine.vms["web1"].counters.freed_bytes = 5
+    vms["web1"].counters.freed_bytes = 5
     still_clock.jump(MIN_INTERVAL / 2)
     assert (await rendered.render(""))[0] is first
     assert len(made) == 1
@@ -173,7 +172,7 @@ async def test_many_scrapes_at_once_are_made_once(machine: Machine, still_clock:
 
 
 async def test_scrapes_while_the_vms_are_asked_share_the_answers(
-    machine: Machine, autojump_clock: MockClock
+    vms: Vms, autojump_clock: MockClock
 ) -> None:
     """Also where the client goes that began."""
     made: list[float] = []
@@ -181,7 +180,7 @@ async def test_scrapes_while_the_vms_are_asked_share_the_answers(
     async def slowly() -> Rows:
         made.append(trio.current_time())
         await trio.sleep(1)
-        return snapshots(machine)
+        return snapshots(vms)
 
     rendered, bodies = Exposition(slowly), list[bytes]()
 
@@ -201,9 +200,9 @@ async def test_scrapes_while_the_vms_are_asked_share_the_answers(
 
 
 async def test_a_vm_without_a_snapshot_has_no_figures_but_that(
-    machine: Machine, still_clock: MockClock
+    vms: Vms, still_clock: MockClock
 ) -> None:
-    rows: list[tuple[str, Document | None]] = [*snapshots(machine)]
+    rows: list[tuple[str, Document | None]] = [*snapshots(vms)]
 
     async def ask() -> Rows:
         return rows
@@ -219,7 +218,7 @@ async def test_a_vm_without_a_snapshot_has_no_figures_but_that(
 
 
 async def test_100_vms_cost_less_than_5_ms(still_clock: MockClock) -> None:
-    machine = full_machine(f"web{number}" for number in range(100))
+    vms = full(f"web{number}" for number in range(100))
     found: list[Rows] = []
 
     async def ask() -> Rows:
@@ -228,10 +227,10 @@ async def test_100_vms_cost_less_than_5_ms(still_clock: MockClock) -> None:
     rendered = Exposition(ask)
     times = []
     for _ in range(40):
-        for vm in machine.vms.values():  # a busy host: much has changed
+        for vm in vms.values():  # a busy host: much has changed
             vm.counters.reported_bytes += 1
             vm.counters.discard_seconds.observe(0.01)
-        found.append(snapshots(machine))
+        found.append(snapshots(vms))
         still_clock.jump(1)
         started = time.perf_counter()
         await rendered.render(OPENMETRICS)

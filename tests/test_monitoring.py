@@ -11,10 +11,10 @@ from typing import Any, Final
 import pytest
 
 import vhost_balloon
-from tests.control_client import attach, two_vms
+from tests.control_client import attach
 from tests.rig.packages import PROMETHEUS
 from tests.rig.prometheus import promtool
-from tests.scrapes import exposition, no_vms
+from tests.scrapes import exposition, no_vms, two_vms
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.convergence import VmState
 from vhost_balloon.metrics import HubErrorCollector
@@ -237,7 +237,7 @@ def check(tmp_path: Path, alert: str, at: str, series: Series, firing: list[str]
 
 
 def test_every_alert_is_tested() -> None:
-    fires = {alert for alert, _, _ in FIRING}
+    fires = {alert for alert, _, _ in FIRING} | {case[0] for case in OF_THE_HOST_CASES if case[3]}
     rests = {alert for alert, _, _ in QUIET} | {
         case[0] for case in OF_THE_HOST_CASES if not case[3]
     }
@@ -274,9 +274,9 @@ def test_rules_are_clean() -> None:
 
 @needs_promtool
 async def test_metrics_are_clean() -> None:
-    machine = two_vms()
-    attach(machine.vms["web1"], target=1, resident=1, stats_age=1.0)
-    body, _ = await exposition(machine).render("")
+    vms = two_vms()
+    attach(vms["web1"], target=1, resident=1, stats_age=1.0)
+    body, _ = await exposition(vms).render("")
     done = promtool("check", "metrics", text=body.decode())
     assert (done.returncode, done.stdout) == (0, "")
 

@@ -119,8 +119,11 @@ async def keep_lock(store: Store) -> ProcessLock | None:
     OperatorError."""
     if not store.active:
         return None
+    left = store.take(LOCK)
+    if left is not None:
+        return ProcessLock(left)
     with _shortage():
-        lock = ProcessLock(store.take(LOCK) or ProcessLock.create().fd)
+        lock = ProcessLock.create()
     await store.keep(LOCK, lock.fd)
     return lock
 
@@ -145,12 +148,9 @@ async def take_over(vm: Vm, left: Left | None, arguments: Iterable[str]) -> None
     """
     store = vm.store
     with _shortage():
-        pipe = None
-        if store.active:
-            pipe = ReplyPipe(store.take(PIPE) or make_pipe())
-            await store.keep(PIPE, pipe.fd)
-            if left is not None:
-                pipe.settle(left.record.journal)
+        pipe = await _pipe(store)
+        if pipe is not None and left is not None:
+            pipe.settle(left.record.journal)
         vm.record = await _record(store, left)
         vm.shelf = await _shelf(vm, left)
     if pipe is not None:
@@ -163,6 +163,17 @@ async def take_over(vm: Vm, left: Left | None, arguments: Iterable[str]) -> None
         vm.save()
     except ValueError as error:
         vm.log.warning(f"not all of it would survive a restart: {error}")
+
+
+async def _pipe(store: Store) -> ReplyPipe | None:
+    if not store.active:
+        return None
+    left = store.take(PIPE)
+    if left is not None:
+        return ReplyPipe(left)
+    pipe = ReplyPipe(make_pipe())
+    await store.keep(PIPE, pipe.fd)
+    return pipe
 
 
 async def _record(store: Store, left: Left | None) -> Record:

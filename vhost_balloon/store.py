@@ -35,9 +35,10 @@ LISTENER: Final = ".listener-"
 SHELF: Final = ".shelf-"
 """Names, and what begins those that something follows."""
 
-KEEP_LIMIT: Final = 1.0
+KEEP_LIMIT: Final = 10.0
 DEAF_LIMIT: Final = 0.01
-"""Seconds that a descriptor waits for the service manager, and while that does not read."""
+"""Seconds that a descriptor waits for the service manager, and while that does not read. systemd
+reads nothing for some 0.1 s while it starts a unit, and it may have to start many."""
 
 
 class Store:
