@@ -11,7 +11,8 @@ ends of the pair are in the descriptor store.
   what nobody uses any more has piled up, or the pair is full, the other one is emptied and filled
   with what is in use, the record is told, and the first one is emptied. A process that dies
   anywhere in between leaves one pair that is whole, and the record names it.
-- A packet that no record names is harmless. Its number is not used again.
+- A packet that no record names is harmless. Its number is not used again: the first packet of a
+  pair that was filled so has the highest number so far, and no descriptor.
 - Emptying takes a packet without asking for its descriptors, so none is installed here to be
   closed again: closing a descriptor whose file hangs would hang as well.
 
@@ -24,6 +25,7 @@ import array
 import errno
 import os
 import socket
+import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -80,10 +82,10 @@ class _Pair:
         self._in.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.packets = 0
 
-    def send(self, number: int, bits: int, fds: Iterable[int]) -> None:
+    def send(self, number: int, bits: int = 0, fds: Iterable[int] = ()) -> None:
         """Raises BlockingIOError if it is full, OSError if too many descriptors are in flight."""
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-        self._in.sendmsg([_PACKET.pack(number, bits)], [rights], _SEND)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if bits else []
+        self._in.sendmsg([_PACKET.pack(number, bits)], rights, _SEND)
         self.packets += 1
 
     def look(self, ancillary: int = 0) -> Iterator[tuple[int, int, list[OwnedFd]]]:
@@ -118,6 +120,8 @@ class Shelf:
     def __init__(self, ends: Iterable[OwnedFd], in_use: int = 0) -> None:
         """Raises OSError for descriptors that are no sockets."""
         self.ends: Final = tuple(ends)
+        if not all(stat.S_ISSOCK(os.fstat(end.fileno()).st_mode) for end in self.ends):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
         a_in, a_out, b_in, b_out = self.ends
         self._pairs: Final = (_Pair((a_in, a_out)), _Pair((b_in, b_out)))
         self.in_use = in_use
@@ -171,9 +175,9 @@ class Shelf:
         Raises OSError if there is no room, or too many of this user's descriptors are in flight;
         they are the caller's then.
         """
-        pair = self._pairs[self.in_use]
-        if pair.packets > 2 * len(self.users) + SPARE_PACKETS:
-            self._compact()
+        if self._pairs[self.in_use].packets > 2 * len(self.users) + SPARE_PACKETS:
+            with suppress(OSError):  # there may be room all the same
+                self._compact()
         number, bits = self._number + 1, (1 << len(fds)) - 1
         numbers = [fd.fileno() for fd in fds]
         try:
@@ -194,15 +198,20 @@ class Shelf:
 
     def _compact(self) -> None:
         """Move to the other pair what is in use. Raises OSError, and the pair in use stays."""
-        other = self._pairs[1 - self.in_use]
-        other.empty()
         messages: dict[int, dict[int, int]] = {}
         for name, users in self.users.items():
             packet, _, index = name.partition(".")
             messages.setdefault(int(packet), {})[int(index)] = users[0].fileno()
-        for number, fds in messages.items():
-            bits = sum(1 << index for index in fds)
-            other.send(number, bits, (fds[index] for index in sorted(fds)))
+        other = self._pairs[1 - self.in_use]
+        other.empty()
+        try:
+            other.send(self._number)
+            for number, fds in messages.items():
+                bits = sum(1 << index for index in fds)
+                other.send(number, bits, (fds[index] for index in sorted(fds)))
+        except OSError:
+            other.empty()  # what lies in it counts as in flight
+            raise
         before, self.in_use = self._pairs[self.in_use], 1 - self.in_use
         self.switched()
         before.empty()
