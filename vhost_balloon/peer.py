@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from contextlib import closing
 from typing import Final
@@ -39,3 +40,10 @@ def is_peer(sock: socket.socket, pid: int) -> bool:
         pidfd = OwnedFd(os.pidfd_open(pid))
     with closing(pidfd), open(f"/proc/self/fdinfo/{pidfd.fileno()}") as lines:
         return f"Pid:\t{pid}\n" in lines
+
+
+def has_gone(fd: OwnedFd) -> bool:
+    """Whether nobody has the other end any more."""
+    poll = select.poll()
+    poll.register(fd.fileno(), 0)
+    return bool(poll.poll(0))

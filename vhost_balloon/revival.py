@@ -5,7 +5,6 @@ A front end whose state cannot be used is answered inertly, and its connection k
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -14,6 +13,7 @@ from vhost_balloon.backend import FrontEndConnection, run_connection, serve_fron
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.inert import InertConnection
+from vhost_balloon.peer import has_gone
 from vhost_balloon.resume import Left, Pending, left_partial, read_connection
 from vhost_balloon.state import Document, reading
 from vhost_balloon.store import CONNECTION, Store, numbered
@@ -60,15 +60,9 @@ def _newest_connection(store: Store) -> str | None:
     """The newest connection that was left and whose front end is there still."""
     for number in reversed(numbered(CONNECTION, store.left(CONNECTION))):
         name = f"{CONNECTION}{number}"
-        if not _has_gone(store.look(name)):
+        if not has_gone(store.look(name)):
             return name
     return None
-
-
-def _has_gone(fd: OwnedFd) -> bool:
-    poll = select.poll()
-    poll.register(fd.fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 async def _resume(

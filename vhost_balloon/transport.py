@@ -35,10 +35,10 @@ from protocol.vhost_user import (
 from vhost_balloon.errors import FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd, receive_fds
 from vhost_balloon.journal import Journal
-from vhost_balloon.log import logger
+from vhost_balloon.log import Shortage
 from vhost_balloon.message import Message, carries_fds
 from vhost_balloon.partial import Partial, parse_header
-from vhost_balloon.peer import is_peer, peer_pid
+from vhost_balloon.peer import has_gone, is_peer, peer_pid
 from vhost_balloon.polling import Polling
 from vhost_balloon.reply_pipe import ReplyPipe
 from vhost_balloon.shelf import Shelf, shelf_name
@@ -91,6 +91,7 @@ class Transport:
         self._journal = journal
         self._pipe = pipe
         self._polling = Polling()
+        self._shortage: Final = Shortage()
         self.partial = partial
         self.partial_changed: Callable[[], None] = lambda: None
         """Called when a part of a message was taken."""
@@ -213,17 +214,18 @@ class Transport:
 
     async def _shelved(self, fds: list[OwnedFd]) -> list[OwnedFd]:
         """Descriptors, once they are on the shelf. Until there is room for them, their message
-        stays in the socket."""
-        complained = False
+        stays in the socket. Raises ConnectionError if the front end goes meanwhile."""
         while fds and self._shelf is not None:
             try:
                 return self._shelf.put(fds)
             except OSError as error:
-                if not complained:
-                    logger.error("a message has to wait: no room on the shelf: %s", error.strerror)
-                complained = True
+                self._shortage.say(
+                    f"a message has to wait: no room on the shelf: {error.strerror}", None
+                )
             try:
                 await trio.sleep(SHELF_PAUSE)
+                if has_gone(self.fd):
+                    raise BrokenPipeError("front end gone")
             except BaseException:
                 _close(fds)
                 raise
@@ -246,8 +248,7 @@ class Transport:
                 data = b""
             if not data:
                 raise StreamError("connection ended inside a message")
-            partial.fds_lost |= is_short
-            await self._take_part(partial, data, fds)
+            await self._take_part(partial, data, fds, is_short)
             if partial.missing() > 0:  # whoever sends without end must not keep others from a turn
                 await trio.lowlevel.checkpoint()
         data = bytes(partial.data)
@@ -257,10 +258,13 @@ class Transport:
             self._journal.taken()
         return message
 
-    async def _take_part(self, partial: Partial, data: bytes, fds: list[OwnedFd]) -> None:
+    async def _take_part(
+        self, partial: Partial, data: bytes, fds: list[OwnedFd], is_short: bool
+    ) -> None:
         """Take what was seen of a message: it is in partial, and on record, before."""
         fds = await self._shelved(fds)
         partial.fds += fds
+        partial.fds_lost |= is_short
         partial.add(data)
         partial.unsure = len(data), crc32(data)
         self.partial_changed()
