@@ -189,7 +189,7 @@ class _Daemon:
         vm = self._vm
         if vm.is_stuck and self._lock is not None:
             self._ready.set()
-            await wait_for_lock(vm, self._lock)
+            self._left = await wait_for_lock(vm, self._lock, self._left)
             await self._take_over()
         async with trio.open_nursery() as nursery:
             resumed = trio.Event()

@@ -16,7 +16,7 @@ from vhost_balloon.fds import SHORTAGE, OwnedFd, spare_descriptors
 from vhost_balloon.log import Shortage
 from vhost_balloon.revival import resume_front_end
 from vhost_balloon.state import Document
-from vhost_balloon.store import CONNECTION, numbered
+from vhost_balloon.store import CONNECTION
 from vhost_balloon.vm import Vm
 
 DESCRIPTORS: Final = 64
@@ -36,7 +36,6 @@ class FrontEnds:
         self._vm = vm
         self._listener = listener
         self._shortage: Final = Shortage()
-        self._number = max(numbered(CONNECTION, vm.store.left(CONNECTION)), default=0)
 
     async def run(
         self, areas: Document | None, connected: OwnedFd | None, ready: Callable[[], None]
@@ -78,8 +77,7 @@ class FrontEnds:
         return OwnedFd(stream.socket.detach())
 
     async def _serve(self, fd: OwnedFd, *, peer_connected: bool) -> None:
-        self._number += 1
-        name = f"{CONNECTION}{self._number}"
+        name = f"{CONNECTION}{self._vm.store.new_number(CONNECTION)}"
         try:
             # That of --fd is whatever somebody made it: the service manager is not to look at it.
             await self._vm.store.keep(name, fd, is_ours=peer_connected)

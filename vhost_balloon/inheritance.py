@@ -90,28 +90,35 @@ def _read(name: str, fd: OwnedFd) -> Left:
     """Raises StateError or OSError."""
     record = Record(fd)
     try:
-        areas = {area: record.load(area) for area in AREAS}
-        if record.version < STATE_VERSION:
-            areas = lift(areas, record.version, STATE_VERSION)
-        elif record.version > STATE_VERSION and areas["connection"] is not None:
-            with reading("connection"):
-                areas["connection"]["foreign"] = True
+        return Left(name, record, _areas(record))
     except BaseException:
         record.close()
         raise
-    return Left(name, record, areas)
+
+
+def _areas(record: Record) -> Document:
+    """Raises StateError."""
+    areas = {area: record.load(area) for area in AREAS}
+    if record.version < STATE_VERSION:
+        return lift(areas, record.version, STATE_VERSION)
+    if record.version > STATE_VERSION and areas["connection"] is not None:
+        with reading("connection"):
+            areas["connection"]["foreign"] = True
+    return areas
 
 
 def restore_vm(vm: Vm, areas: Document) -> None:
     """Go on with a VM's counters and orders, each as far as it is understood."""
-    try:
-        vm.restore_counters(areas["counters"])
-    except StateError as error:
-        vm.log.warning(f"its counters start anew: {error}")
-    try:
-        vm.restore_orders(areas["vm"])
-    except StateError as error:
-        vm.log.warning(f"its pause and statistics interval are as configured: {error}")
+    for area, restore, otherwise in (
+        ("counters", vm.restore_counters, "its counters start anew"),
+        ("vm", vm.restore_orders, "its pause and statistics interval are as configured"),
+    ):
+        if areas[area] is None:
+            continue  # whoever made the record died before it was filled
+        try:
+            restore(areas[area])
+        except StateError as error:
+            vm.log.warning(f"{otherwise}: {error}")
 
 
 async def keep_lock(store: Store) -> ProcessLock | None:
@@ -128,8 +135,8 @@ async def keep_lock(store: Store) -> ProcessLock | None:
     return lock
 
 
-async def wait_for_lock(vm: Vm, lock: ProcessLock) -> None:
-    """Wait until the process that has the VM, and cannot be killed, has ended."""
+async def wait_for_lock(vm: Vm, lock: ProcessLock, left: Left | None) -> Left | None:
+    """Wait until the process that has the VM, and cannot be killed, has ended; what it left."""
     vm.log.warning(
         "a process before this one has the VM and cannot be killed: the VM is served once that has "
         "ended"
@@ -139,6 +146,17 @@ async def wait_for_lock(vm: Vm, lock: ProcessLock) -> None:
     vm.log.info("the process before this one has ended")
     vm.is_stuck = False
     vm.status_changed.set()
+    if left is None:
+        return None
+    try:  # it may have gone on meanwhile
+        left.areas = _areas(left.record)
+        vm.restore_counters(left.areas["counters"])
+    except StateError as error:
+        logger.warning("a record of the VM cannot be used: %s", error)
+        left.record.close()
+        await vm.store.remove(left.name)
+        return None
+    return left
 
 
 async def take_over(vm: Vm, left: Left | None, arguments: Iterable[str]) -> None:
@@ -179,7 +197,7 @@ async def _pipe(store: Store) -> ReplyPipe | None:
 async def _record(store: Store, left: Left | None) -> Record:
     if left is not None and left.record.version == STATE_VERSION:
         return left.record
-    record = Record.create(0 if left is None else left.record.generation + 1)
+    record = Record.create(store.new_number(RECORD))
     if left is not None:
         try:
             with reading("record"):  # what does not fit is a ValueError
@@ -189,14 +207,20 @@ async def _record(store: Store, left: Left | None) -> Record:
         except StateError as error:
             logger.warning("the record of the VM cannot be used: %s", error)
             record.close()
-            record = Record.create(left.record.generation + 1)
-            left.areas["connection"] = None
+            record = Record.create(record.generation)
+            left.areas["connection"] = _lost(left.areas["connection"])
     await store.keep(f"{RECORD}{record.generation}", record.fd)
     if left is not None:
         logger.info("a record of version %d was read as %d", left.record.version, STATE_VERSION)
         left.record.close()
         await store.remove(left.name)
     return record
+
+
+def _lost(connection: Document | None) -> Document | None:
+    """What is left to know of a connection: that it is to be answered inertly."""
+    socket = connection.get("socket") if isinstance(connection, dict) else None
+    return connection and {"inert": "its state was lost", "socket": socket}
 
 
 def _copy_journal(old: Record, new: Record, areas: Document) -> None:
@@ -221,7 +245,9 @@ def _copy_journal(old: Record, new: Record, areas: Document) -> None:
 
 async def _shelf(vm: Vm, left: Left | None) -> Shelf:
     """Raises OSError."""
-    store, names = vm.store, [f"{SHELF}{end}" for end in ENDS]
+    store = vm.store
+    newest = max(numbered(SHELF, store.left(SHELF)), default=0)
+    names = _end_names(newest)
     found = [store.take(name) for name in names]
     ends = [fd for fd in found if fd is not None]
     if left is not None and len(ends) == len(names):
@@ -235,14 +261,16 @@ async def _shelf(vm: Vm, left: Left | None) -> Shelf:
         else:
             await _load(vm, shelf)
             return shelf
-    for name, fd in zip(names, found, strict=True):
-        if fd is not None:
-            fd.close()
-            await store.remove(name)
+    for name in names:
+        await store.remove(name)
     shelf = Shelf.create()
-    for name, end in zip(names, shelf.ends, strict=True):
+    for name, end in zip(_end_names(store.new_number(SHELF)), shelf.ends, strict=True):
         await store.keep(name, end)
     return shelf
+
+
+def _end_names(number: int) -> list[str]:
+    return [f"{SHELF}{number}-{end}" for end in ENDS]
 
 
 async def _load(vm: Vm, shelf: Shelf) -> None:

@@ -16,6 +16,7 @@ leaves an old descriptor that the next process knows to be one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -57,6 +58,9 @@ class Store:
         self._notifier = notifier
         self._limit = limit if notifier else 0
         self._left = dict(inherited)
+        self._inherited: Final = tuple(self._left)
+        self._numbers: Counter[str] = Counter()
+        """The highest number given away behind a prefix."""
         self._kept: dict[str, OwnedFd] = {}
         self._is_deaf = False
         """The service manager did not take what it was told last."""
@@ -74,6 +78,12 @@ class Store:
     def left(self, prefix: str = PREFIX) -> list[str]:
         """Names of what was left and not taken yet that begin with prefix."""
         return [name for name in self._left if name.startswith(prefix)]
+
+    def new_number(self, prefix: str) -> int:
+        """A number that no name with this prefix has had, here or in the process before."""
+        known = (self._numbers[prefix], *numbered(prefix, self._inherited))
+        self._numbers[prefix] = max(known) + 1
+        return self._numbers[prefix]
 
     def look(self, name: str) -> OwnedFd:
         """What was left under a name, only to look at."""
@@ -127,6 +137,7 @@ class Store:
 
 
 def numbered(prefix: str, names: Iterable[str]) -> list[int]:
-    """The numbers behind prefix, in order; what is no number is left out."""
-    texts = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    """The numbers behind prefix, up to a hyphen, in order; what is no number is left out."""
+    found = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    texts = (text.partition("-")[0] for text in found)
     return sorted(int(text) for text in texts if text.isascii() and text.isdecimal())
