@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Final, Self
 
-from protocol.vhost_user import MAX_FDS
+from protocol.vhost_user import MAX_TABLE_REGIONS
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd, receive_fds
 
@@ -42,8 +42,11 @@ BUFFER: Final = 1 << 20
 SPARE_PACKETS: Final = 64
 """Packets that may lie around beyond twice what is in use."""
 
+MAX_PACKET: Final = MAX_TABLE_REGIONS
+"""Descriptors in one packet: no request has more."""
+
 _PACKET: Final = struct.Struct("<QB")
-_ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_ANCILLARY: Final = socket.CMSG_SPACE(MAX_PACKET * array.array("i").itemsize)
 _PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
@@ -170,7 +173,7 @@ class Shelf:
         self._left.clear()
 
     def put(self, fds: list[OwnedFd]) -> list[OwnedFd]:
-        """Put a message's descriptors, MAX_FDS at most, on the shelf; they are taken over.
+        """Put a message's descriptors, MAX_PACKET at most, on the shelf; they are taken over.
 
         Raises OSError if there is no room, or too many of this user's descriptors are in flight;
         they are the caller's then.
@@ -226,4 +229,4 @@ class Shelf:
 
 
 def _names(number: int, bits: int) -> list[str]:
-    return [f"{number}.{index}" for index in range(MAX_FDS) if bits >> index & 1]
+    return [f"{number}.{index}" for index in range(MAX_PACKET) if bits >> index & 1]

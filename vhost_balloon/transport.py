@@ -27,8 +27,8 @@ import trio
 from protocol.vhost_user import (
     HEADER,
     HEADER_SIZE,
-    MAX_FDS,
     MAX_PAYLOAD_SIZE,
+    MAX_TABLE_REGIONS,
     REPLY_FLAGS,
     VERSION,
 )
@@ -43,7 +43,8 @@ from vhost_balloon.polling import Polling
 from vhost_balloon.reply_pipe import ReplyPipe
 from vhost_balloon.shelf import Shelf, shelf_name
 
-_ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_ANCILLARY: Final = socket.CMSG_SPACE(MAX_TABLE_REGIONS * array.array("i").itemsize)
+"""No request has more descriptors. The kernel drops what is beyond, and the request is refused."""
 # Plain numbers: an operator of an IntFlag takes a microsecond, and this is the guest's hot path.
 _TAKE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _PEEK: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK)
@@ -264,12 +265,12 @@ class Transport:
         """Take what was seen of a message: it is in partial, and on record, before."""
         fds = await self._shelved(fds)
         partial.fds += fds
-        partial.fds_lost |= is_short
         partial.add(data)
         partial.unsure = len(data), crc32(data)
         self.partial_changed()
         came = self._consume(len(data))
         partial.unsure = None
+        partial.fds_lost |= came and is_short
         if fds and not came:  # see _take()
             partial.fds = partial.fds[: -len(fds)]
             _close(fds)
