@@ -7,15 +7,16 @@ import time
 import pytest
 
 from vhost_balloon.record import Record
-from vhost_balloon.vm import CRASH_MEMORY, Machine
+from vhost_balloon.store import Store
+from vhost_balloon.systemd import Notifier
+from vhost_balloon.vm import CRASH_MEMORY, Vm
 
 
 async def test_only_crashes_soon_after_each_other_add_up(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    vm: Vm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1e6
     monkeypatch.setattr(time, "clock_gettime", lambda clock: now)
-    vm = machine.vms["web1"]
     counts = []
     for pause in (0, 1, CRASH_MEMORY - 1, CRASH_MEMORY, 5):
         now += pause
@@ -24,12 +25,19 @@ async def test_only_crashes_soon_after_each_other_add_up(
     assert counts == [1, 2, 3, 1, 2]
 
 
-async def test_the_next_process_goes_on_counting(machine: Machine) -> None:
-    first, second = machine.vms.values()
+class Listening(Notifier):
+    """As if a service manager were there."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+async def test_the_next_process_goes_on_counting(vm: Vm) -> None:
+    first = Vm("web1", store=Store(Listening(), 16))
     first.record = record = Record.create()
     first.crashed()
-    second.restore_orders(record.load("vm"))
-    assert second.crashes == 1
-    second.crashed()
-    assert second.crashes == 2
-    first.forget()
+    vm.restore_orders(record.load("vm"))
+    assert vm.crashes == 1
+    vm.crashed()
+    assert vm.crashes == 2
+    first.close()

@@ -1,4 +1,4 @@
-"""Front ends that come and go, wait and die, end to end: one of them, and many."""
+"""Front ends that come and go, wait and die, end to end."""
 
 from __future__ import annotations
 
@@ -83,44 +83,6 @@ async def test_nothing_is_left_of_many_front_ends(tmp_path: Path, still_clock: M
             assert not host.vm().attached
         assert open_fds() == before
         assert guest_mappings() == 0
-
-
-async def test_one_of_two_vms_is_killed(tmp_path: Path) -> None:
-    async with serving(tmp_path, names=("web", "db")) as host:
-        async with running_guest(host.path("web"), 64 * MIB, QUIET) as web:
-            alone, mapped = open_fds(), guest_mappings()
-            host.vm("web").set_target(TARGET)
-            async with running_guest(host.path("db"), 64 * MIB, QUIET) as db:
-                host.vm("db").set_target(TARGET)
-                await db.touch(MIB)
-                assert guest_mappings() > mapped
-            await eventually(lambda: not host.vm("db").attached)
-            assert open_fds() == alone
-            assert guest_mappings() == mapped
-            with trio.fail_after(10):
-                await web.driver.wait_balloon(PAGES)
-            assert host.vm("web").statistics().actual == TARGET
-            async with running_guest(host.path("db"), 64 * MIB, QUIET) as db:
-                assert host.vm("db").statistics().target == 64 * MIB
-                await db.driver.report(1)
-        assert host.vm("db").counters.inflated_bytes + host.vm("web").counters.inflated_bytes
-
-
-async def test_many_vms_at_once(tmp_path: Path) -> None:
-    names = [f"vm{number}" for number in range(8)]
-    async with serving(tmp_path, names=names) as host, trio.open_nursery() as nursery:
-
-        async def live(name: str) -> None:
-            async with running_guest(host.path(name), 64 * MIB, QUIET) as guest:
-                host.vm(name).set_target(TARGET)
-                await guest.touch(8 * MIB)
-                with trio.fail_after(20):
-                    await guest.driver.wait_balloon(PAGES)
-                assert await guest.verify() == 0
-
-        for name in names:
-            nursery.start_soon(live, name)
-    assert all(host.vm(name).counters.inflated_bytes == 32 * MIB for name in names)
 
 
 async def test_the_backend_channel_may_be_full_or_gone(

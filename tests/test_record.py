@@ -14,9 +14,11 @@ from tests.helpers import PAGE, memfd
 from vhost_balloon.errors import RingErrorReason, StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.record import AREAS, MAGIC, STATE_VERSION, Record
-from vhost_balloon.vm_spec import MAX_NAME, VmSpec
+from vhost_balloon.vm_settings import SocketOptions, VmSettings, settings_to_json
 
 Header = dict[str, Any]
+MAX_GROUP = 256
+"""LOGIN_NAME_MAX: a group's name is hardly longer."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -48,12 +50,12 @@ def again(record: Record) -> Record:
 def test_documents_and_journal_are_there_for_the_next_process() -> None:
     record = Record.create(7)
     assert all(record.load(area) is None for area in AREAS if area != "journal")
-    record.save("vm", {"spec": [1, "é"]})
+    record.save("vm", {"settings": [1, "é"]})
     record.save("connection", None)
     record.journal.begin(b"request")
     other = again(record)
     assert (other.version, other.generation) == (STATE_VERSION, 7)
-    assert other.load("vm") == {"spec": [1, "é"]}
+    assert other.load("vm") == {"settings": [1, "é"]}
     assert other.load("connection") is other.load("stats") is None
     entry = other.journal.latest()
     assert entry is not None
@@ -139,9 +141,8 @@ def test_the_largest_documents_fit() -> None:
         counters.refuse(str(refusal), most, most)
     counters.discard_seconds.counts = [most] * len(counters.discard_seconds.counts)
     record.save("counters", counters_document(counters))
-    name = os.fsdecode(b"\xff" * MAX_NAME)
-    path = "/" + os.fsdecode(b"\xff" * 106)
-    spec = VmSpec.from_json(VmSpec(name).to_json() | {"socket-path": path})
-    record.save("vm", {"spec": spec.to_json(), "paused": False, "stats-interval": 1 / 3} | {
-        "leaving": False, "crashes": [most, 1e300],
-    })  # fmt: skip
+    access = SocketOptions(0o777, "\U0001f600" * MAX_GROUP)
+    settings = VmSettings(stats_interval=1 / 3, target=most, report_rate=most, access=access)
+    document = {"settings": settings_to_json(settings), "paused": False, "stats-interval": 1 / 3}
+    record.save("vm", document | {"crashes": [most, 1e300]})
+    record.save("arguments", ["\udcff" * 100] * 12)

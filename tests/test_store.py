@@ -1,35 +1,32 @@
-"""The descriptor store: names, identity, limits, and when something is removed."""
+"""The descriptor store: names, what is told to the service manager, and what is swept."""
 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from typing import cast
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.end_to_end import LogLines
-from tests.helpers import PAGE, memfd
 from tests.service_manager import same_file
-from vhost_balloon.errors import FrontEndError, StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.store import (
+    CONNECTION,
     DEAF_LIMIT,
     KEEP_LIMIT,
-    PIPE_PREFIX,
-    RECORD_PREFIX,
-    Scope,
+    LOCK,
+    PIPE,
+    RECORD,
+    SHELF,
     Store,
-    StoredFd,
-    name_of,
+    numbered,
 )
 from vhost_balloon.systemd import Notifier
-
-ENVIRONMENT_STRING = 128 << 10
-"""MAX_ARG_STRLEN: the longest string that execve() takes."""
 
 
 class Manager:
@@ -49,14 +46,15 @@ class Manager:
             await trio.lowlevel.checkpoint()
             await self.reads.wait()
         if "FDSTOREREMOVE" in fields:
-            self.held.pop(name).close()
             self.order.append(f"-{name}")
+            if name in self.held:
+                self.held.pop(name).close()
             return True
         (fd,) = fds
-        assert name not in self.held
+        self.order.append(f"+{name}")
         if not any(same_file(fd.fileno(), held.fileno()) for held in self.held.values()):
+            assert name not in self.held
             self.held[name] = OwnedFd(os.dup(fd.fileno()))
-            self.order.append(f"+{name}")
         return True
 
     def left(self) -> list[tuple[str, OwnedFd]]:
@@ -64,8 +62,8 @@ class Manager:
         return [(name, OwnedFd(os.dup(fd.fileno()))) for name, fd in self.held.items()]
 
 
-def store_of(manager: Manager, limit: int = 100, *, inherits: bool = False) -> Store:
-    return Store(cast(Notifier, manager), limit, manager.left() if inherits else ())
+def store_of(manager: Manager, *, inherits: bool = False) -> Store:
+    return Store(cast(Notifier, manager), 16, manager.left() if inherits else ())
 
 
 @pytest.fixture
@@ -73,218 +71,141 @@ def manager() -> Manager:
     return Manager()
 
 
-@pytest.fixture
-async def store(manager: Manager, nursery: trio.Nursery) -> Store:
-    store = store_of(manager)
-    nursery.start_soon(store.run)
-    return store
-
-
-def eventfd() -> OwnedFd:
-    return OwnedFd(os.eventfd(0))
-
-
-def again(fd: OwnedFd) -> OwnedFd:
-    return OwnedFd(os.dup(fd.fileno()))
-
-
-async def settled() -> None:
-    await trio.testing.wait_all_tasks_blocked()
+def eventfd(count: int = 0) -> OwnedFd:
+    return OwnedFd(os.eventfd(count))
 
 
 # Keeping
 
 
-async def test_without_a_service_manager_nothing_is_stored() -> None:
-    store, fd = Store(), eventfd()
+@pytest.mark.parametrize("limit", [0, 16])
+async def test_without_a_service_manager_what_is_kept_is_for_this_program_alone(limit: int) -> None:
+    store, fd = Store(limit=limit), eventfd()
     assert not store.active
-    assert await Scope(store).keep(fd) is fd
-    assert name_of(fd) is None
+    await store.keep(LOCK, fd)
+    assert store.kept == {LOCK: fd}
+    await store.remove(LOCK)
+    assert (store.kept, fd.closed) == ({}, False)
 
 
-async def test_one_open_file_has_one_name(store: Store, manager: Manager) -> None:
-    scope, fd, other = Scope(store), eventfd(), eventfd()
-    copy = again(fd)
-    first, second, third = [await scope.keep(each) for each in (fd, copy, other)]
-    assert name_of(first) == name_of(second) != name_of(third)
-    assert len(manager.held) == store.held == 2
-    first.close()
-    scope.flush()
-    await settled()
-    assert len(manager.held) == 2, "it is used once more"
-    second.close()
-    scope.flush()
-    await settled()
-    assert list(manager.held) == [name_of(third)]
+async def test_a_service_manager_without_a_store_is_told_nothing(manager: Manager) -> None:
+    store = Store(cast(Notifier, manager), 0)
+    assert not store.active
+    await store.keep(LOCK, eventfd())
+    await store.remove(LOCK)
+    assert manager.order == []
 
 
-async def test_what_is_one_file(store: Store) -> None:
-    """All eventfds share an inode; two open files of one regular file serve alike."""
-    scope, memory = Scope(store), memfd(PAGE)
-    opened_anew = OwnedFd(os.open(f"/proc/self/fd/{memory.fileno()}", os.O_RDWR))
-    ours, theirs = (OwnedFd(sock.detach()) for sock in socket.socketpair())
-    same = [await scope.keep(each) for each in (again(memory), opened_anew)]
-    assert name_of(same[0]) == name_of(same[1])
-    different = [await scope.keep(each) for each in (eventfd(), eventfd(), ours, theirs, memory)]
-    assert len({name_of(each) for each in different}) == 5
+async def test_what_is_kept_is_stored_by_its_name_until_it_is_removed(manager: Manager) -> None:
+    store, lock, pipe = store_of(manager), eventfd(), eventfd()
+    await store.keep(LOCK, lock)
+    await store.keep(PIPE, pipe)
+    assert same_file(manager.held[LOCK].fileno(), lock.fileno())
+    await store.remove(LOCK)
+    assert list(manager.held) == [PIPE]
+    assert store.kept == {PIPE: pipe}
+    assert not lock.closed, "it is its user's"
+    pipe.close()
+    assert store.kept == {}, "what is closed is not handed over"
+    assert manager.order == ["+.lock", "+.pipe", "-.lock"]
 
 
-async def test_two_who_bring_one_file_at_once(store: Store, manager: Manager) -> None:
-    fd, names = eventfd(), set()
-    copies = [again(fd), again(fd)]
-
-    async def keep(copy: OwnedFd) -> None:
-        kept.append(await Scope(store).keep(copy))
-        names.add(name_of(kept[-1]))
-
-    kept: list[OwnedFd] = []
-    async with trio.open_nursery() as nursery:
-        for copy in copies:
-            nursery.start_soon(keep, copy)
-    assert names == set(manager.held)
-    assert len(names) == 1
-
-
-async def test_a_full_store_leaves_the_descriptor_to_the_caller(manager: Manager) -> None:
-    store = store_of(manager, limit=1)
-    scope, fd = Scope(store), eventfd()
-    kept = await scope.keep(eventfd())
-    with pytest.raises(FrontEndError, match="full"):
-        await scope.keep(fd)
-    assert fd.fileno() >= 0
-    assert name_of(await scope.keep(again(kept))) == name_of(kept), "it is there already"
-
-
-async def test_room_for_a_vm_is_its_21_descriptors(manager: Manager) -> None:
-    store = store_of(manager, limit=22)
-    assert store.room_for_vm(0)
-    kept = [await Scope(store).keep(eventfd())]
-    assert store.room_for_vm(0)
-    kept.append(await Scope(store).keep(eventfd()))
-    assert not store.room_for_vm(0)
-
-
-async def test_names_are_short_for_all_of_them_fit_one_environment_string() -> None:
-    class Mute(Manager):
-        async def send(self, text: str, fds: Sequence[OwnedFd] = ()) -> bool:
-            names.append(text.splitlines()[1].removeprefix("FDNAME="))
-            return True
-
-    names: list[str] = []
-    store = store_of(Mute(), limit=20_000)
-    for number in range(10_500):
-        prefix = RECORD_PREFIX if number % 21 == 0 else PIPE_PREFIX if number == 1 else "."
-        (await Scope(store).keep(eventfd(), prefix)).close()
-        store._names.clear()  # as if all were still open
-    assert len(set(names)) == len(names) == 10_500
-    assert all(name.startswith(".") for name in names)
-    assert len("LISTEN_FDNAMES=" + ":".join(names)) < ENVIRONMENT_STRING
-
-
-# Removal
-
-
-async def test_nothing_is_removed_before_the_owner_says_so(store: Store, manager: Manager) -> None:
-    scope = Scope(store)
-    (await scope.keep(eventfd())).close()
-    await settled()
-    assert len(manager.held) == 1
-    scope.flush()
-    await settled()
-    assert not manager.held
-    assert store.held == 0
-
-
-async def test_what_is_about_to_be_removed_can_be_kept_again(
-    store: Store, manager: Manager
-) -> None:
-    """QEMU swaps one call eventfd for another and back; the store ignores what it still has."""
-    scope, fd = Scope(store), eventfd()
-    kept = await scope.keep(again(fd))
-    kept.close()
-    scope.flush()
-    back = await scope.keep(again(fd))
-    await settled()
-    assert list(manager.held) == [name_of(back)]
-    back.close()
-    scope.flush()
-    await settled()
-    newest = await scope.keep(fd)
-    assert list(manager.held) == [name_of(newest)]
+async def test_what_is_not_ours_is_handed_over_and_never_stored(manager: Manager) -> None:
+    store, fd = store_of(manager), eventfd()
+    await store.keep(f"{CONNECTION}1", fd, is_ours=False)
+    assert (manager.order, store.kept) == ([], {f"{CONNECTION}1": fd})
 
 
 # The next process
 
 
-async def test_what_was_left_is_adopted_and_the_rest_swept(
-    manager: Manager, nursery: trio.Nursery
+async def test_what_was_left_is_taken_and_the_rest_swept(
+    manager: Manager, log_lines: LogLines
 ) -> None:
+    before, fds = store_of(manager), {}
+    for name in (LOCK, PIPE, f"{RECORD}3", f"{RECORD}4"):
+        fds[name] = eventfd()
+        await before.keep(name, fds[name])
+    store = store_of(manager, inherits=True)
+    assert store.left() == list(fds)
+    assert store.left(RECORD) == [f"{RECORD}3", f"{RECORD}4"]
+    assert same_file(store.look(PIPE).fileno(), fds[PIPE].fileno())
+    assert PIPE in store.left(), "it was only looked at"
+    found = store.take(PIPE)
+    assert found is not None
+    assert same_file(found.fileno(), fds[PIPE].fileno())
+    assert store.take(PIPE) is None
+    assert store.take(".nothing") is None
+    assert store.kept == {PIPE: found}
+    left = [store.look(name) for name in store.left()]
+    await store.sweep()
+    assert list(manager.held) == [PIPE]
+    assert all(fd.closed for fd in left)
+    assert len(log_lines.having("is needed no more")) == 3
+    assert store.left() == []
+
+
+async def test_what_was_left_can_be_removed_without_being_taken(manager: Manager) -> None:
+    await store_of(manager).keep(f"{RECORD}1", eventfd())
+    store = store_of(manager, inherits=True)
+    fd = store.look(f"{RECORD}1")
+    await store.remove(f"{RECORD}1")
+    assert fd.closed
+    assert manager.held == {}
+
+
+async def test_a_new_number_is_none_that_any_name_had(manager: Manager) -> None:
     before = store_of(manager)
-    record = await Scope(before).keep(memfd(PAGE), RECORD_PREFIX)
-    fd, lost = [await Scope(before).keep(eventfd()) for _ in range(2)]
+    assert [before.new_number(RECORD) for _ in range(3)] == [1, 2, 3]
+    assert before.new_number(CONNECTION) == 1, "each prefix has its own"
+    for name in (f"{RECORD}7", f"{RECORD}5", f"{SHELF}2-a-in", f"{SHELF}4-b-out"):
+        await before.keep(name, eventfd())
     store = store_of(manager, inherits=True)
-    nursery.start_soon(store.run)
-    scope = Scope(store)
-    assert store.records() == [name_of(record)]
-    assert set(store.left()) == {name_of(each) for each in (record, fd, lost)}
-    name = name_of(fd)
-    assert name is not None
-    first, second = scope.adopt(name), scope.adopt(name)
-    assert isinstance(first, StoredFd)
-    assert same_file(first.fileno(), second.fileno())
-    scope.adopt(store.records()[0])
-    assert store.sweep() == 1
-    await settled()
-    assert set(manager.held) == {name_of(record), name}
-    first.close()
-    scope.flush()
-    await settled()
-    assert name in manager.held
-    second.close()
-    scope.flush()
-    await settled()
-    assert name not in manager.held
-    for gone in (name, ".nothing"):
-        with pytest.raises(StateError, match="lost"):
-            scope.adopt(gone)
+    for name in store.left():
+        await store.remove(name)
+    assert [store.new_number(RECORD) for _ in range(2)] == [8, 9]
+    assert store.new_number(SHELF) == 5
+    assert store.new_number(CONNECTION) == 1
 
 
-async def test_what_was_left_and_comes_again_is_not_swept(
-    manager: Manager, nursery: trio.Nursery
-) -> None:
-    """A process that was killed between storing a descriptor and saying what it is for."""
-    fd = eventfd()
-    await Scope(store_of(manager)).keep(again(fd))
-    store = store_of(manager, inherits=True)
-    nursery.start_soon(store.run)
-    kept = await Scope(store).keep(fd)
-    assert store.sweep() == 0
-    await settled()
-    assert list(manager.held) == [name_of(kept)]
+NAMES = [".record-1", ".record-20", ".record-3-a-in", ".record-", ".record-x", ".record-٣", ".r-4"]
 
 
-async def test_a_new_name_is_none_that_was_left(manager: Manager) -> None:
-    before = Scope(store_of(manager))
-    kept = [await before.keep(eventfd(), prefix) for prefix in (".", ".", RECORD_PREFIX, ".w")]
-    names = {name_of(each) for each in kept}
-    store = store_of(manager, inherits=True)
-    assert name_of(await Scope(store).keep(eventfd())) not in names
-    assert len(manager.held) == 5
+def test_numbers_are_read_from_names() -> None:
+    assert numbered(RECORD, NAMES) == [1, 3, 20]
+    assert numbered(RECORD, []) == []
+
+
+@given(st.lists(st.text(max_size=8)), st.lists(st.integers(0, 1 << 70)))
+def test_any_names_have_numbers_or_none(texts: list[str], numbers: list[int]) -> None:
+    names = [f"{RECORD}{text}" for text in (*texts, *numbers)]
+    found = numbered(RECORD, names)
+    assert found == sorted(found)
+    assert set(numbers) <= set(found)
+
+
+# A service manager that does not read
 
 
 async def test_a_service_manager_that_does_not_read_holds_nobody_up_for_long(
     manager: Manager, autojump_clock: trio.testing.MockClock, log_lines: LogLines
 ) -> None:
     store, began = store_of(manager), trio.current_time()
-    scope = Scope(store)
     manager.reads = trio.Event()
-    fds = [eventfd() for _ in range(20)]
-    for fd in fds:
-        assert await store.keep(fd, scope) is fd
+    fds = {f"{RECORD}{number}": eventfd() for number in range(20)}
+    for name, fd in fds.items():
+        await store.keep(name, fd)
         assert not fd.closed
     assert trio.current_time() - began == pytest.approx(KEEP_LIMIT + 19 * DEAF_LIMIT)
+    await store.remove(f"{RECORD}0")
     assert len(log_lines.having("warning: the service manager does not read")) == 1
+    assert len(store.kept) == 19, "it would still be handed over"
     manager.reads.set()
-    for fd in fds:
-        assert name_of(await store.keep(fd, scope)) in manager.held
-    assert store.held == len(fds)
+    for name, fd in fds.items():
+        await store.keep(name, fd)
+    assert list(manager.held) == list(fds)
+    manager.reads = trio.Event()
+    began = trio.current_time()
+    await store.keep(LOCK, eventfd())
+    assert trio.current_time() - began == pytest.approx(KEEP_LIMIT), "it had read meanwhile"
+    assert len(log_lines.having("warning: the service manager does not read")) == 2

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
-from protocol.vhost_user import HEADER, NO_FD, VERSION, Request
+from protocol.vhost_user import HEADER, MAX_TABLE_REGIONS, NO_FD, VERSION, Request
+from tests.end_to_end import LogLines, open_fds
 from tests.helpers import memfd
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.message import carries_fds
-from vhost_balloon.transport import Transport
+from vhost_balloon.shelf import Shelf, shelf_name
+from vhost_balloon.transport import SHELF_PAUSE, Transport
 
 Sent = tuple[int, bytes, int]
 """Request, payload, and how many descriptors come with it."""
@@ -40,11 +45,13 @@ def send(sock: socket.socket, sent: Sent, marks: list[int], cuts: Sequence[int])
         file.close()
 
 
-async def exchange(messages: Sequence[Sent], cuts: Sequence[Sequence[int]]) -> None:
+async def exchange(
+    messages: Sequence[Sent], cuts: Sequence[Sequence[int]], shelf: Shelf | None = None
+) -> None:
     """All is sent before any of it is received."""
     ours, theirs = socket.socketpair()
     with theirs:
-        transport = Transport(OwnedFd(ours.detach()))
+        transport = Transport(OwnedFd(ours.detach()), shelf)
         marks: list[int] = []
         for sent, parts in zip(messages, cuts, strict=True):
             send(theirs, sent, marks, parts)
@@ -54,11 +61,21 @@ async def exchange(messages: Sequence[Sent], cuts: Sequence[Sequence[int]]) -> N
             assert message is not None
             assert (message.request, message.payload) == (request, payload)
             found = [os.fstat(fd.fileno()).st_size for fd in message.fds]
-            assert found == marks[:count]
-            assert not message.fds_lost
+            assert message.fds_lost == (len(found) < count)
+            if message.fds_lost:  # its request is refused
+                assert count > MAX_TABLE_REGIONS or not carries_fds(request, payload)
+            assert found == marks[: len(found)]
+            assert shelf is None or all(map(shelf_name, message.fds))
             del marks[:count]
             message.close()
         transport.close()
+    assert shelf is None or not shelf.users
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "shelf"])
+def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf | None]:
+    with contextlib.closing(Shelf.create()) as shelf:
+        yield shelf if request.param else None
 
 
 @pytest.mark.parametrize(
@@ -70,11 +87,17 @@ async def exchange(messages: Sequence[Sent], cuts: Sequence[Sequence[int]]) -> N
         [(Request.GET_FEATURES, b"", 2), KICK],
         [(Request.SET_VRING_KICK, KICK[1], 0), KICK],
         [(Request.SET_MEM_TABLE, bytes(8), 8), FEATURES, (Request.REM_MEM_REG, bytes(40), 1)],
+        [(Request.SET_MEM_TABLE, bytes(8), 9), KICK],
+        [(Request.SET_VRING_KICK, KICK[1], 253), NO_KICK, KICK],
+        [(Request.SET_OWNER, b"", 253), FEATURES],
     ],
 )
-async def test_descriptors_stay_with_their_message(messages: list[Sent]) -> None:
+@pytest.mark.parametrize("cut", [(), (3, 7)], ids=["whole", "parts"])
+async def test_descriptors_stay_with_their_message(
+    messages: list[Sent], cut: tuple[int, ...], shelf: Shelf | None
+) -> None:
     """Also those that should not be there, and where one that should is missing."""
-    await exchange(messages, [()] * len(messages))
+    await exchange(messages, [cut] * len(messages), shelf)
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,7 +108,7 @@ async def test_descriptors_stay_with_their_message(messages: list[Sent]) -> None
                 [Request.GET_FEATURES, Request.SET_VRING_KICK, Request.SET_MEM_TABLE, 99]
             ),
             st.binary(max_size=40),
-            st.integers(0, 3),
+            st.integers(0, 10),
             st.lists(st.integers(1, 30), max_size=2),
         ),
         max_size=6,
@@ -93,7 +116,117 @@ async def test_descriptors_stay_with_their_message(messages: list[Sent]) -> None
 )
 def test_messages_in_any_parts(items: list[tuple[int, bytes, int, list[int]]]) -> None:
     messages = [(request, payload, count) for request, payload, count, _ in items]
-    trio.run(partial(exchange, messages, [cuts for *_, cuts in items]))
+    with contextlib.closing(Shelf.create()) as shelf:
+        trio.run(partial(exchange, messages, [cuts for *_, cuts in items], shelf))
+
+
+# A shelf without room
+
+
+class Waiting:
+    """A front end that has sent a message whose descriptors find no room."""
+
+    def __init__(self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shelf = shelf
+        self.is_full = True
+        self.tries = 0
+        self._put = shelf.put
+        monkeypatch.setattr(shelf, "put", self.put)
+        ours, self.theirs = socket.socketpair()
+        self._look = ours.dup()
+        self.transport = Transport(OwnedFd(ours.detach()), shelf)
+        self.marks: list[int] = []
+
+    def put(self, fds: list[OwnedFd]) -> list[OwnedFd]:
+        self.tries += 1
+        if self.is_full:
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        return self._put(fds)
+
+    def in_socket(self) -> bytes:
+        try:
+            return self._look.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
+    def close(self) -> None:
+        self.transport.close()
+        self._look.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waiting]:
+    with (
+        contextlib.closing(Shelf.create()) as shelf,
+        contextlib.closing(Waiting(shelf, monkeypatch)) as waiting,
+    ):
+        yield waiting
+
+
+MEMORY = (Request.SET_MEM_TABLE, bytes(8), 3)
+CUTS = pytest.mark.parametrize("cut", [(), (14, 2)], ids=["whole", "parts"])
+
+
+@CUTS
+async def test_a_message_without_room_waits_in_the_socket_and_goes_on(
+    waiting: Waiting, cut: tuple[int, ...], autojump_clock: MockClock, log_lines: LogLines
+) -> None:
+    send(waiting.theirs, MEMORY, waiting.marks, cut)
+    sent, before = waiting.in_socket(), open_fds()
+    with trio.move_on_after(1000) as scope:
+        await waiting.transport.receive()
+    assert scope.cancelled_caught
+    assert waiting.in_socket() == sent
+    assert open_fds() == before, "what was looked at is closed"
+    assert waiting.tries > 100
+    assert len(log_lines.having("warning: a message has to wait: no room on the shelf")) <= 2
+    waiting.is_full = False
+    message = await waiting.transport.receive()
+    assert message is not None
+    assert [os.fstat(fd.fileno()).st_size for fd in message.fds] == waiting.marks
+    assert not message.fds_lost
+    assert waiting.in_socket() == b""
+    message.close()
+
+
+@CUTS
+async def test_room_that_comes_while_a_message_waits(
+    waiting: Waiting, cut: tuple[int, ...], autojump_clock: MockClock
+) -> None:
+    send(waiting.theirs, MEMORY, waiting.marks, cut)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def make_room() -> None:
+            await trio.sleep(50)
+            waiting.is_full = False
+
+        nursery.start_soon(make_room)
+        message = await waiting.transport.receive()
+    assert message is not None
+    assert len(message.fds) == 3
+    assert 50 <= trio.current_time() - began < 50 + 2 * SHELF_PAUSE
+    message.close()
+
+
+@CUTS
+async def test_a_front_end_that_goes_while_its_message_waits(
+    waiting: Waiting, cut: tuple[int, ...], autojump_clock: MockClock
+) -> None:
+    send(waiting.theirs, MEMORY, waiting.marks, cut)
+    before = open_fds()
+    async with trio.open_nursery() as nursery:
+
+        async def go() -> None:
+            await trio.sleep(50)
+            assert waiting.tries > 100
+            waiting.theirs.close()
+
+        nursery.start_soon(go)
+        with pytest.raises(ConnectionError):
+            await waiting.transport.receive()
+    assert open_fds().total() == before.total() - 1
 
 
 VRING_FDS = {"SET_VRING_KICK", "SET_VRING_CALL", "SET_VRING_ERR"}
