@@ -3,6 +3,7 @@
 CRASH_AT=POINT:SIDE:COUNT kills it (SIGKILL) before or after the COUNTth call of a point, which is
 a key of POINTS or "any". SIDE "bug" raises an exception there instead, as a bug would. STEPS_TO
 names a file to which every step is written, for a test that wants to know what there is.
+SPARE_PACKETS is the shelf's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from vhost_balloon import __main__, processors
+from vhost_balloon import __main__, processors, shelf
 from vhost_balloon.backend import FrontEndConnection
 from vhost_balloon.fds import EventFd
 from vhost_balloon.journal import Journal
@@ -107,4 +108,6 @@ if __name__ == "__main__":
     crash = Crash(os.environ.get("CRASH_AT", ""), os.environ.get("STEPS_TO", ""))
     for each in POINTS:
         crash.patch(each)
+    if "SPARE_PACKETS" in os.environ:
+        shelf.SPARE_PACKETS = int(os.environ["SPARE_PACKETS"])  # type: ignore[misc]
     __main__.main()

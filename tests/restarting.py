@@ -22,6 +22,9 @@ from vhost_balloon.simulator import BackEndGone, FrontEnd, GuestRam
 
 CRASHING: Final = ("-m", "tests.crashing")
 GUEST: Final = 64 * MIB
+KEPT: Final = 9
+"""What a VM without a front end leaves in the store: lock, record, reply pipe, four ends of the
+shelf, two listeners. A front end adds its connection."""
 PATIENCE: Final = 60.0
 """Seconds for a whole scenario: several starts of the daemon, on a busy machine."""
 

@@ -146,6 +146,12 @@ class ServiceManager:
         self._read_all()
         return sorted(name for name, _ in self.stored)
 
+    def forget(self, *prefixes: str) -> None:
+        """Lose what is stored under names that begin so."""
+        for entry in [entry for entry in self.stored if entry[0].startswith(prefixes)]:
+            os.close(entry[1])
+            self.stored.remove(entry)
+
     def _spawn(self) -> None:
         self._ready.clear()
         crash = {"CRASH_AT": self._crashes.pop(0)} if self._crashes else {}

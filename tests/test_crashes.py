@@ -12,13 +12,10 @@ import pytest
 
 from tests.crashing import POINTS
 from tests.end_to_end import eventually
-from tests.restarting import Scenario, hosting
+from tests.restarting import KEPT, Scenario, hosting
 
 CRASHES = 8
 """At most so many in one scenario: each process has a step of its own at which it ends."""
-KEPT = 9
-"""What a VM without a front end leaves in the store: lock, record, reply pipe, four ends of the
-shelf, two listeners."""
 
 
 def crashes(seed: int) -> list[str]:
@@ -68,6 +65,23 @@ STEPS = [
 @pytest.mark.parametrize("step", STEPS)
 async def test_killed_once(tmp_path: Path, step: str) -> None:
     assert await survives(tmp_path, step) == 1
+
+
+COMPACTING = [
+    *(f"shelf.compact:{side}:{count}" for side in ("before", "after") for count in (1, 4)),
+    *(f"pair.empty:{side}:{count}" for side in ("before", "after") for count in (1, 2)),
+    *(f"pair.send:{side}:{count}" for side in ("before", "after") for count in (12, 14, 30)),
+]
+
+
+@pytest.mark.parametrize("step", COMPACTING)
+async def test_killed_while_the_shelf_is_compacted(tmp_path: Path, step: str) -> None:
+    """It is at every opportunity."""
+    environment = {"SPARE_PACKETS": "0"}
+    async with hosting(tmp_path, crashes=[step], environment=environment) as host:
+        await Scenario.run(host)
+        assert "answered and nothing is done" not in host.log()
+        assert host.manager.restarts == 1
 
 
 async def test_killed_again_while_it_answers_what_was_left(tmp_path: Path) -> None:

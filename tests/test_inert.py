@@ -18,6 +18,7 @@ from protocol.vhost_user_payloads import build_vring_state
 from tests.end_to_end import BLOCK, MIB, by_hand, eventually, fill, is_filled
 from tests.restarting import CRASHING, Host, damage, hosting, records
 from vhost_balloon.record import MAGIC, STATE_VERSION
+from vhost_balloon.shelf import ENDS
 from vhost_balloon.simulator import FrontEnd
 
 
@@ -45,7 +46,7 @@ async def is_inert(host: Host, front_end: FrontEnd) -> None:
 
 
 async def test_damaged_state_leaves_the_connection_and_does_nothing(tmp_path: Path) -> None:
-    async with hosting(tmp_path, names=("vm1", "vm2")) as host:
+    async with hosting(tmp_path) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
             host.manager.stop(signal.SIGKILL)
@@ -55,8 +56,6 @@ async def test_damaged_state_leaves_the_connection_and_does_nothing(tmp_path: Pa
             host.manager.kill()
             await is_inert(host, guest.front_end)
             assert host.manager.restarts == 1, "no crash but the one that was asked for"
-            async with by_hand(host.path("vm2")) as other:
-                await other.inflate([5000])
         await eventually(lambda: not host.vm()["attached"])
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
@@ -121,17 +120,40 @@ async def test_what_the_front_end_may_ask_for_again(tmp_path: Path, number: sign
         await is_inert(host, front_end)
 
 
-async def test_damaged_state_of_a_vm_that_only_the_record_knew(tmp_path: Path) -> None:
-    async with hosting(tmp_path, names=()) as host:
-        host.ask("vm-add", id="a", socket_path=str(host.path("b")))
-        async with by_hand(host.path("b")) as guest:
+@pytest.mark.parametrize("lost", [(".record",), (".shelf",), (".record", ".shelf", ".pipe")])
+async def test_what_the_service_manager_has_lost(tmp_path: Path, lost: tuple[str, ...]) -> None:
+    async with hosting(tmp_path) as host:
+        async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
             host.manager.stop(signal.SIGKILL)
-            damage(host)
+            host.manager.forget(*lost)
             host.manager.start()
-            await guest.front_end.get_u64(Request.GET_FEATURES)
-            assert [(vm["id"], vm["state"]) for vm in host.ask("query-vms")] == [("b", "inert")]
-        await eventually(lambda: host.ask("query-vms") == [])
+            await is_inert(host, guest.front_end)
+            host.manager.kill()
+            await is_inert(host, guest.front_end)
+        await eventually(lambda: not host.vm()["attached"])
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            host.manager.kill()
+            await guest.inflate([5001])
+
+
+async def test_one_end_of_the_shelf_is_lost(tmp_path: Path) -> None:
+    """The three others are of no use, and are not taken for ends of the next shelf."""
+    async with hosting(tmp_path) as host:
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            host.manager.stop(signal.SIGKILL)
+            host.manager.forget(".shelf-1-a-out")
+            host.manager.start()
+            await is_inert(host, guest.front_end)
+            ends = [name for name in host.manager.names() if name.startswith(".shelf")]
+            assert ends == [f".shelf-2-{end}" for end in ENDS]
+        await eventually(lambda: not host.vm()["attached"])
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            host.manager.kill()
+            await guest.inflate([5001])
 
 
 async def test_state_of_a_later_version_discards_nothing(tmp_path: Path) -> None:
@@ -151,9 +173,10 @@ async def test_state_of_a_later_version_discards_nothing(tmp_path: Path) -> None
         await guest.inflate([5001])
 
 
-async def test_a_vm_that_crashes_the_daemon_is_left_and_the_others_served(tmp_path: Path) -> None:
-    async with hosting(tmp_path, names=("vm1", "vm2")) as host, by_hand(host.path("vm2")) as other:
-        await other.inflate([5000])
+async def test_a_front_end_that_crashes_the_daemon_is_left_and_the_next_served(
+    tmp_path: Path,
+) -> None:
+    async with hosting(tmp_path) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
             host.manager.stop(signal.SIGKILL)
@@ -165,5 +188,8 @@ async def test_a_vm_that_crashes_the_daemon_is_left_and_the_others_served(tmp_pa
             assert host.manager.restarts == 3
             await is_inert(host, guest.front_end)
             del host.manager.environment["CRASH_AT"]
-            await other.inflate([5001])
+            host.manager.kill()
+            await is_inert(host, guest.front_end)
         await eventually(lambda: "ended this program 3 times" in host.log())
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])

@@ -8,6 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from protocol import vhost_user_payloads as payloads
@@ -15,7 +16,7 @@ from protocol.vhost_user import HEADER, VERSION, HeaderFlag, Request
 from protocol.virtio_balloon import Queue
 from tests.command import daemon
 from tests.end_to_end import MIB, ByHand, by_hand, eventually
-from tests.restarting import Host, hosting
+from tests.restarting import KEPT, Host, hosting
 from tests.rig.qmp import QMPClient
 from vhost_balloon.simulator import FrontEnd, GuestRam
 
@@ -45,7 +46,7 @@ async def test_with_a_store(tmp_path: Path) -> None:
             await guest.inflate([5003])
             await guest.start(bases=await guest.stop())
             assert "RELOADING=1" in "\n".join(host.manager.told)
-        await eventually(lambda: len(host.manager.names()) == 5)
+        await eventually(lambda: len(host.manager.names()) == KEPT)
 
 
 async def test_without_a_store(tmp_path: Path) -> None:
@@ -78,21 +79,51 @@ async def test_in_the_middle_of_a_message(tmp_path: Path) -> None:
             await guest.inflate([5000])
 
 
-async def test_a_program_that_does_not_start_changes_nothing(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.py"
-    broken.write_text("import runpy\nrunpy.run_module('vhost_balloon', run_name='__main__')\n")
-    async with hosting(tmp_path) as host:
-        host.manager.stop(signal.SIGKILL)
-        host.manager.program = (str(broken),)
-        host.manager.start()
-        async with by_hand(host.path()) as guest:
-            await guest.inflate([5000])
-            broken.write_text("raise SystemExit('no such module')\n")
-            host.manager.process.send_signal(signal.SIGHUP)
-            reason = "not re-executed: the new program does not start: no such module\n"
-            await eventually(lambda: reason in host.log())
-            await guest.inflate([5001])
-            assert executions(host) == 2
+PROGRAM = "import runpy\nrunpy.run_module('vhost_balloon', run_name='__main__')\n"
+BROKEN = "import time\ntime.sleep(0.1)\nraise SystemExit('no such module')\n"
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    return program
+
+
+async def test_a_program_that_does_not_start_changes_nothing(tmp_path: Path, program: Path) -> None:
+    async with (
+        hosting(tmp_path, limit=0, program=(str(program),)) as host,
+        by_hand(host.path()) as guest,
+    ):
+        await guest.inflate([5000])
+        program.write_text(BROKEN)
+        host.manager.process.send_signal(signal.SIGHUP)
+        reason = "not re-executed: the new program does not start: no such module\n"
+        await eventually(lambda: reason in host.log())
+        await guest.inflate([5001])
+        assert executions(host) == 1
+
+
+async def test_with_a_store_it_is_started_again_until_it_is_mended(
+    tmp_path: Path, program: Path
+) -> None:
+    """Its VM waits meanwhile, and loses nothing."""
+    async with (
+        hosting(tmp_path, program=(str(program),)) as host,
+        by_hand(host.path()) as guest,
+    ):
+        await guest.inflate([5000])
+        program.write_text(BROKEN)
+        host.manager.process.send_signal(signal.SIGHUP)
+        await eventually(lambda: host.manager.restarts > 2)
+        ring = guest.rings[Queue.INFLATE]
+        ring.add([guest.pfns([5001])])
+        ring.kick()
+        program.write_text(PROGRAM)
+        with trio.fail_after(20):
+            await ring.wait_used()
+        await guest.start(bases=await guest.stop())
+        await guest.inflate([5002])
 
 
 async def test_with_a_front_end_by_descriptor(tmp_path: Path) -> None:
@@ -100,8 +131,12 @@ async def test_with_a_front_end_by_descriptor(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     os.set_inheritable(theirs.fileno(), True)
     options = (f"--fd={theirs.fileno()}", f"--control-socket={control}", "--stats-interval=0")
-    with GuestRam.create(64 * MIB) as ram, daemon(*options, fd=theirs.fileno()) as running:
+    with (
+        GuestRam.create(64 * MIB) as ram,
+        daemon(*options, fd=theirs.fileno(), wait_for=control) as running,
+    ):
         theirs.close()
+        _read_until(running.process, "serving")
         async with FrontEnd(trio.socket.from_stdlib_socket(ours), ram) as front_end:
             await front_end.handshake()
             guest = ByHand(front_end, 64)
