@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -124,3 +125,45 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
 def change(vm: Vm, actual: int | None) -> None:
     attach(vm, actual=actual)
     vm.actual_changed()
+
+
+# The schema
+
+
+Schema = Mapping[str, Mapping[str, Any]]
+
+
+def check(schema: Schema, kind: str, value: Any) -> None:
+    """Assert that a value is what the schema says of its type."""
+    entity = schema[kind]
+    match entity["meta-type"]:
+        case "builtin":
+            python: dict[str, set[type]] = {
+                "str": {str},
+                "int": {int},
+                "bool": {bool},
+                "number": {int, float},
+            }
+            assert kind == "any" or type(value) in python[kind], kind
+        case "enum":
+            assert value in entity["values"]
+        case "array":
+            for element in value:
+                check(schema, entity["element-type"], element)
+        case "object":
+            members = {member["name"]: member for member in entity["members"]}
+            assert value.keys() <= members.keys(), kind
+            for name, member in members.items():
+                if name in value:
+                    check(schema, member["type"], value[name])
+                else:
+                    assert "default" in member, f"{kind} lacks {name}"
+        case _:
+            raise AssertionError(f"{kind} is no type")
+
+
+async def schema_of(client: Client) -> Schema:
+    entities = await client.execute("query-qmp-schema")
+    named = {entity["name"]: entity for entity in entities}
+    assert len(named) == len(entities), "names are unique"
+    return named

@@ -22,19 +22,19 @@ from tests.control_client import (
 from tests.end_to_end import LogLines
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import Command, Parameter
-from vhost_balloon.vm import Machine
-from vhost_balloon.vm_spec import VmSpec
+from vhost_balloon.control_events import INTERVAL
+from vhost_balloon.vm import Vm
 
 # BALLOON_CHANGE
 
 
 async def test_balloon_change_is_throttled(
-    client: Client, machine: Machine, autojump_clock: trio.testing.MockClock
+    client: Client, vm: Vm, autojump_clock: trio.testing.MockClock
 ) -> None:
     """The first at once, then the last of each second, and after a quiet one at once again."""
     started = trio.current_time()
     for actual in (1, 2, 3):
-        change(machine, actual)
+        change(vm, actual)
     first = await client.read()
     assert first.keys() == {"event", "data", "timestamp"}
     assert first["event"] == "BALLOON_CHANGE"
@@ -43,82 +43,69 @@ async def test_balloon_change_is_throttled(
     assert (await client.read())["data"]["actual"] == 3
     assert trio.current_time() == started + 1
     await trio.sleep(0.5)
-    change(machine, 4)
+    change(vm, 4)
     assert (await client.read())["data"]["actual"] == 4
     assert trio.current_time() == started + 2
     await trio.sleep(5)
-    change(machine, 5)
+    change(vm, 5)
     assert (await client.read())["data"]["actual"] == 5
     assert trio.current_time() == started + 7
 
 
-async def test_balloon_change_of_each_vm_has_its_own_clock(
-    client: Client, machine: Machine, autojump_clock: trio.testing.MockClock
-) -> None:
-    started = trio.current_time()
-    change(machine, 1, "web1")
-    change(machine, 2, "web2")
-    events = [(await client.read())["data"] for _ in range(2)]
-    assert events == [{"actual": 1, "id": "web1"}, {"actual": 2, "id": "web2"}]
-    assert trio.current_time() == started
-
-
 async def test_a_held_event_keeps_the_time_of_its_change(
-    client: Client, machine: Machine, autojump_clock: trio.testing.MockClock,
+    client: Client, vm: Vm, autojump_clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("time.time", lambda: 100.25)
-    change(machine, 1)
+    change(vm, 1)
     monkeypatch.setattr("time.time", lambda: 200.5)
-    change(machine, 2)
+    change(vm, 2)
     monkeypatch.setattr("time.time", lambda: 300.0)
     assert (await client.read())["timestamp"] == {"seconds": 100, "microseconds": 250000}
     assert (await client.read())["timestamp"] == {"seconds": 200, "microseconds": 500000}
 
 
 async def test_a_change_whose_front_end_is_gone_is_not_told(
-    client: Client, machine: Machine, autojump_clock: trio.testing.MockClock
+    client: Client, vm: Vm, autojump_clock: trio.testing.MockClock
 ) -> None:
-    change(machine, 1)
+    change(vm, 1)
     assert (await client.read())["data"]["actual"] == 1
-    change(machine, 2)
-    machine.vms["web1"].connection = None
+    change(vm, 2)
+    vm.connection = None
     await trio.sleep(10)
-    change(machine, 3)
+    change(vm, 3)
     assert (await client.read())["data"]["actual"] == 3
 
 
-async def test_events_wait_for_negotiation(
-    server: MemoryListener, client: Client, machine: Machine
-) -> None:
+async def test_events_wait_for_negotiation(server: MemoryListener, client: Client, vm: Vm) -> None:
     late = server.connect()
     await late.read()
-    change(machine, 1)
+    change(vm, 1)
     assert (await client.read())["event"] == "BALLOON_CHANGE"
     assert await late.execute("qmp_capabilities") == {}
     assert await late.execute("query-version")
 
 
 async def test_no_event_overtakes_the_reply_that_ends_negotiation(
-    server: MemoryListener, machine: Machine
+    server: MemoryListener, vm: Vm, autojump_clock: trio.testing.MockClock
 ) -> None:
     """QEMU's Python client takes whatever comes first for that reply."""
     for steps in range(12):
-        vm = machine.add(VmSpec(f"vm{steps}", machine.vms["web1"].settings))
         client = server.connect()
         await client.read()
         await client.stream.send_all(request("qmp_capabilities"))
         for _ in range(steps):
             await trio.lowlevel.checkpoint()
-        change(machine, steps, vm.id)
+        change(vm, steps)
         assert await client.read() == {"return": {}}
+        await trio.sleep(2 * INTERVAL)  # so that the next one is not held
 
 
-async def test_the_end_of_the_server_ends_its_listening(machine: Machine) -> None:
+async def test_the_end_of_the_server_ends_its_listening(vm: Vm) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_control, MemoryListener(), machine)
+        await nursery.start(serve_control, MemoryListener(), vm)
         nursery.cancel_scope.cancel()
-    change(machine, 1)
+    change(vm, 1)
 
 
 # Rude clients
@@ -146,7 +133,7 @@ async def test_a_half_closed_client_gets_all_its_replies(
 
 
 async def test_a_client_that_never_reads_hurts_nobody(
-    server: MemoryListener, client: Client, machine: Machine, nursery: trio.Nursery,
+    server: MemoryListener, client: Client, vm: Vm, nursery: trio.Nursery,
     autojump_clock: trio.testing.MockClock,
 ) -> None:  # fmt: skip
     """Its requests wait; its events do not pile up, and the last one reaches it in the end."""
@@ -155,7 +142,7 @@ async def test_a_client_that_never_reads_hurts_nobody(
     nursery.start_soon(rude.stream.send_all, request("query-vms") + request("query-version"))
     await trio.testing.wait_all_tasks_blocked()
     for number in range(1, 51):
-        change(machine, number)
+        change(vm, number)
         assert (await client.read())["data"]["actual"] == number
         assert await client.execute("query-balloon") == {"actual": number}
         await trio.sleep(2)
@@ -165,24 +152,24 @@ async def test_a_client_that_never_reads_hurts_nobody(
 
 
 async def test_a_slow_client_may_miss_events_but_never_the_last(
-    server: MemoryListener, machine: Machine, autojump_clock: trio.testing.MockClock
+    server: MemoryListener, vm: Vm, autojump_clock: trio.testing.MockClock
 ) -> None:
     slow = server.connect(lockstep=True)
     await slow.negotiate()
     for number in range(1, 6):
-        change(machine, number)
+        change(vm, number)
         await trio.sleep(2)
     assert [(await slow.read())["data"]["actual"] for _ in range(2)] == [1, 5]
 
 
 async def test_a_client_that_vanishes_only_ends_itself(
-    server: MemoryListener, client: Client, machine: Machine
+    server: MemoryListener, client: Client, vm: Vm
 ) -> None:
     for negotiated in (False, True):
         gone = server.connect(lockstep=True)
         if negotiated:
             await gone.negotiate()
-            change(machine, 1)
+            change(vm, 1)
             await client.read()
         await gone.stream.aclose()
     await trio.testing.wait_all_tasks_blocked()
@@ -193,11 +180,11 @@ async def test_a_client_that_vanishes_only_ends_itself(
 
 
 @asynccontextmanager
-async def serving(machine: Machine, **commands: Command) -> AsyncIterator[Client]:
+async def serving(vm: Vm, **commands: Command) -> AsyncIterator[Client]:
     """A client of a server that has these commands."""
     listener = MemoryListener()
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve_control, listener, machine, commands=commands))
+        await nursery.start(partial(serve_control, listener, vm, commands=commands))
         client = listener.connect()
         await client.negotiate()
         yield client
@@ -205,28 +192,28 @@ async def serving(machine: Machine, **commands: Command) -> AsyncIterator[Client
 
 
 async def test_a_command_may_wait_and_others_are_served_meanwhile(
-    machine: Machine, autojump_clock: trio.testing.MockClock
+    vm: Vm, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async def wait(machine: Machine, arguments: dict[str, Any]) -> Any:
+    async def wait(vm: Vm, arguments: dict[str, Any]) -> Any:
         await trio.sleep(arguments["seconds"])
         return arguments
 
-    async with serving(machine, wait=Command(wait, (Parameter("seconds", "integer"),))) as client:
+    async with serving(vm, wait=Command(wait, (Parameter("seconds", "integer"),))) as client:
         assert await client.execute("wait", seconds=3) == {"seconds": 3}
         assert trio.current_time() >= 3
 
 
 @pytest.mark.parametrize("bug", [RuntimeError, trio.BrokenResourceError, trio.ClosedResourceError])
 async def test_a_bug_in_a_command_is_loud_and_ends_its_client_alone(
-    machine: Machine, log_lines: LogLines, bug: type[Exception]
+    vm: Vm, log_lines: LogLines, bug: type[Exception]
 ) -> None:
-    def crash(machine: Machine, arguments: dict[str, Any]) -> Any:
+    def crash(vm: Vm, arguments: dict[str, Any]) -> Any:
         raise bug("ours")
 
     async with trio.open_nursery() as nursery:
         listener = MemoryListener()
         start = partial(serve_control, commands={"crash": Command(crash)})
-        await nursery.start(start, listener, machine)
+        await nursery.start(start, listener, vm)
         crashing, other = listener.connect(), listener.connect()
         for client in (crashing, other):
             await client.negotiate()
@@ -234,7 +221,7 @@ async def test_a_bug_in_a_command_is_loud_and_ends_its_client_alone(
         assert await crashing.read_to_end() == []
         assert len(await other.execute("query-commands")) > 1
         nursery.cancel_scope.cancel()
-    assert machine.internal_errors.counts["control-client"] == 1
+    assert vm.internal_errors.counts["control-client"] == 1
     (line,) = log_lines.having("warning: internal error in control-client", "Traceback", "ours")
     assert bug.__name__ in line
 
@@ -243,12 +230,12 @@ async def test_a_bug_in_a_command_is_loud_and_ends_its_client_alone(
 
 
 @pytest.fixture
-async def path(machine: Machine, tmp_path: Path, nursery: trio.Nursery) -> Path:
+async def path(vm: Vm, tmp_path: Path, nursery: trio.Nursery) -> Path:
     path = tmp_path / "control.sock"
     listening = trio.socket.socket(socket.AF_UNIX)
     await listening.bind(str(path))
     listening.listen(300)
-    await nursery.start(serve_control, trio.SocketListener(listening), machine)
+    await nursery.start(serve_control, trio.SocketListener(listening), vm)
     return path
 
 
@@ -256,10 +243,10 @@ async def connect(path: Path) -> Client:
     return Client(await trio.open_unix_socket(str(path)))
 
 
-async def test_200_clients_at_once(path: Path, machine: Machine) -> None:
+async def test_200_clients_at_once(path: Path, vm: Vm) -> None:
     clients = [await connect(path) for _ in range(200)]
     await _each(clients, Client.negotiate)
-    change(machine, 7)
+    change(vm, 7)
     assert [(await client.read())["data"]["actual"] for client in clients] == [7] * 200
     assert [await client.execute("query-balloon") for client in clients] == [{"actual": 7}] * 200
     await _each(clients, lambda client: client.stream.aclose())

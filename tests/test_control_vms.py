@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,15 @@ import trio.testing
 from vhost_balloon.vm_spec import VmSpec
 
 from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
-from tests.control_client import GIB, Client, FakeFrontEnd, MemoryListener, attach, two_vms
+from tests.control_client import (
+    GIB,
+    Client,
+    FakeFrontEnd,
+    MemoryListener,
+    attach,
+    check,
+    schema_of,
+)
 from vhost_balloon.config import parse
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_commands import COMMANDS
@@ -22,102 +29,60 @@ from vhost_balloon.errors import CommandError, RingErrorReason
 from vhost_balloon.gathering import HugePages
 from vhost_balloon.guest_memory import RegionStatistics
 from vhost_balloon.rings import QueueStatistics
-from vhost_balloon.vm import Machine, VmStatistics
+from vhost_balloon.vm import Vm, VmStatistics
 from vhost_balloon.vm_settings import VmSettings, settings_to_json
 
 UNKNOWN = (1 << 64) - 1
 
 
 @pytest.fixture
-async def machine() -> Machine:
-    return two_vms()
-
-
-@pytest.fixture
-async def client(machine: Machine, nursery: trio.Nursery) -> Client:
-    """A client in command mode."""
-    listener = MemoryListener()
-    await nursery.start(serve_control, listener, machine)
-    client = listener.connect()
-    await client.negotiate()
-    return client
-
-
-@pytest.fixture
-def web1(machine: Machine) -> FakeFrontEnd:
-    return attach(machine.vms["web1"])
+def web1(vm: Vm) -> FakeFrontEnd:
+    return attach(vm)
 
 
 # query-vms
 
 
-async def test_query_vms_lists_every_configured_vm(client: Client, machine: Machine) -> None:
-    attach(machine.vms["web2"], driver_ready=False, state=VmState.NO_DRIVER)
-    vms = await client.execute("query-vms")
-    assert [(vm["id"], vm["attached"], vm["state"]) for vm in vms] == [
-        ("web1", False, "disconnected"),
-        ("web2", True, "no-driver"),
-    ]
+async def test_query_vms_lists_the_vm_attached_or_not(client: Client, vm: Vm) -> None:
+    (told,) = await client.execute("query-vms")
+    assert (told["id"], told["attached"], told["state"]) == ("web1", False, "disconnected")
     unknown = ("front-end-pid", "target", "actual", "resident", "stats-age", "socket-path")
-    assert not vms[0].keys() & set(unknown)
-    assert vms[0]["stats"] == {}
-    assert vms[0]["freed-bytes"] == 0
+    assert not told.keys() & set(unknown)
+    assert told["stats"] == {}
+    assert told["freed-bytes"] == 0
+    attach(vm, driver_ready=False, state=VmState.NO_DRIVER)
+    (told,) = await client.execute("query-vms")
+    assert (told["id"], told["attached"], told["state"]) == ("web1", True, "no-driver")
 
 
-async def test_others_have_their_turn_between_two_vms(client: Client, machine: Machine) -> None:
-    """What was asked first does not hold up what is asked meanwhile, however many VMs there are."""
-    for number in range(100):
-        machine.add(VmSpec(f"more{number}", VmSettings(offered=0)))
-    passes = 0
-
-    async def count_passes() -> None:
-        nonlocal passes
-        while True:
-            await trio.lowlevel.checkpoint()
-            passes += 1
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(count_passes)
-        assert len(await client.execute("query-vms")) == 102
-        nursery.cancel_scope.cancel()
-    assert passes >= 100
-
-
-async def test_a_vm_that_is_removed_while_others_are_described_is_left_out(
-    client: Client, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    front_end = attach(machine.vms["web1"])
-
-    def remove_second(*, details: bool) -> VmStatistics:
-        machine.remove(machine.vms["web2"])
-        machine.add(VmSpec("web2", VmSettings(offered=0)))  # another one of the same name
-        return front_end.known
-
-    monkeypatch.setattr(front_end, "statistics", remove_second)
-    assert [vm["id"] for vm in await client.execute("query-vms")] == ["web1"]
+async def test_a_vm_that_a_stuck_process_has_is_told_as_such(client: Client, vm: Vm) -> None:
+    vm.is_stuck = True
+    (told,) = await client.execute("query-vms")
+    assert (told["attached"], told["state"]) == (False, "stuck")
 
 
 @pytest.mark.parametrize("state", VmState)
-async def test_query_vms_tells_states_apart(
-    client: Client, machine: Machine, state: VmState
-) -> None:
-    attach(machine.vms["web1"], state=state)
+async def test_query_vms_tells_states_apart(client: Client, vm: Vm, state: VmState) -> None:
+    attach(vm, state=state)
     assert (await client.execute("query-vms"))[0]["state"] == state.value
 
 
 async def test_query_vms_tells_where_a_front_end_connects(
-    client: Client, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An absolute path: clients do not run in the daemon's folder."""
     monkeypatch.chdir(tmp_path)
-    (spec,) = parse(["--socket-path=run/web3.sock"]).vms
-    machine.add(spec)
-    assert (await client.execute("query-vms"))[2]["socket-path"] == f"{tmp_path}/run/web3.sock"
+    settings, listener = parse(["--socket-path=run/web3.sock"]), MemoryListener()
+    vm = Vm(settings.name, settings.settings, settings.socket_path)
+    await nursery.start(serve_control, listener, vm)
+    client = listener.connect()
+    await client.negotiate()
+    (told,) = await client.execute("query-vms")
+    assert (told["id"], told["socket-path"]) == ("web3", f"{tmp_path}/run/web3.sock")
 
 
-def known_vm(machine: Machine) -> FakeFrontEnd:
+def known_vm(vm: Vm) -> FakeFrontEnd:
     """Attach web1, with something in every member."""
-    vm = machine.vms["web1"]
     vm.counters = Counters(reported_bytes=4096)
     vm.counters.refuse("poison", 8192)
     vm.counters.requests[Queue.INFLATE] = 7
@@ -136,8 +101,8 @@ def known_vm(machine: Machine) -> FakeFrontEnd:
     )  # fmt: skip
 
 
-async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machine) -> None:
-    known_vm(machine)
+async def test_query_vms_tells_all_that_is_known(client: Client, vm: Vm) -> None:
+    known_vm(vm)
     known = (await client.execute("query-vms"))[0]
     assert known == {
         "id": "web1", "attached": True, "state": "done", "front-end-pid": 42,
@@ -172,9 +137,8 @@ async def test_query_vms_tells_all_that_is_known(client: Client, machine: Machin
 
 
 async def test_balloon_stats_is_the_sample_that_it_asked_for(
-    client: Client, machine: Machine, web1: FakeFrontEnd
+    client: Client, vm: Vm, web1: FakeFrontEnd
 ) -> None:
-    vm = machine.vms["web1"]
     web1.sample = VmStatistics(
         "web1", True, vm.counters, stats={StatTag.MEMFREE: 5}, stats_last_update=77
     )
@@ -218,7 +182,7 @@ async def test_balloon_stats_of_a_guest_that_gives_none(
 
 
 async def test_balloon_stats_needs_a_front_end(client: Client) -> None:
-    text = "No balloon device has been activated"
+    text = "No balloon device has been activated: VM 'web1' has no front end"
     assert await client.failure("balloon-stats") == ("DeviceNotActive", text)
     assert (await client.failure("balloon-stats", id="web1"))[0] == "DeviceNotActive"
     assert (await client.failure("balloon-stats", id="web9"))[0] == "DeviceNotFound"
@@ -228,7 +192,7 @@ async def test_balloon_stats_needs_a_front_end(client: Client) -> None:
 
 
 async def test_pause_and_resume_reach_the_front_end(
-    client: Client, machine: Machine, web1: FakeFrontEnd
+    client: Client, vm: Vm, web1: FakeFrontEnd
 ) -> None:
     assert await client.execute("balloon-pause") == {}
     assert (await client.execute("balloon-pause", id="web1")) == {}
@@ -236,62 +200,22 @@ async def test_pause_and_resume_reach_the_front_end(
     assert web1.pauses == [True, True, False]
 
 
-async def test_a_vm_without_a_front_end_can_be_paused(client: Client, machine: Machine) -> None:
+async def test_a_vm_without_a_front_end_can_be_paused(client: Client) -> None:
     """So that the next front end is paused from its first report on."""
-    assert await client.execute("balloon-pause", id="web2") == {}
-    web1, web2 = await client.execute("query-vms")
-    assert (web1["reporting-paused"], web1["pause-reasons"]) == (False, [])
-    assert (web2["reporting-paused"], web2["pause-reasons"]) == (True, ["operator"])
-    assert await client.execute("balloon-resume", id="web2") == {}
-    assert not (await client.execute("query-vms"))[1]["reporting-paused"]
+    assert await client.execute("balloon-pause") == {}
+    (told,) = await client.execute("query-vms")
+    assert (told["reporting-paused"], told["pause-reasons"]) == (True, ["operator"])
+    assert await client.execute("balloon-resume", id="web1") == {}
+    (told,) = await client.execute("query-vms")
+    assert (told["reporting-paused"], told["pause-reasons"]) == (False, [])
 
 
 @pytest.mark.parametrize("command", ["balloon-pause", "balloon-resume"])
-async def test_which_vm_is_paused(client: Client, command: str) -> None:
-    assert (await client.failure(command))[0] == "DeviceNotActive"
+async def test_another_vm_is_not_paused(client: Client, command: str) -> None:
     assert await client.failure(command, id="x") == ("DeviceNotFound", "Device 'x' not found")
 
 
 # query-qmp-schema
-
-
-Schema = Mapping[str, Mapping[str, Any]]
-
-
-def check(schema: Schema, kind: str, value: Any) -> None:
-    """Assert that a value is what the schema says of its type."""
-    entity = schema[kind]
-    match entity["meta-type"]:
-        case "builtin":
-            python: dict[str, set[type]] = {
-                "str": {str},
-                "int": {int},
-                "bool": {bool},
-                "number": {int, float},
-            }
-            assert kind == "any" or type(value) in python[kind], kind
-        case "enum":
-            assert value in entity["values"]
-        case "array":
-            for element in value:
-                check(schema, entity["element-type"], element)
-        case "object":
-            members = {member["name"]: member for member in entity["members"]}
-            assert value.keys() <= members.keys(), kind
-            for name, member in members.items():
-                if name in value:
-                    check(schema, member["type"], value[name])
-                else:
-                    assert "default" in member, f"{kind} lacks {name}"
-        case _:
-            pytest.fail(f"{kind} is no type")
-
-
-async def schema_of(client: Client) -> Schema:
-    entities = await client.execute("query-qmp-schema")
-    named = {entity["name"]: entity for entity in entities}
-    assert len(named) == len(entities), "names are unique"
-    return named
 
 
 async def test_every_type_that_the_schema_names_is_in_it(client: Client) -> None:
@@ -314,11 +238,9 @@ async def test_the_schema_has_all_commands_and_what_they_take(client: Client) ->
         assert taken == {parameter.name: parameter.optional for parameter in command.parameters}
 
 
-async def test_replies_and_events_are_what_the_schema_says(
-    client: Client, machine: Machine
-) -> None:
+async def test_replies_and_events_are_what_the_schema_says(client: Client, vm: Vm) -> None:
     schema = await schema_of(client)
-    front_end = known_vm(machine)
+    front_end = known_vm(vm)
     path = "/machine/peripheral/web1"
     requests: dict[str, dict[str, Any]] = {
         "query-vms": {}, "query-version": {}, "query-commands": {}, "query-qmp-schema": {},
@@ -332,6 +254,6 @@ async def test_replies_and_events_are_what_the_schema_says(
     front_end.sample = front_end.known
     result = await client.execute("balloon-stats")
     check(schema, schema["balloon-stats"]["ret-type"], result)
-    machine.actual_changed(machine.vms["web1"])
+    vm.actual_changed()
     event = await client.read()
     check(schema, schema[event["event"]]["arg-type"], event["data"])

@@ -3,8 +3,8 @@
 What keeps one client from hurting another, or the daemon:
 - A client's requests are answered one by one, each before the next is read. One that does not
   read its replies stops only itself, and costs what the kernel's socket buffers hold.
-- An event waits for a slow client in a slot of its own, one for each VM, where the next one
-  replaces it. So nothing grows, and the last value always arrives.
+- An event waits for a slow client in a slot, where the next one replaces it. So nothing grows, and
+  the last value always arrives.
 - A client's failure ends that client, and so does a bug of ours in serving it (containment).
 """
 
@@ -85,11 +85,11 @@ class ControlServer:
         finally:
             self._clients.remove(client)
 
-    def broadcast(self, key: str, event: Object) -> None:
-        """Give an event to every client; one that is still waiting under that key is replaced."""
+    def broadcast(self, event: Object) -> None:
+        """Give an event to every client, in place of one that still waits."""
         message = qmp.encode(event)
         for client in self._clients:
-            client.post(key, message)
+            client.post(message)
 
 
 class Client:
@@ -102,7 +102,7 @@ class Client:
         self._negotiated = False
         self._then: Callable[[], None] | None = None
         self._sending = trio.Lock()
-        self._events: dict[str, bytes] = {}
+        self._event = b""
         self._event_posted = trio.Event()
         self._commands: Mapping[str, Command] = {
             CAPABILITIES: Command(self._negotiate, (Parameter("enable", "array", optional=True),)),
@@ -118,10 +118,10 @@ class Client:
             await self._answer_requests()
             nursery.cancel_scope.cancel()
 
-    def post(self, key: str, message: bytes) -> None:
+    def post(self, message: bytes) -> None:
         """Have an event sent when the client takes it. Never waits."""
         if self._negotiated:
-            self._events[key] = message
+            self._event = message
             self._event_posted.set()
 
     async def _answer_requests(self) -> None:
@@ -144,9 +144,8 @@ class Client:
                 await self._event_posted.wait()
                 async with self._sending:
                     self._event_posted = trio.Event()
-                    messages, self._events = b"".join(self._events.values()), {}
                     with _peer_errors():
-                        await self._stream.send_all(messages)
+                        await self._stream.send_all(self._event)
 
     async def _send(self, message: bytes) -> None:
         async with self._sending:

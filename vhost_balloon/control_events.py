@@ -18,47 +18,51 @@ from vhost_balloon.vm import Vm
 
 EVENT: Final = "BALLOON_CHANGE"
 INTERVAL: Final = 1.0
-"""Seconds between two events of one VM."""
+"""Seconds between two events."""
 
 
 class BalloonEvents:
-    """Tells broadcast(key, event) of changes; its timers run in nursery. One that fails is counted
-    in errors, and the next change starts another."""
+    """Tells broadcast(event) of changes; its timer runs in nursery. One that fails is counted in
+    errors, and the next change starts another."""
 
     def __init__(
         self,
         nursery: trio.Nursery,
-        broadcast: Callable[[str, qmp.Object], None],
+        broadcast: Callable[[qmp.Object], None],
         errors: InternalErrors,
     ) -> None:
         self._nursery = nursery
         self._broadcast = broadcast
         self._errors = errors
-        self._held: dict[Vm, float | None] = {}
+        self._is_holding = False
+        self._held: float | None = None
+        """When the change was that is held."""
 
     def changed(self, vm: Vm) -> None:
-        """A VM's actual has changed. On the guest's hot path: while events are held, it is cheap.
+        """The VM's actual has changed. On the guest's hot path: while events are held, it is cheap.
 
         Only the time is kept of a change that is held, and the value is read when it is told.
         """
-        if vm in self._held:
-            self._held[vm] = time.time()
+        if self._is_holding:
+            self._held = time.time()
         else:
             self._tell(vm, time.time())
-            self._held[vm] = None
+            self._is_holding = True
             self._nursery.start_soon(self._hold, vm)
 
     async def _hold(self, vm: Vm) -> None:
-        with self._errors.contained("events"):
-            while True:
-                await trio.sleep(INTERVAL)
-                timestamp = self._held.pop(vm)
-                if timestamp is None:
-                    return
-                self._tell(vm, timestamp)
-                self._held[vm] = None
+        try:
+            with self._errors.contained("events"):
+                while True:
+                    await trio.sleep(INTERVAL)
+                    timestamp, self._held = self._held, None
+                    if timestamp is None:
+                        return
+                    self._tell(vm, timestamp)
+        finally:
+            self._is_holding = False
 
     def _tell(self, vm: Vm, timestamp: float) -> None:
         actual = vm.statistics(details=False).actual
         if actual is not None:  # its front end may have gone meanwhile
-            self._broadcast(vm.id, qmp.event(EVENT, {"actual": actual, "id": vm.id}, timestamp))
+            self._broadcast(qmp.event(EVENT, {"actual": actual, "id": vm.id}, timestamp))
