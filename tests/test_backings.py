@@ -9,6 +9,7 @@ import pytest
 from trio.testing import MockClock
 
 from protocol.virtio_balloon import Queue
+from tests.command import daemon
 from tests.end_to_end import (
     BLOCK,
     MIB,
@@ -159,35 +160,38 @@ async def test_partial_huge_pages_are_neither_freed_nor_zeroed(
 async def test_an_empty_pool_hurts_nobody(
     tmp_path: Path, still_clock: MockClock, log_lines: LogLines, huge_pages: HugePages
 ) -> None:
-    names = ("huge", "plain")
+    beside = tmp_path / "beside.sock"
     ram = huge_pages.ram(16 * HUGE, reserve=False)
     fill(ram, 0, HUGE)  # the driver's own page; all others are holes
     fill(ram, 8 * HUGE, HUGE)
-    async with (
-        serving(tmp_path, "--discard-hugetlb", names=names) as host,
-        by_hand(host.path("plain")) as other,
-    ):
-        huge_pages.exhaust()
-        async with by_hand(host.path("huge"), ram) as guest:
-            vm = host.vm("huge")
-            # Where PFNs lie in a hole they read as 0, and the pool is not asked for a page.
-            await guest.rings[Queue.INFLATE].submit([(12 * HUGE, 256, False)])
-            assert vm.counters.inflated_bytes == PAGE
-            await guest.report((8 * HUGE, HUGE))
-            assert vm.counters.freed_bytes == HUGE
-            assert huge_pages.free() == 1
+    with daemon(f"--socket-path={beside}"):
+        async with (
+            serving(tmp_path, "--discard-hugetlb") as host,
+            by_hand(beside) as other,
+        ):
             huge_pages.exhaust()
-            # A ring in a hole cannot be given its page: refused, not a SIGBUS later.
-            index = guest.indexes[Queue.REPORTING]
-            await guest.front_end.get_vring_base(index)
-            ring = guest.rings[Queue.REPORTING]
-            ring.used = 12 * HUGE
-            await guest.front_end.set_vring_addr(index, ring)
-            kick = guest.front_end.ports[index].renew_kick()
-            payload = bytes([index, *bytes(7)])
-            assert await is_refused(guest.front_end, 12, payload, kick.fileno())
-            assert log_lines.having("huge: refused SET_VRING_KICK", "cannot be allocated")
-        await other.works(host.vm("plain"))
+            async with by_hand(host.path(), ram) as guest:
+                vm = host.vm()
+                # Where PFNs lie in a hole they read as 0, and the pool is not asked for a page.
+                await guest.rings[Queue.INFLATE].submit([(12 * HUGE, 256, False)])
+                assert vm.counters.inflated_bytes == PAGE
+                await guest.report((8 * HUGE, HUGE))
+                assert vm.counters.freed_bytes == HUGE
+                assert huge_pages.free() == 1
+                huge_pages.exhaust()
+                # A ring in a hole cannot be given its page: refused, not a SIGBUS later.
+                index = guest.indexes[Queue.REPORTING]
+                await guest.front_end.get_vring_base(index)
+                ring = guest.rings[Queue.REPORTING]
+                ring.used = 12 * HUGE
+                await guest.front_end.set_vring_addr(index, ring)
+                kick = guest.front_end.ports[index].renew_kick()
+                payload = bytes([index, *bytes(7)])
+                assert await is_refused(guest.front_end, 12, payload, kick.fileno())
+                assert log_lines.having("vm1: refused SET_VRING_KICK", "cannot be allocated")
+            fill(other.ram, 8 * MIB, BLOCK)
+            await other.report((8 * MIB, BLOCK))
+            assert other.ram.resident_in(8 * MIB, BLOCK) == 0
 
 
 async def test_a_simulated_guest_on_huge_pages(tmp_path: Path, huge_pages: HugePages) -> None:

@@ -1,10 +1,11 @@
-"""config-reload: what follows from another file, and that a mistake changes nothing."""
+"""config-reload: what follows from other files, and that a mistake changes nothing."""
 
 from __future__ import annotations
 
+import json
 import os
-import socket
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,220 +13,195 @@ import pytest
 import trio
 
 from protocol.virtio_balloon import BalloonFeature
-from tests.command import listening
-from tests.control_client import Client
-from tests.end_to_end import MIB, LogLines, by_hand, eventually, open_fds
-from tests.test_control_fleet import add, ids, operated
-from tests.test_control_vms import check, schema_of
-from vhost_balloon.simulator import GuestRam
+from tests.control_client import Client, check, schema_of
+from tests.end_to_end import MIB, PAGE, Host, LogLines, by_hand, eventually, open_fds, to_target
+from tests.operated import operated
+from vhost_balloon import reload as reload_module
+from vhost_balloon.config_file import MAX_SIZE
+from vhost_balloon.simulator import DriverOptions, running_guest
+from vhost_balloon.vm_settings import SETTINGS
 
-NOTHING: dict[str, list[str]] = {
-    "added": [],
-    "removed": [],
-    "leaving": [],
-    "changed": [],
-    "kept": [],
-}
-
-
-class File:
-    """The file of --config; VMs are given with their settings, their sockets lie beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / "vms.toml"
-        self.option = f"--config={self.path}"
-
-    def write(self, *, defaults: str = "", **vms: str) -> None:
-        text = f"[defaults]\n{defaults}\n"
-        for name, settings in vms.items():
-            text += f"[vm.{name}]\nsocket-path = '{self.folder}/{name}.sock'\n{settings}\n"
-        self.path.write_text(text)
+QUIET = DriverOptions(report_delay=None)
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> File:
-    return File(tmp_path)
+def file(tmp_path: Path) -> Path:
+    """The file of --config, which says nothing yet."""
+    path = tmp_path / "vm1.toml"
+    path.touch()
+    return path
 
 
-async def reload(client: Client, **changes: list[str]) -> None:
-    assert await client.execute("config-reload") == NOTHING | changes
+async def reload(client: Client, *changed: str) -> None:
+    assert await client.execute("config-reload") == {"changed": list(changed)}
 
 
-async def test_the_same_file_changes_nothing(tmp_path: Path, file: File) -> None:
-    file.write(a="", b="")
-    async with operated(tmp_path, file.option) as (host, client):
+async def settings(client: Client) -> Any:
+    (vm,) = await client.execute("query-vms")
+    return vm["settings"]
+
+
+async def test_the_same_file_changes_nothing(tmp_path: Path, file: Path) -> None:
+    file.write_text("stats-interval = 5\n")
+    async with operated(tmp_path, f"--config={file}") as (host, client):
         schema = await schema_of(client)
-        a = host.vm("a")
-        await reload(client, kept=["a", "b"])
+        await reload(client)
         check(schema, schema["config-reload"]["ret-type"], await client.execute("config-reload"))
-        assert host.vm("a") is a
-        assert a.spec.origin.value == "config"
+        assert host.vm().stats_interval == 5
 
 
-async def test_vms_come_and_go(tmp_path: Path, file: File) -> None:
-    file.write()
-    async with operated(tmp_path, file.option, f"--socket-path={tmp_path}/mine.sock") as (
-        host,
-        client,
-    ):
-        await add(client, host, "added")
-        file.write(a="", b="")
-        await reload(client, added=["a", "b"])
-        async with by_hand(host.path("b")) as guest:
-            await guest.works(host.vm("b"))
-        await eventually(lambda: not host.vm("b").attached)
-        file.write(b="", c="")
-        await reload(client, added=["c"], removed=["a"], kept=["b"])
-        assert not host.path("a").exists()
-        assert await ids(client) == ["mine", "added", "b", "c"]
-        await client.execute("vm-del", id="b")
-        await reload(client, added=["b"], kept=["c"])
+async def test_all_settings_are_shown(tmp_path: Path, file: Path) -> None:
+    said = {
+        "reporting": False, "deflate-on-oom": False, "stats": True, "must-tell-host": True,
+        "free-page-hint": False, "page-poison": True, "discard": "always",
+        "discard-hugetlb": True, "discard-other-filesystems": True, "stats-interval": 2.5,
+        "target": 32 * MIB, "report-rate": 1, "socket-mode": "0666", "socket-group": "0",
+    }  # fmt: skip
+    assert set(said) == set(SETTINGS)
+    async with operated(tmp_path, f"--config={file}", "--no-page-poison") as (_, client):
+        assert (await settings(client))["page-poison"] is False, "the command line's"
+        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in said.items()))
+        answer = await client.execute("config-reload")
+        assert set(answer["changed"]) == set(said) - {"stats", "must-tell-host"}
+        (vm,) = await client.execute("query-vms")
+        assert vm["settings"] == said
+        assert vm["stats-interval"] == 2.5
+        check(await schema_of(client), "VmInfo", vm)
 
 
-async def test_changed_settings(tmp_path: Path, file: File) -> None:
-    file.write(a="", b="")
-    async with operated(tmp_path, file.option) as (host, client):
-        async with by_hand(host.path("a")) as guest:
-            file.write(
-                a="stats-interval = 5\nsocket-mode = '0666'\nreporting = false\ntarget = '32M'",
-                b="",
+async def test_changed_settings(tmp_path: Path, file: Path) -> None:
+    async with operated(tmp_path, f"--config={file}") as (host, client):
+        vm = host.vm()
+        async with by_hand(host.path()) as guest:
+            file.write_text(
+                "stats-interval = 5\nsocket-mode = '0666'\nreporting = false\ntarget = '32M'\n"
             )
-            await reload(client, changed=["a"], kept=["b"])
-            vm = host.vm("a")
+            await reload(client, "reporting", "stats-interval", "target", "socket-mode")
             assert vm.stats_interval == 5, "at once"
-            assert stat.S_IMODE(host.path("a").stat().st_mode) == 0o666
+            assert stat.S_IMODE(host.path().stat().st_mode) == 0o666
             assert vm.statistics().target == 64 * MIB, "for the next front end"
             await guest.works(vm)
         await eventually(lambda: not vm.attached)
-        async with by_hand(host.path("a"), features=None) as guest:
+        async with by_hand(host.path(), features=None):
             assert vm.statistics().target == 32 * MIB
             assert vm.connection is not None
             assert not vm.connection.session.offered & BalloonFeature.PAGE_REPORTING
 
 
-async def test_an_interval_that_an_operator_set_is_kept_unless_the_file_says_another(
-    tmp_path: Path, file: File
+async def test_what_no_file_says_any_more_is_the_command_lines_again(
+    tmp_path: Path, file: Path
 ) -> None:
-    file.write(a="stats-interval = 5")
-    async with operated(tmp_path, file.option) as (host, client):
-        host.vm("a").stats_interval = 1
-        file.write(a="stats-interval = 5\ntarget = '1G'")
-        await reload(client, changed=["a"])
-        assert host.vm("a").stats_interval == 1
-        file.write(a="stats-interval = 6\ntarget = '1G'")
-        await reload(client, changed=["a"])
-        assert host.vm("a").stats_interval == 6
+    other = tmp_path / "other.toml"
+    file.write_text("stats-interval = 5\nreporting = true\n")
+    other.write_text("stats-interval = 6\n")
+    options = (f"--config={file}", f"--config={other}", "--no-reporting", "--stats-interval=7")
+    async with operated(tmp_path, *options) as (host, client):
+        assert host.vm().stats_interval == 6, "the later file wins"
+        other.write_text("")
+        await reload(client, "stats-interval")
+        assert host.vm().stats_interval == 5
+        file.write_text("")
+        await reload(client, "reporting", "stats-interval")
+        assert host.vm().stats_interval == 7
+        assert (await settings(client))["reporting"] is False
 
 
-async def test_defaults_are_those_of_added_vms_too(tmp_path: Path, file: File) -> None:
-    file.write(defaults="stats-interval = 5")
-    async with operated(tmp_path, file.option, "--no-reporting") as (host, client):
-        await add(client, host, "one")
-        file.write(defaults="stats-interval = 6\nreporting = true")
-        await reload(client)
-        await add(client, host, "two")
-        one, two = (vm["settings"] for vm in await client.execute("query-vms"))
-        assert (one["stats-interval"], one["reporting"]) == (5, False)
-        assert (two["stats-interval"], two["reporting"]) == (6, True)
-
-
-async def test_another_path(tmp_path: Path, file: File) -> None:
-    file.write(a="")
-    async with operated(tmp_path, file.option) as (host, client):
-        file.path.write_text(f"[vm.a]\nsocket-path = '{host.path('b')}'")
-        await reload(client, changed=["a"])
-        assert sorted(os.listdir(tmp_path)) == ["b.sock", "control", "vms.toml"]
-        async with by_hand(host.path("b")) as guest:
-            await guest.works(host.vm("a"))
-
-
-# With a front end
-
-
-async def test_a_vm_that_vanished_leaves_with_its_front_end(tmp_path: Path, file: File) -> None:
-    file.write(a="")
-    async with operated(tmp_path, file.option) as (host, client):
-        async with by_hand(host.path("a")) as guest:
-            file.write()
-            await reload(client, leaving=["a"])
-            await reload(client, leaving=["a"])
-            (vm,) = await client.execute("query-vms")
-            assert vm["attached"]
-            await guest.works(host.vm("a"))
-        await eventually(lambda: not host.machine.vms)
-        assert not host.path("a").exists()
-        file.write(a="")
-        await reload(client, added=["a"])
-
-
-async def test_a_vm_that_came_back_in_time_stays(tmp_path: Path, file: File) -> None:
-    file.write(a="")
-    async with operated(tmp_path, file.option) as (host, client):
-        async with by_hand(host.path("a")):
-            file.write()
-            await reload(client, leaving=["a"])
-            file.write(a="")
-            await reload(client, kept=["a"])
-        await eventually(lambda: not host.vm("a").attached)
-        async with by_hand(host.path("a")) as guest:
-            await guest.works(host.vm("a"))
-
-
-async def test_another_path_of_a_vm_in_use(tmp_path: Path, file: File, log_lines: LogLines) -> None:
-    file.write(a="")
-    async with operated(tmp_path, file.option) as (host, client):
-        async with by_hand(host.path("a")) as guest:
-            file.path.write_text(f"[vm.a]\nsocket-path = '{host.path('b')}'")
-            await reload(client, leaving=["a"])
-            assert not host.path("b").exists()
-            await guest.works(host.vm("a"))
-        await eventually(host.path("b").exists)
-        async with by_hand(host.path("b")) as guest:
-            await guest.works(host.vm("a"))
-            file.path.write_text(f"[vm.a]\nsocket-path = '{host.path('c')}'")
-            await reload(client, leaving=["a"])
-            taken = listening(host.path("c"))
-        await eventually(lambda: not host.machine.vms)
-        assert log_lines.having("warning: a: cannot be added again", "c.sock is in use")
-        taken.close()
-
-
-async def test_one_that_waits_is_served_before_its_vm_leaves(tmp_path: Path, file: File) -> None:
-    file.write(a="")
-    async with operated(tmp_path, file.option) as (host, client):
-        vm = host.vm("a")
-        with socket.socket(socket.AF_UNIX) as waiting:
-            async with by_hand(host.path("a")):
-                waiting.connect(str(host.path("a")))
-                file.write()
-                await reload(client, leaving=["a"])
-            await eventually(lambda: vm.attached and vm.statistics().guest_memory == 0)
-            assert host.machine.vms == {"a": vm}
-        await eventually(lambda: not host.machine.vms)
+async def test_an_interval_that_an_operator_set_is_kept_unless_the_file_says_another(
+    tmp_path: Path, file: Path
+) -> None:
+    file.write_text("stats-interval = 5\n")
+    async with operated(tmp_path, f"--config={file}") as (host, client):
+        host.vm().stats_interval = 1
+        file.write_text("stats-interval = 5\ntarget = '1G'\n")
+        await reload(client, "target")
+        assert host.vm().stats_interval == 1
+        file.write_text("stats-interval = 6\ntarget = '1G'\n")
+        await reload(client, "stats-interval")
+        assert host.vm().stats_interval == 6
 
 
 async def test_reloads_at_the_same_time_come_one_after_the_other(
-    tmp_path: Path, file: File
+    tmp_path: Path, file: Path
 ) -> None:
-    file.write()
-    async with operated(tmp_path, file.option) as (host, client):
-        file.write(**{f"vm{number}": "" for number in range(30)})
-        answers: list[dict[str, list[str]]] = []
+    async with operated(tmp_path, f"--config={file}") as (host, _):
+        file.write_text("stats-interval = 5\n")
+        answers: list[list[str]] = []
 
         async def again() -> None:
             async with await trio.open_unix_socket(tmp_path / "control") as stream:
                 other = Client(stream)
                 await other.negotiate()
-                answers.append(await other.execute("config-reload"))
+                answers.append((await other.execute("config-reload"))["changed"])
 
         async with trio.open_nursery() as clients:
             for _ in range(4):
                 clients.start_soon(again)
-        assert sorted(len(answer["added"]) for answer in answers) == [0, 0, 0, 30]
-        assert sorted(len(answer["kept"]) for answer in answers) == [0, 30, 30, 30]
-        assert len(host.machine.vms) == 30
-        await reload(client, kept=list(host.machine.vms))
+        assert sorted(answers) == [[], [], [], ["stats-interval"]]
+        assert host.vm().stats_interval == 5
+
+
+async def test_a_file_system_that_hangs_holds_up_nobody_else(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def hang(*_: object) -> None:
+        goes_on.wait(20)
+
+    try:
+        async with operated(tmp_path, f"--config={file}") as (host, client):
+            async with by_hand(host.path()) as guest:
+                monkeypatch.setattr(reload_module, "read_files", hang)
+                await client.stream.send_all(b'{"execute": "config-reload"}')
+                await guest.works(host.vm())
+                async with await trio.open_unix_socket(tmp_path / "control") as stream:
+                    other = Client(stream)
+                    await other.negotiate()
+                    assert await other.execute("query-balloon")
+        # and the daemon has ended, as it is to be ended while it hangs
+        assert not goes_on.is_set()
+    finally:
+        goes_on.set()
+
+
+# The target that a file says
+
+
+async def test_an_initial_target_is_what_each_front_end_starts_with(
+    tmp_path: Path, file: Path
+) -> None:
+    file.write_text("target = '48M'\n")
+    async with operated(tmp_path, f"--config={file}") as (host, client):
+        for _ in range(2):
+            async with by_hand(host.path()) as guest:
+                num_pages = (await guest.front_end.get_config())[:4]
+                assert int.from_bytes(num_pages, "little") == 16 * MIB // PAGE
+                assert host.vm().statistics().target == 48 * MIB
+                await client.execute("balloon", value=32 * MIB)
+                assert host.vm().statistics().target == 32 * MIB
+            await eventually(lambda: not host.vm().attached)
+
+
+async def test_a_guest_comes_to_its_initial_target_by_itself(tmp_path: Path, file: Path) -> None:
+    file.write_text("target = '32M'\n")
+    async with (
+        operated(tmp_path, f"--config={file}") as (host, _),
+        running_guest(host.path(), 64 * MIB, QUIET) as guest,
+    ):
+        with trio.fail_after(20):
+            await guest.driver.wait_balloon(32 * MIB // PAGE)
+        assert host.vm().statistics().actual == 32 * MIB
+        await to_target(host.vm(), guest, 64 * MIB)
+
+
+async def test_an_initial_target_above_guest_memory_is_all_of_it(
+    tmp_path: Path, file: Path
+) -> None:
+    file.write_text("target = '1T'\n")
+    async with operated(tmp_path, f"--config={file}") as (host, _):
+        async with by_hand(host.path()) as guest:
+            assert (await guest.front_end.get_config())[:4] == bytes(4)
+            assert host.vm().statistics().target == 64 * MIB
 
 
 # Mistakes
@@ -235,53 +211,69 @@ async def test_reloads_at_the_same_time_come_one_after_the_other(
     ("text", "line", "what"),
     [
         ("[vm.a\n", 1, "Expected ']'"),
-        ("{a}{b}\ntarget = 0", 6, "'target' expects"),
-        ("{a}[vm.b]\nsocket-path = '{folder}/live'", 4, "in use"),
-        ("{b}[vm.new]\nsocket-path = '{folder}/new.sock'\n[vm.c]\nsocket-path = '/no/a'", 6, "No"),
-        ("[vm.mine]\nsocket-path = '{folder}/x.sock'", 1, "two VMs are named 'mine'"),
-        ("\n[vm.x]\nsocket-path = '{folder}/mine.sock'", 3, "given for two sockets"),
-        ("\n[vm.x]\nsocket-path = '{folder}/control'", 3, "given for two sockets"),
-        ("[vm.x]\nsocket-path = '{folder}/a.sock'", 2, "a.sock is the socket of VM 'a'"),
-        ("{b}{a}socket-group = 'no-such'\n", 4, "there is no group 'no-such'"),
-        ("[vm.b]\nsocket-path = '{folder}/bb.sock'\nsocket-group = 'no-such'\n", 2, "no group"),
+        ("\nstats-interval = 6\ntarget = 0", 3, "'target' expects"),
+        ("target = '1G'\nfrobnicate = 1", 2, "'frobnicate' is not known"),
+        ("stats-interval = -1", 1, "'stats-interval' expects"),
+        ("\nsocket-path = '/run/other.sock'", 2, "give the option --socket-path"),
+        ("stats-interval = 6\n[vm.web1]\ntarget = '1G'", 2, "write one file for each VM"),
+        ("[defaults]\ntarget = '1G'", 1, "write one file for each VM"),
+        ("stats-interval = 6\nreporting = '\xff'", 2, "expects true or false"),
     ],
 )
 async def test_a_mistake_changes_nothing(
-    tmp_path: Path, file: File, text: str, line: int, what: str
+    tmp_path: Path, file: Path, text: str, line: int, what: str
 ) -> None:
-    file.write(a="", b="")
-    parts = {
-        "folder": str(tmp_path),
-        "a": f"[vm.a]\nsocket-path = '{tmp_path}/a.sock'\n",
-        "b": f"[vm.b]\nsocket-path = '{tmp_path}/b.sock'\n",
-    }
-    mine = f"--socket-path={tmp_path}/mine.sock"
-    with listening(tmp_path / "live"):
-        async with operated(tmp_path, file.option, mine) as (host, client):
-            vms = dict(host.machine.vms)
-            before = await state(client, tmp_path)
-            file.path.write_text(text.format(**parts))
-            kind, found = await client.failure("config-reload")
-            assert kind == "GenericError"
-            assert found.startswith(f"{file.path}: line {line}: ")
-            assert what in found
-            assert await state(client, tmp_path) == before
-            assert host.machine.vms == vms
-            file.write(a="", b="")
-            await reload(client, kept=["a", "b"])
+    file.write_text("stats-interval = 5\n")
+    async with operated(tmp_path, f"--config={file}") as (host, client):
+        before = await state(client, tmp_path)
+        file.write_text(text)
+        kind, found = await client.failure("config-reload")
+        assert kind == "GenericError"
+        assert found.startswith(f"{file}: line {line}: ")
+        assert what in found
+        assert await state(client, tmp_path) == before
+        await is_unharmed(host)
+        file.write_text("stats-interval = 5\n")
+        await reload(client)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda path: None, "cannot read {file}: No such file or directory"),
+        (lambda path: path.mkdir(), "cannot read {file}: Is a directory"),
+        (os.mkfifo, "{file} is not a regular file"),
+        (lambda path: path.symlink_to(path), "cannot read {file}: Too many levels of symbolic"),
+        (lambda path: path.write_text("#" * (MAX_SIZE + 1)), "{file} is larger than 64 KiB"),
+        (lambda path: path.write_bytes(b"\xff"), "{file}: line 1: this is no UTF-8"),
+        (lambda path: path.write_text("socket-group = 'no-such'"), "there is no group 'no-such'"),
+    ],
+)
+async def test_what_is_no_file_of_settings_changes_nothing(
+    tmp_path: Path, file: Path, make: Any, what: str
+) -> None:
+    """Nor does the good one before it."""
+    first = tmp_path / "first.toml"
+    first.touch()
+    async with operated(tmp_path, f"--config={first}", f"--config={file}") as (host, client):
+        file.unlink()
+        make(file)
+        first.write_text("stats-interval = 5\nsocket-mode = '0666'\n")
+        before = await state(client, tmp_path)
+        kind, found = await client.failure("config-reload")
+        assert (kind, what.format(file=file) in found) == ("GenericError", True), found
+        assert await state(client, tmp_path) == before
+        await is_unharmed(host)
 
 
 async def state(client: Client, folder: Path) -> Any:
-    return await client.execute("query-vms"), sorted(os.listdir(folder)), open_fds()
+    modes = {path.name: path.lstat().st_mode for path in folder.iterdir()}
+    return await client.execute("query-vms"), modes, open_fds()
 
 
-async def test_a_file_that_is_gone_changes_nothing(tmp_path: Path, file: File) -> None:
-    file.write(a="")
-    async with operated(tmp_path, file.option) as (_, client):
-        file.path.unlink()
-        _, text = await client.failure("config-reload")
-        assert text == f"cannot read {file.path}: No such file or directory"
-        assert await ids(client) == ["a"]
+async def is_unharmed(host: Host) -> None:
+    async with by_hand(host.path()) as guest:
+        await guest.works(host.vm())
 
 
 async def test_there_is_nothing_to_read_without_config(tmp_path: Path) -> None:
@@ -290,26 +282,11 @@ async def test_there_is_nothing_to_read_without_config(tmp_path: Path) -> None:
         assert failure == ("GenericError", "this daemon was started without --config")
 
 
-async def test_unsealed_memory_forbids_a_second_vm(tmp_path: Path, file: File) -> None:
-    file.write(a="")
-    async with (
-        operated(tmp_path, file.option) as (host, client),
-        by_hand(host.path("a"), GuestRam.create(64 * MIB, sealed=False)) as guest,
-    ):
-        file.write(a="", b="")
-        _, text = await client.failure("config-reload")
-        assert text.startswith(f"{file.path}: line 7: the memory of VM 'a' is not sealed")
-        assert await ids(client) == ["a"]
-        assert not host.path("b").exists()
-        await guest.works(host.vm("a"))
-
-
 async def test_a_socket_whose_file_was_taken_away(
-    tmp_path: Path, file: File, log_lines: LogLines
+    tmp_path: Path, file: Path, log_lines: LogLines
 ) -> None:
-    file.write(a="")
-    async with operated(tmp_path, file.option) as (host, client):
-        host.path("a").unlink()
-        file.write(a="socket-mode = '0666'")
-        await reload(client, changed=["a"])
-        assert log_lines.having("warning: a:", "No such file")
+    async with operated(tmp_path, f"--config={file}") as (host, client):
+        host.path().unlink()
+        file.write_text("socket-mode = '0666'")
+        await reload(client, "socket-mode")
+        assert log_lines.having("warning: vm1:", "No such file")

@@ -67,7 +67,7 @@ async def test_a_reboot_empties_the_balloon_and_keeps_the_target(tmp_path: Path)
     async with serving(tmp_path) as host, running_guest(host.path(), 64 * MIB, QUIET) as guest:
         await to_target(host.vm(), guest, TARGET)
         seen: list[int | None] = []
-        host.machine.add_listener(lambda vm: seen.append(vm.statistics().actual))
+        host.vm().add_listener(lambda vm: seen.append(vm.statistics().actual))
         await guest.reboot()
         assert seen[0] == 64 * MIB
         assert host.vm().statistics().target == TARGET

@@ -389,7 +389,7 @@ def test_a_kernel_that_does_not_know_who_connected(number: int, known: bool) -> 
 
 def played(host: Host, monkeypatch: pytest.MonkeyPatch, root: Path) -> Proc:
     """Have the daemon look at a /proc of ours; the simulator's front end is this process."""
-    monkeypatch.setattr(host.machine, "proc", root)
+    monkeypatch.setattr(host.vm(), "proc", root)
     return Proc(root, os.getpid())
 
 

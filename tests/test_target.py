@@ -122,7 +122,7 @@ async def test_hot_plug_changes_what_a_guest_with_a_balloon_has(
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         seen: list[int | None] = []
-        host.machine.add_listener(lambda vm: seen.append(vm.statistics().actual))
+        host.vm().add_listener(lambda vm: seen.append(vm.statistics().actual))
         await guest.front_end.set_config(ACTUAL, (4096).to_bytes(4, "little"))
         await guest.front_end.add_region(guest.ram.add(16 * MIB, 1 << 32))
         assert seen == [48 * MIB, 64 * MIB]
@@ -141,7 +141,7 @@ async def test_hot_plug_without_a_target_changes_nothing(
 async def test_what_the_guest_may_write(tmp_path: Path, still_clock: MockClock) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         front_end, changes = guest.front_end, []
-        host.machine.add_listener(lambda vm: changes.append(vm.statistics().balloon))
+        host.vm().add_listener(lambda vm: changes.append(vm.statistics().balloon))
         host.vm().set_target(48 * MIB)
         config = [9, 512, 77, 0xAA]
         await front_end.set_config(slice(0, 16), CONFIG_SPACE.pack(*config))
