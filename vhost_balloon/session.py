@@ -137,8 +137,6 @@ class Session:
         """
         if message.oversized:
             raise FrontEndError("payload is too long")
-        if message.fds_lost:
-            raise FrontEndError("its descriptors could not all be received, or do not belong to it")
         if message.flags & _REPLY:
             raise FrontEndError("reply flag on a request")
         entry = _HANDLERS.get(message.request)
@@ -147,6 +145,8 @@ class Session:
         handler, gate = entry
         if gate & ~self.protocol_features:
             raise FrontEndError(f"{ProtocolFeature(gate).name} is not negotiated")
+        if message.fds_lost:
+            raise FrontEndError("its descriptors could not all be received, or do not belong to it")
         if message.request not in WITH_FDS:
             message.expect_fds(0)
         try:
