@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +13,6 @@ from trio.testing import MockClock
 
 from tests.control_client import MemoryListener, change, two_vms
 from tests.end_to_end import LogLines, by_hand, serving
-from tests.scrapes import GET, ask, scrape
-from tests.scrapes import serving as serving_metrics
 from vhost_balloon import control_events, daemon
 from vhost_balloon.containment import (
     FIRST_PAUSE,
@@ -23,10 +23,7 @@ from vhost_balloon.containment import (
 )
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log import BURST
-from vhost_balloon.metrics_text import Exposition
-from vhost_balloon.store import Store
-from vhost_balloon.vm import Machine, Vm
-from vhost_balloon.wakefulness import Wakefulness
+from vhost_balloon.vm import Vm
 
 
 class BugError(Exception):
@@ -140,43 +137,71 @@ async def test_what_the_operator_has_to_mend_is_said_once_and_tried_again(
     assert errors.counts["metrics"] == 0
 
 
-async def test_every_place_has_its_series_from_the_start() -> None:
-    machine = two_vms()
-    machine.internal_errors.counts["events"] = 3
-    found = await scrape(machine)
-    name = "vhost_balloon_internal_errors_total"
-    for vm in machine.vms:
-        series = {
-            dict(labels)["where"]: value
-            for (n, labels), value in found.items()
-            if n == name and ("vm", vm) in labels
-        }
-        assert series == {**dict.fromkeys(PLACES, 0), "events": 3}
+def internal_errors(text: bytes) -> dict[str, int]:
+    """The metric's series by the place."""
+    found = re.findall(
+        r'^vhost_balloon_internal_errors_total\{.*where="([a-z-]+)".*\} ([0-9]+)',
+        text.decode(),
+        re.M,
+    )
+    return {where: int(count) for where, count in found}
+
+
+async def scraped(log_lines: LogLines) -> bytes:
+    """What the daemon's own metrics address answers; nothing if it hangs up."""
+    (line,) = log_lines.having("metrics on http://")
+    port = int(line.rpartition(":")[2].removesuffix("/metrics"))
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        text = b""
+        with trio.fail_after(10), suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                text += data
+        return text
+
+
+async def test_every_place_has_its_series_from_the_start(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
+    async with serving(tmp_path, "--metrics-address=127.0.0.1:0") as host:
+        host.vm().internal_errors.counts["events"] = 3
+        found = internal_errors(await scraped(log_lines))
+    assert found == {**dict.fromkeys(PLACES, 0), "events": 3}
+
+
+def test_every_place_is_one_where_failures_are_contained() -> None:
+    """A value of the metric's label that nothing can count is a promise to nobody."""
+    package = Path(daemon.__file__).parent
+    text = "".join(path.read_text() for path in package.glob("*.py"))
+    used = re.findall(r'(?:\bstart|\.contained|\.record|\.supervise)\(\s*"([a-z-]+)"', text)
+    assert set(PLACES) <= set(used)
 
 
 # Where it counts: a VM that is served beside
 
 
 async def test_a_scrape_that_fails_ends_alone(
-    monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
 ) -> None:
-    async with serving_metrics() as server:
+    async with (
+        serving(tmp_path, "--metrics-address=127.0.0.1:0") as host,
+        by_hand(host.path()) as guest,
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(Exposition, "render", fail)
+            patch.setattr(Vm, "statistics", fail)
             for _ in range(2):
-                with pytest.raises((ValueError, IndexError, trio.BrokenResourceError)):
-                    await ask(server, GET)
-        status, _, body = await ask(server, GET)
-        assert status == 200
-        assert b'vhost_balloon_internal_errors_total{vm="web1",where="metrics-client"} 2' in body
+                assert b"200 OK" not in await scraped(log_lines)
+        text = await scraped(log_lines)
+        assert b"200 OK" in text
+        assert internal_errors(text)["metrics-client"] == 2
+        await guest.works(host.vm())
     assert log_lines.having("warning: internal error in metrics-client", "BugError")
 
 
 @pytest.mark.parametrize(
     ("where", "owner", "name"),
     [
-        ("wakefulness", Wakefulness, "run"),
-        ("store", Store, "run"),
+        ("log", daemon, "tell_losses"),
         ("status", daemon, "_keep_status"),
         ("counters", daemon, "_save_counters"),
         ("upgrade", daemon.Successor, "run"),
@@ -187,12 +212,8 @@ async def test_a_vm_is_served_beside_a_service_that_fails(
 ) -> None:
     monkeypatch.setattr(owner, name, fail)
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
-        assert host.machine.internal_errors.counts[where] == 1
-        # Without it nobody knows how long a request waited.
-        if where != "wakefulness":
-            await guest.works(host.vm())
-        else:
-            await guest.inflate([5000])
+        assert host.vm().internal_errors.counts[where] == 1
+        await guest.works(host.vm())
 
 
 async def test_events_that_fail_cost_the_guest_nothing(
@@ -204,21 +225,21 @@ async def test_events_that_fail_cost_the_guest_nothing(
             for pages in (1, 2):
                 await guest.front_end.set_config(slice(4, 8), pages.to_bytes(4, "little"))
             await guest.works(host.vm())
-        assert host.machine.internal_errors.counts["events"] >= 2
+        assert host.vm().internal_errors.counts["events"] >= 2
 
 
 async def test_an_event_that_fails_is_followed_by_others(
-    server: MemoryListener, machine: Machine, monkeypatch: pytest.MonkeyPatch,
+    server: MemoryListener, vm: Vm, monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
 ) -> None:  # fmt: skip
     client = server.connect()
     await client.negotiate()
-    change(machine, 1)
+    change(vm, 1)
     assert (await client.read())["data"]["actual"] == 1
     with monkeypatch.context() as patch:
-        change(machine, 2)
+        change(vm, 2)
         patch.setattr(Vm, "statistics", fail)
         await trio.sleep(2)
-    assert machine.internal_errors.counts["events"] == 1
-    change(machine, 3)
+    assert vm.internal_errors.counts["events"] == 1
+    change(vm, 3)
     assert (await client.read())["data"]["actual"] == 3

@@ -1,4 +1,4 @@
-"""Keeps what goes wrong in something secondary from ending what is primary: the VMs.
+"""Keeps what goes wrong in something secondary from ending what is primary: serving the VM.
 
 A client's failure ends that client. A service's failure ends that service, which is started again.
 Such a failure is a bug of ours, so it is loud: a warning with its traceback, and a counter. What
@@ -30,7 +30,6 @@ PLACES: Final = (
     "metrics",
     "metrics-client",
     "status",
-    "store",
     "upgrade",
     "wakefulness",
     "watchdog",
