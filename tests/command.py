@@ -36,9 +36,11 @@ class Daemon:
         self.first_line = ""
 
     def wait_for_line(self) -> None:
-        """Wait for the line that says what is served."""
-        self.first_line = self._stderr.readline()
-        assert "serving" in self.first_line, self.first_line
+        """Wait for the line that says what is served. A front end that was connected before may be
+        attached by then."""
+        while "serving" not in self.first_line:
+            self.first_line = self._stderr.readline()
+            assert self.first_line, "it ended"
 
     def wait_for_socket(self, path: Path) -> None:
         """Wait until somebody listens."""

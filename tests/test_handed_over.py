@@ -31,22 +31,21 @@ def refused(*options: str, **sockets: socket.socket) -> str:
         return log
 
 
-def test_vms_control_and_metrics_all_by_name(tmp_path: Path) -> None:
+def test_front_end_control_and_metrics_all_by_name(tmp_path: Path) -> None:
     metrics = socket.create_server(("127.0.0.1", 0))
     port = metrics.getsockname()[1]
-    sockets = {name: listening(tmp_path / f"{name}.sock") for name in ("a", "b", "c")}
-    with handed(web1=sockets["a"], db=sockets["b"], control=sockets["c"], metrics=metrics) as it:
-        assert it.told() == "READY=1\nSTATUS=serving 2 VMs, 0 attached"
+    sockets = {name: listening(tmp_path / f"{name}.sock") for name in ("a", "c")}
+    with handed(web1=sockets["a"], control=sockets["c"], metrics=metrics) as it:
+        assert it.told() == "READY=1\nSTATUS=no front end is attached"
         found = vms(tmp_path / "c.sock")
         assert {name: vm["socket-path"] for name, vm in found.items()} == {
             "web1": str(tmp_path / "a.sock"),
-            "db": str(tmp_path / "b.sock"),
         }
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             assert b'vhost_balloon_connected{vm="web1"} 0' in answer.read()
         assert it.end()[0] == 0
         assert it.told() == "STOPPING=1"
-    assert len(list(tmp_path.iterdir())) == 3, "their files are the service manager's"
+    assert len(list(tmp_path.iterdir())) == 2, "their files are the service manager's"
 
 
 def test_a_front_end_may_connect_before_the_daemon_is_there(tmp_path: Path) -> None:
@@ -63,21 +62,30 @@ def test_a_front_end_may_connect_before_the_daemon_is_there(tmp_path: Path) -> N
 
 
 def test_a_handed_over_socket_serves_the_socket_path_of_the_same_path(tmp_path: Path) -> None:
-    path, other = tmp_path / "vm.sock", tmp_path / "other.sock"
-    options = [f"--socket-path={path}", f"--socket-path={other}", f"--control-socket={tmp_path}/c"]
-    with handed(*options, web1=listening(path)) as started:
+    path = tmp_path / "vm.sock"
+    with handed(
+        f"--socket-path={path}", f"--control-socket={tmp_path}/c", web1=listening(path)
+    ) as started:
         started.told()
         found = {name: vm["socket-path"] for name, vm in vms(tmp_path / "c").items()}
-        assert found == {"web1": str(path), "other": str(other)}
+        assert found == {"web1": str(path)}
         started.end()
     assert path.is_socket()
-    assert not other.exists()
 
 
-def test_without_a_name_it_is_its_files(tmp_path: Path) -> None:
-    with handed(f"--control-socket={tmp_path}/c", unknown=listening(tmp_path / "x.sock")) as it:
+@pytest.mark.parametrize("name", ["unknown", "front-end"])
+def test_without_a_name_it_is_its_files(tmp_path: Path, name: str) -> None:
+    sockets = {name: listening(tmp_path / "x.sock")}
+    with handed(f"--control-socket={tmp_path}/c", **sockets) as it:
         it.told()
         assert list(vms(tmp_path / "c")) == ["x"]
+
+
+def test_the_option_says_the_name_before_any_socket_does(tmp_path: Path) -> None:
+    sock = listening(tmp_path / "x.sock")
+    with handed("--name=web1", f"--control-socket={tmp_path}/c", db=sock) as it:
+        it.told()
+        assert list(vms(tmp_path / "c")) == ["web1"]
 
 
 def test_what_came_back_from_the_descriptor_store_is_no_vm(tmp_path: Path) -> None:
@@ -109,12 +117,13 @@ def test_what_does_not_go_together_is_one_line(tmp_path: Path) -> None:
     def sock(name: str) -> socket.socket:
         return listening(tmp_path / name)
 
-    assert "no VM" in refused(metrics=socket.create_server(("127.0.0.1", 0)))
-    assert "--fd and other" in refused("--fd=0", web1=sock("2"))
-    assert "another one was handed over" in refused(
-        "--control-socket=/x", a=sock("3"), control=sock("4")
+    assert "no front end" in refused(metrics=socket.create_server(("127.0.0.1", 0)))
+    assert "--fd and another" in refused("--fd=0", web1=sock("2"))
+    assert "another path" in refused(f"--control-socket={tmp_path}/3", a=sock("3"))
+    assert "was handed over: leave out the option" in refused(
+        "--control-socket=/x", a=sock("4"), control=sock("5")
     )
     metrics = socket.create_server(("127.0.0.1", 0))
-    assert "for metrics was handed" in refused("--metrics-address=:0", a=sock("5"), metrics=metrics)
-    same_name = f"--socket-path={tmp_path}/sub/web1.sock"
-    assert "two VMs are named 'web1'" in refused(same_name, web1=sock("6"))
+    assert "for metrics was handed" in refused("--metrics-address=:0", a=sock("6"), metrics=metrics)
+    assert "was handed over: leave out the option" in refused("--socket-path=/x", a=sock("7"))
+    assert "start one vhost-balloon for each" in refused(a=sock("8"), b=sock("9"))
