@@ -51,7 +51,7 @@ def options_of(manager: ServiceManager, *options: str) -> None:
     manager.options = (*kept, *options)
 
 
-# Restarts: VMs are held
+# Restarts: a VM is held
 
 
 async def test_metrics_come_back_once_their_port_is_free(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ async def test_a_handed_over_socket_that_is_none_strands_no_vm(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("more", [4, 10])
-async def test_vms_wait_for_descriptors_and_lose_nothing(tmp_path: Path, more: int) -> None:
+async def test_a_vm_waits_for_descriptors_and_loses_nothing(tmp_path: Path, more: int) -> None:
     """The limit is lower than it was: more descriptors than were stored, and not enough."""
     program, limit = tmp_path / "limited.py", tmp_path / "limit"
     program.write_text(
@@ -153,7 +153,7 @@ async def test_vms_wait_for_descriptors_and_lose_nothing(tmp_path: Path, more: i
         await guest.inflate([5000])
         limit.write_text(str(3 + len(host.manager.names()) + more))
         host.manager.kill(wait=False)
-        await eventually(lambda: "VMs have to wait: Too many open files" in host.log())
+        await eventually(lambda: "the VM has to wait: Too many open files" in host.log())
         limit.unlink()
         host.manager.kill()
         await guest.inflate([5001])
@@ -184,17 +184,16 @@ async def test_a_target_that_was_changed_in_the_file_is_in_force_after_a_restart
     file = tmp_path / "config.toml"
 
     def say(target: str) -> None:
-        file.write_text(f'[vm.db]\nsocket-path = "{tmp_path}/db.sock"\ntarget = "{target}"\n')
+        file.write_text(f'target = "{target}"\n')
 
     say("48M")
-    path = tmp_path / "db.sock"
-    async with hosting(tmp_path, f"--config={file}") as host, by_hand(path) as guest:
-        host.ask("balloon", id="db", value=40 * MIB)
+    async with hosting(tmp_path, f"--config={file}") as host, by_hand(host.path()) as guest:
+        host.ask("balloon", value=40 * MIB)
         host.manager.kill()
-        assert host.vm("db")["target"] == 40 * MIB, "an order counts while the file is the same"
+        assert host.vm()["target"] == 40 * MIB, "an order counts while the file is the same"
         say("32M")
         host.manager.kill()
-        assert host.vm("db")["target"] == 32 * MIB
+        assert host.vm()["target"] == 32 * MIB
         told = (await guest.front_end.get_config())[:4]
         assert int.from_bytes(told, "little") == 32 * MIB // 4096
 
