@@ -13,9 +13,10 @@ import trio
 
 from vhost_balloon import systemd, upgrade
 from vhost_balloon.config import Config
+from vhost_balloon.containment import MISTAKE_PAUSE
 from vhost_balloon.control_commands import COMMANDS
 from vhost_balloon.control_service import service_commands
-from vhost_balloon.errors import CommandError
+from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_ends import FrontEnds
 from vhost_balloon.handed_over import HandedOver, take_sockets
@@ -125,6 +126,7 @@ class _Daemon:
         self._listening: Listening | None = None
         self._connected: OwnedFd | None = None
         self._front_ends: FrontEnds
+        self._configuration: Configuration
         self._ready = trio.Event()
         """Set once what was left is served again, or cannot be yet."""
 
@@ -138,17 +140,28 @@ class _Daemon:
         vm.is_stuck = self._lock is not None and not self._lock.take()
         if config.fd is not None and not vm.store.left(CONNECTION):
             self._connected = adopt_connection(config.fd)
-        if config.socket_path is not None:
-            opened = self._sockets.open(config.socket_path, config.settings.access)
-            self._listening = self._stack.enter_context(opened)
-        listener = None if self._listening is None else self._listening.listener
-        self._front_ends = FrontEnds(vm, listener)
+        self._front_ends = FrontEnds(vm, None)
+        self._configuration = Configuration(config, vm, None)
+        try:
+            self._listen()
+        except OperatorError as error:
+            if not handed.is_restart:
+                raise
+            logger.error("%s: no other front end can come", error)
         if not vm.is_stuck:
             await self._take_over()
         self._metrics = Metrics(config, vm, handed.sockets.get(METRICS), self._stack)
         # Later than the front-end socket: whoever can reach it finds the VM listening.
         self._control = Control(config, vm, self._sockets, self._stack)
         await open_beside(self._metrics, self._control, guest_waits=handed.guest_waits)
+
+    def _listen(self) -> None:
+        """Listen for front ends, unless the one of --fd is the only one. Raises OperatorError."""
+        if self._config.socket_path is not None:
+            opened = self._sockets.open(self._config.socket_path, self._vm.settings.access)
+            self._listening = self._stack.enter_context(opened)
+            self._front_ends.listener = self._listening.listener
+            self._configuration.listening = self._listening
 
     async def _take_over(self) -> None:
         await take_over(self._vm, self._left, self._config.arguments)
@@ -174,8 +187,8 @@ class _Daemon:
             nursery.start_soon(self._serve_vm, stop)
             await self._ready.wait()
             # Those who connect meanwhile wait: an order to the VM finds it as it was left.
-            configuration = Configuration(self._config, vm, self._listening)
-            self._control.commands = {**COMMANDS, **service_commands(configuration, successor)}
+            commands = service_commands(self._configuration, successor)
+            self._control.commands = {**COMMANDS, **commands}
             start("control", self._control.run)
             start("metrics", self._metrics.run)
             start("counters", partial(_save_counters, vm))
@@ -196,7 +209,23 @@ class _Daemon:
             nursery.start_soon(self._sweep, resumed)
             areas = None if self._left is None else self._left.areas
             await self._front_ends.run(areas, self._connected, resumed.set)
+            if self._config.socket_path is not None:
+                await self._listen_again()
+                await self._front_ends.run(None, None, resumed.set)
         stop()
+
+    async def _listen_again(self) -> None:
+        """Somebody took the path of the front end that has gone: listen once it can be had."""
+        said = ""
+        while self._listening is None:
+            try:
+                self._listen()
+            except OperatorError as error:
+                if str(error) != said:
+                    logger.error("%s; it is tried again until it works", error)
+                said = str(error)
+                await trio.sleep(MISTAKE_PAUSE)
+        await self._listening.keep()
 
     async def _sweep(self, resumed: trio.Event) -> None:
         """Forget what was left and is needed no more, once the VM is served again."""

@@ -34,7 +34,7 @@ class FrontEnds:
         self.is_arriving = False
         """A front end was accepted and is not attached yet."""
         self._vm = vm
-        self._listener = listener
+        self.listener = listener
         self._shortage: Final = Shortage()
 
     async def run(
@@ -50,8 +50,8 @@ class FrontEnds:
             await self._vm.store.remove(name)
         if connected is not None:
             await self._serve(connected, peer_connected=False)
-        while self._listener is not None:
-            fd = await self._accept(self._listener)
+        while self.listener is not None:
+            fd = await self._accept(self.listener)
             if fd is not None:
                 await self._serve(fd, peer_connected=True)
 

@@ -22,7 +22,7 @@ class Configuration:
     def __init__(self, config: Config, vm: Vm, listening: Listening | None) -> None:
         self._config = config
         self._vm = vm
-        self._listening = listening
+        self.listening = listening
         self._reading = trio.Lock()
 
     async def reload(self) -> list[str]:
@@ -38,9 +38,9 @@ class Configuration:
             settings = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
             before, access = self._vm.settings, settings.access
             self._vm.change(settings)
-            if access != before.access and self._listening is not None:
+            if access != before.access and self.listening is not None:
                 try:
-                    self._listening.set_access(access)
+                    self.listening.set_access(access)
                 except OperatorError as error:
                     # Somebody took the socket's file away: no mistake of the configuration.
                     self._vm.log.warning(str(error))
