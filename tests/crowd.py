@@ -22,6 +22,8 @@ RAM: Final = 2 * MIB
 INFLATED: Final = RAM - PAGE
 REPORTED: Final = RAM - 2 * PAGE
 """Addresses of the pages that each VM gives away."""
+USE_PAUSE: Final = 0.01
+"""Seconds between two uses of a balloon that is used all the time."""
 
 
 class Crowd(Remote):
@@ -48,10 +50,6 @@ class Crowd(Remote):
         last one was answered."""
         self.begin("ask")
 
-    def refused(self, path: Path) -> bool:
-        """Whether a front end that connects is turned away."""
-        return bool(self.call("refused", path=str(path)))
-
 
 class _Guests:
     """The process's own view."""
@@ -59,6 +57,9 @@ class _Guests:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._guests: dict[str, ByHand] = {}
         self._nursery = nursery
+        self._using = trio.CancelScope()
+        self._uses: list[float] = []
+        """Seconds that each took, of the VM that uses its balloon all the time."""
 
     async def attach(self, sockets: dict[str, str], ram: int = RAM) -> float:
         started = time.monotonic()
@@ -80,6 +81,23 @@ class _Guests:
                 using.start_soon(_use, self._guests[vm])
         return time.monotonic() - started
 
+    async def begin_using(self, vm: str) -> None:
+        """Have a VM use its balloon all the time, until end_using()."""
+        self._nursery.start_soon(self._keep_using, self._guests[vm])
+
+    async def end_using(self) -> tuple[int, float]:
+        """How often that was, and the longest (seconds)."""
+        self._using.cancel()
+        return len(self._uses), max(self._uses)
+
+    async def _keep_using(self, guest: ByHand) -> None:
+        with self._using:
+            while True:
+                started = time.monotonic()
+                await _use(guest)
+                self._uses.append(time.monotonic() - started)
+                await trio.sleep(USE_PAUSE)
+
     async def kept(self) -> bool:
         return all([await _give(guest) == [True, True] for guest in self._guests.values()])
 
@@ -93,12 +111,6 @@ class _Guests:
     async def fill(self, size: int) -> None:
         for guest in self._guests.values():
             fill(guest.ram, guest.ram.driver_area_end, size)
-
-    async def refused(self, path: str) -> bool:
-        sock = trio.socket.socket(trio.socket.AF_UNIX)
-        with sock, trio.fail_after(30):
-            await sock.connect(path)
-            return await sock.recv(1) == b""
 
 
 async def _use(guest: ByHand) -> None:
@@ -123,15 +135,16 @@ async def _give(guest: ByHand) -> list[bool]:
 async def _main() -> None:
     async with trio.open_nursery() as nursery:
         guests = _Guests(nursery)
-        handlers: dict[str, Any] = {
-            "attach": guests.attach,
-            "use": guests.use,
-            "kept": guests.kept,
-            "ask": guests.ask,
-            "fill": guests.fill,
-            "refused": guests.refused,
-        }
-        await serve(handlers)
+        orders: tuple[Any, ...] = (
+            guests.attach,
+            guests.use,
+            guests.begin_using,
+            guests.end_using,
+            guests.kept,
+            guests.ask,
+            guests.fill,
+        )
+        await serve({order.__name__: order for order in orders})
         nursery.cancel_scope.cancel()
 
 

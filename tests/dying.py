@@ -16,14 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from vhost_balloon import fds, journal, keeper, processors, record, revival, systemd, transport
+from vhost_balloon import discard, fds, journal, keeper, record, revival, shelf, systemd, transport
 from vhost_balloon import virtqueue as queues
 from vhost_balloon.__main__ import main
 
-ORDER: Final = Path("/opt/orders/order")
+FOLDER: Final = Path("/run/dying")
+ORDER: Final = FOLDER / "order"
 INJECTED: Final = "injected by a test"
 
 REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
+    "put": (shelf.Shelf, "put"),
     "begin": (journal.Journal, "begin"),
     "consume": (transport.Transport, "_consume"),
     "taken": (journal.Journal, "taken"),
@@ -44,10 +46,13 @@ GUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
 }
 """What a request in a ring goes through."""
 
-STORE_STEPS: Final[dict[str, tuple[Any, str]]] = {"notify": (systemd.Notifier, "send")}
-"""What a descriptor goes through: it is stored, and removed at the end."""
+START_STEPS: Final[dict[str, tuple[Any, str]]] = {
+    "load": (shelf.Shelf, "load"),
+    "notify": (systemd.Notifier, "send"),
+}
+"""What a start goes through that finds a front end."""
 
-STEPS: Final = {**REQUEST_STEPS, **GUEST_STEPS, **STORE_STEPS}
+STEPS: Final = {**REQUEST_STEPS, **GUEST_STEPS, **START_STEPS}
 
 _reached: Counter[str] = Counter()
 

@@ -14,22 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.dying import ORDER
+from tests.dying import FOLDER, ORDER
 from tests.guests import wait_until
 from tests.rig.errors import GuestError, QMPError
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.systemd import SERVICE, VENV, WEB1, SystemdHost
 
-VM: Final = WEB1.vm
-SOCKET: Final = WEB1.path
 PATIENCE: Final = 60.0
-_PROGRAM: Final = "/opt/dying.py"
+_PROGRAM: Final = f"{VENV}/dying.py"
 _DYING: Final = f"""[Service]
 Environment=MANY_CRASHES=1
-ReadWritePaths={ORDER.parent}
+BindPaths={FOLDER}
 ExecStart=
-ExecStart={VENV}/bin/python {_PROGRAM} $VHOST_BALLOON_OPTIONS
+ExecStart={VENV}/bin/python {_PROGRAM} --name=%i $VHOST_BALLOON_OPTIONS
 """
 
 STRANGE: Final = ("nothing is done for it", "cannot be used", "was lost", "start anew", "refused")
@@ -49,7 +47,7 @@ FIGURES: Final = (
 def dying(host: SystemdHost) -> Iterator[None]:
     """The service runs tests.dying in the daemon's place: order() says where it ends."""
     host.write(_PROGRAM, Path(__file__).with_name("dying.py").read_text())
-    host.run("mkdir", "--mode=0777", str(ORDER.parent))
+    host.run("mkdir", "--parents", "--mode=0777", FOLDER)
     host.drop_in(SERVICE, _DYING, "dying")
     yield
     host.drop_in(SERVICE, "", "dying")
@@ -203,7 +201,7 @@ def watched(host: SystemdHost) -> Iterator[Watched]:
     try:
         with host.options("--discard=always"):
             host.systemctl("start", WEB1.socket)
-            with Guest(host.path(SOCKET), memory=Memory(GiB), forker=host.forker) as guest:
+            with Guest(host.path(WEB1.path), memory=Memory(GiB), forker=host.forker) as guest:
                 found = Watched(host, guest)
                 wait_until(lambda: bool(found.vm()["driver-ready"]), 30)
                 found.order_target(GiB)
@@ -272,6 +270,11 @@ def stopping(watched: Watched, chance: random.Random) -> None:
 
 def reloading(watched: Watched, chance: random.Random) -> None:
     watched.reload_driver()
+
+
+def restarting(watched: Watched, chance: random.Random) -> None:
+    """Also where the process after it does not live until it is ready."""
+    watched.host.systemctl("restart", SERVICE, check=False)
 
 
 BUSY: Final[tuple[Busy, ...]] = (inflating, freeing, stopping, reloading)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests import restarts
-from tests.dying import GUEST_STEPS, INJECTED, STEPS, STORE_STEPS
+from tests.dying import GUEST_STEPS, INJECTED, ORDER, START_STEPS, STEPS
 from tests.restarts import Watched, death, keep_busy, order
 from tests.rig.systemd import SystemdHost
 from tests.test_systemd_restart import MOMENTS, chance, finished, integrity
@@ -48,9 +48,9 @@ def test_death_at_each_step(served: Watched, chance: random.Random, how: str) ->
         for step, when in points(chance, MOMENTS if how == "raise" else MOMENTS // 2):
             # Only messages and rings that are busy with something get there.
             kinds = restarts.BUSY[:1] if step in GUEST_STEPS else restarts.BUSY[::2]
-            if step in STORE_STEPS:  # only new descriptors get there
-                kinds = (restarts.stopping,)
             busy, count = chance.choice(kinds), chance.randint(1, 12)
+            if step in START_STEPS:
+                busy, count = restarts.restarting, 1 if step == "load" else chance.randint(1, 3)
             name = f"{how} {when} {step} ({count}) while {busy.__name__}"
             print(name)
             with death(host) as end:
@@ -58,5 +58,6 @@ def test_death_at_each_step(served: Watched, chance: random.Random, how: str) ->
                 order(host, step, when, count, how)
                 keep_busy(served, busy, chance, end)
             finished(served, died.result(), name)
+            assert not host.path(str(ORDER)).exists(), f"{name}: it never got there"
             if how == "raise":
                 host.wait_logged(f"{INJECTED} {when} {step}")

@@ -81,7 +81,7 @@ def test_where_the_journals_socket_is_out_of_reach(host: SystemdHost) -> None:
 
 
 def test_an_operators_mistake_is_an_error_of_the_unit(host: SystemdHost) -> None:
-    """At a fresh start: where VMs were left, the options of the process before would be used."""
+    """At a fresh start: where a VM was left, the options of the process before would be used."""
     host.systemctl("stop", *WEB1.units)
     host.drop_in(SERVICE, "[Service]\nEnvironment=VHOST_BALLOON_OPTIONS=--nonsense\nRestart=no\n")
     try:

@@ -10,9 +10,9 @@ import pytest
 
 from tests import restarts
 from tests.guests import wait_until
-from tests.restarts import VM, death
+from tests.restarts import death
 from tests.rig.memory import MiB
-from tests.rig.systemd import SERVICE, SystemdHost
+from tests.rig.systemd import SERVICE, WEB1, SystemdHost
 from tests.rig.wheel import ROOT, SHIPPED, build_wheel
 from vhost_balloon.record import STATE_VERSION
 
@@ -97,4 +97,4 @@ def test_upgrade_and_downgrade_under_a_running_guest(systemd_host: SystemdHost) 
             assert served.vm()["pause-reasons"] == ["foreign-state"]
             served.guest.reset()
             wait_until(lambda: bool(served.vm()["driver-ready"]), 30)
-        host.wait_logged(f"{VM}: front end resumed")
+        host.wait_logged(f"{WEB1.vm}: front end resumed")

@@ -64,13 +64,7 @@ SERVICE: Final = WEB1.service
 CONTROL: Final = WEB1.control
 HUB: Final = "vhost-balloon-hub.service"
 
-# The daemon that serves many VMs, in the place of the one that serves one: it knows no --name, and
-# stores each of its front end's descriptors. There is no hub yet.
-_STAND_IN: Final = {
-    "vhost-balloon@.service": "[Service]\nFileDescriptorStoreMax=64\nExecStart=\n"
-    f"ExecStart={VENV}/bin/vhost-balloon $VHOST_BALLOON_OPTIONS\n",
-    "vhost-balloon@.socket": "[Socket]\nFileDescriptorName=%i\n",
-}
+# There is no hub yet.
 _STAND_IN_HUB: Final = f"""#!{VENV}/bin/python
 import http.server, os, socket
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -244,8 +238,6 @@ class SystemdHost(process.Started):
         self.run(f"{VENV}/bin/python", "-c", "import vhost_balloon.metrics_server")
         self.run(f"{VENV}/bin/vhost-balloon", "--version")
         self.run(f"{VENV}/bin/vhost-balloonctl", "install-units")
-        for unit, text in _STAND_IN.items():
-            self.write(f"/run/systemd/system/{unit}.d/00-stand-in.conf", text)
         if not self.path(f"{VENV}/bin/vhost-balloon-hub").exists():
             self.write(f"{VENV}/bin/vhost-balloon-hub", _STAND_IN_HUB)
             self.path(f"{VENV}/bin/vhost-balloon-hub").chmod(0o755)

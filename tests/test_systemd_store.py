@@ -1,0 +1,73 @@
+"""What systemd stores for a VM: a few descriptors of our own, and nothing of its front end."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests import restarts
+from tests.guests import wait_until
+from tests.restarts import Watched
+from tests.rig import process
+from tests.rig.systemd import SystemdHost
+
+pytestmark = pytest.mark.guest
+
+OURS = re.compile(r"\.(lock|pipe|record-\d+|shelf-[01]|connection-\d+)")
+MOST = 7
+
+
+@pytest.fixture(scope="module")
+def served(systemd_host: SystemdHost) -> Iterator[Watched]:
+    with restarts.watched(systemd_host) as found:
+        yield found
+
+
+def nothing(served: Watched) -> None:
+    """It has only just connected."""
+
+
+def hotplug(served: Watched) -> None:
+    served.guest.hotplug_dimm()
+
+
+def restart(served: Watched) -> None:
+    served.host.systemctl("restart", restarts.SERVICE)
+
+
+def kill(served: Watched) -> None:
+    served.host.wait_replaced(served.host.kill(signal.SIGKILL))
+
+
+def upgrade(served: Watched) -> None:
+    host = served.host
+    said = host.journal().count("front end resumed")
+    host.kill(signal.SIGHUP)
+    wait_until(lambda: host.journal().count("front end resumed") > said, 30)
+
+
+def reboot(served: Watched) -> None:
+    served.guest.reset()
+
+
+def stop_and_cont_often(served: Watched) -> None:
+    """Each time all rings get new descriptors."""
+    for _ in range(20):
+        served.stop_and_cont()
+
+
+@pytest.mark.parametrize(
+    "act", [nothing, stop_and_cont_often, hotplug, restart, kill, upgrade, reboot]
+)
+def test_nothing_of_a_front_end_is_stored(served: Watched, act: Callable[[Watched], None]) -> None:
+    act(served)
+    served.answers()
+    names = served.host.stored()
+    assert len(names) <= MOST
+    assert [name for name in names if not OURS.fullmatch(name)] == []
+    assert sum(name.startswith(".connection-") for name in names) == 1
+    files = process.fds(served.host.daemon_pid()).values()
+    assert sum("memory-backend-memfd" in file for file in files) >= 1, "it has them all the same"
