@@ -28,7 +28,7 @@ class Attached:
     qmp: QMPClient
 
     def vm(self) -> dict[str, Any]:
-        """What the daemon knows of its first VM."""
+        """What the daemon knows of its VM."""
         found: dict[str, Any] = self.qmp.execute("query-vms")[0]
         return found
 

@@ -55,34 +55,32 @@ def test_no_byte_is_lost_under_reporting_and_moving_targets() -> None:
 def test_killed_guest_leaves_nothing_and_touches_no_other() -> None:
     half = Memory(GiB // 2)
     with (
-        Daemon(vms=("web1", "db1")) as daemon,
+        attached(memory=half) as other,
+        Daemon(name="db1") as daemon,
         daemon.qmp() as qmp,
-        Guest(daemon.sockets["web1"], memory=half) as other,
     ):
-        wait_until(lambda: query(qmp, "web1")["driver-ready"], 30)
-        idle = len(daemon.fds())
-        with Guest(daemon.sockets["db1"], memory=half) as guest:
-            wait_until(lambda: query(qmp, "db1")["driver-ready"], 30)
+        idle, mapped = len(daemon.fds()), memfd_mappings(daemon)
+        with Guest(daemon.socket, memory=half) as guest:
+            wait_until(lambda: query(qmp)["driver-ready"], 30)
             assert len(daemon.fds()) > idle
-            mapped = memfd_mappings(daemon)
-            qmp.execute("balloon", {"value": 256 * MiB, "id": "db1"})
+            qmp.execute("balloon", {"value": 256 * MiB})
             guest.kill()  # mid-inflate
             wait_until(lambda: len(daemon.fds()) == idle, 10)
-            assert memfd_mappings(daemon) == mapped - 1
-        assert not query(qmp, "db1")["attached"]
-        workload.fill(other, 200 * MiB)
-        workload.free(other)
-        wait_until(lambda: other.resident() < 200 * MiB, 10)
-        qmp.execute("balloon", {"value": 400 * MiB, "id": "web1"})
-        wait_until(lambda: query(qmp, "web1")["actual"] == 400 * MiB, 20)
+            assert memfd_mappings(daemon) == mapped
+        assert not query(qmp)["attached"]
+        workload.fill(other.guest, 200 * MiB)
+        workload.free(other.guest)
+        wait_until(lambda: other.guest.resident() < 200 * MiB, 10)
+        other.qmp.execute("balloon", {"value": 400 * MiB})
+        wait_until(lambda: other.vm()["actual"] == 400 * MiB, 20)
         # The dead one's socket serves the next front end.
-        with Guest(daemon.sockets["db1"], memory=half):
-            wait_until(lambda: query(qmp, "db1")["driver-ready"], 30)
+        with Guest(daemon.socket, memory=half):
+            wait_until(lambda: query(qmp)["driver-ready"], 30)
 
 
-def query(qmp: QMPClient, vm_id: str) -> dict[str, Any]:
-    vms: list[dict[str, Any]] = qmp.execute("query-vms")
-    return next(vm for vm in vms if vm["id"] == vm_id)
+def query(qmp: QMPClient) -> dict[str, Any]:
+    found: dict[str, Any] = qmp.execute("query-vms")[0]
+    return found
 
 
 def memfd_mappings(daemon: Daemon) -> int:

@@ -12,7 +12,7 @@ from tests import restarts
 from tests.guests import wait_until
 from tests.restarts import Watched
 from tests.rig import process
-from tests.rig.systemd import SystemdHost
+from tests.rig.systemd import SERVICE, SystemdHost
 
 pytestmark = pytest.mark.guest
 
@@ -35,7 +35,7 @@ def hotplug(served: Watched) -> None:
 
 
 def restart(served: Watched) -> None:
-    served.host.systemctl("restart", restarts.SERVICE)
+    served.host.systemctl("restart", SERVICE)
 
 
 def kill(served: Watched) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -27,23 +27,23 @@ class Daemon(process.Started):
 
     Args:
         *options: more options, such as "--no-reporting".
-        vms: names of the VMs; each gets a front-end socket of that name.
+        name: of the VM.
         environment: variables to add to ours.
 
     Attributes:
         folder: holds the sockets and daemon.log until close().
-        sockets: VM name -> path of its front-end socket.
+        socket: path of the front-end socket.
         control: path of the control socket.
     """
 
     def __init__(
         self,
         *options: str,
-        vms: Sequence[str] = ("vm",),
+        name: str = "vm",
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rig-daemon-"))
-        self.sockets = {name: self.folder / f"{name}.sock" for name in vms}
+        self.socket = self.folder / f"{name}.sock"
         self.control = self.folder / "control"
         self._environment = dict(environment or {})
         self._options = options
@@ -65,11 +65,6 @@ class Daemon(process.Started):
             self.close()
 
     @property
-    def socket(self) -> Path:
-        """The front-end socket of the first VM."""
-        return next(iter(self.sockets.values()))
-
-    @property
     def pid(self) -> int:
         """The daemon's process id."""
         return self._started().pid
@@ -78,7 +73,7 @@ class Daemon(process.Started):
         """The command line."""
         return [
             *(sys.executable, "-m", "vhost_balloon"),
-            *(f"--socket-path={path}" for path in self.sockets.values()),
+            f"--socket-path={self.socket}",
             f"--control-socket={self.control}",
             *self._options,
         ]

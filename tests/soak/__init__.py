@@ -1,1 +1,1 @@
-"""A soak: guests under real systemd, whose daemon is restarted all the time."""
+"""A soak: guests under real systemd, whose daemons are restarted all the time."""

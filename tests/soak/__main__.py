@@ -1,5 +1,6 @@
-"""python -m tests.soak --minutes=20: real and simulated guests, and a daemon that is restarted all
-the time. Exits with 1 if anything is wrong. Needs root, for systemd in namespaces of its own.
+"""python -m tests.soak --minutes=20: real and simulated guests, each with a daemon that is
+restarted all the time. Exits with 1 if anything is wrong. Needs root, for systemd in namespaces
+of its own.
 """
 
 from __future__ import annotations

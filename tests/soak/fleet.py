@@ -1,4 +1,4 @@
-"""What a soak runs: systemd with the daemon, two real guests, the herd; and what they cost."""
+"""What a soak runs: systemd with a daemon for each VM, real guests, the herd; and what it costs."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from tests.rig import process
 from tests.rig.guest import Guest
 from tests.rig.memory import Memory, MiB
 from tests.rig.packages import SYSTEMD, TREES, provision
-from tests.rig.systemd import SERVICE, SystemdHost
+from tests.rig.systemd import Instance, SystemdHost
 
 REAL_RAM: Final = 512 * MiB
 SIMULATED_RAM: Final = 16 * MiB
-CONFIG: Final = "/etc/vhost-balloon.toml"
+PROBE: Final = "probe"
+VISITED: Final = ("bad0", "bad1")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What the daemon holds: descriptors that are open and stored, proportional memory (bytes)."""
+    """What the daemons hold: descriptors by VM, open and stored; proportional memory of all
+    (bytes)."""
 
-    open: int
-    stored: int
+    descriptors: dict[str, tuple[int, int]]
     memory: int
 
     def __str__(self) -> str:
-        return f"{self.open} open, {self.stored} stored descriptors, {self.memory / MiB:.1f} MiB"
+        opened, stored = zip(*self.descriptors.values(), strict=True)
+        count = len(self.descriptors)
+        return (
+            f"{count} daemons, each {min(opened)} to {max(opened)} open and {min(stored)} to "
+            f"{max(stored)} stored descriptors; {self.memory / MiB / count:.1f} MiB on average"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,21 +50,27 @@ class Fleet:
     real: dict[str, Guest]
     simulated: list[str]
 
-    def query(self) -> dict[str, dict[str, Any]]:
-        with self.host.qmp() as qmp:
-            return {vm["id"]: vm for vm in qmp.execute("query-vms")}
+    @property
+    def vms(self) -> list[str]:
+        """All that have a daemon."""
+        return [*self.real, *self.simulated, *VISITED, PROBE]
+
+    def query(self, vm: str) -> dict[str, Any]:
+        with self.host.qmp(Instance(vm).control) as qmp:
+            found: dict[str, Any] = qmp.execute("query-vms")[0]
+        return found
 
     def order(self, vm: str, value: int) -> None:
         """Give a VM a target."""
-        with self.host.qmp() as qmp:
-            qmp.execute("balloon", {"id": vm, "value": value})
+        with self.host.qmp(Instance(vm).control) as qmp:
+            qmp.execute("balloon", {"value": value})
 
     def restore(self) -> None:
         """Have all balloons empty, with the herd at rest."""
         sizes = dict.fromkeys(self.real, REAL_RAM) | dict.fromkeys(self.simulated, SIMULATED_RAM)
         for vm, size in sizes.items():
             self.order(vm, size)
-        wait_until(lambda: all(self.query()[vm].get("actual") == sizes[vm] for vm in sizes), 120)
+        wait_until(lambda: all(self.query(vm).get("actual") == sizes[vm] for vm in sizes), 120)
 
     def costs(self) -> Costs:
         """At rest: once nothing changes any more."""
@@ -66,13 +78,18 @@ class Fleet:
             found = self._costs()
             time.sleep(0.5)
             after = self._costs()
-            if (found.open, found.stored) == (after.open, after.stored):
+            if found.descriptors == after.descriptors:
                 return after
 
     def _costs(self) -> Costs:
-        pid = self.host.daemon_pid()
-        stored = int(self.host.show(SERVICE, "NFileDescriptorStore"))
-        return Costs(len(process.fds(pid)), stored, process.pss(pid))
+        descriptors, memory = {}, 0
+        for vm in self.vms:
+            service = Instance(vm).service
+            pid = self.host.daemon_pid(service)
+            stored = int(self.host.show(service, "NFileDescriptorStore"))
+            descriptors[vm] = (len(process.fds(pid)), stored)
+            memory += process.pss(pid)
+        return Costs(descriptors, memory)
 
 
 @contextmanager
@@ -81,32 +98,30 @@ def running(real: int, simulated: int, seed: int) -> Iterator[Fleet]:
     provision((*TREES, SYSTEMD))
     names = [f"sim{number}" for number in range(simulated)]
     guests = [f"real{number}" for number in range(real)]
-    visited = ["bad0", "bad1"]
     with ExitStack() as stack:
         host = stack.enter_context(SystemdHost())
         host.install()
-        paths = {vm: f"/run/vhost-balloon/{vm}.sock" for vm in (*guests, *names, *visited, "probe")}
-        tables = (f'[vm.{vm}]\nsocket-path = "{path}"\n' for vm, path in paths.items())
-        host.write(CONFIG, "".join(tables))
-        options = ("--discard=always", f"--config={CONFIG}", "--stats-interval=1")
-        stack.enter_context(host.options(*options))
-        host.systemctl("start", SERVICE)
-        sockets = {vm: host.path(path) for vm, path in paths.items()}
+        stack.enter_context(host.options("--discard=always", "--stats-interval=1"))
+        instances = {vm: Instance(vm) for vm in (*guests, *names, *VISITED, PROBE)}
+        host.systemctl("start", *(found.socket for found in instances.values()))
+        # Those whose front ends only come and go have no daemon yet.
+        host.systemctl("start", *(instances[vm].service for vm in VISITED))
+        sockets = {vm: host.path(found.path) for vm, found in instances.items()}
         herd = stack.enter_context(Remote("tests.soak.herd", host.forker))
         herd.call(
             "attach",
             seed=seed,
             guests={vm: str(sockets[vm]) for vm in names},
-            probe=str(sockets["probe"]),
-            visited=[str(sockets[vm]) for vm in visited],
+            probe=str(sockets[PROBE]),
+            visited=[str(sockets[vm]) for vm in VISITED],
         )
         booted = stack.enter_context(_booted(host, {vm: sockets[vm] for vm in guests}))
         fleet = Fleet(host, herd, booted, names)
-        wait_until(lambda: all(fleet.query()[vm]["driver-ready"] for vm in (*guests, *names)), 60)
+        wait_until(lambda: all(fleet.query(vm)["driver-ready"] for vm in (*guests, *names)), 60)
         try:
             yield fleet
         except Exception as error:
-            lines = host.journal(SERVICE).splitlines()
+            lines = host.journal("vhost-balloon@*.service").splitlines()
             usual = ("front end gone", "front end attached", ": refused ", "left out")
             told = [line for line in lines if not any(text in line for text in usual)]
             error.add_note("\n".join(told[-60:]))

@@ -1,6 +1,6 @@
 """The simulated guests of a soak, in one process, each living a random life; and one probe.
 
-The probe's balloon is used all the time, and tells how long a guest had to wait at most.
+The probe's balloon is used all the time, and tells how long its guest had to wait at most.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import time
@@ -11,20 +12,25 @@ from typing import Final
 
 from tests.rig.errors import QMPError
 from tests.rig.memory import MiB
-from tests.rig.systemd import CONTROL, SERVICE
-from tests.soak.fleet import REAL_RAM, SIMULATED_RAM, Fleet
+from tests.rig.systemd import Instance
+from tests.soak.fleet import PROBE, REAL_RAM, SIMULATED_RAM, Fleet
 
 LEAST_REAL: Final = 320 * MiB
 """What a real guest keeps at least, with its workload."""
-BETWEEN_RESTARTS: Final = 6.0
+BETWEEN_RESTARTS: Final = 1.0
 PACE: Final = 0.25
 """Seconds between two restarts, and two acts, at least."""
+BESIDE: Final = "beside others"
 CONTROL_INPUT: Final = (b"{", b"\x00\xff" * 50, b'{"execute":"query-vms"}\n', b"[" * 5000, b"\n")
 
 
 class Play:
-    """Acts one after the other; counts, and the longest that a guest waited for its balloon, by
-    kind of restart ("none" for what lies between them)."""
+    """Acts one after the other. Daemons are restarted in turn, each second time the probe's.
+
+    Attributes:
+        waited: the longest that the probe waited for its balloon (seconds), by kind of restart of
+            its own daemon; BESIDE has what lies between them, with all restarts of others.
+    """
 
     def __init__(self, fleet: Fleet, seed: int) -> None:
         self.counts: Counter[str] = Counter()
@@ -32,49 +38,60 @@ class Play:
         self._fleet = fleet
         self._random = random.Random(seed)
         self._restarted = time.monotonic()
-        self._restarts: dict[str, Callable[[], None]] = {
+        others = [vm for vm in fleet.vms if vm != PROBE]
+        self._random.shuffle(others)
+        self._turns = itertools.cycle([vm for other in others for vm in (other, PROBE)])
+        self._restarts: dict[str, Callable[[Instance], None]] = {
             "SIGKILL": self._kill,
             "systemctl restart": self._restart,
             "SIGHUP": self._hang_up,
         }
 
     def run(self, seconds: float) -> None:
-        """Play for so long, with one restart of each kind at least."""
+        """Play for so long, with one restart of each kind at least of the probe's daemon."""
         until = time.monotonic() + seconds
         for kind in self._restarts:
-            self.restart(kind)
+            self.restart(kind, PROBE)
         while time.monotonic() < until:
             self.act()
             time.sleep(PACE)
 
+    def restart_all(self) -> None:
+        """Have every daemon begin anew, with what the one before it left."""
+        for vm in self._fleet.vms:
+            self.restart("systemctl restart", vm)
+
     def act(self) -> None:
         if time.monotonic() - self._restarted > BETWEEN_RESTARTS:
-            self.restart(self._random.choice(list(self._restarts)))
+            self.restart(self._random.choice(list(self._restarts)), next(self._turns))
             return
         what = self._random.choices((self._target, self._pause, self._bad_client), (8, 1, 1))[0]
         what()
 
-    def restart(self, kind: str) -> None:
-        self._note("none")
+    def restart(self, kind: str, vm: str) -> None:
+        self._note(BESIDE)
+        instance = Instance(vm)
         # So many ends that nobody asked for would make systemd wait ever longer.
-        self._fleet.host.systemctl("reset-failed", SERVICE)
-        self._restarts[kind]()
-        self._fleet.query()
+        self._fleet.host.systemctl("reset-failed", instance.service)
+        self._restarts[kind](instance)
+        self._fleet.query(vm)
         self.counts[kind] += 1
-        self._note(kind)
+        if vm == PROBE:
+            self._note(kind)
         self._restarted = time.monotonic()
 
     def _note(self, kind: str) -> None:
         waited = float(self._fleet.herd.call("longest"))
         self.waited[kind] = max(self.waited.get(kind, 0.0), waited)
 
-    def _kill(self) -> None:
-        self._fleet.host.wait_replaced(self._fleet.host.kill())
+    def _kill(self, vm: Instance) -> None:
+        host = self._fleet.host
+        host.wait_replaced(host.kill(unit=vm.service), vm.service)
 
-    def _restart(self) -> None:
-        self._fleet.host.systemctl("restart", SERVICE)
+    def _restart(self, vm: Instance) -> None:
+        self._fleet.host.systemctl("restart", vm.service)
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, vm: Instance) -> None:
         """The process stays; what ends is a control client's connection.
 
         On a host that is too busy it may be put off, and has to go on as before; not often.
@@ -82,14 +99,14 @@ class Play:
         host = self._fleet.host
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(30)
-            client.connect(str(host.path(CONTROL)))
+            client.connect(str(host.path(vm.control)))
             client.recv(1)
-            host.systemctl("kill", "--kill-whom=main", "--signal=HUP", SERVICE)
+            host.systemctl("kill", "--kill-whom=main", "--signal=HUP", vm.service)
             try:
                 while client.recv(4096):
                     pass
             except TimeoutError:
-                if "not re-executed" not in host.journal()[-20_000:]:
+                if "not re-executed" not in host.journal(vm.service)[-20_000:]:
                     raise
                 self.counts["SIGHUP put off"] += 1
                 self.counts["SIGHUP"] -= 1  # restart() is about to count it
@@ -115,7 +132,8 @@ class Play:
     def _bad_client(self) -> None:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(30)
-            client.connect(str(self._fleet.host.path(CONTROL)))
+            vm = self._random.choice(self._fleet.vms)
+            client.connect(str(self._fleet.host.path(Instance(vm).control)))
             client.sendall(self._random.choice(CONTROL_INPUT))
             client.recv(1)
         self.counts["bad control clients"] += 1
