@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
-from protocol.virtio_balloon import Queue
+from protocol.virtio_balloon import Queue, StatTag
 from tests.end_to_end import MIB, PAGE, ByHand, by_hand, fill
 from tests.remote import Remote, serve
 from tests.rig.systemd import SystemdHost
@@ -22,8 +22,17 @@ RAM: Final = 2 * MIB
 INFLATED: Final = RAM - PAGE
 REPORTED: Final = RAM - 2 * PAGE
 """Addresses of the pages that each VM gives away."""
-USE_PAUSE: Final = 0.01
+USE_PAUSE: Final = 0.002
 """Seconds between two uses of a balloon that is used all the time."""
+
+
+class Uses(NamedTuple):
+    """How often a VM gave pages away, how often they stayed, and the longest that it took
+    (seconds)."""
+
+    times: int
+    kept: int
+    longest: float
 
 
 class Crowd(Remote):
@@ -41,6 +50,18 @@ class Crowd(Remote):
         """See that each balloon frees one page on inflating and one on a report; seconds."""
         return float(self.call("use", timeout=timeout, vms=vms))
 
+    def give_statistics(self) -> None:
+        """Have each VM answer whenever it is asked for statistics."""
+        self.call("give_statistics")
+
+    def begin_using(self, vm: str) -> None:
+        """Have a VM use its balloon all the time, until end_using()."""
+        self.call("begin_using", vm=vm)
+
+    def end_using(self) -> Uses:
+        """What came of it."""
+        return Uses(*self.call("end_using"))
+
     def kept(self, timeout: float = 120) -> bool:
         """Have each VM give away what it does in use(); whether all of that stays."""
         return bool(self.call("kept", timeout=timeout))
@@ -57,9 +78,9 @@ class _Guests:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._guests: dict[str, ByHand] = {}
         self._nursery = nursery
-        self._using = trio.CancelScope()
-        self._uses: list[float] = []
-        """Seconds that each took, of the VM that uses its balloon all the time."""
+        self._uses = Uses(0, 0, 0.0)
+        self._ending = trio.Event()
+        self._ended = trio.Event()
 
     async def attach(self, sockets: dict[str, str], ram: int = RAM) -> float:
         started = time.monotonic()
@@ -81,22 +102,31 @@ class _Guests:
                 using.start_soon(_use, self._guests[vm])
         return time.monotonic() - started
 
+    async def give_statistics(self) -> None:
+        for guest in self._guests.values():
+            self._nursery.start_soon(_give_statistics, guest)
+
     async def begin_using(self, vm: str) -> None:
-        """Have a VM use its balloon all the time, until end_using()."""
+        self._uses, self._ending, self._ended = Uses(0, 0, 0.0), trio.Event(), trio.Event()
         self._nursery.start_soon(self._keep_using, self._guests[vm])
 
-    async def end_using(self) -> tuple[int, float]:
-        """How often that was, and the longest (seconds)."""
-        self._using.cancel()
-        return len(self._uses), max(self._uses)
+    async def end_using(self) -> Uses:
+        self._ending.set()
+        await self._ended.wait()
+        return self._uses
 
     async def _keep_using(self, guest: ByHand) -> None:
-        with self._using:
-            while True:
-                started = time.monotonic()
-                await _use(guest)
-                self._uses.append(time.monotonic() - started)
-                await trio.sleep(USE_PAUSE)
+        """One use more than was asked for: it begins after what ended it."""
+        is_last = False
+        while not is_last:
+            is_last = self._ending.is_set()
+            started = time.monotonic()
+            kept = any(await _give(guest))
+            times, stayed, longest = self._uses
+            longest = max(longest, time.monotonic() - started)
+            self._uses = Uses(times + 1, stayed + kept, longest)
+            await trio.sleep(USE_PAUSE)
+        self._ended.set()
 
     async def kept(self) -> bool:
         return all([await _give(guest) == [True, True] for guest in self._guests.values()])
@@ -120,6 +150,12 @@ async def _use(guest: ByHand) -> None:
     assert not reported, "a reported page stays"
 
 
+async def _give_statistics(guest: ByHand) -> None:
+    while True:
+        values = {int(StatTag.MEMFREE): MIB, int(StatTag.MEMTOT): RAM}
+        await guest.rings[Queue.STATS].submit([guest.stats(values)])
+
+
 async def _give(guest: ByHand) -> list[bool]:
     """Inflate a page and report another; whether they are resident then. Takes the first one back,
     as a driver does."""
@@ -138,6 +174,7 @@ async def _main() -> None:
         orders: tuple[Any, ...] = (
             guests.attach,
             guests.use,
+            guests.give_statistics,
             guests.begin_using,
             guests.end_using,
             guests.kept,

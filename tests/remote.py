@@ -89,6 +89,8 @@ class Remote:
             line = self._lines.readline()
         except TimeoutError:
             raise RemoteError(f"no answer within {timeout} s: {self.log()}") from None
+        except ConnectionResetError:
+            line = ""
         if not line:
             raise RemoteError(f"it has ended: {self.log()}")
         answer = json.loads(line)

@@ -196,12 +196,13 @@ class Watched:
 
 
 @contextmanager
-def watched(host: SystemdHost) -> Iterator[Watched]:
-    """A guest of 1 GiB, its driver ready; the service is stopped at the end, its store empty."""
+def watched(host: SystemdHost, slots: int = 0) -> Iterator[Watched]:
+    """A guest of 1 GiB, with free slots for DIMMs, its driver ready; the service is stopped at the end, its store empty."""
     try:
         with host.options("--discard=always"):
             host.systemctl("start", WEB1.socket)
-            with Guest(host.path(WEB1.path), memory=Memory(GiB), forker=host.forker) as guest:
+            memory = Memory(GiB, slots=slots)
+            with Guest(host.path(WEB1.path), memory=memory, forker=host.forker) as guest:
                 found = Watched(host, guest)
                 wait_until(lambda: bool(found.vm()["driver-ready"]), 30)
                 found.order_target(GiB)

@@ -45,7 +45,7 @@ def test_a_guest_reports_inflates_and_gives_statistics(host: SystemdHost) -> Non
 
 
 def test_nothing_of_another_users_front_end_is_discarded(host: SystemdHost) -> None:
-    """It may not look at their descriptors, so a device may be passed through to the guest."""
+    """It does not see their processes, so a device may be passed through to the guest."""
     with Crowd(host) as crowd:
         host.systemctl("start", *WEB1.units)
         crowd.attach({WEB1.vm: host.path(WEB1.path)})
@@ -56,7 +56,7 @@ def test_nothing_of_another_users_front_end_is_discarded(host: SystemdHost) -> N
     assert vm["pause-reasons"] == ["pins-unknown"]
     assert (vm["freed-bytes"], vm["refused-bytes"]["pins-unknown"]) == (0, 2 * PAGE)
     (line,) = [line for line in host.journal().splitlines() if "nothing is discarded" in line]
-    assert "it runs as another user" in line
+    assert "/proc does not show it" in line
     assert "--discard=always" in line
 
 

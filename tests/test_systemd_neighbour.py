@@ -55,13 +55,14 @@ def test_a_neighbour_notices_nothing(host: SystemdHost, act: Callable[[SystemdHo
         crowd.attach({vm.vm: host.path(vm.path) for vm in vms})
         crowd.use()
         pid, log = host.daemon_pid(NEIGHBOUR.service), host.journal(NEIGHBOUR.service)
-        crowd.call("begin_using", vm=NEIGHBOUR.vm)
+        crowd.begin_using(NEIGHBOUR.vm)
         for _ in range(TIMES):
             act(host)
             crowd.use([WEB1.vm])
-        uses, longest = crowd.call("end_using")
-        print(f"{uses} uses, the longest took {longest * 1000:.0f} ms")
-        assert uses > 20
-        assert longest < LONGEST
+        uses = crowd.end_using()
+        print(f"{uses.times} uses, the longest took {uses.longest * 1000:.0f} ms")
+        assert uses.times > 20
+        assert uses.kept == 0
+        assert uses.longest < LONGEST
         assert host.daemon_pid(NEIGHBOUR.service) == pid
         assert host.journal(NEIGHBOUR.service) == log

@@ -13,7 +13,7 @@ from tests.rig.errors import RigError
 from tests.rig.memory import MiB
 from tests.rig.packages import provision
 
-from . import density, device, faults, real_guest
+from . import device, faults, processes, real_guest
 from .compiled import NoCompiler
 from .machine import load, machine
 from .report import Row, table
@@ -62,23 +62,24 @@ def _faults(options: Options) -> list[Row]:
     return [*rows, faults.measure_return(options.rounds or 3)]
 
 
-def _density(options: Options) -> list[Row]:
-    counts = tuple(map(int, options.vms.split(",")))
-    return density.measure(options.rounds or 3, counts=counts)
+def _processes(options: Options) -> list[Row]:
+    return processes.measure(options.rounds or 50, vms=options.vms)
 
 
 PARTS: Final[dict[str, Callable[[Options], list[Row]]]] = {
     "device": _device,
     "guest": _guest,
     "faults": _faults,
-    "density": _density,
+    "processes": _processes,
 }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("part", nargs="?", default="all", choices=(*PARTS, "all"))
-    parser.add_argument("--rounds", type=int, metavar="N", help="default: 10; faults and density 3")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="default: 10; faults 3; processes 50"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument(
         "--arena", type=int, default=512, metavar="MIB", help="device: memory (at least 128)"
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fault-ms", type=int, default=4000, metavar="MS", help="faults: length of a measurement"
     )
     parser.add_argument(
-        "--vms", default="1,10,100,500", metavar="N,...", help="density: how many are attached"
+        "--vms", type=int, default=200, metavar="N", help="processes: how many are idle"
     )
     return parser
 

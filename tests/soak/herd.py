@@ -36,6 +36,7 @@ class Herd:
         self._problems: list[str] = []
         self._longest = 0.0
         self._moving = trio.Event()
+        self._probed = trio.Event()
         self._resting: dict[str, trio.Event] = {}
 
     async def attach(
@@ -65,7 +66,11 @@ class Herd:
         return {**self._counts, "longest": self._longest, "problems": self._problems}
 
     async def longest(self) -> float:
-        """The longest that the probe has waited since this was asked last."""
+        """The longest that the probe has waited since this was asked last; the wait of this moment
+        counts, and is over."""
+        with trio.move_on_after(PATIENCE):
+            for _ in range(2):
+                await self._probed.wait()
         longest, self._longest = self._longest, 0.0
         return longest
 
@@ -167,6 +172,8 @@ class Herd:
                     self._problems.append("the probe was never answered")
                     return
                 self._counts["probed"] += 1
+                self._probed.set()
+                self._probed = trio.Event()
                 await trio.sleep(PROBE_PAUSE)
 
 
