@@ -16,7 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from vhost_balloon import discard, fds, journal, keeper, record, revival, shelf, systemd, transport
+from vhost_balloon import (
+    fds,
+    journal,
+    keeper,
+    processors,
+    record,
+    revival,
+    shelf,
+    systemd,
+    transport,
+)
 from vhost_balloon import virtqueue as queues
 from vhost_balloon.__main__ import main
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.control_client import MemoryListener, change, two_vms
+from tests.control_client import MemoryListener, change
 from tests.end_to_end import LogLines, by_hand, serving
 from vhost_balloon import control_events, daemon
 from vhost_balloon.containment import (

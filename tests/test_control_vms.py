@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from vhost_balloon.vm_spec import VmSpec
 
 from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
 from tests.control_client import (

@@ -146,7 +146,7 @@ def test_a_dumb_terminal_gets_plain_tables(folder: Path) -> None:
 
 
 def test_the_daemon_goes_away_under_watch() -> None:
-    with Daemon(vms=["vm0"]) as daemon:
+    with Daemon(name="vm0") as daemon:
         command = (*CTL, f"--control-socket={daemon.control}", "watch")
         with PtySession(*command) as terminal:
             terminal.wait_for("q: quit")

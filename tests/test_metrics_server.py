@@ -194,7 +194,7 @@ def test_a_port_in_use_is_the_operators_mistake(tmp_path: Path) -> None:
 
 
 def test_the_daemon_ends_in_time_whatever_clients_do() -> None:
-    with Daemon("--metrics-address=:0", vms=["web1"]) as daemon:
+    with Daemon("--metrics-address=:0", name="web1") as daemon:
         match = daemon.wait_logged(r"metrics on http://(127\.0\.0\.1):(\d+)/metrics\n")
         clients = [socket.create_connection((match[1], int(match[2]))) for _ in range(20)]
         for client in clients[::2]:

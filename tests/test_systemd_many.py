@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.crowd import Crowd
+from tests.end_to_end import PAGE
 from tests.guests import wait_until
 from tests.rig import process
 from tests.rig.systemd import Instance, SystemdHost
