@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import ctypes
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+
+MAX_FAILURES: Final = 20
+"""Processes in a row that ended before they were ready, until none is started any more."""
 
 _SYS_KCMP: Final = 312  # x86-64
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -74,6 +78,8 @@ class ServiceManager:
         self._ready = threading.Event()
         self._last_read = threading.Event()
         self._ending = False
+        self._failures = 0
+        self._abandoned = os.eventfd(0)
         self._process: subprocess.Popen[bytes] | None = None
         self._listener = threading.Thread(target=self._listen)
         self._watcher: threading.Thread | None = None
@@ -95,7 +101,7 @@ class ServiceManager:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._listener.join()
         self._socket.close()
-        for _, fd in self.stored:
+        for fd in (self._abandoned, *(fd for _, fd in self.stored)):
             os.close(fd)
         self._folder.cleanup()
 
@@ -113,7 +119,10 @@ class ServiceManager:
         self.wait_ready()
 
     def wait_ready(self, seconds: float = 30) -> None:
-        assert self._ready.wait(seconds), self.log.read_text()
+        deadline = time.monotonic() + seconds
+        while not self._ready.wait(0.05):
+            assert self._failures < MAX_FAILURES, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the daemon for now; its exit status."""
@@ -122,6 +131,15 @@ class ServiceManager:
         assert self._watcher is not None
         self._watcher.join()
         return self.process.returncode
+
+    def abandon(self) -> None:
+        """Take the daemon, which cannot be killed, for one that has ended; its process is the
+        caller's."""
+        self._ending = True
+        assert self._watcher is not None
+        os.eventfd_write(self._abandoned, 1)
+        self._watcher.join()
+        self._read_all()
 
     def kill(self, number: signal.Signals = signal.SIGKILL, *, wait: bool = True) -> None:
         """End the daemon, and wait until the next one is ready, or has been started."""
@@ -174,12 +192,28 @@ class ServiceManager:
 
     def _watch(self) -> None:
         while True:
-            self.process.wait()
+            if not self._has_ended():
+                return
             self._read_all()
             if self._ending:
                 return
             self.restarts += 1
-            self._spawn()
+            self._failures = 0 if self._ready.is_set() else self._failures + 1
+            if self._failures < MAX_FAILURES:
+                self._spawn()
+
+    def _has_ended(self) -> bool:
+        """Wait until the daemon has; False if it was abandoned before."""
+        pidfd = os.pidfd_open(self.process.pid)
+        try:
+            ready, _, _ = select.select([pidfd, self._abandoned], [], [])
+        finally:
+            os.close(pidfd)
+        if self._abandoned in ready:
+            os.eventfd_read(self._abandoned)
+            return False
+        self.process.wait()
+        return True
 
     def _read_all(self) -> None:
         """Read what it sent last, as systemd does before it starts it again."""

@@ -28,19 +28,23 @@ def restart_with(host: Host, *options: str, without: str = "") -> None:
 
 async def test_a_setting_that_changed_counts_for_the_next_front_end(tmp_path: Path) -> None:
     """But a target counts at once: it is an order, and a mistake in it is mended so."""
-    async with hosting(tmp_path, "--target=60M") as host:
+    file = tmp_path / "vm.toml"
+    file.write_text('target = "60M"\n')
+    async with hosting(tmp_path, f"--config={file}") as host:
         async with by_hand(host.path()) as guest:
             host.ask("balloon", value=48 * MIB)
             host.manager.kill()
             assert host.vm()["target"] == 48 * MIB, "the same setting, and an order since"
-            restart_with(host, "--target=40M", "--no-stats", without="--target")
+            file.write_text('target = "40M"\n')
+            restart_with(host, "--no-stats")
             await guest.inflate([5000])
             assert host.vm()["target"] == 40 * MIB
-            assert host.vm()["features"] & 2, "what was negotiated stays"
+            assert host.vm()["settings"]["stats"] is False
+            assert "stats-vq" in host.vm()["features"], "it was negotiated before"
         await eventually(lambda: not host.vm()["attached"])
         async with by_hand(host.path()) as guest:
             assert host.vm()["target"] == 40 * MIB
-            assert not host.vm()["features"] & 2
+            assert "stats-vq" not in host.vm()["features"]
 
 
 MISTAKES = {
@@ -54,11 +58,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 async def test_a_mistake_is_no_reason_to_leave_a_guest_alone(tmp_path: Path, mistake: str) -> None:
-    async with hosting(tmp_path, "--target=48M") as host, by_hand(host.path()) as guest:
+    async with hosting(tmp_path, "--no-stats") as host, by_hand(host.path()) as guest:
         await guest.inflate([5000])
         restart_with(host, *MISTAKES[mistake])
         await guest.inflate([5001])
-        assert host.vm()["target"] == 48 * MIB
+        assert host.vm()["settings"]["stats"] is False
         assert "these options are not used, but those of the process before" in host.log()
         host.manager.kill()
         await guest.inflate([5002])
@@ -154,16 +158,17 @@ async def test_sigterm_leaves_sockets_and_store(tmp_path: Path) -> None:
 
 async def test_the_one_who_waits_is_served_after_a_restart(tmp_path: Path) -> None:
     """It connected while the one before it was served."""
-    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
-        await guest.inflate([5000])
-        with socket.socket(socket.AF_UNIX) as waiting:
-            waiting.connect(str(host.path()))
-            host.manager.kill()
-            await guest.inflate([5001])
-            waiting.sendall(bytes.fromhex("010000000100000000000000"))
-            await guest.front_end.aclose()
-            waiting.settimeout(10)
-            assert len(waiting.recv(100)) == 20
+    async with hosting(tmp_path) as host:
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            with socket.socket(socket.AF_UNIX) as waiting:
+                waiting.connect(str(host.path()))
+                host.manager.kill()
+                await guest.inflate([5001])
+                waiting.sendall(bytes.fromhex("010000000100000000000000"))
+                guest.front_end.close()
+                waiting.settimeout(10)
+                assert len(waiting.recv(100)) == 20
 
 
 async def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:

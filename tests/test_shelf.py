@@ -200,9 +200,8 @@ def test_where_a_dead_reader_stopped_counts_for_nobody(shelf: Shelf) -> None:
         shelf.put([marked(number)])
     reader = successor(shelf)
     looking = reader._pairs[0].look()
-    for _ in range(3):
+    for _ in range(3):  # it dies in the middle: its offset stays with the socket
         next(looking)
-    looking.close()  # it died in the middle: its offset stays with the socket
     next_one = successor(shelf)
     next_one.load()
     assert [mark(next_one.adopt(f"{number}.0")) for number in range(1, 6)] == [1, 2, 3, 4, 5]
@@ -597,9 +596,9 @@ class Shelving(RuleBasedStateMachine):
         self.shelf.load()
         self.open = []
         for name in self.marks:
-            fd = self.shelf.adopt(name)
-            assert isinstance(fd, ShelvedFd)
-            self.open.append(fd)
+            adopted = self.shelf.adopt(name)
+            assert isinstance(adopted, ShelvedFd)
+            self.open.append(adopted)
         self.shelf.sweep()
 
     @invariant()

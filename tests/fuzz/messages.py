@@ -22,7 +22,9 @@ from vhost_balloon.backend import serve_front_end
 from vhost_balloon.control_report import describe_vm
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
-from vhost_balloon.vm import Machine, Vm
+from vhost_balloon.shelf import Shelf
+from vhost_balloon.store import CONNECTION
+from vhost_balloon.vm import Vm
 from vhost_balloon.vm_settings import VmSettings
 
 INVARIANT: Final = (
@@ -33,6 +35,7 @@ INVARIANT: Final = (
 LONGEST: Final = 3600.0
 """Seconds on a clock that jumps when all tasks wait: longer is for ever."""
 
+NAME: Final = f"{CONNECTION}1"
 _FLAGS: Final = (1, 1, 1, 9, 9, 9, 9, 5, 13, 1, 9, 1, 9, 1, 9, 9)
 
 
@@ -151,22 +154,20 @@ class FrontEnd:
 
 async def _converse(source: Source) -> tuple[Owed, bytes]:
     """Play against a served VM; what was owed, and all that came back until the end."""
-    machine = Machine()
     settings = VmSettings(
         offered=(1 << 6) - 1,
         policy=DiscardPolicy(DiscardMode.ALWAYS, other_filesystems=True),
         stats_interval=float(source.number() % 2),
     )
-    vm = machine.add(VmSpec("fuzz", settings, Path("/fuzz")))
-    if source.rarely():  # memory that could shrink is refused beside another VM
-        machine.add(VmSpec("other", socket_path=Path("/other")))
+    vm = Vm("fuzz", settings, Path("/fuzz"))
+    vm.shelf = Shelf.create()
     ours, theirs = trio.socket.socketpair()
     front_end = FrontEnd(source, ours, vm)
     received = bytearray()
     try:
         with trio.fail_after(LONGEST):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve_front_end, vm, OwnedFd(theirs.detach()))
+                nursery.start_soon(serve_front_end, vm, OwnedFd(theirs.detach()), NAME)
                 await trio.lowlevel.checkpoint()
                 nursery.start_soon(front_end.play)
                 while part := await _receive(ours):
@@ -174,6 +175,7 @@ async def _converse(source: Source) -> tuple[Owed, bytes]:
     finally:
         front_end.close()
         ours.close()
+        vm.close()
     assert not vm.attached
     return front_end.owed, bytes(received)
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import closing
 from typing import Any, Final
 from zlib import crc32
 
@@ -16,19 +17,22 @@ from tests.helpers import MIB, memfd
 from vhost_balloon.counters import Counters
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.inheritance import AREAS, LeftVm, left_vms
-from vhost_balloon.record import MAGIC, Record
+from vhost_balloon.inheritance import Left as Found
+from vhost_balloon.inheritance import find_record, restore_vm
+from vhost_balloon.record import AREAS, MAGIC, Record
 from vhost_balloon.resume import Left, read_connection
+from vhost_balloon.shelf import Shelf
 from vhost_balloon.state import counters_document
-from vhost_balloon.store import Scope, Store
-from vhost_balloon.vm import Machine
-from vhost_balloon.vm_spec import VmSpec
+from vhost_balloon.store import CONNECTION, RECORD, Store
+from vhost_balloon.vm import Vm
+from vhost_balloon.vm_settings import VmSettings, settings_to_json
 
 INVARIANT: Final = (
     "Whatever bytes a record's file or its areas hold, reading it gives a VM and a connection that "
     "can be served, or a StateError, and no descriptor is left open."
 )
 
+_NAME: Final = f"{CONNECTION}1"
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _ORDER: Final = ("vm", "connection", "balloon", "stats", "counters")
 _FILE_SIZE: Final = 1 << 16
@@ -52,50 +56,51 @@ def _areas(data: bytes) -> OwnedFd:
         if line and len(line) <= record._areas[area].capacity:
             record._areas[area].save(line)
     if len(lines) > len(_ORDER):
-        record.journal.begin(lines[len(_ORDER)][:1000], (".e2",))
+        record.journal.begin(lines[len(_ORDER)][:1000], ("1.3",))
         record.journal.taken()
     fd = OwnedFd(os.dup(record.fd.fileno()))
     record.close()
     return fd
 
 
-def _left(record: OwnedFd) -> tuple[Store, socket.socket]:
-    """A store with the record and one descriptor of each kind."""
-    ours, theirs = socket.socketpair()
-    files = {".v1": record, ".s": OwnedFd(ours.detach()), ".m": memfd(MIB)}
-    files |= {f".e{number}": OwnedFd(os.eventfd(0)) for number in range(4)}
-    return Store(inherited=files.items()), theirs
-
-
 async def _read(data: bytes) -> None:
     make = _areas if data[:1] < b"\x80" else _file
-    store, peer = _left(make(data[1:]))
-    with peer:
-        for vm in await left_vms(store):
-            _use(vm, store)
-        store.sweep()
+    ours, theirs = socket.socketpair()
+    stored = {f"{RECORD}1": make(data[1:]), _NAME: OwnedFd(ours.detach())}
+    store = Store(inherited=stored.items())
+    del stored
+    with theirs, closing(Shelf.create()) as shelf:
+        fds = shelf.put([memfd(MIB), *(OwnedFd(os.eventfd(0)) for _ in range(4))])
+        with closing(_successor(shelf)) as found:
+            found.load()
+            left = await find_record(store)
+            if left is not None:
+                _use(left, store, found)
+        await store.sweep()
+        for fd in fds:
+            fd.close()
 
 
-def _use(vm: LeftVm, store: Store) -> None:
-    machine = Machine(store=store)
-    served = machine.add(vm.spec)
-    try:
-        served.restore_orders(vm.areas["vm"])
-        served.restore_counters(vm.areas["counters"])
-    except StateError:
-        pass
-    else:
-        json.dumps(counters_document(served.counters), allow_nan=False)
-    scope = Scope(store)
-    if vm.areas["connection"] is not None:
-        sock = scope.adopt(".s")
+def _successor(shelf: Shelf) -> Shelf:
+    return Shelf(OwnedFd(os.dup(end.fileno())) for end in shelf.ends)
+
+
+def _use(found: Found, store: Store, shelf: Shelf) -> None:
+    vm = Vm("vm", store=store)
+    restore_vm(vm, found.areas)
+    json.dumps(counters_document(vm.counters), allow_nan=False)
+    if found.areas["connection"] is not None:
+        sock = store.take(_NAME)
+        assert sock is not None
         try:
-            left = read_connection(vm.areas, sock, vm.record.journal, scope, outlives=False)
+            left = read_connection(
+                found.areas, sock, found.record.journal, shelf, pipe=None, outlives=False
+            )
         except StateError:
             sock.close()  # it is the caller's then
         else:
             _close(left)
-    vm.drop()
+    found.record.close()
 
 
 def _close(left: Left) -> None:
@@ -128,7 +133,7 @@ def _ring(index: int) -> dict[str, Any]:
 
 
 _CONNECTION: Final[dict[str, Any]] = {
-    "socket": ".s",
+    "socket": _NAME,
     "peer-connected": True,
     "channel": None,
     "session": {
@@ -139,11 +144,11 @@ _CONNECTION: Final[dict[str, Any]] = {
         "rings": [_ring(index) for index in range(NUM_QUEUES)],
         "returned-bases": [[4, 1]],
     },
-    "regions": [[0, MIB, 0, 0, ".m"]],
-    "rings": [[0, 0, 0, None, ".e0"], [1, 2, 0, "head", ".e1"]],
-    "calls": [[0, ".e2"]],
-    "errs": [[0, ".e3"]],
-    "partial": {"data": "01", "fds": [".e2"], "skipped": 0, "fds-lost": False, "unsure": None},
+    "regions": [[0, MIB, 0, 0, "1.0"]],
+    "rings": [[0, 0, 0, None, "1.1"], [1, 2, 0, "head", "1.2"]],
+    "calls": [[0, "1.3"]],
+    "errs": [[0, "1.4"]],
+    "partial": {"data": "01", "fds": ["1.3"], "skipped": 0, "fds-lost": False, "unsure": None},
     "applied": [0, None],
     "foreign": False,
 }
@@ -151,10 +156,9 @@ _DOCUMENTS: Final[dict[str, Any]] = {
     "balloon": [None, 0, 0, 0, 0, False],
     "stats": {"values": [[4, 1]], "last-update": 1, "updated": 1.5},
     "vm": {
-        "spec": VmSpec("vm").to_json(),
+        "settings": settings_to_json(VmSettings()),
         "paused": False,
         "stats-interval": 1.0,
-        "leaving": False,
         "crashes": [0, 0.0],
     },
     "counters": counters_document(Counters()),
@@ -173,7 +177,7 @@ _HEADER: Final = json.dumps(
         "version": 1,
         "build": "x",
         "generation": 0,
-        "areas": {name: [1024 + 4096 * at, 4096] for at, name in enumerate((*AREAS, "journal"))},
+        "areas": {name: [1024 + 4096 * at, 4096] for at, name in enumerate(AREAS)},
     }
 ).encode()
 SEEDS: Final = (
@@ -184,5 +188,5 @@ SEEDS: Final = (
 )
 TOKENS: Final = (
     *(b'{ } [ ] " , : null true false NaN Infinity -1 1e999 65536 4294967296 \n'.split(b" ")),
-    *(b'".m"', b'".s"', b'".e1"', b'"head"', b"18446744073709551616", b"[" * 2000),
+    *(b'"1.0"', b'"1.2"', b'".connection-1"', b'"head"', b"18446744073709551616", b"[" * 2000),
 )
