@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from protocol.virtio_balloon import BalloonFeature
 from tests.control_client import Client, check, schema_of
 from tests.end_to_end import MIB, PAGE, Host, LogLines, by_hand, eventually, open_fds, to_target
 from tests.operated import operated
+from tests.tampering import Found
 from vhost_balloon import reload as reload_module
 from vhost_balloon.config_file import MAX_SIZE
 from vhost_balloon.simulator import DriverOptions, running_guest
@@ -24,12 +26,26 @@ from vhost_balloon.vm_settings import SETTINGS
 QUIET = DriverOptions(report_delay=None)
 
 
+class File:
+    """A file of --config, which says nothing yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.option = f"--config={path}"
+        self.write("")
+
+    def write(self, text: str) -> None:
+        self.path.write_text(text)
+
+    def become(self, make: Callable[[Path], object]) -> None:
+        """Something else."""
+        self.path.unlink()
+        make(self.path)
+
+
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """The file of --config, which says nothing yet."""
-    path = tmp_path / "vm1.toml"
-    path.touch()
-    return path
+def file(tmp_path: Path) -> File:
+    return File(tmp_path / "vm1.toml")
 
 
 async def reload(client: Client, *changed: str) -> None:
@@ -41,16 +57,16 @@ async def settings(client: Client) -> Any:
     return vm["settings"]
 
 
-async def test_the_same_file_changes_nothing(tmp_path: Path, file: Path) -> None:
-    file.write_text("stats-interval = 5\n")
-    async with operated(tmp_path, f"--config={file}") as (host, client):
+async def test_the_same_file_changes_nothing(tmp_path: Path, file: File) -> None:
+    file.write("stats-interval = 5\n")
+    async with operated(tmp_path, file.option) as (host, client):
         schema = await schema_of(client)
         await reload(client)
         check(schema, schema["config-reload"]["ret-type"], await client.execute("config-reload"))
         assert host.vm().stats_interval == 5
 
 
-async def test_all_settings_are_shown(tmp_path: Path, file: Path) -> None:
+async def test_all_settings_are_shown(tmp_path: Path, file: File) -> None:
     said = {
         "reporting": False, "deflate-on-oom": False, "stats": True, "must-tell-host": True,
         "free-page-hint": False, "page-poison": True, "discard": "always",
@@ -58,9 +74,9 @@ async def test_all_settings_are_shown(tmp_path: Path, file: Path) -> None:
         "target": 32 * MIB, "report-rate": 1, "socket-mode": "0666", "socket-group": "0",
     }  # fmt: skip
     assert set(said) == set(SETTINGS)
-    async with operated(tmp_path, f"--config={file}", "--no-page-poison") as (_, client):
+    async with operated(tmp_path, file.option, "--no-page-poison") as (_, client):
         assert (await settings(client))["page-poison"] is False, "the command line's"
-        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in said.items()))
+        file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in said.items()))
         answer = await client.execute("config-reload")
         assert set(answer["changed"]) == set(said) - {"stats", "must-tell-host"}
         (vm,) = await client.execute("query-vms")
@@ -69,11 +85,11 @@ async def test_all_settings_are_shown(tmp_path: Path, file: Path) -> None:
         check(await schema_of(client), "VmInfo", vm)
 
 
-async def test_changed_settings(tmp_path: Path, file: Path) -> None:
-    async with operated(tmp_path, f"--config={file}") as (host, client):
+async def test_changed_settings(tmp_path: Path, file: File) -> None:
+    async with operated(tmp_path, file.option) as (host, client):
         vm = host.vm()
         async with by_hand(host.path()) as guest:
-            file.write_text(
+            file.write(
                 "stats-interval = 5\nsocket-mode = '0666'\nreporting = false\ntarget = '32M'\n"
             )
             await reload(client, "reporting", "stats-interval", "target", "socket-mode")
@@ -89,42 +105,42 @@ async def test_changed_settings(tmp_path: Path, file: Path) -> None:
 
 
 async def test_what_no_file_says_any_more_is_the_command_lines_again(
-    tmp_path: Path, file: Path
+    tmp_path: Path, file: File
 ) -> None:
-    other = tmp_path / "other.toml"
-    file.write_text("stats-interval = 5\nreporting = true\n")
-    other.write_text("stats-interval = 6\n")
-    options = (f"--config={file}", f"--config={other}", "--no-reporting", "--stats-interval=7")
+    other = File(tmp_path / "other.toml")
+    file.write("stats-interval = 5\nreporting = true\n")
+    other.write("stats-interval = 6\n")
+    options = (file.option, other.option, "--no-reporting", "--stats-interval=7")
     async with operated(tmp_path, *options) as (host, client):
         assert host.vm().stats_interval == 6, "the later file wins"
-        other.write_text("")
+        other.write("")
         await reload(client, "stats-interval")
         assert host.vm().stats_interval == 5
-        file.write_text("")
+        file.write("")
         await reload(client, "reporting", "stats-interval")
         assert host.vm().stats_interval == 7
         assert (await settings(client))["reporting"] is False
 
 
 async def test_an_interval_that_an_operator_set_is_kept_unless_the_file_says_another(
-    tmp_path: Path, file: Path
+    tmp_path: Path, file: File
 ) -> None:
-    file.write_text("stats-interval = 5\n")
-    async with operated(tmp_path, f"--config={file}") as (host, client):
+    file.write("stats-interval = 5\n")
+    async with operated(tmp_path, file.option) as (host, client):
         host.vm().stats_interval = 1
-        file.write_text("stats-interval = 5\ntarget = '1G'\n")
+        file.write("stats-interval = 5\ntarget = '1G'\n")
         await reload(client, "target")
         assert host.vm().stats_interval == 1
-        file.write_text("stats-interval = 6\ntarget = '1G'\n")
+        file.write("stats-interval = 6\ntarget = '1G'\n")
         await reload(client, "stats-interval")
         assert host.vm().stats_interval == 6
 
 
 async def test_reloads_at_the_same_time_come_one_after_the_other(
-    tmp_path: Path, file: Path
+    tmp_path: Path, file: File
 ) -> None:
-    async with operated(tmp_path, f"--config={file}") as (host, _):
-        file.write_text("stats-interval = 5\n")
+    async with operated(tmp_path, file.option) as (host, _):
+        file.write("stats-interval = 5\n")
         answers: list[list[str]] = []
 
         async def again() -> None:
@@ -141,7 +157,7 @@ async def test_reloads_at_the_same_time_come_one_after_the_other(
 
 
 async def test_a_file_system_that_hangs_holds_up_nobody_else(
-    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on = threading.Event()
 
@@ -149,15 +165,17 @@ async def test_a_file_system_that_hangs_holds_up_nobody_else(
         goes_on.wait(20)
 
     try:
-        async with operated(tmp_path, f"--config={file}") as (host, client):
-            async with by_hand(host.path()) as guest:
-                monkeypatch.setattr(reload_module, "read_files", hang)
-                await client.stream.send_all(b'{"execute": "config-reload"}')
-                await guest.works(host.vm())
-                async with await trio.open_unix_socket(tmp_path / "control") as stream:
-                    other = Client(stream)
-                    await other.negotiate()
-                    assert await other.execute("query-balloon")
+        async with (
+            operated(tmp_path, file.option) as (host, client),
+            by_hand(host.path()) as guest,
+        ):
+            monkeypatch.setattr(reload_module, "read_files", hang)
+            await client.stream.send_all(b'{"execute": "config-reload"}')
+            await guest.works(host.vm())
+            async with await trio.open_unix_socket(tmp_path / "control") as stream:
+                other = Client(stream)
+                await other.negotiate()
+                assert await other.execute("query-balloon")
         # and the daemon has ended, as it is to be ended while it hangs
         assert not goes_on.is_set()
     finally:
@@ -168,10 +186,10 @@ async def test_a_file_system_that_hangs_holds_up_nobody_else(
 
 
 async def test_an_initial_target_is_what_each_front_end_starts_with(
-    tmp_path: Path, file: Path
+    tmp_path: Path, file: File
 ) -> None:
-    file.write_text("target = '48M'\n")
-    async with operated(tmp_path, f"--config={file}") as (host, client):
+    file.write("target = '48M'\n")
+    async with operated(tmp_path, file.option) as (host, client):
         for _ in range(2):
             async with by_hand(host.path()) as guest:
                 num_pages = (await guest.front_end.get_config())[:4]
@@ -182,10 +200,10 @@ async def test_an_initial_target_is_what_each_front_end_starts_with(
             await eventually(lambda: not host.vm().attached)
 
 
-async def test_a_guest_comes_to_its_initial_target_by_itself(tmp_path: Path, file: Path) -> None:
-    file.write_text("target = '32M'\n")
+async def test_a_guest_comes_to_its_initial_target_by_itself(tmp_path: Path, file: File) -> None:
+    file.write("target = '32M'\n")
     async with (
-        operated(tmp_path, f"--config={file}") as (host, _),
+        operated(tmp_path, file.option) as (host, _),
         running_guest(host.path(), 64 * MIB, QUIET) as guest,
     ):
         with trio.fail_after(20):
@@ -195,13 +213,12 @@ async def test_a_guest_comes_to_its_initial_target_by_itself(tmp_path: Path, fil
 
 
 async def test_an_initial_target_above_guest_memory_is_all_of_it(
-    tmp_path: Path, file: Path
+    tmp_path: Path, file: File
 ) -> None:
-    file.write_text("target = '1T'\n")
-    async with operated(tmp_path, f"--config={file}") as (host, _):
-        async with by_hand(host.path()) as guest:
-            assert (await guest.front_end.get_config())[:4] == bytes(4)
-            assert host.vm().statistics().target == 64 * MIB
+    file.write("target = '1T'\n")
+    async with operated(tmp_path, file.option) as (host, _), by_hand(host.path()) as guest:
+        assert (await guest.front_end.get_config())[:4] == bytes(4)
+        assert host.vm().statistics().target == 64 * MIB
 
 
 # Mistakes
@@ -221,19 +238,19 @@ async def test_an_initial_target_above_guest_memory_is_all_of_it(
     ],
 )
 async def test_a_mistake_changes_nothing(
-    tmp_path: Path, file: Path, text: str, line: int, what: str
+    tmp_path: Path, file: File, text: str, line: int, what: str
 ) -> None:
-    file.write_text("stats-interval = 5\n")
-    async with operated(tmp_path, f"--config={file}") as (host, client):
+    file.write("stats-interval = 5\n")
+    async with operated(tmp_path, file.option) as (host, client):
         before = await state(client, tmp_path)
-        file.write_text(text)
+        file.write(text)
         kind, found = await client.failure("config-reload")
         assert kind == "GenericError"
-        assert found.startswith(f"{file}: line {line}: ")
+        assert found.startswith(f"{file.path}: line {line}: ")
         assert what in found
         assert await state(client, tmp_path) == before
         await is_unharmed(host)
-        file.write_text("stats-interval = 5\n")
+        file.write("stats-interval = 5\n")
         await reload(client)
 
 
@@ -250,25 +267,22 @@ async def test_a_mistake_changes_nothing(
     ],
 )
 async def test_what_is_no_file_of_settings_changes_nothing(
-    tmp_path: Path, file: Path, make: Any, what: str
+    tmp_path: Path, file: File, make: Any, what: str
 ) -> None:
     """Nor does the good one before it."""
-    first = tmp_path / "first.toml"
-    first.touch()
-    async with operated(tmp_path, f"--config={first}", f"--config={file}") as (host, client):
-        file.unlink()
-        make(file)
-        first.write_text("stats-interval = 5\nsocket-mode = '0666'\n")
+    first = File(tmp_path / "first.toml")
+    async with operated(tmp_path, first.option, file.option) as (host, client):
+        file.become(make)
+        first.write("stats-interval = 5\nsocket-mode = '0666'\n")
         before = await state(client, tmp_path)
         kind, found = await client.failure("config-reload")
-        assert (kind, what.format(file=file) in found) == ("GenericError", True), found
+        assert (kind, what.format(file=file.path) in found) == ("GenericError", True), found
         assert await state(client, tmp_path) == before
         await is_unharmed(host)
 
 
 async def state(client: Client, folder: Path) -> Any:
-    modes = {path.name: path.lstat().st_mode for path in folder.iterdir()}
-    return await client.execute("query-vms"), modes, open_fds()
+    return await client.execute("query-vms"), Found.below(folder), open_fds()
 
 
 async def is_unharmed(host: Host) -> None:
@@ -283,10 +297,10 @@ async def test_there_is_nothing_to_read_without_config(tmp_path: Path) -> None:
 
 
 async def test_a_socket_whose_file_was_taken_away(
-    tmp_path: Path, file: Path, log_lines: LogLines
+    tmp_path: Path, file: File, log_lines: LogLines
 ) -> None:
-    async with operated(tmp_path, f"--config={file}") as (host, client):
+    async with operated(tmp_path, file.option) as (host, client):
         host.path().unlink()
-        file.write_text("socket-mode = '0666'")
+        file.write("socket-mode = '0666'")
         await reload(client, "socket-mode")
         assert log_lines.having("warning: vm1:", "No such file")

@@ -12,7 +12,7 @@ import trio
 from tests.control_client import Client, MemoryListener
 from tests.end_to_end import by_hand
 from tests.operated import operated
-from vhost_balloon import daemon
+from vhost_balloon import upgrade
 from vhost_balloon.config import parse
 from vhost_balloon.control import serve_control
 from vhost_balloon.control_service import service_commands
@@ -90,7 +90,7 @@ async def test_a_vm_that_a_stuck_process_has_is_not_upgraded(
         raise AssertionError("upgrade.check was called")
 
     async with operated(tmp_path) as (host, client):
-        monkeypatch.setattr(daemon.upgrade, "check", never)
+        monkeypatch.setattr(upgrade, "check", never)
         host.vm().is_stuck = True
         _, text = await client.failure("upgrade")
         assert text == "a process before this one has the VM and cannot be killed"
