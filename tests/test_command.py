@@ -132,6 +132,48 @@ def test_a_mistake_is_one_line_and_status_2(
         assert sorted(tmp_path.iterdir()) == before, "nothing is left, and nothing was removed"
 
 
+GONE: dict[tuple[str, ...], str] = {
+    ("--socket-path={folder}/a", "--socket-path={folder}/b"): (
+        "more than one --socket-path: this daemon serves one VM: start one vhost-balloon for each "
+        "(under systemd vhost-balloon@NAME.socket)"
+    ),
+    ("--fd=3", "--fd=4"): (
+        "more than one --fd: this daemon serves one VM: start one vhost-balloon for each "
+        "(under systemd vhost-balloon@NAME.socket)"
+    ),
+    ("--socket-path={folder}/a", "--allow-unsealed-memory"): (
+        "--allow-unsealed-memory is not needed any more: leave it out (each VM has a process of "
+        "its own)"
+    ),
+    ("--socket-path={folder}/a", "--config={vms}"): (
+        "{vms}: line 4: 'vm' is for several VMs, and this daemon serves one: write one file for "
+        "each VM, with its keys at the top level"
+    ),
+    ("--socket-path={folder}/a", "--config={defaults}"): (
+        "{defaults}: line 1: 'defaults' is for several VMs, and this daemon serves one: write one "
+        "file for each VM, with its keys at the top level"
+    ),
+}
+"""What a daemon of several VMs took."""
+
+
+@pytest.mark.parametrize("arguments", GONE, ids=" ".join)
+@pytest.mark.parametrize("check", [False, True], ids=["start", "check"])
+def test_what_was_for_several_vms_says_what_to_do_instead(
+    tmp_path: Path, arguments: tuple[str, ...], check: bool
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    paths = {name: tmp_path / f"{name}.toml" for name in ("vms", "defaults")}
+    paths["vms"].write_text("stats-interval = 5\n\n\n[vm.web1]\nsocket-path = '/run/web1.sock'\n")
+    paths["defaults"].write_text("[defaults]\nreporting = false\n")
+    given = [argument.format(folder=folder, **paths) for argument in arguments]
+    done = run(*given, *(["--check-config"] if check else []))
+    text = GONE[arguments].format(**paths)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"vhost-balloon: {text}\n")
+    assert os.listdir(folder) == []
+
+
 def test_an_fd_must_be_a_connected_stream() -> None:
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         with socket.socket(socket.AF_UNIX, kind) as alone:

@@ -194,8 +194,7 @@ class Notifier:
         """Show every interval seconds that the event loop turns; does not return."""
         while True:
             # It may overtake: a queue of messages that moves slowly is no hanging event loop. If it
-            # is full, as while hundreds of VMs are stored, the next message that goes takes the
-            # sign of life along.
+            # is full, the next message that goes takes the sign of life along.
             self._watchdog_due = True
             self._try(WATCHDOG)
             await trio.sleep(interval / 10 if self._watchdog_due else interval)
