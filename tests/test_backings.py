@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from protocol.virtio_balloon import Queue
@@ -24,6 +26,7 @@ from tests.end_to_end import (
     serving,
 )
 from tests.huge_pages import HugePages
+from vhost_balloon import syscalls
 from vhost_balloon.simulator import DriverOptions, GuestRam, running_guest
 from vhost_balloon.vm import Vm
 
@@ -192,6 +195,28 @@ async def test_an_empty_pool_hurts_nobody(
             fill(other.ram, 8 * MIB, BLOCK)
             await other.report((8 * MIB, BLOCK))
             assert other.ram.resident_in(8 * MIB, BLOCK) == 0
+
+
+async def test_a_ring_page_that_its_owner_takes_away_ends_one_daemon(
+    tmp_path: Path, huge_pages: HugePages
+) -> None:
+    """The pool is empty when the daemon looks at the ring: SIGBUS, which nobody could catch for
+    one VM of several."""
+    mine, beside = tmp_path / "mine.sock", tmp_path / "beside.sock"
+    ram = huge_pages.ram(16 * HUGE, reserve=False)
+    with daemon(f"--socket-path={mine}") as victim, daemon(f"--socket-path={beside}") as other:
+        async with by_hand(beside) as healthy, by_hand(mine, ram) as guest:
+            kick = guest.rings[Queue.REPORTING].kick_event
+            assert kick is not None
+            fd = ram.regions[0].fd
+            syscalls.punch_hole(fd, 0, os.fstat(fd).st_size)
+            huge_pages.exhaust()
+            kick.signal()
+            assert await trio.to_thread.run_sync(victim.process.wait, 20) == -signal.SIGBUS
+            fill(healthy.ram, 8 * MIB, BLOCK)
+            await healthy.report((8 * MIB, BLOCK))
+            assert healthy.ram.resident_in(8 * MIB, BLOCK) == 0
+        assert other.end()[0] == 0
 
 
 async def test_a_simulated_guest_on_huge_pages(tmp_path: Path, huge_pages: HugePages) -> None:

@@ -61,6 +61,17 @@ def test_a_front_end_may_connect_before_the_daemon_is_there(tmp_path: Path) -> N
             assert vms(tmp_path / "control")["web1"]["attached"] is True
 
 
+def test_the_service_manager_shows_whether_a_front_end_is_attached(tmp_path: Path) -> None:
+    sock = listening(tmp_path / "vm.sock")
+    path = sock.getsockname()
+    with handed(web1=sock) as started:
+        assert started.told().endswith("STATUS=no front end is attached")
+        with socket.socket(socket.AF_UNIX) as front_end:
+            front_end.connect(path)
+            assert started.told() == "STATUS=a front end is attached"
+        assert started.told() == "STATUS=no front end is attached"
+
+
 def test_a_handed_over_socket_serves_the_socket_path_of_the_same_path(tmp_path: Path) -> None:
     path = tmp_path / "vm.sock"
     with handed(
