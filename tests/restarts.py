@@ -197,7 +197,8 @@ class Watched:
 
 @contextmanager
 def watched(host: SystemdHost, slots: int = 0) -> Iterator[Watched]:
-    """A guest of 1 GiB, with free slots for DIMMs, its driver ready; the service is stopped at the end, its store empty."""
+    """A guest of 1 GiB, with free slots for DIMMs, its driver ready; the service is stopped at the
+    end, its store empty."""
     try:
         with host.options("--discard=always"):
             host.systemctl("start", WEB1.socket)

@@ -158,17 +158,16 @@ async def test_sigterm_leaves_sockets_and_store(tmp_path: Path) -> None:
 
 async def test_the_one_who_waits_is_served_after_a_restart(tmp_path: Path) -> None:
     """It connected while the one before it was served."""
-    async with hosting(tmp_path) as host:
-        async with by_hand(host.path()) as guest:
-            await guest.inflate([5000])
-            with socket.socket(socket.AF_UNIX) as waiting:
-                waiting.connect(str(host.path()))
-                host.manager.kill()
-                await guest.inflate([5001])
-                waiting.sendall(bytes.fromhex("010000000100000000000000"))
-                guest.front_end.close()
-                waiting.settimeout(10)
-                assert len(waiting.recv(100)) == 20
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.inflate([5000])
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.connect(str(host.path()))
+            host.manager.kill()
+            await guest.inflate([5001])
+            waiting.sendall(bytes.fromhex("010000000100000000000000"))
+            guest.front_end.close()
+            waiting.settimeout(10)
+            assert len(waiting.recv(100)) == 20
 
 
 async def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:

@@ -90,13 +90,18 @@ def program(tmp_path: Path) -> Path:
     return program
 
 
+def write(program: Path, text: str) -> None:
+    """Install another program in its place."""
+    program.write_text(text)
+
+
 async def test_a_program_that_does_not_start_changes_nothing(tmp_path: Path, program: Path) -> None:
     async with (
         hosting(tmp_path, limit=0, program=(str(program),)) as host,
         by_hand(host.path()) as guest,
     ):
         await guest.inflate([5000])
-        program.write_text(BROKEN)
+        write(program, BROKEN)
         host.manager.process.send_signal(signal.SIGHUP)
         reason = "not re-executed: the new program does not start: no such module\n"
         await eventually(lambda: reason in host.log())
@@ -113,13 +118,13 @@ async def test_with_a_store_it_is_started_again_until_it_is_mended(
         by_hand(host.path()) as guest,
     ):
         await guest.inflate([5000])
-        program.write_text(BROKEN)
+        write(program, BROKEN)
         host.manager.process.send_signal(signal.SIGHUP)
         await eventually(lambda: host.manager.restarts > 2)
         ring = guest.rings[Queue.INFLATE]
         ring.add([guest.pfns([5001])])
         ring.kick()
-        program.write_text(PROGRAM)
+        write(program, PROGRAM)
         with trio.fail_after(20):
             await ring.wait_used()
         await guest.start(bases=await guest.stop())

@@ -11,7 +11,6 @@ from typing import Final
 
 import trio
 from trio.testing import MockClock
-from vhost_balloon.vm_spec import VmSpec
 
 from tests.fuzz.descriptors import KINDS, MEMORY_SIZE, open_descriptor
 from tests.fuzz.owed import Owed
