@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from vhost_balloon import __main__, processors, shelf
 from vhost_balloon.backend import FrontEndConnection
+from vhost_balloon.backend_channel import BackendChannel
 from vhost_balloon.fds import EventFd
 from vhost_balloon.journal import Journal
 from vhost_balloon.record import Record
@@ -25,7 +26,7 @@ from vhost_balloon.reply_pipe import ReplyPipe
 from vhost_balloon.shelf import Shelf, _Pair
 from vhost_balloon.store import Store
 from vhost_balloon.systemd import Notifier
-from vhost_balloon.transport import BackendChannel, Transport
+from vhost_balloon.transport import Transport
 from vhost_balloon.virtqueue import Virtqueue
 
 POINTS: Final[dict[str, tuple[Any, str]]] = {

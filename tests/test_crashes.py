@@ -68,7 +68,7 @@ async def test_killed_once(tmp_path: Path, step: str) -> None:
 
 
 COMPACTING = [
-    *(f"shelf.compact:{side}:{count}" for side in ("before", "after") for count in (1, 4)),
+    *(f"shelf.compact:{side}:{count}" for side in ("before", "after") for count in (1, 2)),
     *(f"pair.empty:{side}:{count}" for side in ("before", "after") for count in (1, 2)),
     *(f"pair.send:{side}:{count}" for side in ("before", "after") for count in (12, 14, 30)),
 ]

@@ -83,10 +83,14 @@ PROGRAM = "import runpy\nrunpy.run_module('vhost_balloon', run_name='__main__')\
 BROKEN = "import time\ntime.sleep(0.1)\nraise SystemExit('no such module')\n"
 
 
+def install(program: Path, text: str) -> None:
+    program.write_text(text)
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+    install(program, PROGRAM)
     return program
 
 
@@ -101,7 +105,7 @@ async def test_a_program_that_does_not_start_changes_nothing(tmp_path: Path, pro
         by_hand(host.path()) as guest,
     ):
         await guest.inflate([5000])
-        write(program, BROKEN)
+        install(program, BROKEN)
         host.manager.process.send_signal(signal.SIGHUP)
         reason = "not re-executed: the new program does not start: no such module\n"
         await eventually(lambda: reason in host.log())
@@ -118,13 +122,13 @@ async def test_with_a_store_it_is_started_again_until_it_is_mended(
         by_hand(host.path()) as guest,
     ):
         await guest.inflate([5000])
-        write(program, BROKEN)
+        install(program, BROKEN)
         host.manager.process.send_signal(signal.SIGHUP)
         await eventually(lambda: host.manager.restarts > 2)
         ring = guest.rings[Queue.INFLATE]
         ring.add([guest.pfns([5001])])
         ring.kick()
-        write(program, PROGRAM)
+        install(program, PROGRAM)
         with trio.fail_after(20):
             await ring.wait_used()
         await guest.start(bases=await guest.stop())

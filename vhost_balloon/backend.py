@@ -17,6 +17,7 @@ from protocol.vhost_user import BackendRequest
 from protocol.vhost_user_payloads import Region
 from protocol.virtio_balloon import BalloonFeature, Queue
 from vhost_balloon import effects
+from vhost_balloon.backend_channel import BackendChannel
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.convergence import Convergence, VmState
 from vhost_balloon.conversation import Conversation
@@ -34,7 +35,7 @@ from vhost_balloon.resume import Left
 from vhost_balloon.rings import RingSet
 from vhost_balloon.session import Session
 from vhost_balloon.state import restore_balloon, restore_session, restore_stats
-from vhost_balloon.transport import BackendChannel, Transport
+from vhost_balloon.transport import Transport
 from vhost_balloon.vm import Vm, VmStatistics
 
 

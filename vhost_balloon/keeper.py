@@ -20,13 +20,14 @@ from vhost_balloon import state
 from vhost_balloon.shelf import shelf_name
 
 if TYPE_CHECKING:
+    from vhost_balloon.backend_channel import BackendChannel
     from vhost_balloon.guest_memory import GuestMemory, MappedRegion
     from vhost_balloon.partial import Partial
     from vhost_balloon.record import Record
     from vhost_balloon.ring import StartedRing
     from vhost_balloon.rings import RingSet
     from vhost_balloon.session import Session
-    from vhost_balloon.transport import BackendChannel, Transport
+    from vhost_balloon.transport import Transport
 
 _CONNECTION_UNTOUCHED: Final = frozenset(
     {

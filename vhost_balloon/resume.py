@@ -16,6 +16,7 @@ from protocol.vhost_user import HEADER_SIZE
 from protocol.vhost_user_payloads import Region
 from protocol.virtio_ring import INDEX_MASK
 from vhost_balloon import state
+from vhost_balloon.backend_channel import BackendChannel
 from vhost_balloon.balloon import Balloon
 from vhost_balloon.effects import RingSetup
 from vhost_balloon.errors import FrontEndError, RingErrorReason, StateError
@@ -30,7 +31,7 @@ from vhost_balloon.ring import BoundRing, bind, stand_in
 from vhost_balloon.session import Session
 from vhost_balloon.shelf import Shelf
 from vhost_balloon.state import Document, flag, number, reading
-from vhost_balloon.transport import BackendChannel, Transport
+from vhost_balloon.transport import Transport
 
 
 @dataclass(slots=True)

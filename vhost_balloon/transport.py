@@ -30,9 +30,8 @@ from protocol.vhost_user import (
     MAX_PAYLOAD_SIZE,
     MAX_TABLE_REGIONS,
     REPLY_FLAGS,
-    VERSION,
 )
-from vhost_balloon.errors import FrontEndError, StreamError
+from vhost_balloon.errors import StreamError
 from vhost_balloon.fds import OwnedFd, receive_fds
 from vhost_balloon.journal import Journal
 from vhost_balloon.log import Shortage
@@ -323,37 +322,3 @@ class Transport:
 
 def _names(fds: list[OwnedFd]) -> tuple[str, ...]:
     return tuple(shelf_name(fd) or "" for fd in fds)
-
-
-class BackendChannel:
-    """The socket for requests of ours to the front end.
-
-    Its file description is the front end's too, so it stays as it is, blocking or not.
-    Raises FrontEndError if the descriptor is no socket.
-    """
-
-    def __init__(self, fd: OwnedFd) -> None:
-        try:
-            self._sock = socket.socket(fileno=fd.fileno())
-        except OSError:
-            raise FrontEndError("descriptor is not a socket") from None
-        self.fd: Final = fd
-
-    def send(self, request: int) -> bool:
-        """Send a request without payload and without waiting for an answer.
-
-        True if the front end has it, or has at least as many requests waiting there unread as
-        the socket holds; False if it has closed its end.
-        """
-        message = HEADER.pack(request, VERSION, 0)
-        try:
-            self._sock.send(message, _SEND_FLAGS)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return True
-
-    def close(self) -> None:
-        self._sock.detach()
-        self.fd.close()
