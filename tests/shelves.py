@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+from tests.end_to_end import open_fds
 from tests.helpers import memfd
 from vhost_balloon import shelf as module
 from vhost_balloon.fds import OwnedFd
@@ -75,3 +77,9 @@ def started(run: Callable[[], None]) -> int:
 def ended(pid: int) -> int:
     """A child's exit status, negative if a signal ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def open_now() -> Counter[str]:
+    """What is open, without what tests before left in cycles."""
+    gc.collect()
+    return open_fds()

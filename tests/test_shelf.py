@@ -13,8 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests.end_to_end import open_fds
-from tests.shelves import ended, mark, marked, names, packets, shelves, started, successor
+from tests.shelves import ended, mark, marked, names, open_now, packets, shelves, started, successor
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.shelf import (
@@ -72,20 +71,20 @@ def test_what_is_named_twice_is_adopted_twice(shelf: Shelf) -> None:
 
 
 def test_what_nobody_adopts_is_swept_and_no_descriptor_is_left() -> None:
-    before = open_fds()
+    before = open_now()
     with shelves() as shelf:
         fds = shelf.put([marked(1), marked(2)])
         next_one = successor(shelf)
-        used = open_fds()
+        used = open_now()
         next_one.load()
         next_one.load()
-        assert open_fds().total() == used.total() + 2, "what was looked at before is closed"
+        assert open_now().total() == used.total() + 2, "what was looked at before is closed"
         next_one.sweep()
-        assert open_fds() == used
+        assert open_now() == used
         next_one.close()
         for fd in fds:
             fd.close()
-    assert open_fds() == before
+    assert open_now() == before
 
 
 def test_only_what_is_on_the_shelf_has_a_name(shelf: Shelf) -> None:
@@ -98,10 +97,10 @@ def test_only_what_is_on_the_shelf_has_a_name(shelf: Shelf) -> None:
 
 
 def test_ends_that_are_no_sockets() -> None:
-    before = open_fds()
+    before = open_now()
     with shelves() as shelf, pytest.raises(OSError, match="socket"):
         Shelf([*(OwnedFd(os.dup(end.fileno())) for end in shelf.ends[:3]), marked(1)])
-    assert open_fds() == before
+    assert open_now() == before
 
 
 def test_eventfds_come_back_with_their_counts(shelf: Shelf) -> None:
@@ -303,7 +302,7 @@ def test_descriptors_that_do_not_fit_are_an_error_and_nothing_is_taken_over(shel
     shelf.put([marked(number) for number in range(1, 7)])
     shelf.put([marked(7)])
     next_one = successor(shelf)
-    used = open_fds()
+    used = open_now()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
@@ -320,7 +319,7 @@ def test_descriptors_that_do_not_fit_are_an_error_and_nothing_is_taken_over(shel
         for fd in spare:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert open_fds() == used
+    assert open_now() == used
     next_one.load()
     assert mark(next_one.adopt("2.0")) == 7
     next_one.close()
