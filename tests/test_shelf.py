@@ -33,9 +33,6 @@ def shelf() -> Iterator[Shelf]:
         yield shelf
 
 
-# Names
-
-
 def test_a_name_leads_to_the_same_file_in_the_next_process(shelf: Shelf) -> None:
     first = shelf.put([marked(1), marked(2)])
     second = shelf.put([marked(3)])
