@@ -28,8 +28,9 @@ from tests.rig.daemon import Daemon
 LIMIT: Final = 1.0
 """Seconds within which every request of a neighbour is answered, without the time for which its
 two processes waited for a processor: this machine has other work, too."""
-MEDIAN: Final = 0.02
-"""Seconds within which half of its requests are answered, likewise: ten times what they take."""
+MEDIAN: Final = 0.05
+"""Seconds within which half of its requests are answered, likewise; some ten times what they
+take on a busy machine."""
 HARD_LIMIT: Final = 10.0
 """Seconds within which every request is answered, whatever else this machine does."""
 STALE: Final = 0.4
@@ -177,7 +178,7 @@ class Neighbour:
         silence = now - answered[-1].at - answered[-1].seconds
         if silence > HARD_LIMIT:
             found.append(f"nothing was answered for {silence:.3f} s")
-        if (median := self.median()) > MEDIAN:
+        if len(answered) > 2 * ENOUGH and (median := self.median()) > MEDIAN:
             found.append(f"half of all requests took more than {median:.4f} s")
         if not self.daemon.running():
             found.append(f"its daemon ended with status {self.daemon.status()}")
@@ -265,13 +266,13 @@ def hostile(*options: str) -> Iterator[Daemon]:
 async def answers(guest: ByHand, seconds: float = PATIENCE) -> None:
     """The hostile VM's own daemon, if it has to go on: a page is discarded, and no other."""
     page = guest.ram.regions[0].end - 2 * PAGE
-    fill(guest.ram, page, 2 * PAGE)
     with trio.fail_after(seconds):
-        await guest.inflate([page // PAGE])
-        config = await guest.front_end.get_config()
-    assert len(config) == 16
-    assert is_filled(guest.ram, page + PAGE, PAGE)
-    assert not guest.ram.is_resident(page)
+        # Again if it came late: then it is acknowledged and not carried out.
+        while guest.ram.is_resident(page) or not guest.ram.is_resident(page + PAGE):
+            fill(guest.ram, page, 2 * PAGE)
+            await guest.inflate([page // PAGE])
+            assert is_filled(guest.ram, page + PAGE, PAGE)
+        assert len(await guest.front_end.get_config()) == 16
 
 
 async def serves(path: Path, seconds: float = PATIENCE) -> None:

@@ -50,8 +50,9 @@ async def test_a_kick_that_is_replaced_3000_times() -> None:
             for _ in range(KICKS):
                 ring.kick_event = front_end.ports[index].renew_kick()
                 await front_end.set_vring_fd(R.SET_VRING_KICK, index, ring.kick_event)
-            fill(guest.ram, 16 * MIB, BLOCK)
             with trio.fail_after(PATIENCE):
+                await front_end.get_config()  # all before it was served
+                fill(guest.ram, 16 * MIB, BLOCK)
                 await guest.report((16 * MIB, BLOCK))
             assert guest.ram.resident_in(16 * MIB, BLOCK) == 0
             assert len(daemon.fds()) <= fds
@@ -107,6 +108,9 @@ async def test_sockets_whose_close_waits() -> None:
             for _ in range(300):
                 await guest.front_end.tell(R.SET_VRING_KICK, kick, [event])
             os.close(event)
+            await guest.front_end.set_vring_fd(
+                R.SET_VRING_KICK, 0, guest.rings[Queue.INFLATE].kick_event
+            )
             await beside.is_served_for(2)
             await answers(guest, 4 * LINGER + PATIENCE)
         peer.close()
@@ -114,30 +118,22 @@ async def test_sockets_whose_close_waits() -> None:
 
 
 @contextmanager
-def many_descriptors() -> Iterator[None]:
-    """For this process."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = ENTRIES + 1000
-    if limits[1] < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))  # root may
-    else:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-@contextmanager
 def crowded_epoll() -> Iterator[int]:
-    """An epoll descriptor with ENTRIES entries: one eventfd under as many numbers."""
-    event = os.eventfd(1, os.EFD_CLOEXEC)
-    with many_descriptors(), select.epoll() as epoll:
+    """An epoll descriptor with ENTRIES entries: eight eventfds, under many numbers each."""
+    events = [os.eventfd(1, os.EFD_CLOEXEC) for _ in range(8)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    with select.epoll() as epoll:
         start = max(map(int, os.listdir("/proc/self/fd"))) + 1
-        for number in range(start, start + ENTRIES):
-            os.dup2(event, number)
-            epoll.register(number, select.EPOLLIN)
-            os.close(number)  # the entry stays: the file is open
-        os.close(event)
+        for event in events:
+            for number in range(start, start + ENTRIES // len(events)):
+                os.dup2(event, number)
+                epoll.register(number, select.EPOLLIN)
+                os.close(number)  # the entry stays: the file is open
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         yield epoll.fileno()
+    for event in events:
+        os.close(event)
 
 
 async def refuses_all(guest: ByHand, fd: int) -> None:
