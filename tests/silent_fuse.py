@@ -13,8 +13,9 @@ import select
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -105,6 +106,21 @@ class SilentFuse:
     def __init__(self, folder: Path, server: subprocess.Popen[str]) -> None:
         self.path = folder / "file"
         self._server = server
+        self._closing: threading.Thread | None = None
+        self.fd = -1
+
+    def open(self) -> None:
+        self.fd = os.open(self.path, os.O_RDWR)
+
+    def let_go(self) -> None:
+        """Close fd, in a thread that waits for the server. No process may be started while it is
+        open: the close in the child would wait as well."""
+        self._closing = threading.Thread(target=self._close)
+        self._closing.start()
+
+    def _close(self) -> None:
+        with suppress(OSError):  # it says that the server is gone
+            os.close(self.fd)
 
     def fall_silent(self, *, deaf: bool = False) -> None:
         """deaf: it does not even take requests."""
@@ -118,6 +134,8 @@ class SilentFuse:
         """Whoever waits is told of an error."""
         self._server.kill()
         self._server.wait()
+        if self._closing is not None:
+            self._closing.join()
 
 
 @contextmanager
@@ -133,12 +151,13 @@ def silent_fuse(folder: Path) -> Iterator[SilentFuse]:
         stdout=subprocess.PIPE,
         text=True,
     ) as server:
+        found = SilentFuse(folder, server)
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == "mounted\n"
-            yield SilentFuse(folder, server)
+            yield found
         finally:
-            server.kill()
+            found.end()
             _libc.umount2(str(folder).encode(), _MNT_DETACH)
 
 

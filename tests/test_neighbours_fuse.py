@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +49,19 @@ class Stubborn(ServiceManager):
 
 
 @contextmanager
-def silent_file(folder: Path, *, deaf: bool = False) -> Iterator[tuple[SilentFuse, int]]:
-    """A file whose server is silent from here on."""
+def silent_file(folder: Path, *, deaf: bool = False) -> Iterator[SilentFuse]:
+    """A file whose server is silent from here on, and open."""
     with silent_fuse(folder) as server:
-        fd = os.open(server.path, os.O_RDWR)
+        server.open()
         server.fall_silent(deaf=deaf)
-        try:
-            yield server, fd
-        finally:
-            server.end()
-            with suppress(OSError):  # it says that the server is gone
-                os.close(fd)
+        yield server
 
 
-async def send(guest: ByHand, role: str, fd: int) -> None:
+async def send(guest: ByHand, role: str, server: SilentFuse) -> None:
+    """The file, which is open nowhere else then."""
     request, payload = ROLES[role]
-    await guest.front_end.send(request, payload, [fd], need_reply=True)
+    await guest.front_end.send(request, payload, [server.fd], need_reply=True)
+    server.let_go()
 
 
 async def is_refused(guest: ByHand) -> None:
@@ -80,9 +76,9 @@ async def is_refused(guest: ByHand) -> None:
 @pytest.mark.parametrize("role", ROLES)
 async def test_a_silent_file(tmp_path: Path, role: str, deaf: bool) -> None:
     with neighbour() as beside, hostile() as daemon:
-        with silent_file(tmp_path / "silent", deaf=deaf) as (server, fd):
+        with silent_file(tmp_path / "silent", deaf=deaf) as server:
             async with by_hand(daemon.socket) as guest:
-                await send(guest, role, fd)
+                await send(guest, role, server)
                 await beside.is_served_for(1.5)
                 await another_vm_starts()
                 server.end()
@@ -105,11 +101,11 @@ async def test_the_service_is_restarted_meanwhile(tmp_path: Path, role: str) -> 
     with (
         neighbour() as beside,
         Stubborn("--stats-interval=0", *sockets) as manager,
-        silent_file(tmp_path / "silent") as (server, fd),
+        silent_file(tmp_path / "silent") as server,
     ):
         host = Host(tmp_path, manager)
         async with by_hand(host.path()) as guest:
-            await send(guest, role, fd)
+            await send(guest, role, server)
             await hangs(beside, manager)
             stuck = manager.process
             stuck.kill()
