@@ -33,8 +33,9 @@ MEDIAN: Final = 0.05
 take on a busy machine."""
 HARD_LIMIT: Final = 10.0
 """Seconds within which every request is answered, whatever else this machine does."""
-STALE: Final = 0.4
-"""Seconds from which on a request may be acknowledged without being carried out (promised: 0.5)."""
+KEPT_BACK: Final = "kept"
+LATE: Final = "not discarded: late"
+"""What its daemon says of a request that it could not show to have waited less than 0.5 s."""
 ENOUGH: Final = 40
 """Requests that show that it is served: some eight rounds."""
 
@@ -116,8 +117,9 @@ class Client:
         return 0.0
 
     def _discarded(self, what: str, resident: int) -> None:
-        if resident and self._took < STALE:
-            self._wrong(f"{what}: {resident} bytes were not discarded")
+        if resident:
+            text = f"{KEPT_BACK} {what}: {resident} bytes were not discarded"
+            os.write(self._report, f"{time.monotonic()} 0 0 {text}\n".encode())
 
     def _wrong(self, text: str) -> Any:
         os.write(self._report, f"{time.monotonic()} 0 0 wrong {text}\n".encode())
@@ -184,8 +186,12 @@ class Neighbour:
             found.append(f"its daemon ended with status {self.daemon.status()}")
         if self.ended() is not None and not found:
             found.append("its front end ended")
-        log = self.daemon.log()
-        found += [line for line in log.splitlines() if not line.startswith("info:")]
+        log = self.daemon.log().splitlines()
+        found += [line for line in log if not (line.startswith("info:") or LATE in line)]
+        kept = [each.what for each in answered if each.what.startswith(KEPT_BACK)]
+        # Some may have come late where this machine has other work.
+        if len(kept) > (3 + len(answered) // 50 if any(LATE in line for line in log) else 0):
+            found += kept
         return found
 
     async def goes_on(self, count: int = ENOUGH) -> None:
@@ -205,8 +211,7 @@ class Neighbour:
         vm = ask(self.daemon)
         assert vm["attached"]
         assert vm["ring-errors"] == vm["front-end-errors"] == vm["front-end-stalls"] == 0
-        if all(each.seconds < STALE for each in self.answered()):
-            assert vm["refused-bytes"] == {}
+        assert not vm["refused-bytes"].keys() - {"late"}
 
     def is_well(self) -> None:
         problems = self.problems()

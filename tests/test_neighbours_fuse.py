@@ -116,7 +116,10 @@ async def test_the_service_is_restarted_meanwhile(tmp_path: Path, role: str) -> 
             await beside.goes_on()
             assert stuck.poll() is None
             server.end()
-            await is_refused(guest)
+            try:
+                await is_refused(guest)
+            finally:
+                print(host.log())  # pytest shows it if the test fails
             await beside.goes_on()
 
 
