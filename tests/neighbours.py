@@ -1,8 +1,8 @@
 """A well-behaved VM beside a hostile one: whether it notices anything.
 
 Both VMs have real daemons, each a process. The neighbour's front end is a process, too (python -m
-tests.neighbours SOCKET REPORT PID), so that nothing a test does delays it: it makes requests all the
-time, checks each answer and what became of its memory, and writes one line a request to REPORT.
+tests.neighbours SOCKET REPORT PID), so that nothing a test does delays it: it makes requests all
+the time, checks each answer and what became of its memory, and writes one line a request.
 """
 
 from __future__ import annotations
@@ -197,8 +197,8 @@ class Neighbour:
     async def goes_on(self, count: int = ENOUGH) -> None:
         """Wait until that many more requests were answered, and see that all was well."""
         enough = len(self.answered()) + count
-        while len(self.answered()) < enough and not self.problems():
-            await trio.sleep(0.01)  # noqa: ASYNC110 - another process writes the file
+        while len(self.answered()) < enough and not self.problems():  # noqa: ASYNC110 - a file
+            await trio.sleep(0.01)
         self.is_well()
 
     async def is_served_for(self, seconds: float) -> None:

@@ -26,6 +26,7 @@ from tests.huge_pages import need_root
 
 SIZE: Final = 64 << 20
 
+
 # include/uapi/linux/fuse.h
 class Operation(IntEnum):
     """Those that are answered, and those that have no answer."""

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from tests.end_to_end import BLOCK
-from tests.neighbours import INFLATED, KEPT, LIMIT, PAGE, Neighbour, neighbour
+from tests.end_to_end import BLOCK, PAGE
+from tests.neighbours import INFLATED, KEPT, LIMIT, Neighbour, neighbour
 
 
 def memory_of(beside: Neighbour) -> int:
@@ -61,7 +61,12 @@ DISTURBED: list[tuple[Callable[[Neighbour], None], str]] = [
 
 @pytest.mark.parametrize(("disturb", "says"), DISTURBED, ids=[f.__name__ for f, _ in DISTURBED])
 async def test_it_notices(disturb: Callable[[Neighbour], None], says: str) -> None:
-    with pytest.raises(AssertionError, match=says), neighbour() as beside:
+    with pytest.raises(AssertionError, match=says):
+        await disturbed(disturb)
+
+
+async def disturbed(disturb: Callable[[Neighbour], None]) -> None:
+    with neighbour() as beside:
         await trio.to_thread.run_sync(disturb, beside)
         await beside.goes_on()
 
