@@ -50,11 +50,14 @@ def test_wheel_holds_all_that_install_units_puts_in_place(wheel: Path) -> None:
     assert set(shipped) == set(units.FOLDERS)
 
 
+DOCUMENTED = ("vhost-balloon", "vhost-balloon-hub", "vhost-balloonctl")
+
+
 def test_wheel_installs_a_manual_page_for_each_documented_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         data = {name for name in archive.namelist() if ".data/" in name}
     folder = f"vhost_balloon-{vhost_balloon.__version__}.data/data/share/man/man1"
-    assert data == {f"{folder}/{name}.1" for name in ("vhost-balloon", "vhost-balloonctl")}
+    assert data == {f"{folder}/{name}.1" for name in DOCUMENTED}
 
 
 @pytest.mark.parametrize("module", ["vhost_balloon", "vhost_balloon.ctl", "vhost_balloon.demo"])

@@ -91,7 +91,9 @@ def punch(piece: list[Part]) -> Discarded:
     for region, ranges, _ in piece:
         done = _remove(region, ranges) if len(ranges) >= REMOVE_RANGES else 0
         _punch_each(region, ranges[done:] if done else ranges, result)
-    result.freed = max(before - _blocks(fds), 0) * BLOCK
+    after = _blocks(fds)
+    if before is not None and after is not None:
+        result.freed = max(before - after, 0) * BLOCK
     result.seconds = time.perf_counter() - started
     return result
 
@@ -133,5 +135,9 @@ def _files(piece: list[Part]) -> list[int]:
     return list({part.region.inode: part.region.fd.fileno() for part in piece}.values())
 
 
-def _blocks(fds: list[int]) -> int:
-    return sum([os.fstat(fd).st_blocks for fd in fds])
+def _blocks(fds: list[int]) -> int | None:
+    """None if their file system, which may be the front end's own, does not say."""
+    try:
+        return sum([os.fstat(fd).st_blocks for fd in fds])
+    except OSError:
+        return None

@@ -57,10 +57,18 @@ class OwnedFd:
         return fd
 
     def close(self) -> None:
-        """Close it; more calls do nothing."""
+        """Close it; more calls do nothing.
+
+        It is closed even if close(2) fails: with the error of a file system, which may be the front
+        end's own and says nothing to us.
+        """
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            os.close(fd)
+            try:
+                os.close(fd)
+            except OSError as error:
+                if error.errno == errno.EBADF:  # it was not ours
+                    raise
 
     def __del__(self) -> None:
         self.close()

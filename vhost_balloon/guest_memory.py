@@ -17,7 +17,7 @@ import stat
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -92,7 +92,10 @@ class MappedRegion:
         check_region(region)
         # Before the size is looked at: a file that is cut and sealed in between counts as unsealed.
         self.shrink_sealed = syscalls.shrink_sealed(fd.fileno())
-        info = os.fstat(fd.fileno())
+        try:
+            info, self.filesystem = os.fstat(fd.fileno()), syscalls.filesystem(fd.fileno())
+        except OSError as error:
+            raise FrontEndError(f"memory cannot be looked at: {error.strerror}") from None
         if not stat.S_ISREG(info.st_mode):
             raise FrontEndError("memory descriptor is not a file")
         if region.mmap_offset + region.size > info.st_size:
@@ -101,7 +104,6 @@ class MappedRegion:
             )
         self.region = region
         self.inode = (info.st_dev, info.st_ino)
-        self.filesystem = syscalls.filesystem(fd.fileno())
         self.page_size = self.filesystem.page_size
         self.grid = self._grid()
         self._mapping, self._mapped_from = self._map(fd)
@@ -258,7 +260,10 @@ class GuestMemory:
 
     def resident(self) -> int:
         """Bytes that the host spends on the regions' files, each file once (RAM and swap)."""
-        blocks = {m.inode: os.fstat(m.fd.fileno()).st_blocks for m in self.regions}
+        blocks = {}
+        for mapped in self.regions:
+            with suppress(OSError):  # its file system may be gone
+                blocks[mapped.inode] = os.fstat(mapped.fd.fileno()).st_blocks
         return sum(blocks.values()) * 512
 
     def find_user(self, address: int, length: int) -> tuple[MappedRegion, int]:
