@@ -257,7 +257,7 @@ def _wait(found: Neighbour, count: int) -> None:
 @contextlib.contextmanager
 def hostile(*options: str) -> Iterator[Daemon]:
     """The daemon of the hostile VM, which may end as it likes."""
-    daemon = Daemon("--stats-interval=0", *options, vms=("hostile",))
+    daemon = Daemon("--stats-interval=0", *options, name="hostile")
     try:
         daemon.start()
         yield daemon
