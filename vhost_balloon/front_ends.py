@@ -31,8 +31,8 @@ class FrontEnds:
     """Serves the front ends of a VM. listener: None if there is one alone, connected already."""
 
     def __init__(self, vm: Vm, listener: trio.SocketListener | None) -> None:
-        self.is_arriving = False
-        """A front end was accepted and is not attached yet."""
+        self.is_arriving = True
+        """A front end was accepted, or may have been left, and is not attached yet."""
         self._vm = vm
         self.listener = listener
         self._shortage: Final = Shortage()
@@ -45,7 +45,12 @@ class FrontEnds:
         areas: what was left on record. connected: the front end of --fd, if it was not left. ready
         is called once what was left is served again.
         """
-        name = await resume_front_end(self._vm, areas, ready)
+
+        def attached() -> None:
+            self.is_arriving = False
+            ready()
+
+        name = await resume_front_end(self._vm, areas, attached)
         if name is not None:
             await self._vm.store.remove(name)
         if connected is not None:
