@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from zlib import crc32
@@ -136,6 +136,34 @@ async def test_what_the_service_manager_has_lost(tmp_path: Path, lost: tuple[str
             await guest.inflate([5000])
             host.manager.kill()
             await guest.inflate([5001])
+
+
+@pytest.mark.parametrize("lost", [damage, lambda host: host.manager.forget(".record")])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "store.remove:after:1",
+        "store.keep:before:1",
+        "store.keep:after:1",
+        "store.keep:after:4",
+        "record.save:before:1",
+        "record.save:after:1",
+        "record.save:after:2",
+        "record.save:after:3",
+        "any:after:12",
+    ],
+)
+async def test_a_death_soon_after_the_state_was_lost(
+    tmp_path: Path, step: str, lost: Callable[[Host], None]
+) -> None:
+    """Nobody takes the connection for a new one, on which nothing was said yet."""
+    crashes = ("", step, step)
+    async with hosting(tmp_path, crashes=crashes) as host, by_hand(host.path()) as guest:
+        await guest.inflate([5000])
+        host.manager.stop(signal.SIGKILL)
+        lost(host)
+        host.manager.start()
+        await is_inert(host, guest.front_end)
 
 
 async def test_one_end_of_the_shelf_is_lost(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +23,7 @@ from vhost_balloon.log import logger
 from vhost_balloon.process_lock import ProcessLock
 from vhost_balloon.record import STATE_VERSION, Record
 from vhost_balloon.reply_pipe import ReplyPipe, make_pipe
+from vhost_balloon.revival import newest_connection
 from vhost_balloon.shelf import ENDS, Shelf
 from vhost_balloon.state import Document, lift, number, reading
 from vhost_balloon.store import LOCK, PIPE, RECORD, SHELF, Store, numbered
@@ -109,16 +110,25 @@ def _areas(record: Record) -> Document:
 
 def restore_vm(vm: Vm, areas: Document) -> None:
     """Go on with a VM's counters and orders, each as far as it is understood."""
-    for area, restore, otherwise in (
-        ("counters", vm.restore_counters, "its counters start anew"),
-        ("vm", vm.restore_orders, "its pause and statistics interval are as configured"),
-    ):
-        if areas[area] is None:
-            continue  # whoever made the record died before it was filled
-        try:
-            restore(areas[area])
-        except StateError as error:
-            vm.log.warning(f"{otherwise}: {error}")
+    _restore_counters(vm, areas)
+    _restore(
+        vm, areas["vm"], vm.restore_orders, "its pause and statistics interval are as configured"
+    )
+
+
+def _restore_counters(vm: Vm, areas: Document) -> None:
+    _restore(vm, areas["counters"], vm.restore_counters, "its counters start anew")
+
+
+def _restore(
+    vm: Vm, document: Document | None, restore: Callable[[Document], None], otherwise: str
+) -> None:
+    if document is None:
+        return  # whoever made the record died before it was filled
+    try:
+        restore(document)
+    except StateError as error:
+        vm.log.warning(f"{otherwise}: {error}")
 
 
 async def keep_lock(store: Store) -> ProcessLock | None:
@@ -150,12 +160,12 @@ async def wait_for_lock(vm: Vm, lock: ProcessLock, left: Left | None) -> Left | 
         return None
     try:  # it may have gone on meanwhile
         left.areas = _areas(left.record)
-        vm.restore_counters(left.areas["counters"])
     except StateError as error:
         logger.warning("a record of the VM cannot be used: %s", error)
         left.record.close()
         await vm.store.remove(left.name)
         return None
+    _restore_counters(vm, left.areas)
     return left
 
 
@@ -198,7 +208,10 @@ async def _record(store: Store, left: Left | None) -> Record:
     if left is not None and left.record.version == STATE_VERSION:
         return left.record
     record = Record.create(store.new_number(RECORD))
-    if left is not None:
+    lost = None
+    if left is None:
+        lost = _lost(newest_connection(store))
+    else:
         try:
             with reading("record"):  # what does not fit is a ValueError
                 _copy_journal(left.record, record, left.areas)
@@ -208,7 +221,10 @@ async def _record(store: Store, left: Left | None) -> Record:
             logger.warning("the record of the VM cannot be used: %s", error)
             record.close()
             record = Record.create(record.generation)
-            left.areas["connection"] = _lost(left.areas["connection"])
+            if left.areas["connection"] is not None:
+                lost = left.areas["connection"] = _lost(newest_connection(store))
+    if lost is not None:
+        record.save("connection", lost)  # before the next process can find it without
     await store.keep(f"{RECORD}{record.generation}", record.fd)
     if left is not None:
         logger.info("a record of version %d was read as %d", left.record.version, STATE_VERSION)
@@ -217,10 +233,9 @@ async def _record(store: Store, left: Left | None) -> Record:
     return record
 
 
-def _lost(connection: Document | None) -> Document | None:
-    """What is left to know of a connection: that it is to be answered inertly."""
-    socket = connection.get("socket") if isinstance(connection, dict) else None
-    return connection and {"inert": "its state was lost", "socket": socket}
+def _lost(socket: str | None) -> Document | None:
+    """What is left to know of a connection, if there is one: that it is to be answered inertly."""
+    return None if socket is None else {"inert": "its state was lost", "socket": socket}
 
 
 def _copy_journal(old: Record, new: Record, areas: Document) -> None:

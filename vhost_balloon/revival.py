@@ -40,7 +40,7 @@ async def resume_front_end(vm: Vm, areas: Document | None, ready: Callable[[], N
                 await _resume(vm, areas, name, socket, ready)
                 return name
             vm.log.warning("its front end's socket was lost")
-        newest = _newest_connection(vm.store)
+        newest = newest_connection(vm.store)
         if newest is None:
             return None
         socket = vm.store.take(newest)
@@ -56,7 +56,7 @@ async def resume_front_end(vm: Vm, areas: Document | None, ready: Callable[[], N
         ready()
 
 
-def _newest_connection(store: Store) -> str | None:
+def newest_connection(store: Store) -> str | None:
     """The newest connection that was left and whose front end is there still."""
     for number in reversed(numbered(CONNECTION, store.left(CONNECTION))):
         name = f"{CONNECTION}{number}"
