@@ -70,11 +70,8 @@ def test_capabilities() -> None:
         pytest.param(
             ["--socket-path={new}", "--control-socket={new}"], "another path", id="control too"
         ),
-        pytest.param(["--socket-path={new}", "--name=control"], "'control'", id="a reserved name"),
-        *(
-            pytest.param([f"--socket-path={{folder}}/{name}.sock"], repr(name), id=name)
-            for name in ("control", "metrics", ".hidden")
-        ),
+        pytest.param(["--socket-path={new}", "--name=.web1"], "'.web1'", id="a hidden name"),
+        pytest.param(["--socket-path={folder}/.hidden.sock"], "'.hidden'", id=".hidden"),
         *(
             pytest.param(["--socket-path={new}", f"--{which}-mode={mode}"], "mode", id=mode)
             for which, mode in (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,7 +37,6 @@ def test_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(arguments) == Config(
         name="web1",
         socket_path=tmp_path / "web1.sock",
-        handed_over=None,
         fd=None,
         settings=VmSettings(),
         base=VmSettings(),
@@ -66,7 +64,7 @@ def test_a_socket_that_was_handed_over() -> None:
         "metrics": None,
     }
     config = parse([], handed)
-    assert (config.name, config.handed_over) == ("web1", FRONT_END)
+    assert config.name == "web1"
     assert (config.socket_path, config.control_socket) == (
         Path("/run/web1.sock"),
         Path("/run/web1.control"),
@@ -90,7 +88,7 @@ def test_the_path_of_a_socket_that_was_handed_over(tmp_path: Path, path: str) ->
         ],
         handed,
     )
-    assert (config.name, config.handed_over) == ("a", "a")
+    assert config.name == "a"
     assert (config.socket_path, config.control_socket) == (handed["a"], handed["control"])
 
 
@@ -165,8 +163,7 @@ def test_the_name_is_that_of_the_sockets_file(path: str, name: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("", ".", "/", "..", "/run/..", "/run/.sock", "/run/.web1.sock"),
-        *("control", "/run/control.sock", "/run/metrics.socket", "/run/" + "x" * 256),
+        *("", ".", "/", "..", "/run/..", "/run/.sock", "/run/.web1.sock", "/run/" + "x" * 256),
     ],
 )
 def test_a_file_whose_name_cannot_be_a_vms(path: str) -> None:
@@ -181,15 +178,23 @@ def test_a_name_that_was_handed_over_and_cannot_be_a_vms() -> None:
     assert parse(["--name=web1"], {"a/b": Path("/run/web1.sock")}).name == "web1"
 
 
-@pytest.mark.parametrize("name", ["", ".", ".hidden", "control", "metrics", "a/b", "x" * 256])
+@pytest.mark.parametrize("name", ["", ".", ".hidden", "a/b", "x" * 256])
 def test_names_that_no_vm_can_have(name: str) -> None:
     assert "--name" in mistake([f"--name={name}", "--socket-path=/run/web1.sock"])
     with pytest.raises(SettingError, match=r"^'name' "):
         read_name(name)
 
 
-@pytest.mark.parametrize("value", ["a\0b", "\ud800", None, 5, ["web1"]])
-def test_values_that_are_no_name(value: Any) -> None:
+@pytest.mark.parametrize("name", ["control", "metrics"])
+def test_the_names_of_other_sockets_are_vms_names_too(name: str) -> None:
+    """Instances of the units may be called so."""
+    handed: Handed = {"front-end": Path(f"/run/{name}.sock"), "control": Path("/run/c")}
+    assert parse([f"--name={name}"], handed).name == parse([], handed).name == name
+    assert parse([f"--socket-path=/run/{name}.sock"]).name == name
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800"])
+def test_values_that_are_no_name(value: str) -> None:
     with pytest.raises(SettingError, match=r"^'name' "):
         read_name(value)
 
@@ -201,7 +206,7 @@ def test_any_file_name_is_a_name_or_a_mistake(data: bytes) -> None:
     try:
         found = parse([f"--socket-path=/run/{file}"]).name
     except OperatorError:
-        assert name in ("", "control", "metrics") or name.startswith(".")
+        assert not name or name.startswith(".")
     else:
         assert found == name == read_name(name) == json.loads(json.dumps(name))
 

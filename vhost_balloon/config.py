@@ -31,16 +31,15 @@ _ONE_EACH: Final = (
 class Config:
     """One VM, and how its daemon is to serve it.
 
-    name: of the VM; "" if nothing says it, which needs check_only. socket_path: where
-    its front end connects, absolute; None with fd. handed_over: the name that its listening socket
-    was handed over by, if it was. fd: a connected front end. settings: those of the command line,
-    then the files over them; base: those of the command line alone. files: absolute, later ones
-    win. check_only: nothing is to be served. arguments: the command line that it was made from.
+    name: of the VM; "" if nothing says it, which needs check_only. socket_path: where its front
+    end connects, absolute; None with fd. fd: a connected front end. settings: those of the command
+    line, then the files over them; base: those of the command line alone. files: absolute, later
+    ones win. check_only: nothing is to be served. arguments: the command line that it was made
+    from.
     """
 
     name: str
     socket_path: Path | None
-    handed_over: str | None
     fd: int | None
     settings: VmSettings
     base: VmSettings
@@ -89,7 +88,6 @@ def parse(
     return Config(
         name=options.name or _default_name(options, socket_path, handed_over),
         socket_path=socket_path,
-        handed_over=handed_over,
         fd=fd,
         settings=read_files(options.config, base) if settings is None else settings,
         base=base,
