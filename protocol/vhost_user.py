@@ -27,9 +27,6 @@ class HeaderFlag(enum.IntFlag):
 REPLY_FLAGS: Final = VERSION | HeaderFlag.REPLY
 """What every reply carries: QEMU compares the whole word, so nothing may be added."""
 
-MAX_QUEUES: Final = 256
-"""The index field of kick, call and err messages has eight bits."""
-
 MAX_MEMORY_REGIONS: Final = 509
 """Slots offered to the front end: what KVM's x86 default of 512 leaves beside QEMU's own three."""
 
@@ -159,21 +156,6 @@ class ConfigFlag(enum.IntEnum):
 
     WRITABLE = 0
     MIGRATION = 1
-
-
-class VringAddressFlag(enum.IntFlag):
-    """The flags word of SET_VRING_ADDR."""
-
-    LOG = 1 << 0
-
-
-class DeviceStateDirection(enum.IntEnum):
-    SAVE = 0
-    LOAD = 1
-
-
-class DeviceStatePhase(enum.IntEnum):
-    STOPPED = 0
 
 
 DEVICE_STATE_NO_FD: Final = 1 << 8

@@ -18,7 +18,6 @@ from construct import (
     Bytes,
     Construct,
     ConstructError,
-    Int8ul,
     Int16ul,
     Int32ul,
     Int64ul,
@@ -58,23 +57,12 @@ Config = Struct(
     "flags" / Int32ul,
     "payload" / Bytes(this.size),
 )
-Log = Struct("size" / Int64ul, "offset" / Int64ul)
-Iotlb = Struct(
-    "iova" / Int64ul,
-    "size" / Int64ul,
-    "user_address" / Int64ul,
-    "permissions" / Int8ul,
-    "type" / Int8ul,
-)
-VringArea = Struct("index_and_flags" / Int64ul, "size" / Int64ul, "offset" / Int64ul)
 Inflight = Struct(
     "mmap_size" / Int64ul,
     "mmap_offset" / Int64ul,
     "num_queues" / Int16ul,
     "queue_size" / Int16ul,
 )
-DeviceState = Struct("direction" / Int32ul, "phase" / Int32ul)
-SharedObject = Struct("uuid" / Bytes(16))
 ShmemConfig = Struct(
     "num_regions" / Int32ul,
     "padding" / Int32ul,
