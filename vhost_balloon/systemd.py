@@ -7,7 +7,6 @@ blocks the event loop, and where no service manager is, all of it is silent.
 from __future__ import annotations
 
 import array
-import contextlib
 import errno
 import fcntl
 import os
@@ -32,8 +31,6 @@ MAX_HANDED: Final = 1 << 20
 """Descriptors that a process can have (fs.nr_open)."""
 UNNAMED: Final = "unknown"
 """systemd's name for a descriptor that has none."""
-MAX_FDS: Final = 253
-"""SCM_MAX_FD, include/net/scm.h: descriptors that one message can carry."""
 RETRY_PAUSE: Final = 0.01
 """Seconds to wait where the kernel cannot tell when to try again."""
 
@@ -156,10 +153,8 @@ class Notifier:
     async def send(self, text: str, fds: Sequence[OwnedFd] = ()) -> bool:
         """Send one message, after all earlier ones; whether it was taken.
 
-        The caller still owns the descriptors, MAX_FDS of them at most.
+        The caller still owns the descriptors.
         """
-        if len(fds) > MAX_FDS:
-            raise ValueError(f"{len(fds)} descriptors in one message")
         async with self._lock:
             while True:
                 try:
@@ -178,17 +173,6 @@ class Notifier:
     def try_send(self, text: str) -> bool:
         """Send at once or not at all; whether it was taken. Does not overtake a waiting send()."""
         return not self._lock.locked() and self._try(text)
-
-    async def barrier(self) -> bool:
-        """Wait until all that was sent has been worked on; False if nobody will. No time limit."""
-        read_end, write_end = map(OwnedFd, os.pipe2(os.O_CLOEXEC))
-        with contextlib.closing(read_end):
-            with contextlib.closing(write_end):
-                taken = await self.send("BARRIER=1", [write_end])
-            if taken:
-                # systemd closes its copy of the other end.
-                await trio.lowlevel.wait_readable(read_end.fileno())
-            return taken
 
     async def feed_watchdog(self, interval: float) -> None:
         """Show every interval seconds that the event loop turns; does not return."""
