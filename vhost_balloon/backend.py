@@ -1,8 +1,8 @@
 """One attached front end: its messages, and the effects that they have.
 
 The session decides, this carries out. Whatever changes memory, rings or their eventfds goes
-through here, one message at a time; and nothing is unmapped before running discards have come to
-the end of their batch.
+through here, one message at a time; and nothing is unmapped before a running discard has come to
+the end of its piece.
 """
 
 from __future__ import annotations

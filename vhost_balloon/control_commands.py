@@ -15,7 +15,7 @@ from protocol.virtio_balloon import STAT_NAMES, STAT_UNKNOWN
 from vhost_balloon import __version__
 from vhost_balloon.control_report import describe_vm
 from vhost_balloon.errors import CommandError
-from vhost_balloon.vm import Vm
+from vhost_balloon.vm import NOT_ACTIVATED, Vm
 
 INT64_MAX: Final = (1 << 63) - 1
 UINT32_MAX: Final = (1 << 32) - 1
@@ -105,9 +105,8 @@ def _not_found(device: str) -> CommandError:
     return CommandError(f"Device '{device}' not found", ErrorClass.DEVICE_NOT_FOUND.value)
 
 
-def _not_active(text: str = "") -> CommandError:
-    text = f"No balloon device has been activated{text}"
-    return CommandError(text, ErrorClass.DEVICE_NOT_ACTIVE.value)
+def _not_active(text: str) -> CommandError:
+    return CommandError(f"{NOT_ACTIVATED}{text}", ErrorClass.DEVICE_NOT_ACTIVE.value)
 
 
 def _check_id(vm: Vm, arguments: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ _PIN_MESSAGES = {
     PinState.PINNED: "nothing is discarded: the front end has memory pinned for a device",
     PinState.UNKNOWN: "nothing is discarded: whether the front end has memory pinned for a "
     "passed-through device cannot be told ({why}); if no device is passed through to the guest, "
-    'start the daemon with --discard=always, or give this VM discard = "always"',
+    "start the daemon with --discard=always",
 }
 
 

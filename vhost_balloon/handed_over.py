@@ -1,7 +1,8 @@
 """Listening sockets that the service manager opened for us (sd_listen_fds(3)).
 
-A socket's name (FileDescriptorName=) is its VM's; "control" and "metrics" are the control socket
-and the metrics listener. Their files are the service manager's: never removed here.
+By their names (FileDescriptorName=) "control" and "metrics" are the control socket and the metrics
+listener; any other is the front-end socket. Their files are the service manager's: never removed
+here.
 """
 
 from __future__ import annotations

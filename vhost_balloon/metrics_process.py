@@ -1,7 +1,7 @@
-"""process_*: what this daemon itself costs, named as all client libraries do.
+"""process_*: what this program itself costs, named as all client libraries do.
 
-Not the client library's own collector: that lists /proc/self/fd, and with 100 VMs and their 2000
-descriptors this alone takes as long as writing the metrics of all VMs.
+Not by the client library's own collector, which lists /proc/self/fd: a hub has a descriptor for
+each VM.
 """
 
 from __future__ import annotations

@@ -131,8 +131,8 @@ class Vm:
         self.has_new_target = False
         """The target of the settings is another one than that of the process before."""
         self.crashes = 0
-        self._crashed_at = -CRASH_MEMORY
         """How often this front end's connection ended this program by a bug."""
+        self._crashed_at = -CRASH_MEMORY
         self._saved: tuple[float, ...] = ()
         self._paused = False
         self._stats_interval = self.settings.stats_interval
