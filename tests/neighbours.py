@@ -210,7 +210,7 @@ class Neighbour:
         """Its daemon counted nothing but good requests."""
         vm = ask(self.daemon)
         assert vm["attached"]
-        assert vm["ring-errors"] == vm["front-end-errors"] == vm["front-end-stalls"] == 0
+        assert (vm["ring-errors"], vm["front-end-errors"], vm["front-end-stalls"]) == ({}, 0, 0)
         assert not vm["refused-bytes"].keys() - {"late"}
 
     def is_well(self) -> None:
