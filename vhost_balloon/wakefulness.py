@@ -6,17 +6,19 @@ discarded. A kick carries no time. What can be known is when this process looked
 it was woken at once where it slept since: it may have been stopped, frozen, or kept from a
 processor instead.
 
-Where it slept, the scheduler's own figures prove that: it left the processor once, which was for
-that sleep, and after that waited for a processor so long. One gap is left: a stop that falls on the
-few microseconds between the look at these figures and the sleep, which then finds its event there.
+Where it slept, the scheduler's own figures prove that. It left the processor of its own accord
+once, which was for that sleep: a stop or a freeze is another time, and being preempted is none.
+After that it waited for a processor so long. One gap is left: a stop that falls on the few
+microseconds between the look at these figures and the sleep, which then finds its event there.
 
-Source: Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat".
+Source: Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat"; getrusage(2).
 """
 
 from __future__ import annotations
 
 import math
 import os
+from resource import RUSAGE_THREAD, getrusage
 from time import monotonic
 from typing import Final
 
@@ -43,7 +45,8 @@ class Wakefulness(trio.abc.Instrument):
     def __init__(self) -> None:
         self._looked = self._slept_from = self._since = monotonic()
         self._gap_until = -math.inf
-        self._figures = b""
+        self._delay: float | None = None
+        self._switches = 0
         self._schedstat = -1
 
     async def run(self) -> None:
@@ -68,7 +71,8 @@ class Wakefulness(trio.abc.Instrument):
         """See trio.abc.Instrument."""
         if timeout > 0:
             self._slept_from = monotonic()
-            self._figures = _read(self._schedstat)
+            self._delay = _delay(self._schedstat)
+            self._switches = _switches()
 
     def after_io_wait(self, timeout: float) -> None:
         """See trio.abc.Instrument."""
@@ -83,8 +87,11 @@ class Wakefulness(trio.abc.Instrument):
 
     def _was_woken_at_once(self) -> bool:
         """Whether this was one sleep, and what is found now came at its end."""
-        times, delay = _difference(self._figures, _read(self._schedstat))
-        if times != 1 or self._looked - self._slept_from - delay <= SHORT:
+        before, after = self._delay, _delay(self._schedstat)
+        if before is None or after is None or _switches() - self._switches != 1:
+            return False
+        delay = after - before
+        if self._looked - self._slept_from - delay <= SHORT:
             return False
         self._since = self._looked - delay
         self._gap_until = -math.inf
@@ -97,27 +104,21 @@ def _open() -> int:
         fd = os.open(_SCHEDSTAT, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return -1
-    if _difference(b"0 0 0", _read(fd))[0] > 0:
+    if _delay(fd) is not None:
         return fd
     os.close(fd)
     return -1
 
 
-def _read(fd: int) -> bytes:
-    try:
-        return os.pread(fd, 100, 0)
-    except OSError:
-        return b""
+def _switches() -> int:
+    """How often this thread left the processor of its own accord."""
+    return getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
-def _difference(before: bytes, after: bytes) -> tuple[int, float]:
-    """How often this thread came to a processor in between, and the seconds that it waited for
-    one; 0 times if that is not known."""
+def _delay(fd: int) -> float | None:
+    """Seconds that this thread has waited for a processor; None if the kernel does not count it."""
     try:
-        (_, delay, times), (_, delay_now, times_now) = (
-            map(int, before.split()),
-            map(int, after.split()),
-        )
-    except ValueError:
-        return 0, 0.0
-    return times_now - times, (delay_now - delay) / 1e9
+        _, delay, times = os.pread(fd, 100, 0).split()
+        return int(delay) / 1e9 if int(times) else None
+    except (OSError, ValueError):
+        return None
