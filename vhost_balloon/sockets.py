@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from vhost_balloon.socket_file import SocketFile
 from vhost_balloon.store import LISTENER, Store
 from vhost_balloon.vm_settings import SocketOptions
 
-_NAME: Final = re.compile(re.escape(LISTENER) + "([0-9]+)@([0-9a-f]+),([0-9a-f]+)")
+_NAME: Final = re.compile(re.escape(LISTENER) + "[0-9]+@([0-9a-f]+),([0-9a-f]+)")
 """A number, and device and inode of its file."""
 
 
@@ -39,9 +39,7 @@ class Sockets:
         self._store = store
         self._named = dict(handed or {})
         self._handed = {taken.path: taken for taken in self._named.values() if taken.path}
-        names = store.left(LISTENER)
-        self._number = max((int(found[1]) for found in map(_NAME.match, names) if found), default=0)
-        self._left = {left.path: left for left in _left(store, names)}
+        self._left = {left.path: left for left in _left(store)}
 
     @contextmanager
     def open(self, path: Path, access: SocketOptions) -> Iterator[Listening]:
@@ -54,9 +52,8 @@ class Sockets:
         listening = self._resume(path, access)
         if listening is None:
             sock, file = listen(path, access)
-            self._number += 1
             device, inode = file.identity
-            name = f"{LISTENER}{self._number}@{device:x},{inode:x}"
+            name = f"{LISTENER}{self._store.new_number(LISTENER)}@{device:x},{inode:x}"
             listening = Listening(sock, self._store, name, file)
         try:
             yield listening
@@ -148,9 +145,9 @@ class _Left:
     file: SocketFile | None
 
 
-def _left(store: Store, names: Iterable[str]) -> Iterator[_Left]:
+def _left(store: Store) -> Iterator[_Left]:
     """Listening sockets that were left and can still be connected to."""
-    for name in names:
+    for name in store.left(LISTENER):
         path, noted = listening_path(store.look(name)), _NAME.match(name)
         if path is None or noted is None:
             continue
@@ -162,7 +159,7 @@ def _left(store: Store, names: Iterable[str]) -> Iterator[_Left]:
             logger.warning("%s cannot be looked at: %s", path, error.strerror)
             yield _Left(path, name, None)
             continue
-        if file.identity == (int(noted[2], 16), int(noted[3], 16)):
+        if file.identity == (int(noted[1], 16), int(noted[2], 16)):
             yield _Left(path, name, file)
         else:
             file.close()

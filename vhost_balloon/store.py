@@ -16,6 +16,7 @@ leaves an old descriptor that the next process knows to be one.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
@@ -137,7 +138,7 @@ class Store:
 
 
 def numbered(prefix: str, names: Iterable[str]) -> list[int]:
-    """The numbers behind prefix, up to a hyphen, in order; what is no number is left out."""
+    """The numbers behind prefix, up to "-" or "@", in order; what is no number is left out."""
     found = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
-    texts = (text.partition("-")[0] for text in found)
+    texts = (re.split("[-@]", text, maxsplit=1)[0] for text in found)
     return sorted(int(text) for text in texts if text.isascii() and text.isdecimal())
