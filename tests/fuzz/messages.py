@@ -171,6 +171,7 @@ async def _converse(source: Source) -> tuple[Owed, bytes]:
                 nursery.start_soon(front_end.play)
                 while part := await _receive(ours):
                     received += part
+        assert not vm.shelf.users, "descriptors on the shelf are left"
     finally:
         front_end.close()
         ours.close()
