@@ -30,6 +30,7 @@ PLACES: Final = (
     "metrics",
     "metrics-client",
     "status",
+    "store",
     "upgrade",
     "wakefulness",
     "watchdog",

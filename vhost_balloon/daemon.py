@@ -184,6 +184,8 @@ class _Daemon:
             if interval is not None:
                 start("watchdog", partial(notifier.feed_watchdog, interval))
             start("wakefulness", vm.wakefulness.run)
+            if vm.store.active:
+                start("store", vm.store.run)
             nursery.start_soon(self._serve_vm, stop)
             await self._ready.wait()
             # Those who connect meanwhile wait: an order to the VM finds it as it was left.

@@ -65,6 +65,9 @@ class Store:
         self._kept: dict[str, OwnedFd] = {}
         self._is_deaf = False
         """The service manager did not take what it was told last."""
+        self._missed: dict[str, None] = {}
+        self._has_missed = trio.Event()
+        """Names of which it does not know what became of them; set while there are any."""
 
     @property
     def active(self) -> bool:
@@ -100,13 +103,13 @@ class Store:
     async def keep(self, name: str, fd: OwnedFd, *, is_ours: bool = True) -> None:
         """Have a descriptor outlive this process; it stays its user's.
 
-        What is not ours goes to a program that takes this one's place, but never to the service
-        manager. A service manager that does not take it is no reason to wait: it would be lost then
-        with this process, and a warning says so.
+        What is not ours is handed over by an upgrade in place only, and never goes to the service
+        manager. If that does not read, a warning says that the descriptor would be lost with this
+        process, and run() tells it later.
         """
         self._kept[name] = fd
         if self.active and is_ours:
-            await self._tell(fdstore(name), [fd])
+            await self._tell(name)
 
     async def remove(self, name: str) -> None:
         """Forget what was kept or left under a name."""
@@ -115,7 +118,7 @@ class Store:
         if left is not None:
             left.close()
         if self.active:
-            await self._tell(fdstore_remove(name), [])
+            await self._tell(name)
 
     async def sweep(self) -> None:
         """Forget all that was left and that nobody took."""
@@ -123,18 +126,39 @@ class Store:
             logger.info("what was left as %s is needed no more", name)
             await self.remove(name)
 
-    async def _tell(self, text: str, fds: list[OwnedFd]) -> None:
-        assert self._notifier is not None
+    async def run(self) -> None:
+        """Tell the service manager what it missed, as soon as it reads again."""
+        while True:
+            await self._has_missed.wait()
+            name = next(iter(self._missed))
+            del self._missed[name]  # it may change again meanwhile
+            await self._send(name)
+            if not self._missed:
+                self._has_missed = trio.Event()
+                logger.info("the service manager reads again, and was told what it missed")
+
+    async def _tell(self, name: str) -> None:
         with trio.move_on_after(DEAF_LIMIT if self._is_deaf else KEEP_LIMIT):
-            await self._notifier.send(text, fds)
+            await self._send(name)
             self._is_deaf = False
             return
         if not self._is_deaf:
             logger.warning(
-                "the service manager does not read: what is new of the VM would not survive a "
-                "restart"
+                "the service manager does not read: until it does, what is new of the VM would not "
+                "survive a restart"
             )
         self._is_deaf = True
+        self._missed[name] = None
+        self._has_missed.set()
+
+    async def _send(self, name: str) -> None:
+        """Have the service manager keep what is kept under a name, or forget it."""
+        assert self._notifier is not None
+        fd = self._kept.get(name)
+        if fd is None or fd.closed:
+            await self._notifier.send(fdstore_remove(name))
+        else:
+            await self._notifier.send(fdstore(name), [fd])
 
 
 def numbered(prefix: str, names: Iterable[str]) -> list[int]:
