@@ -58,7 +58,7 @@ for each kick."""
 ONLY_PRINTS: Final = "one of them prints something instead of serving"
 
 RETRY_PAUSE: Final = 1.0
-"""Seconds until a look at whether there are descriptors."""
+"""Seconds between two checks whether there are enough descriptors."""
 
 
 def read_settings(handed: daemon.Handed) -> config.Config:

@@ -1,11 +1,11 @@
-"""Modules that libraries import and this program hardly ever uses: loaded when they are used.
+"""Loads modules that libraries import, and that this program hardly ever uses, on first use.
 
 Each VM has a process of its own, so each VM pays for what a process needs. trio imports ssl, idna
-and the like, and construct a debugger: together a seventh of an idle daemon's memory. What is in
-the place of such a module loads it as soon as anything is looked up in it. importlib's LazyLoader
-does not serve: up to Python 3.11 the next import statement loads the module.
+and the like, and construct a debugger: together a seventh of an idle daemon's memory. A stand-in
+loads such a module as soon as an attribute of it is looked up. importlib's LazyLoader does not
+help: up to Python 3.11 the next import statement loads the module.
 
-To be imported before anything that imports one of them.
+Import this module before anything that imports one of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What outlives this process: taken over from the process before it, or made anew, and kept.
 
 A record of another version is brought to this one first, in a new file, and the old one dropped
-once the new one is stored. What cannot be read is left aside: a front end whose record is lost is
-answered inertly (vhost_balloon.revival). Nothing here ends the daemon where a VM waits.
+once the new one is stored. A record that cannot be read is dropped, and its front end is answered
+inertly (vhost_balloon.revival). A want of memory or descriptors ends the daemon: the next one may
+have them, and the VM waits.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from vhost_balloon.vm_settings import VmSettings, settings_from_json
 AREAS: Final = ("vm", "connection", "balloon", "stats", "counters", "shelf", "arguments")
 
 LOCK_PAUSE: Final = 0.25
-"""Seconds until a look at whether a process that cannot be killed has ended."""
+"""Seconds between two checks whether a process that cannot be killed has ended."""
 SHORTAGE_PAUSE: Final = 1.0
-"""Seconds until a look at whether there are descriptors."""
+"""Seconds between two checks whether there are enough descriptors."""
 
 
 @dataclass(slots=True)
@@ -132,7 +133,7 @@ def _restore(
 
 
 async def keep_lock(store: Store) -> ProcessLock | None:
-    """The lock of all processes that ever have this VM, None if there is one alone. Raises
+    """The lock that all processes of this VM share, None where no other process can come. Raises
     OperatorError."""
     if not store.active:
         return None

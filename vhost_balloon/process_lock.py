@@ -1,13 +1,13 @@
 """Two processes never serve one VM.
 
 systemd starts the next process of a service beside one that it cannot kill (in uninterruptible
-sleep, say, inside a fallocate() that waits for somebody's lock). What that one still does to guest
-memory would come after what the next one acknowledged. So a process serves only while it holds a
+sleep, say, inside a fallocate() that waits for somebody's lock). That process may still discard
+guest memory after the next one acknowledged a request. So a process serves only while it holds a
 POSIX lock on a file that all processes of the service share.
 
-A POSIX lock belongs to the process and goes with its end alone, or when it closes any descriptor of
-the file: nobody does. Locks of flock(2) or of an open file description would go with the last
-descriptor, or be shared through the store.
+A POSIX lock belongs to the process. It is released when the process ends, or closes any descriptor
+of the file, which nobody does. Locks of flock(2) or of an open file description would be shared
+through the store.
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ from vhost_balloon.transport import Transport
 from vhost_balloon.vm import Vm
 
 MAX_CRASHES: Final = 3
-"""A front end that ended this program so often by a bug is not served any more: it would go on to,
-and the VM's next one would never be served."""
+"""A front end that made this program crash so often is answered inertly: it would do so again, and
+the VM's next front end would never be served."""
 
 
 async def resume_front_end(vm: Vm, areas: Document | None, ready: Callable[[], None]) -> str | None:
-    """Serve the front end that was left until it goes; the name of its socket, None if there was
-    no front end.
+    """Serve the front end that was left until it goes; return the name of its socket, None if there
+    was no front end.
 
     areas: what was left on record, None if nothing can be read. ready is called once it is served
     again, or there is none.

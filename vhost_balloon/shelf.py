@@ -13,8 +13,8 @@ ends of the pair are in the descriptor store.
   anywhere in between leaves one pair that is whole, and the record names it.
 - A packet that no record names is harmless. Its number is not used again: the first packet of a
   pair that was filled so has the highest number so far, and no descriptor.
-- Emptying takes a packet without asking for its descriptors, so none is installed here to be
-  closed again: closing a descriptor whose file hangs would hang as well.
+- Emptying takes packets without asking for their descriptors. So none is installed here, and none
+  has to be closed, which would hang where its file hangs.
 
 Source: unix(7); SO_PEEK_OFF in socket(7).
 """
@@ -40,7 +40,7 @@ SO_PEEK_OFF: Final = 42
 BUFFER: Final = 1 << 20
 """Bytes that a pair may hold, as far as net.core.wmem_max lets it: some 550 packets by default."""
 SPARE_PACKETS: Final = 64
-"""Packets that may lie around beyond twice what is in use."""
+"""Packets that a pair may hold beyond twice as many as there are descriptors in use."""
 
 MAX_PACKET: Final = MAX_TABLE_REGIONS
 """Descriptors in one packet: no request has more."""
@@ -94,7 +94,7 @@ class _Pair:
     def look(self, ancillary: int = 0) -> Iterator[tuple[int, int, list[OwnedFd]]]:
         """Number, bits and descriptors of each packet; without room for ancillary data, no
         descriptors."""
-        # It is the socket's, and a process that died while it looked left its own.
+        # The offset belongs to the socket: a process that died while it peeked left it elsewhere.
         self._out.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
         self.packets = 0
         with suppress(BlockingIOError):
@@ -173,10 +173,10 @@ class Shelf:
         self._left.clear()
 
     def put(self, fds: list[OwnedFd]) -> list[OwnedFd]:
-        """Put a message's descriptors, MAX_PACKET at most, on the shelf; they are taken over.
+        """Put a message's descriptors, MAX_PACKET at most, on the shelf, and take them over.
 
-        Raises OSError if there is no room, or too many of this user's descriptors are in flight;
-        they are the caller's then.
+        Raises OSError if there is no room, or if too many of this user's descriptors are in flight;
+        the descriptors stay the caller's then.
         """
         if self._pairs[self.in_use].packets > 2 * len(self.users) + SPARE_PACKETS:
             with suppress(OSError):  # there may be room all the same

@@ -9,9 +9,9 @@ reply pipe, the shelf, listening sockets and the accepted connection. systemd ca
 it is given, and a descriptor of a front end's (a file whose server is silent) would hang it. Those
 are on the shelf (vhost_balloon.shelf).
 
-A name means one thing for as long as the service exists. Where the same kind of thing is made
-anew, its number is another one; so a message that the service manager gets late, or not at all,
-leaves an old descriptor that the next process knows to be one.
+A name means one thing for as long as the service exists: what is made anew gets another number. So
+if the service manager gets a message late, or not at all, the next process can tell the old
+descriptor from the new one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ reads nothing for some 0.1 s while it starts a unit, and it may have to start ma
 class Store:
     """What outlives this process, and what the process before it left.
 
-    limit: how many descriptors the service manager takes, 0 if there is no store. inherited: what
+    limit: how many descriptors the service manager keeps, 0 if there is no store. inherited: what
     was left, by name.
     """
 
@@ -121,7 +121,7 @@ class Store:
             await self._tell(name)
 
     async def sweep(self) -> None:
-        """Forget all that was left and that nobody took."""
+        """Forget all that was left and not taken."""
         for name in self.left():
             logger.info("what was left as %s is needed no more", name)
             await self.remove(name)

@@ -38,7 +38,7 @@ VARIABLE: Final = "VHOST_BALLOON_HANDOVER"
 REST_LIMIT: Final = 2.0
 """Seconds until the connection is at rest; QEMU waits that long at most."""
 ARRIVAL_PAUSE: Final = 0.005
-"""Seconds until a look at whether a front end that is being accepted is attached."""
+"""Seconds between two checks whether a front end that arrives is attached."""
 START_LIMIT: Final = 20.0
 """Seconds that the new program may take to check what it needs."""
 CHECK: Final = "--check-config"

@@ -6,10 +6,9 @@ discarded. A kick carries no time. What can be known is when this process looked
 it was woken at once where it slept since: it may have been stopped, frozen, or kept from a
 processor instead.
 
-Where it slept, the scheduler's own figures prove that. It left the processor of its own accord
-once, which was for that sleep: a stop or a freeze is another time, and being preempted is none.
-After that it waited for a processor so long. One gap is left: a stop that falls on the few
-microseconds between the look at these figures and the sleep, which then finds its event there.
+The scheduler's own figures prove that it slept: it left the processor once, for that sleep, and
+they say how long it then waited for a processor. One gap is left: a stop in the few microseconds
+between reading these figures and a sleep that finds its event there already.
 
 Source: Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat"; getrusage(2).
 """
@@ -31,7 +30,8 @@ SHORT: Final = 0.05
 """Seconds between two looks that need no proof: it is taken as time that was waited."""
 
 GRACE: Final = 0.1
-"""Seconds after a gap until all that waited was found, such as a message that starts a ring."""
+"""Seconds after a gap in which more may be found that waited, such as a message that starts a ring.
+"""
 
 TICK: Final = 0.1
 """Seconds between two looks where the scheduler's figures are not to be had."""
@@ -64,7 +64,7 @@ class Wakefulness(trio.abc.Instrument):
                 os.close(self._schedstat)
 
     def waited(self) -> float:
-        """For how many seconds at most that may have waited which is found now."""
+        """The longest time, in seconds, that what is found now may have waited."""
         return monotonic() - self._since
 
     def before_io_wait(self, timeout: float) -> None:

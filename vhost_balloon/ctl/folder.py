@@ -1,7 +1,7 @@
-"""Finding VMs: each has a control socket NAME.control in a folder, or --control-socket names one.
+"""Finds VMs: each has a control socket NAME.control in a folder, or --control-socket names one.
 
-In a folder a VM has the name of its file: only root can write there, and a daemon that its guest
-has taken over may say anything.
+A VM in a folder is named by its file: only root can write there, while a daemon that its guest has
+taken over may call itself anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vhost_balloon.ctl.model import Vm
 
 SUFFIX: Final = ".control"
 FOLDER_SECONDS: Final = 1.0
-"""What each VM may take where all are asked at once."""
+"""Time limit of each VM's answer where all are asked at once."""
 
 _OTHER_DESCRIPTORS: Final = 64
 

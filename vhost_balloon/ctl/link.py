@@ -1,7 +1,7 @@
 """One connection to a control socket: QMP over a socket that is never waited for.
 
-A daemon may have been taken over by its guest, so whatever it sends costs its own connection only:
-what it sends for one question is bounded, and it is parsed as what anybody may have written.
+A daemon may have been taken over by its guest. So what it sends in answer to one question is
+bounded, and nothing that it sends affects any connection but its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Link:
         self._send("qmp_capabilities", None)
 
     def ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
-        """Have a command sent once the connection goes on; its answer is the last to come."""
+        """Send a command at the next go_on(); its answer is the last to come."""
         if self.problem is None:
             self._budget = MAX_ANSWER
             self._send(command, arguments)

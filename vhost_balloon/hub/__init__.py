@@ -1,5 +1,5 @@
-"""One host: finds the VMs by their control sockets, asks them, and tells Prometheus of all.
+"""Serves the metrics of all VMs of a host: finds them by their control sockets, and asks them.
 
-Every VM's daemon is taken for one that may have been taken over by its guest. What the VMs are
-called is no word of theirs, and neither is how long a scrape takes.
+Any VM's daemon may have been taken over by its guest. So a VM's name does not come from its answer,
+and no daemon can make a scrape take longer.
 """

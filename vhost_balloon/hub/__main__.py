@@ -29,11 +29,12 @@ from vhost_balloon.names import METRICS
 from vhost_balloon.printable import printable
 
 RESERVE: Final = MAX_CLIENTS + 32
-"""Descriptors that are not for VMs: scrapers, the log, the event loop, a file on its way."""
+"""Descriptors kept for other things than VMs: scrapers, the log, the event loop, a file that is
+looked at."""
 
 
 def most_vms() -> int:
-    """As many as have a descriptor each, so that a scraper always gets one."""
+    """How many VMs can have a descriptor each while scrapers still get theirs."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_VMS if soft == resource.RLIM_INFINITY else min(MAX_VMS, soft - RESERVE)
     if most < MAX_VMS:

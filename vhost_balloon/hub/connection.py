@@ -1,8 +1,8 @@
-"""A connection to a VM's control socket, on which nothing the other side does costs much.
+"""A connection to a VM's control socket; whatever the other side does costs little.
 
-An answer is bounded in bytes and messages. One that is longer than usual is parsed a message a
-turn, and only one connection has its turn in a round of the event loop: any number of them leaves
-time for the others' short answers. How long an answer may take is the caller's to say.
+An answer is bounded in bytes and messages. The messages of a longer one than usual are parsed one
+at a time, and only one connection does so in each round of the event loop. So any number of long
+answers leaves time for short ones. The caller limits how long an answer may take.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_MESSAGES: Final = 500
 RECEIVE_SIZE: Final = 16 << 10
 """Bytes: no more than these are kept behind an answer until the next."""
 USUAL: Final = 32 << 10
-"""Bytes of messages that are parsed as they come, with MESSAGE_COST for each one."""
+"""Bytes of messages that are parsed as they come; each message counts MESSAGE_COST bytes more."""
 MESSAGE_COST: Final = 256
 
 _NEGOTIATION: Final = b'{"execute": "qmp_capabilities"}\n'

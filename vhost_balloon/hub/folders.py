@@ -14,7 +14,7 @@ from vhost_balloon.metrics import vm_label
 SUFFIX: Final = ".control"
 MAX_VMS: Final = 4096
 MAX_PROBLEMS: Final = 20
-"""What is said of one look; whoever can make files in a folder can make many problems."""
+"""Most problems that are told of one look: whoever can make files in a folder can make many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,11 @@ class Listing:
 
 
 def look(folders: Sequence[Path], most: int = MAX_VMS) -> Listing:
-    """Find `*.control` sockets, most of them at most. For a thread: a file system may hang.
+    """Find `*.control` sockets, and return no more than most. To run in a thread: a file system may
+    hang.
 
-    A VM is named by its file. Of two that have one name, or one label, the first is taken. A link
-    is none: it could lead to a socket of anybody's.
+    A VM is named by its file. Of two with one name, or one label, the first is taken. Symbolic
+    links are not followed: they could lead to anybody's socket.
     """
     listing = Listing()
     for folder in folders:

@@ -1,4 +1,4 @@
-"""All VMs of a host: who they are now, and what each one's daemon answers.
+"""All VMs of a host: which there are now, and what each one's daemon answers.
 
 Nothing runs between two scrapes. A connection is kept from one to the next.
 """
@@ -73,7 +73,7 @@ class HostVm:
         return await self._try()
 
     async def _try(self) -> Any:
-        """Whatever ends this, a connection that is not at an answer's end is of no use any more."""
+        """Ask once; a connection that is not at the end of an answer then is closed."""
         assert self._connection is not None
         complete = False
         try:
