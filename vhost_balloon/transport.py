@@ -179,9 +179,11 @@ class Transport:
         await self._take(message, data[:total])
         return message
 
-    def _peek(self, size: int) -> tuple[bytes, list[OwnedFd], bool]:
+    def _peek(
+        self, size: int, ancillary_size: int = _ANCILLARY
+    ) -> tuple[bytes, list[OwnedFd], bool]:
         """What lies in the socket; the last says whether descriptors are missing."""
-        data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, _PEEK)
+        data, ancillary, flags, _ = self._sock.recvmsg(size, ancillary_size, _PEEK)
         return data, receive_fds(ancillary), bool(flags & _TRUNCATED)
 
     async def _take(self, message: Message, data: bytes) -> None:
@@ -238,7 +240,11 @@ class Transport:
         patience_ends = trio.current_time() + STALL_PATIENCE
         while (missing := partial.missing()) > 0:
             try:
-                data, fds, is_short = self._peek(min(missing, MAX_PAYLOAD_SIZE))
+                # Each part may bring some more, and there may be any number of parts.
+                has_all = len(partial.fds) >= MAX_TABLE_REGIONS
+                data, fds, is_short = self._peek(
+                    min(missing, MAX_PAYLOAD_SIZE), 0 if has_all else _ANCILLARY
+                )
             except BlockingIOError:
                 await self._wait_for_more(patience_ends)
                 if trio.current_time() >= patience_ends:
