@@ -1,8 +1,10 @@
-"""An upgrade that is asked for while the front end that was left is not served again yet."""
+"""A front end that was left, and is not served again yet."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import trio
 
 from tests.end_to_end import MIB, by_hand, eventually
 from tests.restarting import hosting
@@ -26,6 +28,22 @@ FrontEndConnection.resume = resume_late
 runpy.run_module('vhost_balloon', run_name='__main__')
 """
 
+WANTING = """\
+import errno, os, pathlib, runpy
+from vhost_balloon.shelf import Shelf
+
+wanting = pathlib.Path({wanting!r})
+load = Shelf.load
+
+def load_if_possible(shelf):
+    if wanting.exists():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    load(shelf)
+
+Shelf.load = load_if_possible
+runpy.run_module('vhost_balloon', run_name='__main__')
+"""
+
 
 async def test_an_upgrade_waits_for_the_front_end_that_was_left(tmp_path: Path) -> None:
     program, asked = tmp_path / "program.py", tmp_path / "asked"
@@ -42,3 +60,24 @@ async def test_an_upgrade_waits_for_the_front_end_that_was_left(tmp_path: Path) 
         await guest.inflate([5001])
         assert host.vm()["target"] == 48 * MIB
         await guest.start(bases=await guest.stop())
+
+
+async def test_a_shelf_that_cannot_be_loaded_is_of_no_use_without_its_front_end(
+    tmp_path: Path,
+) -> None:
+    """The VM waits for descriptors as long as it is there, and its next front end does not."""
+    program, wanting = tmp_path / "program.py", tmp_path / "wanting"
+    program.write_text(WANTING.format(wanting=str(wanting)))
+    async with hosting(tmp_path, program=(str(program),)) as host:
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            wanting.touch()
+            host.manager.kill(wait=False)
+            await eventually(lambda: "the VM has to wait: " in host.log())
+        await trio.to_thread.run_sync(host.manager.wait_ready)
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            wanting.unlink()
+            host.manager.kill()
+            await guest.inflate([5001])
+        assert "inert" not in host.log()

@@ -275,8 +275,9 @@ async def _shelf(vm: Vm, left: Left | None) -> Shelf:
         except (StateError, OSError) as error:
             vm.log.warning(f"the shelf cannot be used: {error}")
         else:
-            await _load(vm, shelf)
-            return shelf
+            if await _load(vm, shelf):
+                return shelf
+            shelf.close()
     for name in names:
         await store.remove(name)
     shelf = Shelf.create()
@@ -289,17 +290,19 @@ def _end_names(number: int) -> list[str]:
     return [f"{SHELF}{number}-{end}" for end in ENDS]
 
 
-async def _load(vm: Vm, shelf: Shelf) -> None:
+async def _load(vm: Vm, shelf: Shelf) -> bool:
     """Look at what is on the shelf, as soon as there are descriptors for it: the VM waits, and
-    without them it would lose its device."""
+    without them it would lose its device. False if its front end has gone meanwhile."""
     said = False
     while True:
         try:
             shelf.load()
-            return
+            return True
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
+            if newest_connection(vm.store) is None:
+                return False
             if not said:
                 vm.log.warning(f"the VM has to wait: {error.strerror}: raise LimitNOFILE=")
             said = True
