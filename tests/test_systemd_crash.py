@@ -50,7 +50,7 @@ def test_death_at_each_step(served: Watched, chance: random.Random, how: str) ->
             kinds = restarts.BUSY[:1] if step in GUEST_STEPS else restarts.BUSY[::2]
             busy, count = chance.choice(kinds), chance.randint(1, 12)
             if step in START_STEPS:
-                busy, count = restarts.restarting, 1 if step == "load" else chance.randint(1, 3)
+                busy, count = restarts.restarting, 1  # more there are not
             name = f"{how} {when} {step} ({count}) while {busy.__name__}"
             print(name)
             with death(host) as end:
