@@ -11,9 +11,13 @@ import trio
 import trio.testing
 
 from tests.end_to_end import LogLines
+from vhost_balloon import upgrade
+from vhost_balloon.errors import CommandError
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.front_ends import FrontEnds
 from vhost_balloon.store import CONNECTION, KEEP_LIMIT, Store
 from vhost_balloon.systemd import Notifier
+from vhost_balloon.vm import Vm
 
 
 class Deaf:
@@ -56,8 +60,12 @@ async def test_what_it_missed_is_told_once_it_reads(
                 await store.keep(name(number), fd)
             await store.remove(name(1))  # it never knew this one
             assert trio.current_time() - began < 2 * KEEP_LIMIT
+            vm = Vm("web1", store=store)
+            with pytest.raises(CommandError, match="the service manager does not read"):
+                await upgrade.execute(vm, FrontEnds(vm, None), {})
             deaf.reads.set()
             await trio.testing.wait_all_tasks_blocked()
+            assert not store.is_behind
             assert deaf.held == {name(0), name(2), name(3)}
             deaf.reads = trio.Event()
             kept[2].close()  # its user closes it, and then says so

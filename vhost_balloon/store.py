@@ -79,6 +79,11 @@ class Store:
         """What outlives this process now, by name; the descriptors are their users'."""
         return {name: fd for name, fd in self._kept.items() if not fd.closed}
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the service manager does not know yet what became of something."""
+        return self._has_missed.is_set()
+
     def left(self, prefix: str = PREFIX) -> list[str]:
         """Names of what was left and not taken yet that begin with prefix."""
         return [name for name in self._left if name.startswith(prefix)]

@@ -90,7 +90,10 @@ async def check(sockets: Mapping[str, int]) -> None:
 
 async def execute(vm: Vm, front_ends: FrontEnds, sockets: Mapping[str, int]) -> NoReturn:
     """Become the new program. Raises CommandError if that cannot be, because the front end does not
-    take a reply or the system has nothing left; all goes on then as it was."""
+    take a reply, the system has nothing left, or the new program could not know what the service
+    manager has missed; all goes on then as it was."""
+    if vm.store.is_behind:
+        raise CommandError("the service manager does not read")
     resting = await _rest(vm, front_ends)
     try:
         _save(vm)
