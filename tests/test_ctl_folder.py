@@ -191,6 +191,7 @@ def test_what_is_no_socket_is_no_vm(capsys: pytest.CaptureFixture[str], tmp_path
     (tmp_path / "dangling.control").symlink_to("nowhere")
     (tmp_path / "loop.control").symlink_to("loop.control")
     nobody_listens(tmp_path / "web1.sock")
+    (tmp_path / "link.control").symlink_to("web1.sock")
     nobody_listens(tmp_path / ".control")
     where = f"--folder={tmp_path}"
     assert run(capsys, where, "list") == (0, f"no VM in {tmp_path}\n", "")

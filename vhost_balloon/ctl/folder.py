@@ -38,7 +38,10 @@ class Place(NamedTuple):
 
 
 def places(folder: str) -> dict[str, Place]:
-    """The folder's VMs, by name and in the order of names. Raises CtlError."""
+    """The folder's VMs, by name and in the order of names. Raises CtlError.
+
+    Symbolic links are not followed: they could lead to anybody's socket.
+    """
     found = {}
     try:
         with os.scandir(folder) as entries:
@@ -47,7 +50,7 @@ def places(folder: str) -> dict[str, Place]:
                 if name == entry.name or not name or name.startswith("."):
                     continue
                 with suppress(OSError):  # it has gone meanwhile
-                    file = entry.stat()
+                    file = entry.stat(follow_symlinks=False)
                     if stat.S_ISSOCK(file.st_mode):
                         found[name] = Place(entry.path, name, file.st_dev, file.st_ino)
     except FileNotFoundError:

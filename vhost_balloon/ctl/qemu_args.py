@@ -51,7 +51,7 @@ def _vm(options: argparse.Namespace) -> tuple[str, int]:
 
 def _is_socket(path: str) -> bool:
     try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
     except (OSError, ValueError):
         return False
 

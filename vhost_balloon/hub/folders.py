@@ -62,7 +62,7 @@ def _names(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]:
         listing.trouble(f"no VMs in {folder}: {error.strerror}")
         return
     for name in names:
-        if name.endswith(SUFFIX) and name != SUFFIX:
+        if name.endswith(SUFFIX) and not name.startswith("."):
             yield vm_label(name.removesuffix(SUFFIX)), os.path.join(folder, name)
 
 
