@@ -167,4 +167,6 @@ def test_the_processes_part_runs() -> None:
     except RigUnavailable as error:
         refuse(error.reason)
     plausible(rows)
-    assert all(figure.median > 0 for row in rows for figure in row.figures().values())
+    *others, idle = rows
+    assert all(figure.median > 0 for row in others for figure in row.figures().values())
+    assert idle.work.startswith("CPU")  # two that do nothing for two seconds may cost nothing
