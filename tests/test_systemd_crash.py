@@ -49,6 +49,8 @@ def test_death_at_each_step(served: Watched, chance: random.Random, how: str) ->
             # Only messages and rings that are busy with something get there.
             kinds = restarts.BUSY[:1] if step in GUEST_STEPS else restarts.BUSY[::2]
             busy, count = chance.choice(kinds), chance.randint(1, 12)
+            if step == "put":  # only messages with descriptors get there
+                busy = restarts.stopping
             if step in START_STEPS:
                 busy, count = restarts.restarting, 1  # more there are not
             name = f"{how} {when} {step} ({count}) while {busy.__name__}"
