@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -39,9 +38,9 @@ from vhost_balloon.sockets import Listening, Sockets
 from vhost_balloon.store import CONNECTION, PREFIX, Store
 from vhost_balloon.systemd import (
     READY,
-    STOPPING,
     Notifier,
     fdstore_limit,
+    follow_signals,
     reloading,
     status,
     watchdog_interval,
@@ -179,7 +178,8 @@ class _Daemon:
             start("log", tell_losses)
             successor = Successor(notifier, vm, self._front_ends, self._sockets)
             start("upgrade", successor.run)
-            await nursery.start(_follow_signals, stop, notifier, successor)
+            hang_up = partial(successor.want, is_checked=False)
+            await nursery.start(partial(follow_signals, stop, notifier, hang_up))
             interval = watchdog_interval()
             if interval is not None:
                 start("watchdog", partial(notifier.feed_watchdog, interval))
@@ -312,20 +312,3 @@ class Successor:
             await upgrade.execute(self.vm, self.front_ends, self.sockets.handed_over())
         finally:
             await self.notifier.send(READY)
-
-
-async def _follow_signals(
-    stop: Callable[[], None],
-    notifier: Notifier,
-    successor: Successor,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        task_status.started()
-        async for number in signals:
-            if number == signal.SIGHUP:
-                successor.want(is_checked=False)
-                continue
-            logger.info("ending on %s", signal.Signals(number).name)
-            notifier.try_send(STOPPING)
-            stop()

@@ -10,9 +10,10 @@ import array
 import errno
 import fcntl
 import os
+import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -229,3 +230,24 @@ def _connected(address: str) -> socket.socket | None:
         logger.warning("NOTIFY_SOCKET=%s is not used: %s", address, reason)
         return None
     return sock
+
+
+async def follow_signals(
+    stop: Callable[[], None],
+    notifier: Notifier,
+    hang_up: Callable[[], None] | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Call stop on SIGTERM and SIGINT, and hang_up on SIGHUP, which otherwise is not received."""
+    ends = (signal.SIGTERM, signal.SIGINT)
+    with trio.open_signal_receiver(
+        *ends, *(() if hang_up is None else (signal.SIGHUP,))
+    ) as signals:
+        task_status.started()
+        async for number in signals:
+            if number == signal.SIGHUP and hang_up is not None:
+                hang_up()
+                continue
+            logger.info("ending on %s", signal.Signals(number).name)
+            notifier.try_send(STOPPING)
+            stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import resource
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -63,7 +62,7 @@ async def run(options: HubOptions, listener: trio.SocketListener | None = None) 
             def start(where: str, service: Callable[[], Awaitable[None]]) -> None:
                 nursery.start_soon(errors.supervise, where, service)
 
-            await nursery.start(_follow_signals, stop, notifier)
+            await nursery.start(partial(systemd.follow_signals, stop, notifier))
             interval = systemd.watchdog_interval()
             if interval is not None:
                 start("watchdog", partial(notifier.feed_watchdog, interval))
@@ -71,19 +70,6 @@ async def run(options: HubOptions, listener: trio.SocketListener | None = None) 
             start("metrics", server.run)
             folders = ", ".join(map(str, options.folders))
             await notifier.send(f"{systemd.READY}\n{systemd.status(f'VMs of {folders}')}")
-
-
-async def _follow_signals(
-    stop: Callable[[], None],
-    notifier: systemd.Notifier,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            logger.info("ending on %s", signal.Signals(number).name)
-            notifier.try_send(systemd.STOPPING)
-            stop()
 
 
 def main() -> None:
