@@ -18,6 +18,7 @@ from vhost_balloon import config, daemon, log_setup
 from vhost_balloon.descriptor_limit import raise_descriptor_limit
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import spare_descriptors
+from vhost_balloon.front_ends import DESCRIPTORS
 from vhost_balloon.handed_over import paths
 from vhost_balloon.inheritance import left_options
 from vhost_balloon.log import logger, shortened
@@ -50,10 +51,6 @@ def wait_for_descriptors() -> None:
             said = True
         time.sleep(RETRY_PAUSE)
 
-
-DESCRIPTORS: Final = 64
-"""What starting takes beside the descriptors that were left: an event loop, memory, an epoll object
-for each kick."""
 
 ONLY_PRINTS: Final = "one of them prints something instead of serving"
 

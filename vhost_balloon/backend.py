@@ -47,8 +47,7 @@ async def serve_front_end(vm: Vm, fd: OwnedFd, name: str, *, peer_connected: boo
     made the connection itself. Where the socket was handed to it, the kernel names whoever made
     it, and pins cannot be looked for.
     """
-    journal = None if vm.saved_to is None else vm.saved_to.journal
-    transport = Transport(fd, vm.shelf, journal, vm.pipe)
+    transport = Transport(fd, vm.shelf, vm.journal, vm.pipe)
     await run_connection(vm, transport, name, peer_connected, _attach)
 
 

@@ -24,7 +24,7 @@ from vhost_balloon.log import logger
 from vhost_balloon.process_lock import ProcessLock
 from vhost_balloon.record import STATE_VERSION, Record
 from vhost_balloon.reply_pipe import ReplyPipe, make_pipe
-from vhost_balloon.revival import newest_connection
+from vhost_balloon.revival import STATE_LOST, newest_connection
 from vhost_balloon.shelf import ENDS, Shelf
 from vhost_balloon.state import Document, lift, number, reading
 from vhost_balloon.store import LOCK, PIPE, RECORD, SHELF, Store, numbered
@@ -236,7 +236,7 @@ async def _record(store: Store, left: Left | None) -> Record:
 
 def _lost(socket: str | None) -> Document | None:
     """What is left to know of a connection, if there is one: that it is to be answered inertly."""
-    return None if socket is None else {"inert": "its state was lost", "socket": socket}
+    return None if socket is None else {"inert": STATE_LOST, "socket": socket}
 
 
 def _copy_journal(old: Record, new: Record, areas: Document) -> None:

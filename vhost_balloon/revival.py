@@ -20,6 +20,9 @@ from vhost_balloon.store import CONNECTION, Store, numbered
 from vhost_balloon.transport import Transport
 from vhost_balloon.vm import Vm
 
+STATE_LOST: Final = "its state was lost"
+"""Why a connection of which nothing is known is answered inertly."""
+
 MAX_CRASHES: Final = 3
 """A front end that made this program crash so often is answered inertly: it would do so again, and
 the VM's next front end would never be served."""
@@ -50,7 +53,7 @@ async def resume_front_end(vm: Vm, areas: Document | None, ready: Callable[[], N
             ready()
             await serve_front_end(vm, socket, newest)
         else:
-            await _serve_inert(vm, None, newest, socket, "its state was lost", ready)
+            await _serve_inert(vm, None, newest, socket, STATE_LOST, ready)
         return newest
     finally:
         ready()
@@ -138,8 +141,7 @@ async def _serve_inert(
         with suppress(StateError), reading("connection"):
             pending = Pending.read(journal, document["applied"], vm.shelf)
         answers = document.get("answers")
-    kept_in = None if vm.saved_to is None else vm.saved_to.journal
-    transport = Transport(socket, vm.shelf, kept_in, vm.pipe, partial=partial)
+    transport = Transport(socket, vm.shelf, vm.journal, vm.pipe, partial=partial)
     transport.make_sure()
     vm.inert = InertConnection(vm, transport, name, reason)
     vm.status_changed.set()

@@ -37,6 +37,7 @@ from vhost_balloon.wakefulness import Wakefulness
 if TYPE_CHECKING:
     from vhost_balloon.backend import FrontEndConnection
     from vhost_balloon.inert import InertConnection
+    from vhost_balloon.journal import Journal
     from vhost_balloon.record import Record
     from vhost_balloon.reply_pipe import ReplyPipe
     from vhost_balloon.shelf import Shelf
@@ -186,6 +187,11 @@ class Vm:
     def saved_to(self) -> Record | None:
         """The record, if anything outlives this process without its help."""
         return self.record if self.store.active else None
+
+    @property
+    def journal(self) -> Journal | None:
+        """That of the record, if anything outlives this process without its help."""
+        return None if self.saved_to is None else self.saved_to.journal
 
     def save(self) -> None:
         """Put orders and counters on the record. Raises ValueError if they do not fit."""
