@@ -206,7 +206,10 @@ class ServiceManager:
         """Wait until the daemon has; False if it was abandoned before."""
         pidfd = os.pidfd_open(self.process.pid)
         try:
-            ready, _, _ = select.select([pidfd, self._abandoned], [], [])
+            either = select.poll()  # select() knows no descriptor from 1024 on
+            either.register(pidfd, select.POLLIN)
+            either.register(self._abandoned, select.POLLIN)
+            ready = [fd for fd, _ in either.poll()]
         finally:
             os.close(pidfd)
         if self._abandoned in ready:

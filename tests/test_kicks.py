@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ from vhost_balloon.simulator import (
 QUIET = DriverOptions(report_delay=None)
 TARGET = 32 * MIB
 PAGES = 32 * MIB // PAGE
+
+KEPT = 500
+"""Kicks that a test keeps open; this process may be allowed no more than 1024 descriptors."""
 
 
 async def test_a_kick_before_enable_is_not_lost(tmp_path: Path, still_clock: MockClock) -> None:
@@ -184,22 +188,20 @@ def entries(pid: int) -> int:
 
 async def test_replaced_kicks_leave_nothing_behind(tmp_path: Path) -> None:
     """The front end keeps them all open, as a hostile one may."""
-    path, kicks = tmp_path / "vm1.sock", []
-    with daemon(f"--socket-path={path}", "--stats-interval=0") as served:
+    path = tmp_path / "vm1.sock"
+    with ExitStack() as kept, daemon(f"--socket-path={path}", "--stats-interval=0") as served:
         async with by_hand(path) as guest:
             ring = guest.rings[Queue.INFLATE]
             await guest.inflate([0])
             before = entries(served.process.pid)
             assert before >= 5, "one a ring at least"
-            for _ in range(3000):
-                kicks.append(EventFd(1))
-                await guest.front_end.set_vring_fd(Request.SET_VRING_KICK, 0, kicks[-1])
-            ring.kick_event = kicks[-1]
+            for _ in range(KEPT):
+                kick = kept.enter_context(EventFd(1))
+                await guest.front_end.set_vring_fd(Request.SET_VRING_KICK, 0, kick)
+            ring.kick_event = kick
             await guest.inflate([0])
-            assert entries(served.process.pid) <= before
+            assert entries(served.process.pid) < before + 10, "some come and go all the time"
         assert served.end()[0] == 0
-    for kick in kicks:
-        kick.close()
 
 
 class Semaphore(EventFd):

@@ -55,8 +55,9 @@ async def test_a_kick_that_is_replaced_3000_times() -> None:
                 fill(guest.ram, 16 * MIB, BLOCK)
                 await guest.report((16 * MIB, BLOCK))
             assert guest.ram.resident_in(16 * MIB, BLOCK) == 0
-            assert len(daemon.fds()) <= fds
-            assert epoll_entries(daemon.pid) < entries + 10, "some come and go all the time"
+            # Some come and go all the time.
+            assert len(daemon.fds()) < fds + 10
+            assert epoll_entries(daemon.pid) < entries + 10
             await answers(guest)
             await beside.goes_on()
         await serves(daemon.socket)
