@@ -10,22 +10,22 @@ import pytest
 import trio
 import trio.testing
 
-from tests.control_client import Client, MemoryListener, web1
-from tests.end_to_end import LogLines
-from tests.helpers import GIB, MIB, mapped, memfd
-from tests.huge_pages import HugePages, need_root
-from tests.pure_front_end import PureFrontEnd, negotiated
 from tests.rig.fixtures import (  # noqa: F401
     pytest_collection_finish,
     pytest_runtest_setup,
     pytest_terminal_summary,
     systemd_host,
 )
-from vhost_balloon.control import serve_control
+from tests.support.control_client import Client, MemoryListener, web1
+from tests.support.end_to_end import LogLines
+from tests.support.helpers import GIB, MIB, mapped, memfd
+from tests.support.huge_pages import HugePages, need_root
+from tests.support.pure_front_end import PureFrontEnd, negotiated
+from vhost_balloon.control.server import serve_control
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.guest_memory import GuestMemory
-from vhost_balloon.log import logger
-from vhost_balloon.vm import Vm
+from vhost_balloon.log.lines import logger
+from vhost_balloon.memory.guest_memory import GuestMemory
+from vhost_balloon.vm.vm import Vm
 
 
 @pytest.fixture

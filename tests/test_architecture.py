@@ -14,30 +14,30 @@ import vhost_balloon
 
 TREES = [Path(package.__file__ or "").parent for package in (protocol, vhost_balloon)]
 PURE = {
-    "vhost_balloon.balloon",
-    "vhost_balloon.convergence",
-    "vhost_balloon.counters",
-    "vhost_balloon.decode",
-    "vhost_balloon.effects",
+    "vhost_balloon.balloon.device",
+    "vhost_balloon.balloon.convergence",
+    "vhost_balloon.figures.counters",
+    "vhost_balloon.queues.decode",
+    "vhost_balloon.session.effects",
     "vhost_balloon.errors",
-    "vhost_balloon.features",
-    "vhost_balloon.gathering",
-    "vhost_balloon.guest_stats",
-    "vhost_balloon.inert_session",
-    "vhost_balloon.message",
-    "vhost_balloon.state",
-    "vhost_balloon.slots",
-    "vhost_balloon.partial",
+    "vhost_balloon.session.features",
+    "vhost_balloon.memory.gathering",
+    "vhost_balloon.balloon.guest_stats",
+    "vhost_balloon.session.inert_session",
+    "vhost_balloon.session.message",
+    "vhost_balloon.front_end.documents",
+    "vhost_balloon.store.slots",
+    "vhost_balloon.front_end.partial",
     "vhost_balloon.printable",
-    "vhost_balloon.journal",
-    "vhost_balloon.ranges",
-    "vhost_balloon.rate",
-    "vhost_balloon.refusal",
-    "vhost_balloon.requests_device",
-    "vhost_balloon.requests_memory",
-    "vhost_balloon.requests_rings",
-    "vhost_balloon.session",
-    "vhost_balloon.virtqueue",
+    "vhost_balloon.store.journal",
+    "vhost_balloon.memory.ranges",
+    "vhost_balloon.pace.rate",
+    "vhost_balloon.figures.refusal",
+    "vhost_balloon.session.requests_device",
+    "vhost_balloon.session.requests_memory",
+    "vhost_balloon.session.requests_rings",
+    "vhost_balloon.session.session",
+    "vhost_balloon.queues.virtqueue",
 }
 IO = {"trio", "socket", "mmap", "os", "ctypes", "select", "fcntl", "threading", "subprocess"}
 
@@ -81,7 +81,7 @@ def violations(module: str, source: str) -> list[str]:
         }
     else:
         allowed = standard | {"trio", "protocol", "vhost_balloon"}
-        if module.startswith("vhost_balloon.metrics"):
+        if module.startswith("vhost_balloon.metrics.families"):
             allowed.add("prometheus_client")
     return [name for name in imports(ast.parse(source)) if not is_in(name, allowed)]
 
@@ -105,25 +105,33 @@ def test_the_modules_named_here_exist() -> None:
     ("module", "source", "found"),
     [
         ("protocol.qmp", "import os", ["os"]),
-        ("protocol.qmp", "from vhost_balloon import ranges", ["vhost_balloon.ranges"]),
+        ("protocol.qmp", "from vhost_balloon import ranges", ["vhost_balloon.memory.ranges"]),
         ("protocol.qmp", "import construct, json, enum", []),
         ("protocol.new", "def f():\n    import trio", ["trio"]),
-        ("vhost_balloon.session", "import trio", ["trio"]),
-        ("vhost_balloon.session", "from os.path import join", ["os.path.join"]),
+        ("vhost_balloon.session.session", "import trio", ["trio"]),
+        ("vhost_balloon.session.session", "from os.path import join", ["os.path.join"]),
         (
-            "vhost_balloon.session",
+            "vhost_balloon.session.session",
             "from vhost_balloon.fds import OwnedFd",
             ["vhost_balloon.fds.OwnedFd"],
         ),
-        ("vhost_balloon.session", "from vhost_balloon import fds", ["vhost_balloon.fds"]),
-        ("vhost_balloon.session", "from vhost_balloon import requests_rings", []),
-        ("vhost_balloon.session", "if TYPE_CHECKING:\n    from vhost_balloon.fds import Fd", []),
-        ("vhost_balloon.session", "if DEBUG:\n    import mmap", ["mmap"]),
-        ("vhost_balloon.virtqueue", "import construct", ["construct"]),
-        ("vhost_balloon.backend", "from construct import Struct", ["construct.Struct"]),
-        ("vhost_balloon.backend", "import trio, os", []),
-        ("vhost_balloon.backend", "import prometheus_client", ["prometheus_client"]),
-        ("vhost_balloon.metrics", "import prometheus_client", []),
+        ("vhost_balloon.session.session", "from vhost_balloon import fds", ["vhost_balloon.fds"]),
+        ("vhost_balloon.session.session", "from vhost_balloon import requests_rings", []),
+        (
+            "vhost_balloon.session.session",
+            "if TYPE_CHECKING:\n    from vhost_balloon.fds import Fd",
+            [],
+        ),
+        ("vhost_balloon.session.session", "if DEBUG:\n    import mmap", ["mmap"]),
+        ("vhost_balloon.queues.virtqueue", "import construct", ["construct"]),
+        (
+            "vhost_balloon.front_end.connection",
+            "from construct import Struct",
+            ["construct.Struct"],
+        ),
+        ("vhost_balloon.front_end.connection", "import trio, os", []),
+        ("vhost_balloon.front_end.connection", "import prometheus_client", ["prometheus_client"]),
+        ("vhost_balloon.metrics.families", "import prometheus_client", []),
         ("vhost_balloon.simulator.wire", "from vhost_balloon import fds", ["vhost_balloon.fds"]),
         ("vhost_balloon.simulator.wire", "from protocol import vhost_user\nimport os", []),
         ("vhost_balloon.ctl.text", "import trio", ["trio"]),

@@ -11,9 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.control_client import MemoryListener, change
-from tests.end_to_end import LogLines, by_hand, serving
-from vhost_balloon import control_events, daemon
+from tests.support.control_client import MemoryListener, change
+from tests.support.end_to_end import LogLines, by_hand, serving
 from vhost_balloon.containment import (
     FIRST_PAUSE,
     LAST_PAUSE,
@@ -21,9 +20,11 @@ from vhost_balloon.containment import (
     PLACES,
     InternalErrors,
 )
+from vhost_balloon.control import events as control_events
+from vhost_balloon.daemon import daemon
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.log import BURST
-from vhost_balloon.vm import Vm
+from vhost_balloon.log.lines import BURST
+from vhost_balloon.vm.vm import Vm
 
 
 class BugError(Exception):

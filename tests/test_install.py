@@ -12,9 +12,9 @@ import pytest
 
 import vhost_balloon
 from tests.rig.wheel import build_wheel
+from tests.support.paths import ROOT
 from vhost_balloon.ctl import units
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("protocol", "vhost_balloon")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import vhost_balloon
 from tests.rig.packages import MANDOC
-from vhost_balloon import command_line
+from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
 from vhost_balloon.hub import options as hub_options
 

@@ -14,16 +14,17 @@ from vhost_balloon import deferred  # noqa: F401 - before trio is imported
 
 import trio
 
-from vhost_balloon import config, daemon, log_setup
-from vhost_balloon.descriptor_limit import raise_descriptor_limit
+from vhost_balloon.config import config
+from vhost_balloon.daemon import daemon
+from vhost_balloon.daemon.front_ends import DESCRIPTORS
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.fds import spare_descriptors
-from vhost_balloon.front_ends import DESCRIPTORS
-from vhost_balloon.handed_over import paths
-from vhost_balloon.inheritance import left_options
-from vhost_balloon.log import logger, shortened
-from vhost_balloon.log_output import prepare_descriptors
+from vhost_balloon.fds import raise_descriptor_limit, spare_descriptors
+from vhost_balloon.log import setup as log_setup
+from vhost_balloon.log.lines import logger, shortened
+from vhost_balloon.log.output import prepare_descriptors
 from vhost_balloon.printable import printable
+from vhost_balloon.restart.records import left_options
+from vhost_balloon.service.handed_over import paths
 
 
 def check_platform() -> None:
@@ -98,7 +99,7 @@ def main() -> None:
         log_setup.set_up(settings.log_level, settings.log_format)
         raise_descriptor_limit()
         if settings.check_only:
-            from vhost_balloon.check_config import check_config
+            from vhost_balloon.daemon.check_config import check_config
 
             return trio.run(check_config, settings)
         if handed.is_restart:

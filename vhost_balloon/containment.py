@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 import trio
 
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.log import Limit, logger
+from vhost_balloon.log.lines import Limit, logger
 
 T = TypeVar("T", bound=trio.abc.AsyncResource)
 

@@ -21,7 +21,7 @@ class VhostBalloonError(Exception):
 
 class StateError(Exception):
     """What a process before this one left of a VM cannot be used; nobody is to blame for it, and
-    the VM is served without (vhost_balloon.inert)."""
+    the VM is served without (vhost_balloon.front_end.inert)."""
 
 
 class FrontEndError(VhostBalloonError):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import array
 import errno
 import os
+import resource
 import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import trio
 
 from vhost_balloon.errors import FrontEndError
+from vhost_balloon.log.lines import logger
 
 SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """How the system says that it, or this process, has no descriptors or memory left for now."""
@@ -118,7 +121,7 @@ class EventFd:
         polled = self._writable.poll(0)
         # A counter at its very limit, which only the kernel can reach, polls as an error alone.
         if polled and polled[0][1] & select.POLLOUT:
-            try:  # noqa: SIM105 - on the way of every request
+            try:
                 os.write(fd, _EVENT)
             except BlockingIOError:
                 pass
@@ -150,3 +153,26 @@ class Kick(EventFd):
     def take(self) -> None:
         """Take the kicks so far, if there were any."""
         self._edges.poll(0, 1)
+
+
+def raise_descriptor_limit() -> None:
+    """Have as many descriptors as the hard limit allows; the usual soft limit is 1024.
+
+    A limit that was inherited may be above what the kernel lets anybody set (fs.nr_open).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (hard, _kernel_limit()):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        except (OSError, ValueError) as error:  # EPERM is a ValueError
+            reason = error
+        else:
+            return
+    logger.warning("the limit of descriptors stays as it is: %s", reason)
+
+
+def _kernel_limit() -> int:
+    try:
+        return int(Path("/proc/sys/fs/nr_open").read_text())
+    except (OSError, ValueError):
+        return 1 << 20  # its default

@@ -16,8 +16,8 @@ from typing import Final
 import trio
 
 from protocol.virtio_balloon import Queue
-from tests.command import daemon
-from tests.end_to_end import MIB, PAGE, by_hand
+from tests.support.command import daemon
+from tests.support.end_to_end import MIB, PAGE, by_hand
 
 from .quiet_vm import answered
 

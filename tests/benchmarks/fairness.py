@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from tests.command import daemon
+from tests.support.command import daemon
 
 ALONE, BESIDE, HELD = "alone", "beside", "held"
 PERCENTILES: Final = (50, 99)

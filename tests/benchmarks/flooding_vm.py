@@ -21,7 +21,7 @@ import trio
 from protocol import vhost_user as vu
 from protocol import vhost_user_payloads as payloads
 from protocol.virtio_balloon import CONFIG_SIZE, BalloonFeature, Queue, StatTag
-from tests.end_to_end import LINUX, MIB, PAGE, ByHand, by_hand
+from tests.support.end_to_end import LINUX, MIB, PAGE, ByHand, by_hand
 from vhost_balloon.simulator import DriverRing, GuestRam
 
 Buffer = tuple[int, int, bool]

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable
 
 from tests.rig.process import Closing
-from vhost_balloon.ranges import Range
+from vhost_balloon.memory.ranges import Range
 
 from .compiled import program
 

@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from protocol.virtio_balloon import Queue
-from tests.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand
+from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand
 from vhost_balloon.simulator import DriverRing
 
 BLOCKS: Final = 32

@@ -9,7 +9,7 @@ from typing import Final
 
 from protocol.virtio_balloon import Queue
 from tests.rig.memory import MiB
-from vhost_balloon.ranges import Range, merge
+from vhost_balloon.memory.ranges import Range, merge
 
 PAGE: Final = 4096
 BUFFER_PAGES: Final = 256

@@ -9,10 +9,10 @@ import trio
 from trio.testing import MockClock
 
 from protocol.qmp_stream import RequestParser
-from tests.control_client import Client, FakeFrontEnd, MemoryListener, attach, request, web1
 from tests.fuzz.source import Source
-from vhost_balloon.control import serve_control
-from vhost_balloon.vm import Vm
+from tests.support.control_client import Client, FakeFrontEnd, MemoryListener, attach, request, web1
+from vhost_balloon.control.server import serve_control
+from vhost_balloon.vm.vm import Vm
 
 INVARIANT: Final = (
     "Whatever bytes a client sends in whatever pieces, each request in them gets exactly one reply "

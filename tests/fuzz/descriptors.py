@@ -9,7 +9,7 @@ import socket
 import tempfile
 from typing import Final
 
-from tests.helpers import QEMU_SEALS
+from tests.support.helpers import QEMU_SEALS
 
 MEMORY_SIZE: Final = 64 << 10
 

@@ -8,9 +8,9 @@ from typing import Final
 import trio
 from trio.testing import MockClock
 
-from tests.control_client import MemoryListener
 from tests.fuzz.source import Source
-from tests.scrapes import GET, serving_in_memory
+from tests.support.control_client import MemoryListener
+from tests.support.scrapes import GET, serving_in_memory
 
 INVARIANT: Final = (
     "Whatever bytes a client sends in whatever pieces, it gets exactly one well-formed answer, "

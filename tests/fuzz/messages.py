@@ -17,14 +17,14 @@ from tests.fuzz.owed import Owed
 from tests.fuzz.requests import SEQUENCES, TEMPLATES, Sent, plain
 from tests.fuzz.rings_by_hand import DriverMemory
 from tests.fuzz.source import Source
-from vhost_balloon.backend import serve_front_end
-from vhost_balloon.control_report import describe_vm
+from vhost_balloon.control.report import describe_vm
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy
-from vhost_balloon.shelf import Shelf
-from vhost_balloon.store import CONNECTION
-from vhost_balloon.vm import Vm
-from vhost_balloon.vm_settings import VmSettings
+from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
+from vhost_balloon.front_end.connection import serve_front_end
+from vhost_balloon.store.descriptors import CONNECTION
+from vhost_balloon.store.shelf import Shelf
+from vhost_balloon.vm.settings import VmSettings
+from vhost_balloon.vm.vm import Vm
 
 INVARIANT: Final = (
     "Whatever bytes and descriptors a front end sends, each request that has a reply gets exactly "

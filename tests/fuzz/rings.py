@@ -13,26 +13,23 @@ from protocol.virtio_balloon import Queue
 from protocol.virtio_ring import DESCRIPTOR
 from tests.fuzz.source import Source
 from tests.fuzz.walk import check_walk
-from vhost_balloon.balloon import Balloon
-from vhost_balloon.counters import Counters
-from vhost_balloon.deflate_processor import DeflateProcessor
-from vhost_balloon.device import Device
-from vhost_balloon.effects import RingSetup
+from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.errors import FrontEndError, RingError
 from vhost_balloon.fds import Kick, OwnedFd
-from vhost_balloon.guest_memory import (
-    DiscardMode,
-    DiscardPolicy,
-    GuestMemory,
-    MappedRegion,
-    check_disjoint,
-)
-from vhost_balloon.log import VmLog
-from vhost_balloon.pins import PinGuard
-from vhost_balloon.processors import DiscardProcessor, HintProcessor
-from vhost_balloon.ring import Processor, StartedRing, bind
-from vhost_balloon.stats_processor import StatsProcessor
-from vhost_balloon.wakefulness import Wakefulness
+from vhost_balloon.figures.counters import Counters
+from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
+from vhost_balloon.log.lines import VmLog
+from vhost_balloon.memory.guest_memory import GuestMemory
+from vhost_balloon.memory.pins import PinGuard
+from vhost_balloon.memory.region import MappedRegion, check_disjoint
+from vhost_balloon.pace.wakefulness import Wakefulness
+from vhost_balloon.queues.attached_guest import Device
+from vhost_balloon.queues.deflate import DeflateProcessor
+from vhost_balloon.queues.discarding import DiscardProcessor
+from vhost_balloon.queues.processor import HintProcessor
+from vhost_balloon.queues.ring import Processor, StartedRing, bind
+from vhost_balloon.queues.stats import StatsProcessor
+from vhost_balloon.session.effects import RingSetup
 
 INVARIANT: Final = (
     "Whatever guest memory holds, a ring gives at most queue size chains of at most queue size "

@@ -13,19 +13,18 @@ from zlib import crc32
 import trio
 
 from protocol.virtio_balloon import NUM_QUEUES
-from tests.helpers import MIB, memfd
-from vhost_balloon.counters import Counters
+from tests.support.helpers import MIB, memfd
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.inheritance import Left as Found
-from vhost_balloon.inheritance import find_record, restore_vm
-from vhost_balloon.record import AREAS, MAGIC, Record
-from vhost_balloon.resume import Left, read_connection
-from vhost_balloon.shelf import Shelf
-from vhost_balloon.state import counters_document
-from vhost_balloon.store import CONNECTION, RECORD, Store
-from vhost_balloon.vm import Vm
-from vhost_balloon.vm_settings import VmSettings, settings_to_json
+from vhost_balloon.figures.counters import Counters, counters_document
+from vhost_balloon.restart.reattach import Left, read_connection
+from vhost_balloon.restart.records import Left as Found
+from vhost_balloon.restart.records import find_record, restore_vm
+from vhost_balloon.store.descriptors import CONNECTION, RECORD, Store
+from vhost_balloon.store.record import AREAS, MAGIC, Record
+from vhost_balloon.store.shelf import Shelf
+from vhost_balloon.vm.settings import VmSettings, settings_to_json
+from vhost_balloon.vm.vm import Vm
 
 INVARIANT: Final = (
     "Whatever bytes a record's file or its areas hold, reading it gives a VM and a connection that "

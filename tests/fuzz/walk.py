@@ -6,8 +6,13 @@ import os
 from contextlib import suppress
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE
-from tests.helpers import Piece, pieces
-from vhost_balloon.decode import (
+from tests.support.helpers import Piece, pieces
+from vhost_balloon.balloon.guest_stats import parse_stats
+from vhost_balloon.errors import RingError
+from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
+from vhost_balloon.memory.guest_memory import GuestMemory
+from vhost_balloon.memory.ranges import merge, total
+from vhost_balloon.queues.decode import (
     READ_PFNS,
     SLICE_BUFFERS,
     SLICE_NUMBERS,
@@ -16,13 +21,9 @@ from vhost_balloon.decode import (
     pages,
     reported,
 )
-from vhost_balloon.effects import RingSetup
-from vhost_balloon.errors import RingError
-from vhost_balloon.guest_memory import DiscardMode, DiscardPolicy, GuestMemory
-from vhost_balloon.guest_stats import parse_stats
-from vhost_balloon.ranges import merge, total
-from vhost_balloon.ring import BoundRing, bind
-from vhost_balloon.virtqueue import Chain
+from vhost_balloon.queues.ring import BoundRing, bind
+from vhost_balloon.queues.virtqueue import Chain
+from vhost_balloon.session.effects import RingSetup
 
 _POLICY = DiscardPolicy(DiscardMode.ALWAYS)
 _MAX_NAMED = 1 << 17

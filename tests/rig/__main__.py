@@ -83,7 +83,7 @@ def _boot_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: Options) -> int:
-    from vhost_balloon.player import DemoError  # only this command needs the daemon's packages
+    from vhost_balloon.demo.player import DemoError  # only this command needs the daemon's packages
 
     from . import demo
 

@@ -8,9 +8,9 @@ from typing import Final
 
 import trio
 
-from vhost_balloon import picture
-from vhost_balloon.player import FREE_MARK, PLAY_SECONDS, DemoError, QmpClient, play
-from vhost_balloon.screen import Screen
+from vhost_balloon.demo import picture
+from vhost_balloon.demo.player import FREE_MARK, PLAY_SECONDS, DemoError, QmpClient, play
+from vhost_balloon.demo.screen import Screen
 
 from .daemon import Daemon
 from .errors import GuestError

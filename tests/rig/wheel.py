@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 SHIPPED: Final = ("protocol", "vhost_balloon", "systemd", "pyproject.toml", "README.md", "LICENSE")
 
 

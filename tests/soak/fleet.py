@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.guests import wait_until
-from tests.remote import Remote
 from tests.rig import process
 from tests.rig.guest import Guest
 from tests.rig.memory import Memory, MiB
 from tests.rig.packages import SYSTEMD, TREES, provision
 from tests.rig.systemd import Instance, SystemdHost
+from tests.support.guests import wait_until
+from tests.support.remote import Remote
 
 REAL_RAM: Final = 512 * MiB
 SIMULATED_RAM: Final = 16 * MiB

@@ -15,9 +15,9 @@ from typing import Any, Final
 import trio
 
 from protocol.virtio_balloon import Queue
-from tests.end_to_end import MIB, PAGE, by_hand, fill
-from tests.remote import serve
 from tests.soak.bad_visitor import visit
+from tests.support.end_to_end import MIB, PAGE, by_hand, fill
+from tests.support.remote import serve
 from vhost_balloon.simulator import GuestOutOfMemory, SimulatedGuest, running_guest
 
 RAM: Final = 16 * MIB

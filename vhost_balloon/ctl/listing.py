@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from vhost_balloon.ctl import model
 from vhost_balloon.ctl.model import Vm
-from vhost_balloon.ctl.text import UNKNOWN, Column, format_size, shorten, table
+from vhost_balloon.ctl.text import Column, shorten, table
 from vhost_balloon.printable import printable
+from vhost_balloon.sizes import UNKNOWN, format_size
 
 NAME_COLUMNS: Final = 24
 """Where room is short, a longer name is cut."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 from vhost_balloon import __version__
-from vhost_balloon.ctl import text
 from vhost_balloon.printable import printable
+from vhost_balloon.sizes import parse_size
 
 PROGRAM: Final = "vhost-balloonctl"
 DEFAULT_FOLDER: Final = "/run/vhost-balloon"
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 def size(word: str) -> int:
     """A size as an argument."""
     try:
-        return text.parse_size(word)
+        return parse_size(word)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -12,8 +12,8 @@ from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.ctl.progress import Progress
-from vhost_balloon.ctl.text import format_size
 from vhost_balloon.printable import printable
+from vhost_balloon.sizes import format_size
 
 POLL_SECONDS: Final = 0.2
 """BALLOON_CHANGE comes once a second at most, which is no progress bar; and query-vms is cheap."""

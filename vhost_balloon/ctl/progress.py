@@ -7,8 +7,9 @@ from typing import Final
 
 from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.output import Output
-from vhost_balloon.ctl.text import format_size, shorten
+from vhost_balloon.ctl.text import shorten
 from vhost_balloon.printable import printable
+from vhost_balloon.sizes import format_size
 
 BAR_COLUMNS: Final = 30
 _ERASE: Final = "\r\x1b[K"

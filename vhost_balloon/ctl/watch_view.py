@@ -8,17 +8,9 @@ from typing import Final
 
 from vhost_balloon.ctl.listing import memory, name, reporting
 from vhost_balloon.ctl.model import Vm
-from vhost_balloon.ctl.text import (
-    UNKNOWN,
-    Column,
-    format_size,
-    pad,
-    shorten,
-    spark,
-    table,
-    width,
-)
+from vhost_balloon.ctl.text import Column, pad, shorten, spark, table, width
 from vhost_balloon.printable import printable
+from vhost_balloon.sizes import UNKNOWN, format_size
 
 MIN_SPARK: Final = 10
 MAX_SPARK: Final = 60

@@ -12,20 +12,20 @@ from typing import Final
 
 import trio
 
-from vhost_balloon import log_setup, systemd
 from vhost_balloon.containment import InternalErrors
-from vhost_balloon.descriptor_limit import raise_descriptor_limit
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.handed_over import paths, take_sockets
+from vhost_balloon.fds import raise_descriptor_limit
 from vhost_balloon.hub.folders import MAX_VMS
 from vhost_balloon.hub.options import HubOptions, parse
 from vhost_balloon.hub.vms import PLACES, Host
-from vhost_balloon.log import logger, shortened
-from vhost_balloon.log_output import prepare_descriptors
-from vhost_balloon.metrics import HubErrorCollector
-from vhost_balloon.metrics_server import MAX_CLIENTS, MetricsServer
-from vhost_balloon.names import METRICS
+from vhost_balloon.log import setup as log_setup
+from vhost_balloon.log.lines import logger, shortened
+from vhost_balloon.log.output import prepare_descriptors
+from vhost_balloon.metrics.families import HubErrorCollector
+from vhost_balloon.metrics.server import MAX_CLIENTS, MetricsServer
 from vhost_balloon.printable import printable
+from vhost_balloon.service import systemd
+from vhost_balloon.service.handed_over import METRICS, paths, take_sockets
 
 RESERVE: Final = MAX_CLIENTS + 32
 """Descriptors kept for other things than VMs: scrapers, the log, the event loop, a file that is

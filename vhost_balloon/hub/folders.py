@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon.metrics import vm_label
+from vhost_balloon.metrics.families import vm_label
 
 SUFFIX: Final = ".control"
 MAX_VMS: Final = 4096

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vhost_balloon.config.option_parser import Parser, add_log_options
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.metrics_options import (
+from vhost_balloon.metrics.options import (
     MetricsOptions,
     add_metrics_options,
     read_metrics_options,
 )
-from vhost_balloon.names import METRICS
-from vhost_balloon.option_parser import Parser, add_log_options
+from vhost_balloon.service.handed_over import METRICS
 
 FOLDER: Final = Path("/run/vhost-balloon")
 ADDRESS: Final = ("127.0.0.1", 9750)

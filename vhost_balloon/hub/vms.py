@@ -14,8 +14,8 @@ import trio
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.hub.connection import Connection, Ended, Unanswered
 from vhost_balloon.hub.folders import MAX_VMS, Found, Listing, look
-from vhost_balloon.log import VmLog, logger
-from vhost_balloon.metrics_document import BadDocument, Document, checked
+from vhost_balloon.log.lines import VmLog, logger
+from vhost_balloon.metrics.document import BadDocument, Document, checked
 
 PATIENCE: Final = 1.0
 """Seconds for a VM's answer, with connection and negotiation; and for a look at the folders."""

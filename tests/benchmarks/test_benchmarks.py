@@ -1,0 +1,172 @@
+"""The benchmarks measure what they say: their statistics, their drivers, and each part once.
+
+Nothing here judges a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from protocol.virtio_balloon import Queue
+from tests.benchmarks import faults, processes, real_guest
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.device import WrongPages, bytes_left
+from tests.benchmarks.report import Bar, Row, table
+from tests.benchmarks.sides import qemu_side
+from tests.benchmarks.summary import interval, ratios, summarise
+from tests.benchmarks.works import FIRST, PAGE, Work, inflates, reports, single_pages
+from tests.rig.errors import RigUnavailable
+from tests.rig.fixtures import refuse
+from tests.rig.memory import MiB
+from tests.rig.packages import SYSTEMD
+from vhost_balloon.memory.ranges import merge
+
+MEMORY = FIRST + 128 * MiB
+
+
+def plausible(rows: list[Row]) -> None:
+    """Every figure is there and a finite number, and all of it can be written and shown."""
+    text = json.dumps([row.as_json() for row in rows])
+    assert json.loads(text)
+    assert table(rows)
+    for row in rows:
+        assert row.figures()
+        for figure in row.figures().values():
+            assert math.isfinite(figure.median)
+            assert figure.lower_quartile <= figure.median <= figure.upper_quartile
+
+
+# Statistics and bars
+
+
+def test_a_summary_has_the_median_and_its_quartiles() -> None:
+    found = summarise([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert (found.median, found.lower_quartile, found.upper_quartile) == (3.0, 2.0, 4.0)
+    assert found.count == 5
+
+
+def test_a_single_value_is_its_own_summary() -> None:
+    found = summarise([2.0])
+    assert {found.median, found.lower_quartile, found.upper_quartile, found.low, found.high} == {2}
+
+
+def test_the_interval_is_repeatable_and_narrows_with_more_values() -> None:
+    few, many = [1.0, 2.0, 3.0], [1.0, 2.0, 3.0] * 30
+    assert interval(few) == interval(few) == (1.0, 3.0)
+    assert interval(many) == (2.0, 2.0)
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    assert ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
+    with pytest.raises(ValueError, match="shorter"):
+        ratios([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("bar", "values", "met", "reached"),
+    [
+        (Bar("a", 2, 3), [2.5], True, False),
+        (Bar("a", 2, 3), [3], True, True),
+        (Bar("a", 2, 3), [1.9], False, False),
+        (Bar("a", 2, 1, at_most=True), [1.5], True, False),
+        (Bar("a", 2, 1, at_most=True), [2.1], False, False),
+        (Bar("a", 2), [9], True, False),
+        (Bar("a", 2, 3, by_interval=True), [1, 1.5, 2.2], True, False),
+        (Bar("a", 2, 3, by_interval=True), [1, 1.5, 1.9], False, False),
+        (Bar("a", 2, at_most=True, by_interval=True), [1.9, 2.5, 3], True, False),
+    ],
+)
+def test_a_bar_is_met_or_missed(bar: Bar, values: list[float], met: bool, reached: bool) -> None:
+    figure = summarise(values)
+    assert (bar.met(figure), bar.reached(figure)) == (met, reached)
+
+
+def test_a_row_shows_its_quotients_beside_their_bars() -> None:
+    values = {"daemon": [4.0, 9.0], "qemu": [2.0, 3.0]}
+    row = Row("work", "s", values, {"of qemu": ("daemon", "qemu")}, [Bar("of qemu", 2, 3)])
+    assert row.figures()["of qemu"].median == 2.5
+    assert row.as_json()["bars"][0]["met"] is True
+    assert ">= 2 (reach for 3): met" in table([row])
+
+
+# What is asked of the devices
+
+
+@pytest.mark.parametrize("work", [*inflates(MEMORY), *reports(MEMORY), single_pages(20)],
+                         ids=lambda work: work.name)  # fmt: skip
+def test_a_work_names_whole_pages_once_inside_memory(work: Work) -> None:
+    named = work.singly()
+    assert len(set(named)) == len(named)
+    assert all(FIRST <= start < end <= MEMORY for start, end in named)
+    assert sum(end - start for start, end in merge(named)) == work.size > 0
+    assert sum(end - start for start, end in work.merged()) == work.size
+
+
+def test_scattered_pages_never_merge() -> None:
+    scattered = {w.name: w for w in inflates(MEMORY)}["inflate scattered, 64 per kick"]
+    assert len(scattered.merged()) == scattered.size // PAGE
+
+
+@pytest.mark.guest
+def test_qemu_gives_back_exactly_what_its_driver_over_qtest_names() -> None:
+    pages = [(FIRST + PAGE * number, FIRST + PAGE * (number + 1)) for number in (3, 1, 7)]
+    block = [(FIRST + 4 * MiB, FIRST + 8 * MiB)]
+    with qemu_side(MEMORY) as side:
+        for queue, request in ((Queue.INFLATE, pages), (Queue.REPORTING, block)):
+            work = Work("some", queue, [[request]])
+            side.neighbour.touch([(FIRST, MEMORY)])
+            side.submit(queue, [request])
+            assert bytes_left(side.ram, work, MEMORY) == 0
+            with pytest.raises(WrongPages, match="too many"):
+                bytes_left(side.ram, Work("less", queue, [[request[:-1]]]), MEMORY)
+            more = [*request, (MEMORY - 2 * PAGE, MEMORY - PAGE)]
+            assert bytes_left(side.ram, Work("more", queue, [[more]]), MEMORY) == PAGE
+
+
+# Each part, in its smallest form
+
+
+@pytest.mark.guest
+def test_the_device_part_runs(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    assert main(["device", "--rounds", "1", "--arena", "128", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert {"kernel", "processor", "cores", "qemu"} <= set(found["machine"])
+    for row in found["parts"]["device"]:
+        assert {"daemon", "qemu"} <= set(row["values"])
+        assert all(value > 0 for values in row["values"].values() for value in values)
+
+
+@pytest.mark.guest
+def test_the_guest_part_runs() -> None:
+    rows = real_guest.measure(1, memory=512 * MiB, size=128 * MiB)
+    plausible(rows)
+    assert [len(row.values["daemon"]) for row in rows] == [1, 1]
+
+
+@pytest.mark.guest
+def test_the_faults_part_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "KINDS", faults.KINDS[1:2])
+    rows = faults.measure(1, memory=512 * MiB, milliseconds=200)
+    plausible(rows)
+    assert len(rows) == len(faults.LOADS) + 1
+    monkeypatch.setattr(faults, "KINDS", faults.KINDS[:1] * 2)
+    monkeypatch.setattr(faults, "SETTLE_SECONDS", 0.1)
+    plausible([faults.measure_return(1, memory=512 * MiB)])
+
+
+@pytest.mark.rig(SYSTEMD)
+@pytest.mark.timeout(280)
+def test_the_processes_part_runs() -> None:
+    try:
+        rows = processes.measure(2, vms=2, seconds=2.0)
+    except RigUnavailable as error:
+        refuse(error.reason)
+    plausible(rows)
+    *others, idle = rows
+    assert all(figure.median > 0 for row in others for figure in row.figures().values())
+    assert idle.work.startswith("CPU")  # two that do nothing for two seconds may cost nothing

@@ -1,0 +1,234 @@
+"""The command line: one VM, its front end and its name, and what does not go together."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhost_balloon.config.config import FRONT_END, Config, parse
+from vhost_balloon.daemon.check_config import check_config
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.service.listeners import SocketOptions
+from vhost_balloon.vm.names import MAX_NAME, name_from_file, read_name
+from vhost_balloon.vm.settings import SettingError, VmSettings
+
+ONE_EACH = r"one vhost-balloon for each \(under systemd vhost-balloon@NAME\.socket\)$"
+Handed = dict[str, Path | None]
+
+
+def mistake(arguments: list[str], handed: Handed | None = None) -> str:
+    with pytest.raises(OperatorError) as caught:
+        parse(arguments, handed)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# The front end
+
+
+def test_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--socket-path=web1.sock", "--control-socket=web1.control"]
+    assert parse(arguments) == Config(
+        name="web1",
+        socket_path=tmp_path / "web1.sock",
+        fd=None,
+        settings=VmSettings(),
+        base=VmSettings(),
+        files=(),
+        control_socket=Path("web1.control"),
+        control_access=SocketOptions(),
+        metrics=None,
+        log_level="info",
+        log_format="text",
+        arguments=tuple(arguments),
+    )
+    assert parse(arguments).control_path == tmp_path / "web1.control"
+
+
+def test_a_descriptor() -> None:
+    config = parse(["--fd=7"])
+    assert (config.name, config.fd, config.socket_path) == ("fd7", 7, None)
+    assert parse(["--fd=7", "--name=web1"]).name == "web1"
+
+
+def test_a_socket_that_was_handed_over() -> None:
+    handed: Handed = {
+        "control": Path("/run/web1.control"),
+        FRONT_END: Path("/run/web1.sock"),
+        "metrics": None,
+    }
+    config = parse([], handed)
+    assert config.name == "web1"
+    assert (config.socket_path, config.control_socket) == (
+        Path("/run/web1.sock"),
+        Path("/run/web1.control"),
+    )
+    assert config.metrics is not None
+
+
+@pytest.mark.parametrize(
+    "path", ["/run/vm/web1.sock", "/run/vm/../vm/web1.sock", "{link}/vm/web1.sock"]
+)
+def test_the_path_of_a_socket_that_was_handed_over(tmp_path: Path, path: str) -> None:
+    """However it is written, such as by way of /var/run."""
+    link = tmp_path / "link"
+    link.symlink_to("/run")
+    handed: Handed = {"a": Path("/run/vm/web1.sock"), "control": Path("/run/vm/c")}
+    control = path.replace("web1.sock", "c")
+    config = parse(
+        [
+            f"--socket-path={path}".format(link=link),
+            f"--control-socket={control}".format(link=link),
+        ],
+        handed,
+    )
+    assert config.name == "a"
+    assert (config.socket_path, config.control_socket) == (handed["a"], handed["control"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "handed"),
+    [
+        (["--socket-path=/a", "--socket-path=/b"], {}),
+        (["--socket-path=/a", "--socket-path=/a"], {}),
+        (["--socket-path=/a", "--socket-path=/b"], {"a": Path("/a")}),
+        (["--fd=3", "--fd=4"], {}),
+        (["--fd=3", "--socket-path=/a"], {}),
+        (["--fd=3"], {"a": Path("/a")}),
+        ([], {"a": Path("/a"), "b": Path("/b"), "control": Path("/c")}),
+        ([], {"a": Path("/a"), FRONT_END: Path("/a")}),
+    ],
+)
+def test_two_front_ends(arguments: list[str], handed: Handed) -> None:
+    with pytest.raises(OperatorError, match=ONE_EACH):
+        parse(arguments, handed)
+
+
+def test_another_path_than_that_of_what_was_handed_over() -> None:
+    text = mistake(["--socket-path=/b"], {"a": Path("/a")})
+    assert text == "--socket-path=/b, and /a was handed over: leave out the option"
+    text = mistake(["--control-socket=/b"], {"a": Path("/a"), "control": Path("/c")})
+    assert text == "--control-socket=/b, and /c was handed over: leave out the option"
+
+
+@pytest.mark.parametrize("handed", [{}, {"control": Path("/c"), "metrics": None}])
+def test_no_front_end(handed: Handed) -> None:
+    text = mistake(["--control-socket=/c", "--name=web1"], handed)
+    assert text.startswith("no front end: give --socket-path=PATH or --fd=N")
+    config = parse(["--check-config"], handed)  # nothing is to be served
+    assert (config.name, config.socket_path, config.fd) == ("", None, None)
+
+
+@pytest.mark.parametrize("control", ["/run/a", "/run/../run/a", "/run/./a"])
+def test_one_path_for_front_end_and_control(control: str) -> None:
+    handed: Handed = {FRONT_END: Path("/run/a")}
+    for text in (
+        mistake(["--socket-path=/run/a", f"--control-socket={control}"]),
+        mistake([f"--control-socket={control}"], handed),
+    ):
+        assert "--control-socket another path" in text
+
+
+# The name
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/run/web1.sock", "web1"),
+        ("/run/web1.socket", "web1"),
+        ("/run/web1", "web1"),
+        ("/run/web.example.com.sock", "web.example.com"),
+        ("/run/web.example.com", "web.example.com"),
+        ("/run/web.example.org", "web.example.org"),
+        ("/run/db 1.sock", "db 1"),
+        ("web1.sock", "web1"),
+    ],
+)
+def test_the_name_is_that_of_the_sockets_file(path: str, name: str) -> None:
+    assert parse([f"--socket-path={path}"]).name == name
+    for word in ("", "unknown", FRONT_END):
+        assert parse([], {word: Path(path)}).name == name
+        assert parse([f"--socket-path={path}"], {word: Path(path).absolute()}).name == name
+    assert parse([], {"said": Path(path)}).name == "said"
+    assert parse(["--name=given"], {"said": Path(path)}).name == "given"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", ".", "/", "..", "/run/..", "/run/.sock", "/run/.web1.sock", "/run/" + "x" * 256),
+    ],
+)
+def test_a_file_whose_name_cannot_be_a_vms(path: str) -> None:
+    text = mistake([f"--socket-path={path}"])
+    assert text.startswith("the VM's name ")
+    assert text.endswith(": give another with --name=NAME")
+    assert parse([f"--socket-path={path}", "--name=web1"]).name == "web1"
+
+
+def test_a_name_that_was_handed_over_and_cannot_be_a_vms() -> None:
+    assert "'a/b': give another with --name=NAME" in mistake([], {"a/b": Path("/run/web1.sock")})
+    assert parse(["--name=web1"], {"a/b": Path("/run/web1.sock")}).name == "web1"
+
+
+@pytest.mark.parametrize("name", ["", ".", ".hidden", "a/b", "x" * 256])
+def test_names_that_no_vm_can_have(name: str) -> None:
+    assert "--name" in mistake([f"--name={name}", "--socket-path=/run/web1.sock"])
+    with pytest.raises(SettingError, match=r"^'name' "):
+        read_name(name)
+
+
+@pytest.mark.parametrize("name", ["control", "metrics"])
+def test_the_names_of_other_sockets_are_vms_names_too(name: str) -> None:
+    """Instances of the units may be called so."""
+    handed: Handed = {"front-end": Path(f"/run/{name}.sock"), "control": Path("/run/c")}
+    assert parse([f"--name={name}"], handed).name == parse([], handed).name == name
+    assert parse([f"--socket-path=/run/{name}.sock"]).name == name
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800"])
+def test_values_that_are_no_name(value: str) -> None:
+    with pytest.raises(SettingError, match=r"^'name' "):
+        read_name(value)
+
+
+@given(st.binary(min_size=1, max_size=MAX_NAME).filter(lambda name: not set(name) & set(b"\0/")))
+def test_any_file_name_is_a_name_or_a_mistake(data: bytes) -> None:
+    file = os.fsdecode(data)
+    name = name_from_file(Path("/run") / file)
+    try:
+        found = parse([f"--socket-path=/run/{file}"]).name
+    except OperatorError:
+        assert not name or name.startswith(".")
+    else:
+        assert found == name == read_name(name) == json.loads(json.dumps(name))
+
+
+# Options that are gone, and the rest
+
+
+def test_an_option_that_is_not_needed_any_more() -> None:
+    text = mistake(["--socket-path=/run/a", "--allow-unsealed-memory"])
+    assert text.startswith("--allow-unsealed-memory is not needed any more: leave it out")
+
+
+async def test_groups_are_checked() -> None:
+    await check_config(parse(["--check-config", "--socket-path=/run/a", "--socket-group=0"]))
+    for which in ("socket", "control"):
+        with pytest.raises(OperatorError, match="there is no group 'no-such-group'"):
+            await check_config(parse(["--check-config", f"--{which}-group=no-such-group"]))
+
+
+async def test_a_group_of_a_file_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "web1.toml"
+    path.write_text("socket-group = 'no-such-group'")
+    with pytest.raises(OperatorError, match="there is no group 'no-such-group'"):
+        await check_config(parse(["--check-config", f"--config={path}", "--socket-group=0"]))

@@ -1,0 +1,266 @@
+"""vhost-balloonctl over a folder: what one VM's daemon does costs its own line and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.ctl_command import failure, run
+from tests.support.fake_daemons import (
+    EVENT,
+    GREETING,
+    OK,
+    VM,
+    Serve,
+    answering,
+    fake_daemons,
+    flood,
+    full_backlog,
+    nobody_listens,
+    replies,
+    returned,
+    say_nothing,
+)
+
+SILENT = "no answer within 1 s"
+GONE = "the daemon closed the connection"
+NO_QMP = "does not speak QMP: it is no control socket"
+TOO_MUCH = "it sent 1 MiB without an answer"
+
+
+def odd(what: str) -> str:
+    return f"the daemon's answer is not understood ({what}): another version?"
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
+LONG_EVENT = EVENT.strip() + b" " * 10_000 + b"\n"  # a flood that is quick to make and to read
+MISBEHAVIOUR: dict[str, tuple[Serve, str]] = {
+    "hangs": (say_nothing, SILENT),
+    "greets-and-hangs": (flood(GREETING, b""), SILENT),
+    "negotiates-and-hangs": (flood(GREETING + OK + EVENT, b""), SILENT),
+    "floods": (flood(GREETING + OK, LONG_EVENT * 10), TOO_MUCH),
+    "answers-1-GiB": (flood(GREETING + OK + b'{"return": [', b"0, " * 20_000), TOO_MUCH),
+    "no-qmp": (replies(b"HTTP/1.1 400 Bad Request\r\n"), NO_QMP),
+    "closes-at-once": (replies(b""), GONE),
+    "closes-in-the-middle": (replies(GREETING, OK, b'{"return": [{"id": "clo'), GONE),
+    "refuses": (
+        replies(GREETING, OK, b'{"error": {"class": "x", "desc": "not\\u001b[2J today"}}\n'),
+        "not\\x1b[2J today",
+    ),
+    "no-vm": (answering({"query-vms": returned([])}), odd("query-vms")),
+    "two-vms": (answering({"query-vms": returned([VM, VM])}), odd("query-vms")),
+    "wrong-type": (answering(actual="many"), odd("actual")),
+    "negative": (answering(resident=-1), odd("resident")),
+    "huge-number": (answering(freed_bytes=1 << 64), odd("freed-bytes")),
+    "long-state": (answering(state="x" * 1000), odd("state")),
+    "many-reasons": (answering(pause_reasons=["x"] * 1000), odd("pause-reasons")),
+    "deep": (answering(x=nested(400)), odd("query-vms")),
+    "nan": (replies(GREETING, OK, b'{"return": [{"x": NaN}]}\n'), NO_QMP),
+}
+
+
+@pytest.mark.parametrize("how", MISBEHAVIOUR)
+def test_one_that_misbehaves_costs_its_own_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, how: str
+) -> None:
+    serve, text = MISBEHAVIOUR[how]
+    with fake_daemons(tmp_path, {"a": answering(), how: serve, "z": answering()}):
+        check_lines(capsys, tmp_path, how, text)
+
+
+def check_lines(
+    capsys: pytest.CaptureFixture[str], folder: Path, name: str, text: str, shown: str | None = None
+) -> None:
+    """`list` and `watch` say of a, name and z what is so, as text and as JSON."""
+    where = f"--folder={folder}"
+    started = time.monotonic()
+    for words in (["list"], ["watch", "--count=1"]):
+        done = run(capsys, where, *words)
+        assert (done.status, done.err) == (0, "")
+        lines = {line.split()[0]: line for line in done.out.splitlines()[-3:]}
+        assert lines["a"].split()[1:4] == lines["z"].split()[1:4] == ["done", "1", "GiB"]
+        assert f"{shown or name}  {text}" in done.out.splitlines()
+    found = {vm["id"]: vm for vm in run(capsys, where, "list", "--json").json()}
+    assert found.keys() == {"a", name, "z"}
+    assert found["a"] == VM | {"id": "a"}
+    assert found["z"] == VM | {"id": "z"}
+    assert found[name].keys() == {"id", "error"}
+    assert time.monotonic() - started < 10
+
+
+def test_a_full_backlog_and_a_socket_without_a_listener(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with fake_daemons(tmp_path, {"a": answering(), "z": answering()}):
+        with full_backlog(tmp_path / "full.control"):
+            check_lines(capsys, tmp_path, "full", SILENT)
+        (tmp_path / "full.control").unlink()
+        nobody_listens(tmp_path / "dead.control")
+        check_lines(capsys, tmp_path, "dead", "cannot connect: nobody listens on it")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("esc\x1b[2J", "esc\\x1b[2J"), ("line\nline", "line\\nline"), ("raw\udcff", "raw\\udcff"),
+     ("\u9b5a", "\u9b5a"), ("a.b.c", "a.b.c"), ("x" * 28, "x" * 28)],
+)  # fmt: skip
+def test_names_of_any_bytes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, shown: str
+) -> None:
+    with fake_daemons(tmp_path, {"a": answering(), name: replies(b""), "z": answering()}):
+        check_lines(capsys, tmp_path, name, GONE, shown)
+    with fake_daemons(tmp_path, {name: answering()}):
+        assert run(capsys, f"--folder={tmp_path}", "list", "--names").out == f"{shown}\n"
+        assert run(capsys, f"--folder={tmp_path}", "status", name, "--json").json()["id"] == name
+
+
+def test_a_name_is_the_folders_and_not_the_daemons(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(GREETING)
+        with connection.makefile("rb") as requests:
+            for line in requests:
+                asked.append(json.loads(line))
+                answer = [VM | {"id": "bank", "stats": {}}] if b"query-vms" in line else {}
+                connection.sendall(returned(answer))
+
+    where = f"--folder={tmp_path}"
+    with fake_daemons(tmp_path, {"web1": serve}):
+        assert run(capsys, where, "list").out.splitlines()[1].startswith("web1  done")
+        assert run(capsys, where, "list", "--json").json()[0]["id"] == "web1"
+        assert run(capsys, where, "status", "web1").out.startswith("web1: done\n")
+        for words in (["set", "web1", "1G"], ["set", "web1", "1G", "--wait"], ["pause", "web1"]):
+            assert run(capsys, where, *words).out.startswith("web1: ")
+        for words in (["resume", "web1", "--json"], ["stats", "web1", "--last", "--json"]):
+            assert "bank" not in run(capsys, where, *words).out
+        absent = failure(capsys, where, "status", "bank")
+        assert absent == "there is no VM 'bank' (there are: web1)"
+    arguments = [request.get("arguments", {}) for request in asked]
+    assert [found for found in arguments if found] == [{"value": 1 << 30}] * 2
+
+
+def test_only_the_vm_that_is_named_is_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        asked.set()
+
+    where = f"--folder={tmp_path}"
+    with fake_daemons(tmp_path, {"other": serve, "web1": answering()}):
+        assert run(capsys, where, "pause", "web1").status == 0
+        assert run(capsys, where, "list", "--names").out == "other\nweb1\n"
+        assert not asked.is_set()
+
+
+@pytest.mark.parametrize("name", ["../x/web1", ".", "..", "", "web1.control", "/x/web1", ".hidden"])
+def test_a_vm_is_one_of_the_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "x").mkdir()
+    with fake_daemons(tmp_path / "x", {"web1": answering(), ".hidden": answering()}):
+        for command in ("status", "reload", "upgrade"):
+            error = failure(capsys, f"--folder={tmp_path}/x", command, name)
+            assert error.startswith(f"there is no VM {name!r} (there are: web1)")
+
+
+def test_what_is_no_socket_is_no_vm(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "plain.control").touch()
+    (tmp_path / "folder.control").mkdir()
+    (tmp_path / "dangling.control").symlink_to("nowhere")
+    (tmp_path / "loop.control").symlink_to("loop.control")
+    nobody_listens(tmp_path / "web1.sock")
+    (tmp_path / "link.control").symlink_to("web1.sock")
+    nobody_listens(tmp_path / ".control")
+    where = f"--folder={tmp_path}"
+    assert run(capsys, where, "list") == (0, f"no VM in {tmp_path}\n", "")
+    assert run(capsys, where, "list", "--json").json() == []
+    assert run(capsys, where, "list", "--names") == (0, "", "")
+    assert f"no VM in {tmp_path}\n" in run(capsys, where, "watch", "--count=1").out
+    assert failure(capsys, where, "status", "plain") == "there is no VM 'plain'"
+    for command in ("upgrade", "reload"):
+        assert failure(capsys, where, command, "--all") == f"no VM in {tmp_path}"
+
+
+def test_a_folder_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for words in (["list"], ["list", "--names"], ["status", "a"], ["watch", "--json"]):
+        error = failure(capsys, f"--folder={tmp_path}/nope", *words)
+        assert error == f"there is no folder {tmp_path}/nope: is vhost-balloon running?"
+        error = failure(capsys, f"--folder={tmp_path}/file", *words)
+        assert error == f"cannot read the folder {tmp_path}/file: Not a directory"
+        assert failure(capsys, *words, f"--folder={tmp_path}/file") == error
+        assert failure(capsys, "--folder=", *words)
+
+
+def test_many_silent_ones_cost_one_second_together(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    names = [f"vm{number:03}" for number in range(120)]
+    serves = {name: (answering(), say_nothing)[name.endswith("0")] for name in names}
+    with fake_daemons(tmp_path, serves):
+        started = time.monotonic()
+        vms = run(capsys, f"--folder={tmp_path}", "list", "--json").json()
+        assert 1 <= time.monotonic() - started < 5
+    assert [vm["id"] for vm in vms] == names
+    silent = [vm["id"] for vm in vms if vm.get("error") == SILENT]
+    assert silent == [name for name in names if name.endswith("0")]
+    assert sum(vm.get("state") == "done" for vm in vms) == 108
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Little room for more descriptors, and none to be had."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = len(os.listdir("/proc/self/fd")) + 30
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_descriptor_limit_is_raised_for_many_vms(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, few_descriptors: int
+) -> None:
+    for number in range(60):
+        nobody_listens(tmp_path / f"dead{number}.control")
+    with fake_daemons(tmp_path, {"web1": answering()}):
+        found = run(capsys, f"--folder={tmp_path}", "list", "--json").json()
+    assert found[-1] == VM
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > few_descriptors
+
+
+def test_without_descriptors_a_vm_says_so(tmp_path: Path) -> None:
+    """More VMs than descriptors: the tool's limit is set by those who start it."""
+    serves = {f"vm{number:02}": answering() for number in range(60)}
+    with fake_daemons(tmp_path, serves):
+        done = subprocess.run(
+            ["prlimit", "--nofile=40:40", sys.executable, "-m", "vhost_balloon.ctl",
+             f"--folder={tmp_path}", "list", "--json"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    vms = json.loads(done.stdout)
+    assert [vm["id"] for vm in vms] == sorted(serves)
+    errors = {vm["error"] for vm in vms if "error" in vm}
+    assert errors == {"cannot connect: Too many open files"}
+    assert 20 < sum("error" not in vm for vm in vms) < 40

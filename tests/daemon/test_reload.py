@@ -1,0 +1,315 @@
+"""config-reload: what follows from other files, and that a mistake changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from protocol.virtio_balloon import BalloonFeature
+from tests.support.control_client import Client, check, schema_of
+from tests.support.end_to_end import (
+    MIB,
+    PAGE,
+    Host,
+    LogLines,
+    by_hand,
+    eventually,
+    open_fds,
+    to_target,
+)
+from tests.support.operated import operated
+from tests.support.tampering import Found
+from vhost_balloon.config.file import MAX_SIZE
+from vhost_balloon.daemon import reload as reload_module
+from vhost_balloon.simulator import DriverOptions, running_guest
+from vhost_balloon.vm.settings import SETTINGS
+
+QUIET = DriverOptions(report_delay=None)
+
+
+class File:
+    """A file of --config, which says nothing yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.option = f"--config={path}"
+        self.write("")
+
+    def write(self, text: str) -> None:
+        self.path.write_text(text)
+
+    def become(self, make: Callable[[Path], object]) -> None:
+        """Something else."""
+        self.path.unlink()
+        make(self.path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path / "vm1.toml")
+
+
+async def reload(client: Client, *changed: str) -> None:
+    assert await client.execute("config-reload") == {"changed": list(changed)}
+
+
+async def settings(client: Client) -> Any:
+    (vm,) = await client.execute("query-vms")
+    return vm["settings"]
+
+
+async def test_the_same_file_changes_nothing(tmp_path: Path, file: File) -> None:
+    file.write("stats-interval = 5\n")
+    async with operated(tmp_path, file.option) as (host, client):
+        schema = await schema_of(client)
+        await reload(client)
+        check(schema, schema["config-reload"]["ret-type"], await client.execute("config-reload"))
+        assert host.vm().stats_interval == 5
+
+
+async def test_all_settings_are_shown(tmp_path: Path, file: File) -> None:
+    said = {
+        "reporting": False, "deflate-on-oom": False, "stats": True, "must-tell-host": True,
+        "free-page-hint": False, "page-poison": True, "discard": "always",
+        "discard-hugetlb": True, "discard-other-filesystems": True, "stats-interval": 2.5,
+        "target": 32 * MIB, "report-rate": 1, "socket-mode": "0666", "socket-group": "0",
+    }  # fmt: skip
+    assert set(said) == set(SETTINGS)
+    async with operated(tmp_path, file.option, "--no-page-poison") as (_, client):
+        assert (await settings(client))["page-poison"] is False, "the command line's"
+        file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in said.items()))
+        answer = await client.execute("config-reload")
+        assert set(answer["changed"]) == set(said) - {"stats", "must-tell-host"}
+        (vm,) = await client.execute("query-vms")
+        assert vm["settings"] == said
+        assert vm["stats-interval"] == 2.5
+        check(await schema_of(client), "VmInfo", vm)
+
+
+async def test_changed_settings(tmp_path: Path, file: File) -> None:
+    async with operated(tmp_path, file.option) as (host, client):
+        vm = host.vm()
+        async with by_hand(host.path()) as guest:
+            file.write(
+                "stats-interval = 5\nsocket-mode = '0666'\nreporting = false\ntarget = '32M'\n"
+            )
+            await reload(client, "reporting", "stats-interval", "target", "socket-mode")
+            assert vm.stats_interval == 5, "at once"
+            assert stat.S_IMODE(host.path().stat().st_mode) == 0o666
+            assert vm.statistics().target == 64 * MIB, "for the next front end"
+            await guest.works(vm)
+        await eventually(lambda: not vm.attached)
+        async with by_hand(host.path(), features=None):
+            assert vm.statistics().target == 32 * MIB
+            assert vm.connection is not None
+            assert not vm.connection.session.offered & BalloonFeature.PAGE_REPORTING
+
+
+async def test_what_no_file_says_any_more_is_the_command_lines_again(
+    tmp_path: Path, file: File
+) -> None:
+    other = File(tmp_path / "other.toml")
+    file.write("stats-interval = 5\nreporting = true\n")
+    other.write("stats-interval = 6\n")
+    options = (file.option, other.option, "--no-reporting", "--stats-interval=7")
+    async with operated(tmp_path, *options) as (host, client):
+        assert host.vm().stats_interval == 6, "the later file wins"
+        other.write("")
+        await reload(client, "stats-interval")
+        assert host.vm().stats_interval == 5
+        file.write("")
+        await reload(client, "reporting", "stats-interval")
+        assert host.vm().stats_interval == 7
+        assert (await settings(client))["reporting"] is False
+
+
+async def test_an_interval_that_an_operator_set_is_kept_unless_the_file_says_another(
+    tmp_path: Path, file: File
+) -> None:
+    file.write("stats-interval = 5\n")
+    async with operated(tmp_path, file.option) as (host, client):
+        host.vm().stats_interval = 1
+        file.write("stats-interval = 5\ntarget = '1G'\n")
+        await reload(client, "target")
+        assert host.vm().stats_interval == 1
+        file.write("stats-interval = 6\ntarget = '1G'\n")
+        await reload(client, "stats-interval")
+        assert host.vm().stats_interval == 6
+
+
+async def test_reloads_at_the_same_time_come_one_after_the_other(
+    tmp_path: Path, file: File
+) -> None:
+    async with operated(tmp_path, file.option) as (host, _):
+        file.write("stats-interval = 5\n")
+        answers: list[list[str]] = []
+
+        async def again() -> None:
+            async with await trio.open_unix_socket(tmp_path / "control") as stream:
+                other = Client(stream)
+                await other.negotiate()
+                answers.append((await other.execute("config-reload"))["changed"])
+
+        async with trio.open_nursery() as clients:
+            for _ in range(4):
+                clients.start_soon(again)
+        assert sorted(answers) == [[], [], [], ["stats-interval"]]
+        assert host.vm().stats_interval == 5
+
+
+async def test_a_file_system_that_hangs_holds_up_nobody_else(
+    tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def hang(*_: object) -> None:
+        goes_on.wait(20)
+
+    try:
+        async with (
+            operated(tmp_path, file.option) as (host, client),
+            by_hand(host.path()) as guest,
+        ):
+            monkeypatch.setattr(reload_module, "read_files", hang)
+            await client.stream.send_all(b'{"execute": "config-reload"}')
+            await guest.works(host.vm())
+            async with await trio.open_unix_socket(tmp_path / "control") as stream:
+                other = Client(stream)
+                await other.negotiate()
+                assert await other.execute("query-balloon")
+        # and the daemon has ended, as it is to be ended while it hangs
+        assert not goes_on.is_set()
+    finally:
+        goes_on.set()
+
+
+# The target that a file says
+
+
+async def test_an_initial_target_is_what_each_front_end_starts_with(
+    tmp_path: Path, file: File
+) -> None:
+    file.write("target = '48M'\n")
+    async with operated(tmp_path, file.option) as (host, client):
+        for _ in range(2):
+            async with by_hand(host.path()) as guest:
+                num_pages = (await guest.front_end.get_config())[:4]
+                assert int.from_bytes(num_pages, "little") == 16 * MIB // PAGE
+                assert host.vm().statistics().target == 48 * MIB
+                await client.execute("balloon", value=32 * MIB)
+                assert host.vm().statistics().target == 32 * MIB
+            await eventually(lambda: not host.vm().attached)
+
+
+async def test_a_guest_comes_to_its_initial_target_by_itself(tmp_path: Path, file: File) -> None:
+    file.write("target = '32M'\n")
+    async with (
+        operated(tmp_path, file.option) as (host, _),
+        running_guest(host.path(), 64 * MIB, QUIET) as guest,
+    ):
+        with trio.fail_after(20):
+            await guest.driver.wait_balloon(32 * MIB // PAGE)
+        assert host.vm().statistics().actual == 32 * MIB
+        await to_target(host.vm(), guest, 64 * MIB)
+
+
+async def test_an_initial_target_above_guest_memory_is_all_of_it(
+    tmp_path: Path, file: File
+) -> None:
+    file.write("target = '1T'\n")
+    async with operated(tmp_path, file.option) as (host, _), by_hand(host.path()) as guest:
+        assert (await guest.front_end.get_config())[:4] == bytes(4)
+        assert host.vm().statistics().target == 64 * MIB
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        ("[vm.a\n", 1, "Expected ']'"),
+        ("\nstats-interval = 6\ntarget = 0", 3, "'target' expects"),
+        ("target = '1G'\nfrobnicate = 1", 2, "'frobnicate' is not known"),
+        ("stats-interval = -1", 1, "'stats-interval' expects"),
+        ("\nsocket-path = '/run/other.sock'", 2, "give the option --socket-path"),
+        ("stats-interval = 6\n[vm.web1]\ntarget = '1G'", 2, "write one file for each VM"),
+        ("[defaults]\ntarget = '1G'", 1, "write one file for each VM"),
+        ("stats-interval = 6\nreporting = '\xff'", 2, "expects true or false"),
+    ],
+)
+async def test_a_mistake_changes_nothing(
+    tmp_path: Path, file: File, text: str, line: int, what: str
+) -> None:
+    file.write("stats-interval = 5\n")
+    async with operated(tmp_path, file.option) as (host, client):
+        before = await state(client, tmp_path)
+        file.write(text)
+        kind, found = await client.failure("config-reload")
+        assert kind == "GenericError"
+        assert found.startswith(f"{file.path}: line {line}: ")
+        assert what in found
+        assert await state(client, tmp_path) == before
+        await is_unharmed(host)
+        file.write("stats-interval = 5\n")
+        await reload(client)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda path: None, "cannot read {file}: No such file or directory"),
+        (lambda path: path.mkdir(), "cannot read {file}: Is a directory"),
+        (os.mkfifo, "{file} is not a regular file"),
+        (lambda path: path.symlink_to(path), "cannot read {file}: Too many levels of symbolic"),
+        (lambda path: path.write_text("#" * (MAX_SIZE + 1)), "{file} is larger than 64 KiB"),
+        (lambda path: path.write_bytes(b"\xff"), "{file}: line 1: this is no UTF-8"),
+        (lambda path: path.write_text("socket-group = 'no-such'"), "there is no group 'no-such'"),
+    ],
+)
+async def test_what_is_no_file_of_settings_changes_nothing(
+    tmp_path: Path, file: File, make: Any, what: str
+) -> None:
+    """Nor does the good one before it."""
+    first = File(tmp_path / "first.toml")
+    async with operated(tmp_path, first.option, file.option) as (host, client):
+        file.become(make)
+        first.write("stats-interval = 5\nsocket-mode = '0666'\n")
+        before = await state(client, tmp_path)
+        kind, found = await client.failure("config-reload")
+        assert (kind, what.format(file=file.path) in found) == ("GenericError", True), found
+        assert await state(client, tmp_path) == before
+        await is_unharmed(host)
+
+
+async def state(client: Client, folder: Path) -> Any:
+    return await client.execute("query-vms"), Found.below(folder), open_fds()
+
+
+async def is_unharmed(host: Host) -> None:
+    async with by_hand(host.path()) as guest:
+        await guest.works(host.vm())
+
+
+async def test_there_is_nothing_to_read_without_config(tmp_path: Path) -> None:
+    async with operated(tmp_path) as (_, client):
+        failure = await client.failure("config-reload")
+        assert failure == ("GenericError", "this daemon was started without --config")
+
+
+async def test_a_socket_whose_file_was_taken_away(
+    tmp_path: Path, file: File, log_lines: LogLines
+) -> None:
+    async with operated(tmp_path, file.option) as (host, client):
+        host.path().unlink()
+        file.write("socket-mode = '0666'")
+        await reload(client, "socket-mode")
+        assert log_lines.having("warning: vm1:", "No such file")

@@ -1,0 +1,167 @@
+"""Bounded work between two turns of everything else; and a flood hurts its own process alone."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from protocol.virtio_balloon import Queue
+from protocol.virtio_ring import DESCRIPTOR
+from tests.benchmarks import fairness
+from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, fill, refused, serving
+from vhost_balloon.queues.decode import READ_PFNS, SLICE_BUFFERS, SLICE_BYTES, SLICE_NUMBERS, pages
+from vhost_balloon.queues.decode import reported as reports
+from vhost_balloon.queues.virtqueue import WALK_STEP, Buffer, Virtqueue
+from vhost_balloon.simulator import GuestRam
+
+LONGEST = 32768
+"""The largest queue size, and so the longest chain."""
+
+
+def scattered(address: int, length: int) -> bytes:
+    """Guest memory whose every word is another page number, none of them beside another."""
+    return struct.pack(f"<{length // 4}I", *range(address // 2, address // 2 + length // 2, 2))
+
+
+def in_a_row(address: int, length: int) -> bytes:
+    return struct.pack(f"<{length // 4}I", *range(address // 4, address // 4 + length // 4))
+
+
+@pytest.mark.parametrize("read", [scattered, in_a_row])
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        [Buffer(0, 1 << 20, False)],
+        [Buffer(0, 1 << 20, False)] * 3,
+        [Buffer(0, 4, False)] * LONGEST,
+        [Buffer(0, 1024, False)] * 1000,
+        [Buffer(0, 7, False)] * 1000,
+        [Buffer(0, 3, False), Buffer(0, 4, True), Buffer(0, 0, False)] * 5000,
+    ],
+    ids=["one", "large", "single pages", "usual", "odd", "nonsense"],
+)
+def test_a_slice_is_bounded(read: object, buffers: list[Buffer]) -> None:
+    asked: list[int] = []
+
+    def reading(address: int, length: int) -> bytes:
+        asked.append(length)
+        data: bytes = read(address, length)  # type: ignore[operator]
+        return data
+
+    total = 0
+    for named in pages(buffers, reading):
+        assert len(named.ranges) <= SLICE_NUMBERS + READ_PFNS + SLICE_BUFFERS
+        assert len(named.refusals) <= SLICE_BUFFERS
+        assert named.size < SLICE_BYTES + READ_PFNS * PAGE
+        assert len(asked) <= SLICE_BUFFERS + SLICE_BYTES // (READ_PFNS * PAGE)
+        assert max(asked, default=0) <= 4 * READ_PFNS
+        asked.clear()
+        total += named.size
+    assert total == sum(length // 4 * PAGE for _, length, writable in buffers if not writable)
+
+
+def test_a_slice_of_a_report_is_bounded() -> None:
+    buffers = [Buffer(2 * PAGE * number, PAGE, bool(number % 3)) for number in range(LONGEST)]
+    slices = list(reports(buffers))
+    assert max(len(named.ranges) + len(named.refusals) for named in slices) <= SLICE_BUFFERS
+    assert sum(len(named.ranges) + len(named.refusals) for named in slices) == LONGEST
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+def test_a_long_chain_is_walked_in_steps_and_may_be_left(indirect: bool) -> None:
+    size = 4 * WALK_STEP
+    table = bytearray(
+        b"".join(DESCRIPTOR.pack(n, 1, int(n < size - 1), (n + 1) % size) for n in range(size))
+    )
+    copy = bytes(table)
+    if indirect:
+        DESCRIPTOR.pack_into(table, 0, 0, len(copy), 4, 0)
+    available = bytearray(struct.pack("<HHH", 0, 1, 0) + bytes(2 * size))
+    queue = Virtqueue(
+        size,
+        memoryview(table),
+        memoryview(available),
+        memoryview(bytearray(4 + 8 * size)),
+        0,
+        lambda address, length: copy,
+    )
+    steps = queue.popping()
+    assert [next(steps) for _ in range(3)] == [None] * 3
+    del steps
+    assert (queue.base, queue.pending()) == (0, 1)
+    *rests, chain = queue.popping()
+    assert rests == [None] * 3
+    assert chain is not None
+    assert [buffer.address for buffer in chain.buffers] == list(range(size))
+
+
+@pytest.mark.parametrize("queue", [Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING, Queue.STATS])
+async def test_others_have_their_turn_while_the_longest_chain_is_served(
+    tmp_path: Path, still_clock: MockClock, nursery: trio.Nursery, queue: Queue
+) -> None:
+    ram = GuestRam.create(64 * MIB, driver_area=16 * MIB)
+    async with serving(tmp_path) as host, by_hand(host.path(), ram, queue_size=LONGEST) as guest:
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        ring = guest.rings[queue]
+        buffer = guest.pfns([16 * MIB // PAGE])
+        if queue is Queue.REPORTING:
+            buffer = 16 * MIB, PAGE, True
+        ring.add([buffer] * LONGEST, indirect=True)
+        if queue is Queue.STATS:  # the device holds the last one
+            ring.add([buffer])
+        nursery.start_soon(other)
+        ring.kick()
+        await ring.wait_used()
+        steps = LONGEST // WALK_STEP - 1
+        if queue is not Queue.STATS:
+            steps += LONGEST // SLICE_BUFFERS - 1
+        assert turns >= steps
+        nursery.cancel_scope.cancel()
+
+
+async def test_16384_scattered_pages_in_a_request_are_all_discarded(
+    tmp_path: Path, still_clock: MockClock
+) -> None:
+    ram = GuestRam.create(256 * MIB, driver_area=4 * MIB)
+    async with serving(tmp_path) as host, by_hand(host.path(), ram) as guest:
+        await guest.inflate(range(8 * MIB // PAGE, 8 * MIB // PAGE + 2 * 16384, 2))
+        assert host.vm().counters.inflated_bytes == 16384 * PAGE
+        assert not refused(host.vm())
+
+
+async def test_a_request_of_one_piece_is_answered_in_one_go(
+    tmp_path: Path, still_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def others() -> None:
+        raise AssertionError("somebody else had a turn")
+
+    monkeypatch.setattr("vhost_balloon.queues.processor.others", others)
+    monkeypatch.setattr("vhost_balloon.queues.deflate.others", others)
+    async with serving(tmp_path) as host, by_hand(host.path()) as guest:
+        fill(guest.ram, 8 * MIB, 2 * BLOCK)
+        await guest.report((8 * MIB, 2 * BLOCK))
+        await guest.inflate(range(4096, 4096 + 256))
+        await guest.rings[Queue.DEFLATE].submit([guest.pfns(range(4096, 4096 + 512, 2))])
+        assert host.vm().counters.freed_bytes == 2 * BLOCK
+
+
+@pytest.mark.timeout(120)
+def test_a_flood_leaves_another_vms_process_alone() -> None:
+    """A report is answered before a driver would stop waiting (1 s), however the machine is
+    loaded; how much sooner is for the benchmark to say."""
+    found = fairness.run(1, 2.0, (fairness.ALONE, fairness.BESIDE))
+    for rounds in found.values():
+        assert max(rounds[0]["report"]) < 1.0
+        assert len(rounds[0]["report"]) >= 3
+    assert fairness.summary(found)["report p50"]["beside of alone"] > 0

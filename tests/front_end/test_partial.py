@@ -1,0 +1,78 @@
+"""Messages that come in parts."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.vhost_user import HEADER, HEADER_SIZE, MAX_PAYLOAD_SIZE, VERSION, HeaderFlag
+from tests.support.helpers import no_fds
+from vhost_balloon.errors import StreamError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.front_end.partial import Partial, parse_header
+
+
+def fed(partial: Partial, data: bytes, cuts: list[int]) -> bytes:
+    """Add data as far as it is missing, in parts of at most these sizes, then of any; the rest."""
+    sizes = iter(cuts)
+    while (missing := partial.missing()) > 0 and data:
+        part = data[: min(missing, next(sizes, missing))]
+        partial.add(part)
+        data = data[len(part) :]
+    return data
+
+
+@given(
+    request=st.integers(0, 60),
+    need_reply=st.booleans(),
+    payload=st.binary(max_size=300),
+    after=st.binary(max_size=20),
+    cuts=st.lists(st.integers(1, 40), max_size=30),
+)
+def test_a_message_is_the_same_in_any_parts(
+    request: int, need_reply: bool, payload: bytes, after: bytes, cuts: list[int]
+) -> None:
+    flags = VERSION | (HeaderFlag.NEED_REPLY if need_reply else 0)
+    partial = Partial(fds=no_fds(2))
+    rest = fed(partial, HEADER.pack(request, flags, len(payload)) + payload + after, cuts)
+    assert (rest, partial.missing()) == (after, 0)
+    message = partial.message()
+    assert (message.request, message.flags, message.payload) == (request, flags, payload)
+    assert not message.oversized
+    assert (len(message.fds), partial.fds) == (2, [])
+
+
+def test_what_is_too_long_is_skipped_and_not_kept() -> None:
+    size = MAX_PAYLOAD_SIZE * 20
+    partial = Partial()
+    assert fed(partial, HEADER.pack(5, VERSION, size) + bytes(size) + b"x", [5, 9, 100]) == b"x"
+    assert len(partial.data) <= HEADER_SIZE + MAX_PAYLOAD_SIZE
+    message = partial.message()
+    assert message.oversized
+    assert message.request == 5
+
+
+@pytest.mark.parametrize("flags", [0, 2, VERSION | 1 << 5, VERSION | 1 << 31])
+def test_what_is_no_header_is_told_at_once(flags: int) -> None:
+    partial = Partial()
+    partial.add(HEADER.pack(1, flags, 8))
+    with pytest.raises(StreamError):
+        partial.missing()
+
+
+@pytest.mark.parametrize("length", range(HEADER_SIZE))
+def test_less_than_a_header_is_none(length: int) -> None:
+    with pytest.raises(StreamError):
+        parse_header(bytes(length))
+
+
+def test_descriptors_of_a_message_that_never_gets_whole_are_closed() -> None:
+    read, write = os.pipe()
+    partial = Partial(fds=[OwnedFd(read), OwnedFd(write)])
+    held = partial.fds
+    partial.close()
+    partial.close()
+    assert all(fd.closed for fd in held)

@@ -1,0 +1,180 @@
+"""Which VMs the hub finds in its folders, and what it calls them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+import pytest
+import trio
+
+from tests.support.end_to_end import LogLines
+from tests.support.host_vms import daemons, good
+from vhost_balloon.containment import InternalErrors
+from vhost_balloon.hub import vms
+from vhost_balloon.hub.__main__ import RESERVE, most_vms
+from vhost_balloon.hub.folders import MAX_PROBLEMS, MAX_VMS, look
+from vhost_balloon.hub.vms import PLACES, Host
+from vhost_balloon.metrics.document import Document
+
+
+def make(folder: Path, *names: str | bytes) -> None:
+    """Socket files that nobody listens on."""
+    folder.mkdir(exist_ok=True)
+    before = os.getcwd()
+    os.chdir(folder)  # so that a long name has room in a socket's address
+    try:
+        for name in names:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(name)
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def snapshots(host: Host) -> dict[str, Document | None]:
+    return dict(await host.snapshots())
+
+
+def test_names_are_those_of_files_whatever_their_bytes(tmp_path: Path) -> None:
+    make(
+        tmp_path, "web1.control", "web.example.org.control", "control.control", ".hidden.control",
+        ".control", "web2.sock", b"\xff.control", 'q"\\\n.control', " .control", "käse 🧀.control",
+    )  # fmt: skip
+    listing = look([tmp_path])
+    assert set(listing.sockets) == {
+        "web1", "web.example.org", "control", "\\udcff", 'q"\\\n', " ", "käse 🧀",
+    }  # fmt: skip
+    assert listing.problems == []
+
+
+def test_of_one_name_the_first_is_taken(tmp_path: Path) -> None:
+    """Also of two names that make one label: a scrape with a series twice is none."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    make(first, "web1.control", b"\xff.control", "\\udcff.control")
+    make(second, "web1.control", "web2.control")
+    listing = look([first, second])
+    assert [found.path for found in listing.sockets.values()] == [
+        f"{first}/\\udcff.control", f"{first}/web1.control", f"{second}/web2.control",
+    ]  # fmt: skip
+    assert listing.problems == [
+        f"{first}/\udcff.control is left out: {first}/\\udcff.control has that name",
+        f"{second}/web1.control is left out: {first}/web1.control has that name",
+    ]
+
+
+def test_a_folder_may_be_missing_or_closed(tmp_path: Path) -> None:
+    make(tmp_path / "there", "web1.control")
+    listing = look([tmp_path / "none", tmp_path / "there"])
+    assert list(listing.sockets) == ["web1"]
+    assert listing.problems == [f"no VMs in {tmp_path}/none: No such file or directory"]
+
+
+def test_the_number_of_vms_is_limited_and_so_are_complaints(tmp_path: Path) -> None:
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for folder in folders:
+        make(folder, *(f"{number:03}.control" for number in range(100)))
+    listing = look(folders, most=90)
+    assert list(listing.sockets) == [f"{number:03}" for number in range(90)]
+    assert listing.left_out == 20
+    assert len(listing.problems) == MAX_PROBLEMS
+    assert look(folders[:1], most=90).problems == ["10 VMs are left out: 90 are the most"]
+
+
+def test_another_file_of_the_same_name_is_told_apart(tmp_path: Path) -> None:
+    make(tmp_path, "web1.control")
+    before = look([tmp_path]).sockets["web1"]
+    assert look([tmp_path]).sockets["web1"] == before
+    (tmp_path / "web1.control").unlink()
+    time.sleep(0.02)  # the file system's clock, which ticks every 4 ms, tells reused numbers apart
+    make(tmp_path, "web1.control")
+    assert look([tmp_path]).sockets["web1"] != before
+
+
+def test_the_limit_of_vms_leaves_descriptors_for_scrapers(few_descriptors: None) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for soft, most in ((16, 1), (RESERVE + 50, 50)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert most_vms() == most
+    if hard > MAX_VMS + RESERVE:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_VMS + RESERVE, hard))
+        assert most_vms() == MAX_VMS
+
+
+async def test_no_descriptor_for_a_vm_costs_that_vm(
+    tmp_path: Path, few_descriptors: None, log_lines: LogLines
+) -> None:
+    host = Host([tmp_path], InternalErrors(PLACES))
+    async with daemons(tmp_path, {f"web{number}": good() for number in range(9)}):
+        await trio.to_thread.run_sync(int)  # what a thread takes is open from here on
+        used = {int(name) for name in os.listdir("/proc/self/fd")}
+        free = [number for number in range(max(used) + 20) if number not in used]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[8], hard))
+        found = await snapshots(host)
+        assert 0 < sum(document is not None for document in found.values()) < 9
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert None not in (await snapshots(host)).values()
+    host.close()
+    assert log_lines.having("no figures: Too many open files")
+    assert log_lines.having("its daemon answers again")
+
+
+async def test_a_vm_in_a_deep_folder_with_a_long_name(tmp_path: Path) -> None:
+    folder = tmp_path / ("d" * 100) / ("e" * 100)
+    folder.mkdir(parents=True)
+    short = tmp_path / "s"
+    host = Host([folder], InternalErrors(PLACES))
+    async with daemons(tmp_path, {"s": good()}):
+        (tmp_path / "s.control").rename(folder / f"{'n' * 200}.control")
+        assert not short.exists()
+        (document,) = (await snapshots(host)).values()
+    host.close()
+    assert document is not None
+
+
+async def test_problems_are_said_once_as_long_as_they_last(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
+    folder = tmp_path / "later"
+    host = Host([folder], InternalErrors(PLACES))
+    missing = f"warning: no VMs in {folder}: No such file or directory"
+    for _ in range(3):
+        assert await snapshots(host) == {}
+    assert log_lines.lines == [missing]
+    folder.mkdir()
+    assert await snapshots(host) == {}
+    folder.rmdir()
+    assert await snapshots(host) == {}
+    assert log_lines.lines == [missing] * 2
+
+
+async def test_a_file_system_that_hangs_costs_figures_and_no_scrape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    monkeypatch.setattr(vms, "PATIENCE", 0.5)
+    host, released = Host([tmp_path], InternalErrors(PLACES)), Event()
+    async with daemons(tmp_path, {"web1": good()}):
+        assert (await snapshots(host))["web1"] is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(vms, "look", lambda *_: released.wait(30) and look([]))
+            for _ in range(2):
+                began = trio.current_time()
+                assert await snapshots(host) == {"web1": None}
+                assert trio.current_time() - began < 2
+        released.set()
+        assert (await snapshots(host))["web1"] is not None
+    host.close()
+    text = "the folders of control sockets cannot be read: their file system hangs"
+    assert log_lines.lines == [f"warning: {text}"]

@@ -1,0 +1,425 @@
+"""Standard descriptors that are closed, full, or not read: what the daemon as a process does."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.rig.qmp import QMPClient
+from tests.support.command import COMMAND
+from vhost_balloon import __version__
+from vhost_balloon.ctl.client import Client
+
+SECONDS = 20
+"""Longest wait for the daemon, on a busy machine."""
+
+
+@contextmanager
+def started(folder: Path, *options: str, stderr: int, **popen: object) -> Iterator[Path]:
+    """A daemon that serves vm1; the path of its control socket."""
+    control = folder / "control"
+    command = [*COMMAND, f"--socket-path={folder}/vm1.sock", f"--control-socket={control}"]
+    with subprocess.Popen([*command, *options], stderr=stderr, **popen) as process:  # type: ignore[call-overload]
+        try:
+            wait_for(control)
+            yield control
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+
+
+def wait_for(control: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        with socket.socket(socket.AF_UNIX) as sock:
+            try:
+                sock.connect(str(control))
+                sock.settimeout(SECONDS)
+                assert sock.recv(1) == b"{", "it answers, so it follows signals too"
+                return
+            except OSError:
+                assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def pid_of(control: Path) -> int:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(control))
+        found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(found[:4], "little")
+
+
+def full_pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    os.write(writer, b"x" * fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ))
+    os.set_blocking(writer, True)
+    return reader, writer
+
+
+def read_until(reader: int, text: str) -> str:
+    said = b""
+    deadline = time.monotonic() + SECONDS
+    while text.encode() not in said:
+        assert select.select([reader], [], [], max(deadline - time.monotonic(), 0))[0], said[-2000:]
+        said += os.read(reader, 1 << 16)
+    return said.decode()
+
+
+def python(program: str, **popen: object) -> subprocess.CompletedProcess[str]:
+    """Run a program that imports the daemon's modules."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, text=True, timeout=SECONDS, check=False, **popen)  # type: ignore[call-overload, no-any-return]
+
+
+# Closed
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&-", ">&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_it_starts_with_closed_descriptors(tmp_path: Path, closed: str) -> None:
+    control = tmp_path / "control"
+    line = f"exec {' '.join(COMMAND)} --socket-path={tmp_path}/a --control-socket={control}"
+    with subprocess.Popen(["sh", "-c", f"{line} {closed}"], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(control)
+            numbers = {">": "1", "<": "0", "2": "2"}
+            for part in closed.split():
+                link = os.readlink(f"/proc/{process.pid}/fd/{numbers[part[0]]}")
+                assert link == "/dev/null"
+            with QMPClient(control) as qmp:
+                assert qmp.execute("query-vms")
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+
+
+def test_a_root_without_dev_null() -> None:
+    program = """
+import os
+from vhost_balloon import log_output
+log_output._FILLERS = (("/nonexistent/null", os.O_RDWR), log_output._FILLERS[1])
+os.close(0), os.close(2)
+log_output.prepare_descriptors()
+assert os.open("/", os.O_PATH) > 2
+try:
+    log_output.Output().write(b"lost")
+except OSError as error:
+    print(error.strerror)
+"""
+    done = python(program, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (0, "Bad file descriptor\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("mistake", ["--nonsense", "--socket-path=/nonexistent/a"])
+def test_an_operators_mistake_that_cannot_be_said(closed: str, mistake: str) -> None:
+    line = f"exec {' '.join(COMMAND)} {mistake} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
+
+
+def test_an_operators_mistake_does_not_wait_for_its_reader() -> None:
+    reader, writer = full_pipe()
+    done = subprocess.run([*COMMAND, "--nonsense"], stderr=writer, timeout=SECONDS, check=False)
+    assert done.returncode == 2
+    os.close(reader)
+    os.close(writer)
+
+
+ANSWERS = {
+    "--version": f"vhost-balloon {__version__}\n",
+    "--print-capabilities": '{"type": "balloon"}\n',
+}
+
+
+@pytest.mark.parametrize("option", [*ANSWERS, "--help"])
+@pytest.mark.parametrize("end", [">&-", ">/dev/full", "2>&-", "<&- 2>&-"])
+def test_what_is_printed_where_it_cannot_be(option: str, end: str) -> None:
+    line = f"exec {' '.join(COMMAND)} {option} {end}"
+    done = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    if end == ">/dev/full":
+        text = "vhost-balloon: cannot write to standard output: No space left on device\n"
+        assert (done.returncode, done.stderr) == (2, text)
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+    if ">" in end[1:]:  # standard output is there
+        assert done.stdout == ANSWERS.get(option, done.stdout) != ""
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_is_printed_into_a_pipe(reads: bool) -> None:
+    reader, writer = full_pipe()
+    process = subprocess.Popen([*COMMAND, "--help"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    if reads:
+        with os.fdopen(reader) as stream:
+            assert stream.read().endswith("--log-format {text,json}\n")
+    else:
+        os.close(reader)
+    _, said = process.communicate(timeout=SECONDS)
+    lines = b"" if reads else b"vhost-balloon: cannot write to standard output: Broken pipe\n"
+    assert (process.returncode, said) == (0 if reads else 2, lines)
+
+
+# Not read
+
+
+GET_FEATURES = bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+
+
+def come_and_go(path: Path, times: int = 1) -> None:
+    """Front ends that say nothing: two lines of the log each."""
+    for _ in range(times):
+        with socket.socket(socket.AF_UNIX) as front_end:
+            front_end.connect(str(path))
+
+
+def test_a_log_that_nobody_reads_costs_lines_and_not_service(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, b"-" * 2047 + b"\n")
+    times, name = 5, "x" * 250
+    with started(tmp_path, f"--name={name}", stderr=writer) as control, QMPClient(control) as qmp:
+        come_and_go(tmp_path / "vm1.sock", times)
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(str(tmp_path / "vm1.sock"))
+            last.sendall(GET_FEATURES)
+            assert last.recv(4) == GET_FEATURES[:4], "all others have gone"
+            assert qmp.execute("query-vms")[0]["attached"]
+        # Nothing else happens meanwhile: it is said as soon as somebody reads.
+        said, whole, lost = read_until(reader, "-\n"), 0, 0
+        while whole + lost < 1 + 2 * times:
+            said += read_until(reader, "\n")
+            lines = said.splitlines()[1:]
+            whole = sum(
+                bool(re.fullmatch(r"info: (serving x+|x+: front end (attached|gone).*)", line))
+                for line in lines
+            )
+            counts = re.findall(r"warning: (\d+) lines? w\w+ lost because nobody read", said)
+            lost = sum(map(int, counts))
+        assert whole > 2
+        assert lost > 2
+        assert len(lines) == whole + len(counts), "no line torn"
+        os.kill(pid_of(control), signal.SIGHUP)
+        assert read_until(reader, "serving").count("lost") == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_an_upgrade_while_nobody_reads(tmp_path: Path) -> None:
+    reader, writer = full_pipe()
+    with started(tmp_path, stderr=writer) as control:
+        with Client(str(control)) as client:
+            come_and_go(tmp_path / "vm1.sock")
+            client.execute("upgrade", patience=SECONDS)
+            client.wait_end(SECONDS)
+        with Client(str(control)) as client:
+            client.execute("query-vms")
+        said = read_until(reader, "were lost because nobody read the log\n")
+        count = int(said.rpartition("warning: ")[2].split()[0])
+        assert count >= 4, "serving, re-executing, serving; a front end"
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGABRT])
+def test_it_ends_though_nobody_reads(tmp_path: Path, number: signal.Signals) -> None:
+    """SIGABRT: what the watchdog sends; the stacks are written by the handler of the signal."""
+    reader, writer = full_pipe()
+    control = tmp_path / "control"
+    command = [*COMMAND, f"--socket-path={tmp_path}/a", f"--control-socket={control}"]
+    with subprocess.Popen(command, stderr=writer) as process:
+        try:
+            wait_for(control)
+            process.send_signal(number)
+            assert process.wait(SECONDS) == (0 if number == signal.SIGTERM else -number)
+        finally:
+            process.kill()
+    os.close(reader)
+    os.close(writer)
+
+
+# What nobody catches
+
+BUG = """
+import sys
+from vhost_balloon import __main__, daemon
+async def run(*_):
+    raise KeyError("name \\x1b[2J")
+daemon.run = run
+sys.argv[1:] = ["--socket-path=/nonexistent/a", "--log-format={style}"]
+__main__.main()
+"""
+
+
+def test_a_bug_is_loud() -> None:
+    done = python(BUG.format(style="text"), stderr=subprocess.PIPE)
+    first, *others = done.stderr.splitlines()
+    assert (done.returncode, first) == (1, "critical: ended by a bug: KeyError")
+    assert others[0] == "Traceback (most recent call last):"
+    assert others[-1] == "KeyError: 'name \\x1b[2J'"
+
+
+def test_a_bug_as_json() -> None:
+    done = python(BUG.format(style="json"), stderr=subprocess.PIPE)
+    (entry,) = map(json.loads, done.stderr.splitlines())
+    assert (done.returncode, entry["level"]) == (1, "critical")
+    assert "KeyError" in entry["traceback"]
+
+
+def test_a_bug_does_not_wait_for_its_reader() -> None:
+    reader, writer = full_pipe()
+    assert python(BUG.format(style="text"), stderr=writer).returncode == 1
+    os.close(reader)
+    os.close(writer)
+
+
+HOOKS = """
+import logging, sys, threading, warnings
+from vhost_balloon import log_setup
+log_setup.catch_all(log_setup.set_up("info", "json"))
+warnings.warn("a warning")
+class Bad:
+    def __del__(self):
+        raise ValueError("in del")
+Bad()
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+logging.getLogger("a.library").error("from elsewhere")
+try:
+    raise OSError(24, "Too many open files")
+except OSError:
+    for _ in range(100):
+        logging.getLogger("trio.serve_listeners").error("accept", exc_info=True)
+"""
+
+
+def test_whatever_python_and_libraries_say_is_in_the_log() -> None:
+    done = python(HOOKS, stderr=subprocess.PIPE)
+    entries = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(entry["level"], entry.get("traceback", "").split("\n")[-1]) for entry in entries] == [
+        ("warning", ""),
+        ("error", "ValueError: in del"),
+        ("error", "ZeroDivisionError: division by zero"),
+        ("error", ""),
+        ("warning", ""),
+    ]
+    assert "UserWarning: a warning" in entries[0]["message"]
+    text = "a client has to wait: Too many open files: raise LimitNOFILE= (ulimit -n)"
+    assert entries[-1]["message"] == text
+
+
+def test_none_of_it_waits_for_a_reader() -> None:
+    reader, writer = full_pipe()
+    assert python(HOOKS, stderr=writer).returncode == 0
+    os.close(reader)
+    os.close(writer)
+
+
+BACKGROUND = """
+import os, termios, sys
+mode = termios.tcgetattr(2)
+mode[3] |= termios.TOSTOP
+termios.tcsetattr(2, termios.TCSANOW, mode)
+child = os.fork()
+if not child:
+    os.setpgid(0, 0)
+    from vhost_balloon import log_setup, log_output
+    log_output.prepare_descriptors()
+    log_setup.set_up().handle(log_setup.logging.LogRecord("", 30, "", 0, "seen", (), None))
+    os._exit(0)
+sys.exit(os.waitpid(child, os.WUNTRACED)[1])
+"""
+
+
+def test_a_terminal_does_not_stop_a_background_job_that_logs() -> None:
+    master, terminal = pty.openpty()
+    done = python(
+        BACKGROUND,
+        stdin=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    assert done.returncode == 0
+    assert read_until(master, "\n") == "warning: seen\r\n"
+    os.close(master)
+    os.close(terminal)
+
+
+# No descriptors
+
+
+@pytest.mark.parametrize("where", ["control", "vm1.sock", "metrics"])
+def test_hundreds_of_clients_without_descriptors_are_a_handful_of_lines(
+    tmp_path: Path, where: str
+) -> None:
+    reader, writer = os.pipe()
+    options = ["--metrics-address=127.0.0.1:0"]
+    limit = (64, 64)
+    with (
+        started(
+            tmp_path,
+            *options,
+            stderr=writer,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit),
+        ) as control,
+        ExitStack() as clients,
+    ):
+        url = read_until(reader, "serving")
+        port = int(re.findall(r":(\d+)/metrics", url)[0])
+        pid = pid_of(control)
+        for number in range(300):
+            if where == "metrics":
+                clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+                continue
+            sock = clients.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            try:
+                sock.connect(f"{tmp_path}/{where}")
+            except BlockingIOError:
+                if number > 100:
+                    break
+        said = ""
+        if where == "control":
+            said = read_until(reader, "a client has to wait: Too many open files")
+        else:  # control takes what is left
+            crowd = [clients.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
+            for sock in crowd:
+                sock.connect(str(control))
+            said = read_until(reader, "has to wait: Too many open files")
+        assert len(os.listdir(f"/proc/{pid}/fd")) <= limit[0]
+        time.sleep(1)  # trio tries ten times a second
+        said += read_until(reader, "\n") if "LimitNOFILE" not in said else ""
+        while select.select([reader], [], [], 0)[0]:
+            said += os.read(reader, 1 << 16).decode()
+        assert "Traceback" not in said
+        shown = [line for line in said.splitlines() if "wait" in line or "refused" in line]
+        assert len(shown) <= 2, "one of front ends, one of clients"
+        assert "raise LimitNOFILE=" in said
+        clients.close()
+        with QMPClient(control) as qmp:
+            assert qmp.execute("query-vms")
+    os.close(reader)
+    os.close(writer)

@@ -1,0 +1,238 @@
+"""Many holes at once through our own mapping, and what follows where that cannot be done."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from protocol.vhost_user_payloads import Region
+from tests.support.helpers import HUGE, MIB, PAGE, Piece, memfd, parts, resident
+from tests.support.huge_pages import HugePages
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.memory import syscalls
+from vhost_balloon.memory.discard import REMOVE_RANGES, punch
+from vhost_balloon.memory.region import MappedRegion
+
+SIZE = 16 * MIB
+START = 4 * MIB
+"""Where the region begins in the file, so that a wrong base would hit another page."""
+
+Ranges = list[tuple[int, int]]
+
+
+@pytest.fixture
+def region() -> Iterator[MappedRegion]:
+    """The middle of a memfd, all of which is resident; nothing is known of the kernel yet."""
+    fd = memfd(SIZE)
+    os.pwrite(fd.fileno(), b"x" * SIZE, 0)
+    mapped = MappedRegion(Region(0, 8 * MIB, 0, START), fd)
+    yield mapped
+    mapped.close()
+
+
+@pytest.fixture(autouse=True)
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "_remove_supported", True)
+
+
+@pytest.fixture
+def punched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The offsets that were punched one by one."""
+    offsets: list[int] = []
+    real = syscalls.punch_hole
+
+    def watched(fd: int, offset: int, length: int) -> None:
+        offsets.append(offset)
+        real(fd, offset, length)
+
+    monkeypatch.setattr(syscalls, "punch_hole", watched)
+    return offsets
+
+
+def kernel(monkeypatch: pytest.MonkeyPatch, *answers: int | OSError | None) -> list[int]:
+    """One answer for each process_madvise: bytes done of it, an error, or None for the real one.
+    Returns how many ranges each was for; one too many fails."""
+    asked: list[int] = []
+    real, left = syscalls._remove, list(answers)
+
+    def answering(origin: int, ranges: Ranges) -> int:
+        asked.append(len(ranges))
+        answer = left.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return real(origin, ranges) if answer is None else answer
+
+    monkeypatch.setattr(syscalls, "_remove", answering)
+    return asked
+
+
+@pytest.fixture
+def needs_remove(region: MappedRegion) -> None:
+    """Skip where the kernel (before 6.13) does not let a process do this to itself."""
+    with region.borrowed() as (origin, _):
+        if not syscalls.remove(origin, [(START + 8 * MIB - PAGE, START + 8 * MIB)]):
+            pytest.skip("process_madvise(MADV_REMOVE) is not supported here")
+    os.pwrite(region.fd.fileno(), b"x" * PAGE, START + 8 * MIB - PAGE)
+
+
+def every_other(region: MappedRegion, count: int, first: int = START) -> list[Piece]:
+    """Pieces of one and of two pages, none adjacent."""
+    return [(region, first + 4 * i * PAGE, PAGE * (1 + i % 2)) for i in range(count)]
+
+
+def size(pieces: list[Piece]) -> int:
+    return sum(length for _, _, length in pieces)
+
+
+def offsets(pieces: list[Piece]) -> list[int]:
+    return [offset for _, offset, _ in pieces]
+
+
+def check(region: MappedRegion, pieces: list[Piece]) -> int:
+    """Punch them; that they are gone and nothing else is. Returns the bytes freed."""
+    before = bytearray(os.pread(region.fd.fileno(), SIZE, 0))
+    result = punch(parts(*pieces))
+    assert (result.failed, result.error) == (0, None)
+    for _, offset, length in pieces:
+        before[offset : offset + length] = bytes(length)
+    assert os.pread(region.fd.fileno(), SIZE, 0) == before
+    return result.freed
+
+
+@pytest.mark.usefixtures("needs_remove")
+@pytest.mark.parametrize("count", [REMOVE_RANGES, 256, 500])
+def test_many_pieces_go_at_once(region: MappedRegion, punched: list[int], count: int) -> None:
+    pieces = every_other(region, count)
+    assert check(region, pieces) == size(pieces)
+    assert resident(region.fd) == SIZE - size(pieces)
+    assert punched == []
+
+
+@pytest.mark.usefixtures("needs_remove")
+def test_more_than_fit_one_call(
+    region: MappedRegion, punched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syscalls, "MAX_REMOVED", 100)
+    asked = kernel(monkeypatch, None, None, None)
+    check(region, every_other(region, 250))
+    assert (asked, punched) == ([100, 100, 50], [])
+
+
+def test_few_pieces_are_punched(region: MappedRegion, punched: list[int]) -> None:
+    pieces = every_other(region, REMOVE_RANGES - 1)
+    check(region, pieces)
+    assert punched == offsets(pieces)
+
+
+@pytest.mark.usefixtures("needs_remove")
+def test_pieces_of_two_regions(region: MappedRegion, punched: list[int]) -> None:
+    other = MappedRegion(Region(0, 4 * MIB, 0, 12 * MIB), OwnedFd(os.dup(region.fd.fileno())))
+    check(region, [*every_other(region, 30), *every_other(other, 30, 12 * MIB)])
+    assert punched == []
+    other.close()
+
+
+@pytest.mark.usefixtures("needs_remove")
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(START - PAGE, PAGE), (START + 8 * MIB - PAGE, 2 * PAGE), (START + 8 * MIB, PAGE)],
+)
+def test_what_lies_beside_the_mapping_is_left_to_the_descriptor(
+    region: MappedRegion, punched: list[int], offset: int, length: int
+) -> None:
+    pieces = [*every_other(region, 30), (region, offset, length)]
+    check(region, pieces)
+    assert len(punched) == 31
+
+
+@pytest.mark.parametrize(("offset", "length"), [(5, PAGE), (0, PAGE - 1), (0, 1)])
+def test_a_partial_page_is_not_rounded_up(
+    region: MappedRegion, punched: list[int], offset: int, length: int
+) -> None:
+    check(region, [*every_other(region, 30), (region, START + 4 * MIB + offset, length)])
+    assert len(punched) == 31
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
+def test_a_kernel_that_cannot_is_asked_once(
+    region: MappedRegion, punched: list[int], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    asked = kernel(monkeypatch, OSError(number, ""))
+    for turn in range(2):
+        pieces = every_other(region, 30, START + turn * 4 * MIB)
+        assert check(region, pieces) == size(pieces)
+    assert (asked, len(punched)) == ([30], 60)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_failure_that_may_pass_is_no_reason_to_give_up(
+    region: MappedRegion, punched: list[int], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    asked = kernel(monkeypatch, OSError(number, ""), OSError(number, ""))
+    for turn in range(2):
+        check(region, every_other(region, 30, START + turn * 4 * MIB))
+    assert (asked, len(punched)) == ([30, 30], 60)
+
+
+@pytest.mark.parametrize(("done", "left"), [(0, 20), (PAGE, 19), (PAGE + 1, 19), (9 * PAGE, 11)])
+def test_what_is_left_of_a_short_count_is_punched(
+    region: MappedRegion,
+    punched: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    done: int,
+    left: int,
+) -> None:
+    """A piece that is done in part is done again."""
+    pieces = [(region, START + 2 * i * PAGE, PAGE) for i in range(20)]
+    asked = kernel(monkeypatch, done)
+    punch(parts(*pieces))
+    assert asked == [20]
+    assert punched == offsets(pieces[20 - left :])
+
+
+def test_an_error_after_some_were_done_is_not_the_kernels_limit(
+    region: MappedRegion, punched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syscalls, "MAX_REMOVED", 20)
+    asked = kernel(monkeypatch, 20 * PAGE, OSError(errno.EINVAL, ""), 30 * PAGE)
+    pieces = [(region, START + 2 * i * PAGE, PAGE) for i in range(30)]
+    punch(parts(*pieces))
+    assert punched == offsets(pieces[20:])
+    punch(parts(*pieces[:20]))
+    assert asked == [20, 10, 20]
+
+
+@pytest.mark.usefixtures("needs_remove")
+def test_the_kernel_stops_at_the_first_that_fails(region: MappedRegion) -> None:
+    with region.borrowed() as (origin, mapped):
+        first = mapped.start
+        ranges = [(first + 2 * i * PAGE, first + (2 * i + 1) * PAGE) for i in range(4)]
+        ranges.insert(2, (-origin, PAGE - origin))  # nothing is ever mapped there
+        assert syscalls.remove(origin, ranges) == 2
+    assert resident(region.fd) == SIZE - 2 * PAGE
+
+
+@pytest.mark.usefixtures("needs_remove")
+def test_no_descriptor_is_left_behind(region: MappedRegion) -> None:
+    before = os.listdir("/proc/self/fd")
+    punch(parts(*every_other(region, 30)))
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_mapping_cannot_go_while_it_is_borrowed(region: MappedRegion) -> None:
+    with region.borrowed() as (_, mapped):
+        assert mapped == range(START, START + 8 * MIB)
+        with pytest.raises(BufferError):
+            region.unmap()
+    check(region, every_other(region, 30))
+
+
+def test_huge_pages_are_punched_one_by_one(huge_pages: HugePages, punched: list[int]) -> None:
+    assert huge_pages.free() >= 0
+    region = MappedRegion(Region(0, 32 * HUGE, 0, 0), memfd(32 * HUGE, flags=os.MFD_HUGETLB))
+    punch(parts(*[(region, 2 * i * HUGE, HUGE) for i in range(16)]))
+    assert len(punched) == 16
+    region.close()

@@ -1,0 +1,205 @@
+"""From buffers to the ranges that they name."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhost_balloon.errors import RingError, RingErrorReason
+from vhost_balloon.figures.refusal import Refusal
+from vhost_balloon.memory.ranges import merge
+from vhost_balloon.queues.decode import (
+    READ_PFNS,
+    SLICE_NUMBERS,
+    Named,
+    one_run,
+    page_buffers_size,
+    pages,
+    report_size,
+    reported,
+)
+from vhost_balloon.queues.virtqueue import Buffer
+
+PAGE = 4096
+
+
+class Memory:
+    """Guest memory that starts at address 0 and counts how much of it was read at once."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.reads: list[int] = []
+
+    def read(self, address: int, length: int) -> bytes:
+        self.reads.append(length)
+        if address + length > len(self.data):
+            raise RingError(RingErrorReason.BUFFER, "outside")
+        return self.data[address : address + length]
+
+
+def pfns(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def decode(memory: Memory, *buffers: Buffer) -> list[Named]:
+    return list(pages(buffers, memory.read))
+
+
+def test_adjacent_pages_in_any_order_become_one_range() -> None:
+    memory = Memory(pfns(7, 6, 5, 100))
+    (named,) = decode(memory, Buffer(0, 16, False))
+    assert named.ranges == [(5 * PAGE, 8 * PAGE), (100 * PAGE, 101 * PAGE)]
+    assert (named.size, named.refusals) == (4 * PAGE, [])
+
+
+def test_small_buffers_share_a_slice_and_repetitions_are_counted_but_not_repeated() -> None:
+    memory = Memory(pfns(1, 2, 1, 2))
+    (named,) = decode(memory, Buffer(0, 8, False), Buffer(8, 8, False))
+    assert named.ranges == [(PAGE, 3 * PAGE)]
+    assert named.size == 4 * PAGE
+
+
+def test_the_highest_page_number_names_the_last_page_below_16_tib() -> None:
+    (named,) = decode(Memory(pfns(0xFFFF_FFFF)), Buffer(0, 4, False))
+    assert named.ranges == [((1 << 44) - PAGE, 1 << 44)]
+
+
+@pytest.mark.parametrize(
+    ("buffer", "reason", "size", "ranges"),
+    [
+        (Buffer(0, 8, True), Refusal.DIRECTION, 8, []),
+        (Buffer(0, 0, False), Refusal.EMPTY, 0, []),
+        (Buffer(0, 3, False), Refusal.ODD_TAIL, 3, []),
+        (Buffer(0, 7, False), Refusal.ODD_TAIL, 3, [(PAGE, 2 * PAGE)]),
+    ],
+)
+def test_content_that_is_wrong_is_left_out_and_said(
+    buffer: Buffer, reason: str, size: int, ranges: list[tuple[int, int]]
+) -> None:
+    (named,) = decode(Memory(pfns(1, 2)), buffer)
+    assert (named.ranges, named.refusals) == (ranges, [(reason, size)])
+
+
+@pytest.mark.parametrize("address", [8, 1 << 40, (1 << 64) - 4])
+def test_a_buffer_outside_memory_breaks_the_ring(address: int) -> None:
+    with pytest.raises(RingError):
+        decode(Memory(bytes(8)), Buffer(address, 8, False))
+
+
+def test_a_big_buffer_comes_in_slices_of_bounded_size() -> None:
+    count = 2 * SLICE_NUMBERS + 5
+    memory = Memory(pfns(*[number ^ 1 for number in range(count + 1)][:count]))
+    slices = decode(memory, Buffer(0, 4 * count, False))
+    assert [named.size // PAGE for named in slices if named.size] == [SLICE_NUMBERS] * 2 + [5]
+    assert merge(r for named in slices for r in named.ranges) == [
+        (0, (count - 1) * PAGE),
+        (count * PAGE, (count + 1) * PAGE),
+    ]
+    assert max(memory.reads) <= 4 * READ_PFNS
+
+
+def test_a_buffer_of_4_gib_is_read_only_as_far_as_it_is_asked_for() -> None:
+    memory = Memory(pfns(*[number ^ 1 for number in range(SLICE_NUMBERS)]))
+    slices = pages([Buffer(0, 0xFFFF_FFFC, False)], memory.read)
+    named = next(step for step in slices if step.ranges)
+    assert named.ranges == [(0, SLICE_NUMBERS * PAGE)]
+    assert sum(memory.reads) == 4 * SLICE_NUMBERS
+
+
+NUMBERS = st.one_of(
+    st.integers(0, 40), st.integers(0, 0xFFFF_FFFF), st.integers(0xFFFF_FF00, 0xFFFF_FFFF)
+)
+
+
+@given(
+    st.lists(NUMBERS, min_size=1, max_size=4)
+    | st.builds(lambda at, n: [*range(at, at + n)], st.integers(0, 0xFFFF_FFF0), st.integers(1, 9))
+    | st.builds(lambda at, n: [*range(at + n, at, -1)], st.integers(0, 90), st.integers(1, 9)),
+    st.none() | st.tuples(st.integers(0, 8), NUMBERS),
+)
+def test_one_run(numbers: list[int], change: tuple[int, int] | None) -> None:
+    if change is not None:
+        numbers[change[0] % len(numbers)] = change[1]
+    steps = {after - before for before, after in pairwise(numbers)}
+    found = one_run(pfns(*numbers))
+    assert (found is not None) is (steps in (set(), {1}, {-1}))
+    if found is not None:
+        assert found == (min(numbers) * PAGE, (max(numbers) + 1) * PAGE)
+
+
+@pytest.mark.parametrize("wrap", [[0xFFFF_FFFF, 0, 1], [1, 0, 0xFFFF_FFFF], [0, 0xFFFF_FFFF]])
+def test_a_run_does_not_wrap(wrap: list[int]) -> None:
+    assert one_run(pfns(*wrap)) is None
+
+
+@pytest.mark.parametrize("numbers", [range(9, 1033), range(1032, 8, -1)], ids=["up", "down"])
+def test_a_run_is_one_range_however_many_buffers_name_it(numbers: range) -> None:
+    memory = Memory(pfns(*numbers))
+    named = decode(memory, *[Buffer(at, 1024, False) for at in range(0, 4096, 1024)])
+    assert [step.ranges for step in named if step.ranges] == [[(9 * PAGE, 1033 * PAGE)]]
+    assert sum(step.size for step in named) == 1024 * PAGE
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 500, 600, 1022, 1023])
+@pytest.mark.parametrize("number", [0, None, 5000])
+def test_what_is_a_run_but_for_one_number(wrong: int, number: int | None) -> None:
+    numbers = [*range(9, 1033)]
+    numbers[wrong] = numbers[wrong - 1] if number is None else number
+    named = decode(Memory(pfns(*numbers)), Buffer(0, 4096, False))
+    ranges = [item for step in named for item in step.ranges]
+    assert {page for start, end in ranges for page in range(start, end, PAGE)} == {
+        each * PAGE for each in numbers
+    }
+    # Runs and other numbers are not compared with each other.
+    repeated = (0 if number == 0 or wrong else 1) * PAGE
+    assert sum(end - start for start, end in ranges) <= len(set(numbers)) * PAGE + repeated
+    assert sum(step.size for step in named) == 1024 * PAGE
+
+
+@given(st.lists(st.lists(st.integers(0, 50), max_size=20), max_size=5), st.data())
+def test_any_pages_in_any_buffers(groups: list[list[int]], data: st.DataObject) -> None:
+    content, buffers = b"", []
+    for group in groups:
+        tail = data.draw(st.integers(0, 3))
+        buffers.append(Buffer(len(content), 4 * len(group) + tail, False))
+        content += pfns(*group) + bytes(tail)
+    slices = decode(Memory(content), *buffers)
+    named = {address // PAGE for s in slices for r in s.ranges for address in range(*r, PAGE)}
+    assert named == {number for group in groups for number in group}
+    assert sum(s.size for s in slices) == page_buffers_size(buffers)
+
+
+def test_a_report_names_its_buffers_themselves() -> None:
+    (named,) = reported(
+        [Buffer(8 * PAGE, PAGE, True), Buffer(4 * PAGE, 4 * PAGE, True), Buffer(0, PAGE, True)]
+    )
+    assert named.ranges == [(0, PAGE), (4 * PAGE, 9 * PAGE)]
+    assert (named.size, named.refusals) == (6 * PAGE, [])
+
+
+def test_a_report_that_is_read_only_or_empty_is_refused_and_the_rest_is_taken() -> None:
+    (named,) = reported([Buffer(0, PAGE, False), Buffer(PAGE, 0, True), Buffer(PAGE, PAGE, True)])
+    assert named.ranges == [(PAGE, 2 * PAGE)]
+    assert named.refusals == [(Refusal.DIRECTION, PAGE), (Refusal.EMPTY, 0)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40), st.booleans())))
+def test_any_report(entries: list[tuple[int, int, bool]]) -> None:
+    buffers = [Buffer(*entry) for entry in entries]
+    steps = list(reported(buffers))
+    taken = [buffer for buffer in buffers if buffer.writable and buffer.length]
+    assert {a for named in steps for r in named.ranges for a in range(*r)} == {
+        a for b in taken for a in range(b.address, b.address + b.length)
+    }
+    assert sum(named.size for named in steps) == report_size(buffers)
+    refused: Counter[str] = Counter()
+    refusals = [refusal for named in steps for refusal in named.refusals]
+    for reason, size in refusals:
+        refused[reason] += size
+    assert refused[Refusal.DIRECTION] == sum(b.length for b in buffers if not b.writable)
+    assert len(refusals) == len(buffers) - len(taken)

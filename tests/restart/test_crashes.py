@@ -1,0 +1,90 @@
+"""SIGKILL at any step of what a front end asks for: it gets right answers to all of it.
+
+The scenario is the same each time; the seed of a failure repeats it.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.support.crashing import POINTS
+from tests.support.end_to_end import eventually
+from tests.support.restarting import KEPT, Scenario, hosting
+
+CRASHES = 8
+"""At most so many in one scenario: each process has a step of its own at which it ends."""
+
+
+def crashes(seed: int) -> list[str]:
+    """Steps at which one process after the other is killed: soon after its start, or late."""
+    chosen, found = random.Random(seed), []
+    for _ in range(CRASHES):
+        point, count = "any", int(chosen.choice((10, 40, 160, 400)) * (0.5 + chosen.random()))
+        if chosen.random() < 0.5:
+            point, count = chosen.choice(list(POINTS)), chosen.choice((1, 2, 3, 5, 8, 13, 21))
+        found.append(f"{point}:{chosen.choice(('before', 'after'))}:{count}")
+    return found
+
+
+async def survives(folder: Path, *steps: str) -> int:
+    """Run the scenario; how often the daemon was started again."""
+    async with hosting(folder, crashes=steps) as host:
+        await Scenario.run(host)
+        await eventually(lambda: len(host.manager.names()) == KEPT)
+        assert "answered and nothing is done" not in host.log()
+        return host.manager.restarts
+
+
+async def test_without_a_crash(tmp_path: Path) -> None:
+    assert await survives(tmp_path) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_killed_again_and_again(tmp_path: Path, seed: int) -> None:
+    assert await survives(tmp_path, *crashes(seed)) > 0
+
+
+STEPS = [
+    # What a front end has just said, and nobody has written down.
+    "store.keep:before:10",
+    "store.keep:after:10",
+    "journal.begin:before:3",
+    "journal.begin:after:3",
+    # While it attaches: its socket is stored, and not all of its record is written.
+    *(f"record.save:before:{count}" for count in (3, 4, 5, 6)),
+    "journal.sending:after:9",
+    "pipe.send:after:9",
+    # A message's descriptors are on the shelf, and nobody has written that down.
+    *(f"shelf.put:{side}:{count}" for side in ("before", "after") for count in (1, 2, 7)),
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_killed_once(tmp_path: Path, step: str) -> None:
+    assert await survives(tmp_path, step) == 1
+
+
+COMPACTING = [
+    *(f"shelf.compact:{side}:{count}" for side in ("before", "after") for count in (1, 2)),
+    *(f"pair.empty:{side}:{count}" for side in ("before", "after") for count in (1, 2)),
+    *(f"pair.send:{side}:{count}" for side in ("before", "after") for count in (12, 14, 30)),
+]
+
+
+@pytest.mark.parametrize("step", COMPACTING)
+async def test_killed_while_the_shelf_is_compacted(tmp_path: Path, step: str) -> None:
+    """It is at every opportunity."""
+    environment = {"SPARE_PACKETS": "0"}
+    async with hosting(tmp_path, crashes=[step], environment=environment) as host:
+        await Scenario.run(host)
+        assert "answered and nothing is done" not in host.log()
+        assert host.manager.restarts == 1
+
+
+async def test_killed_again_while_it_answers_what_was_left(tmp_path: Path) -> None:
+    """The reply is in the pipe when the first dies, and was taken from it when the second does."""
+    steps = ("journal.sending:after:9", "pipe.send:before:1", "eventfd.signal:before:1")
+    assert await survives(tmp_path, *steps) >= 2

@@ -1,0 +1,55 @@
+"""What another version wrote of a VM is taken as far as it is understood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.end_to_end import LogLines
+from vhost_balloon.figures.counters import counters_document
+from vhost_balloon.restart.records import restore_vm
+from vhost_balloon.vm.settings import settings_to_json
+from vhost_balloon.vm.vm import Vm
+
+
+def areas_of(vm: Vm) -> dict[str, Any]:
+    orders = {
+        "settings": settings_to_json(vm.settings),
+        "paused": True,
+        "stats-interval": 7.0,
+        "crashes": [0, 0.0],
+    }
+    vm.counters.freed_bytes = 4096
+    found = {"vm": orders, "counters": counters_document(vm.counters), "connection": None}
+    vm.counters.freed_bytes = 0
+    return found
+
+
+async def test_all_that_is_understood_is_taken(vm: Vm, log_lines: LogLines) -> None:
+    restore_vm(vm, areas_of(vm))
+    assert (vm.counters.freed_bytes, vm.paused, vm.stats_interval) == (4096, True, 7.0)
+    assert log_lines.lines == []
+
+
+@pytest.mark.parametrize("orders", [{"halted": True}, [], "x", {"paused": 1}])
+async def test_counters_go_on_where_orders_are_not_understood(
+    vm: Vm, log_lines: LogLines, orders: object
+) -> None:
+    restore_vm(vm, areas_of(vm) | {"vm": orders})
+    assert (vm.counters.freed_bytes, vm.paused) == (4096, False)
+    assert log_lines.having("warning: web1", "as configured")
+
+
+@pytest.mark.parametrize("counters", [{"freed": 1}, [], {"plain": []}])
+async def test_orders_go_on_where_counters_are_not_understood(
+    vm: Vm, log_lines: LogLines, counters: object
+) -> None:
+    restore_vm(vm, areas_of(vm) | {"counters": counters})
+    assert (vm.counters.freed_bytes, vm.paused) == (0, True)
+    assert log_lines.having("warning: web1", "start anew")
+
+
+async def test_a_record_that_was_never_filled_is_no_damage(vm: Vm, log_lines: LogLines) -> None:
+    restore_vm(vm, {"vm": None, "counters": None, "connection": None})
+    assert log_lines.lines == []

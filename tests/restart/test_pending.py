@@ -1,0 +1,52 @@
+"""The request that a process left unanswered, as the next one finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from protocol.vhost_user import HEADER, VERSION, Request
+from vhost_balloon.restart.reattach import Pending
+from vhost_balloon.store.journal import Journal, Phase
+from vhost_balloon.store.shelf import Shelf
+
+REQUEST = HEADER.pack(Request.GET_STATUS, VERSION, 0)
+
+
+@pytest.fixture
+def journal() -> Journal:
+    journal = Journal(memoryview(bytearray(4096)))
+    journal.begin(REQUEST)
+    journal.taken()
+    return journal
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    shelf = Shelf.create()
+    yield shelf
+    shelf.close()
+
+
+@pytest.mark.parametrize(("text", "reply"), [("0f00", b"\x0f\0"), (None, None)])
+def test_what_only_the_document_has_of_a_reply_is_in_the_journal_before_it_is_sent(
+    journal: Journal, shelf: Shelf, text: str | None, reply: bytes | None
+) -> None:
+    """The document may be written again, without it, while the reply cannot be sent."""
+    pending = Pending.read(journal, [journal.sequence, text], shelf)
+    assert pending is not None
+    for entry in (pending.entry, journal.latest()):
+        assert entry is not None
+        assert (entry.phase, entry.reply) == (Phase.DONE, reply)
+
+
+def test_one_that_changed_nothing_yet_is_to_be_done(journal: Journal, shelf: Shelf) -> None:
+    pending = Pending.read(journal, [journal.sequence - 1, "ff"], shelf)
+    assert pending is not None
+    assert (pending.entry.phase, pending.message.request) == (Phase.TAKEN, Request.GET_STATUS)
+
+
+def test_one_that_was_answered_is_none(journal: Journal, shelf: Shelf) -> None:
+    journal.sent()
+    assert Pending.read(journal, [journal.sequence, "ff"], shelf) is None

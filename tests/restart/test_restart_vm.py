@@ -1,0 +1,241 @@
+"""Restarts and what is around them: options that change, front ends that go, what is left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.rig.errors import QMPError
+from tests.support.command import listening
+from tests.support.end_to_end import MIB, by_hand, eventually
+from tests.support.restarting import KEPT, Host, damage, hosting
+
+
+def restart_with(host: Host, *options: str, without: str = "") -> None:
+    """Have the next process start with other options."""
+    host.manager.stop(signal.SIGKILL)
+    kept = tuple(o for o in host.manager.options if not without or not o.startswith(without))
+    host.manager.options = (*kept, *options)
+    host.manager.start()
+
+
+# Options
+
+
+async def test_a_setting_that_changed_counts_for_the_next_front_end(tmp_path: Path) -> None:
+    """But a target counts at once: it is an order, and a mistake in it is mended so."""
+    file = tmp_path / "vm.toml"
+    file.write_text('target = "60M"\n')
+    async with hosting(tmp_path, f"--config={file}") as host:
+        async with by_hand(host.path()) as guest:
+            host.ask("balloon", value=48 * MIB)
+            host.manager.kill()
+            assert host.vm()["target"] == 48 * MIB, "the same setting, and an order since"
+            file.write_text('target = "40M"\n')
+            restart_with(host, "--no-stats")
+            await guest.inflate([5000])
+            assert host.vm()["target"] == 40 * MIB
+            assert host.vm()["settings"]["stats"] is False
+            assert "stats-vq" in host.vm()["features"], "it was negotiated before"
+        await eventually(lambda: not host.vm()["attached"])
+        async with by_hand(host.path()) as guest:
+            assert host.vm()["target"] == 40 * MIB
+            assert "stats-vq" not in host.vm()["features"]
+
+
+MISTAKES = {
+    "an unknown option": ["--no-such-option"],
+    "a value": ["--discard=sometimes"],
+    "only prints": ["--version"],
+    "only checks": ["--check-config"],
+    "no such file": ["--config=/nowhere/at/all.toml"],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+async def test_a_mistake_is_no_reason_to_leave_a_guest_alone(tmp_path: Path, mistake: str) -> None:
+    async with hosting(tmp_path, "--no-stats") as host, by_hand(host.path()) as guest:
+        await guest.inflate([5000])
+        restart_with(host, *MISTAKES[mistake])
+        await guest.inflate([5001])
+        assert host.vm()["settings"]["stats"] is False
+        assert "these options are not used, but those of the process before" in host.log()
+        host.manager.kill()
+        await guest.inflate([5002])
+        restart_with(host, without=MISTAKES[mistake][0])
+        await guest.inflate([5003])
+        assert host.log().count("these options are not used") == 2
+
+
+async def test_a_mistake_in_the_file_is_none_either(tmp_path: Path) -> None:
+    """It goes on as it was, and the file can be read again once it is mended."""
+    file = tmp_path / "vm.toml"
+    file.write_text("stats-interval = 77\n")
+    async with hosting(tmp_path, f"--config={file}") as host:
+        restart_with(host, without="--stats-interval")
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            assert host.vm()["settings"]["stats-interval"] == 77
+            file.write_text("stats-interval = 77\nnonsense\n")
+            host.manager.kill()
+            await eventually(lambda: f"{file}: line 2: " in host.log())
+            await guest.inflate([5001])
+            assert host.vm()["attached"]
+            assert host.vm()["settings"]["stats-interval"] == 77
+            with pytest.raises(QMPError, match=r"vm\.toml: line 2: "):
+                host.ask("config-reload")
+            file.write_text("stats-interval = 5\n")
+            assert host.ask("config-reload")["changed"] == ["stats-interval"]
+            host.manager.kill()
+            await guest.inflate([5002])
+            assert host.vm()["settings"]["stats-interval"] == 5
+
+
+async def test_a_vm_whose_socket_moved_keeps_its_front_end(tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    async with hosting(tmp_path) as host:
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            restart_with(host, f"--socket-path={moved}/vm1.sock", without="--socket-path")
+            await guest.inflate([5001])
+            await eventually(lambda: not host.path().exists())
+            host.manager.kill()
+            await guest.inflate([5002])
+        await eventually(lambda: not host.vm()["attached"])
+        async with by_hand(moved / "vm1.sock") as guest:
+            await guest.inflate([5000])
+        await eventually(lambda: len(host.manager.names()) == KEPT)
+
+
+# Coming and going
+
+
+async def test_the_service_manager_is_told_who_is_there(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host:
+        assert host.manager.told[-1].endswith("STATUS=no front end is attached")
+        async with by_hand(host.path()):
+            await eventually(lambda: "STATUS=a front end is attached" in host.manager.told)
+            host.manager.stop(signal.SIGKILL)
+            damage(host)
+            del host.manager.told[:]
+            host.manager.start()
+            inert = "STATUS=a front end is answered without a device"
+            await eventually(lambda: host.manager.told[-1].endswith(inert))
+        await eventually(lambda: "STATUS=no front end is attached" in host.manager.told)
+
+
+async def test_a_front_end_that_went_while_the_daemon_was_away(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host:
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            assert len(host.manager.names()) == KEPT + 1
+            host.manager.stop(signal.SIGKILL)
+        host.manager.start()
+        await eventually(lambda: len(host.manager.names()) == KEPT)
+        assert not host.vm()["attached"]
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+
+
+async def test_sigterm_leaves_sockets_and_store(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.front_end.get_config()  # all before it was served
+        before = host.manager.names()
+        assert host.manager.stop(signal.SIGTERM) == 0
+        assert host.path().is_socket()
+        assert host.manager.names() == before
+        assert len(before) == KEPT + 1
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.connect(str(host.path()))  # nobody who comes meanwhile is lost
+        host.manager.start()
+        await guest.inflate([5001])
+
+
+async def test_the_one_who_waits_is_served_after_a_restart(tmp_path: Path) -> None:
+    """It connected while the one before it was served."""
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.inflate([5000])
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.connect(str(host.path()))
+            host.manager.kill()
+            await guest.inflate([5001])
+            waiting.sendall(bytes.fromhex("010000000100000000000000"))
+            guest.front_end.close()
+            waiting.settimeout(10)
+            assert len(waiting.recv(100)) == 20
+
+
+async def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.front_end.get_config()  # all before it was served
+        host.manager.stop(signal.SIGKILL)
+        before = host.manager.names()
+        host.manager.stored += [(".zz", os.eventfd(0)), (".record-0", os.memfd_create("none"))]
+        host.manager.stored.append((".listener-9@1,2", listening(tmp_path / "other").detach()))
+        gone, ours = socket.socketpair()
+        gone.close()
+        host.manager.stored.append((".connection-99", ours.detach()))
+        host.manager.start()
+        await eventually(lambda: host.manager.names() == before)
+        for page in (5001, 5002):
+            await guest.inflate([page])
+            host.manager.kill()  # what is needed was not swept
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        *(f"store.keep:{side}:{count}" for side in ("before", "after") for count in range(1, 10)),
+        *(f"record.save:{side}:{count}" for side in ("before", "after") for count in range(1, 4)),
+    ],
+)
+async def test_killed_at_its_first_start(tmp_path: Path, point: str) -> None:
+    """Not all of what outlives it is stored, or the record is not filled."""
+    async with hosting(tmp_path, crashes=[point]) as host, by_hand(host.path()) as guest:
+        await guest.inflate([5000])
+        assert host.manager.restarts == 1
+        host.manager.kill()
+        await guest.inflate([5001])
+        assert len(host.manager.names()) == KEPT + 1
+        assert "warning" not in host.log()
+
+
+async def test_a_store_that_is_full_serves_and_says_nothing_is_kept(tmp_path: Path) -> None:
+    """The service manager does not tell, so nobody can be refused for it."""
+    async with hosting(tmp_path, limit=3) as host:
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+        await eventually(lambda: not host.vm()["attached"])
+        host.manager.kill()
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+
+
+# Another VM beside it
+
+
+async def test_what_happens_to_one_is_nothing_to_another(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    async with (
+        hosting(folders[0]) as one,
+        hosting(folders[1]) as two,
+        by_hand(two.path()) as neighbour,
+    ):
+        async with by_hand(one.path()) as guest:
+            await guest.inflate([5000])
+            await neighbour.inflate([5000])
+            one.manager.stop(signal.SIGKILL)
+            await neighbour.inflate([5001])
+            damage(one)
+            one.manager.start()
+            assert one.vm()["state"] == "inert"
+            await neighbour.start(bases=await neighbour.stop())
+        await neighbour.inflate([5002])
+        assert (two.manager.restarts, two.vm()["requests"]["inflate"]) == (0, 3)

@@ -1,0 +1,244 @@
+"""What a guest and its front end find after the daemon was killed and started again."""
+
+from __future__ import annotations
+
+import signal
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from protocol import vhost_user_payloads as payloads
+from protocol.vhost_user import HEADER, VERSION, HeaderFlag, ProtocolFeature, Request
+from protocol.virtio_balloon import Queue, StatTag
+from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, eventually, fill, is_filled
+from tests.support.restarting import CRASHING, GUEST, Host, hosting
+from vhost_balloon.simulator import EventFd, Refused
+
+NEED_REPLY = VERSION | HeaderFlag.NEED_REPLY
+
+
+def away(host: Host) -> None:
+    """Kill the daemon; start() brings it back."""
+    host.manager.stop(signal.SIGKILL)
+
+
+def freed(host: Host) -> int:
+    found: int = host.vm()["freed-bytes"]
+    return found
+
+
+# Messages
+
+
+@pytest.mark.parametrize("cut", [1, 12, 20])
+async def test_a_message_in_parts_is_one_message(tmp_path: Path, cut: int) -> None:
+    payload = payloads.build_vring_state(0, 0)
+    data = HEADER.pack(Request.SET_VRING_ENABLE, NEED_REPLY, len(payload)) + payload
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.front_end.send_raw(data[:cut])
+        await guest.rings[Queue.DEFLATE].submit([guest.pfns([1])])  # it has been looked at
+        host.manager.kill()
+        with trio.fail_after(10):
+            await guest.front_end.send_raw(data[cut:])
+            reply = await guest.front_end.receive_reply()
+        assert (reply.request, reply.payload) == (Request.SET_VRING_ENABLE, bytes(8))
+        assert not next(q for q in host.vm()["queues"] if q["index"] == 0)["enabled"]
+
+
+async def test_descriptors_of_a_message_in_parts_are_kept(tmp_path: Path) -> None:
+    data = HEADER.pack(Request.SET_VRING_CALL, VERSION, 8) + bytes(8)
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        call = guest.front_end.ports[0].call = EventFd()
+        guest.rings[Queue.INFLATE].call_event = call
+        await guest.front_end.send_raw(data[:15], [call.fileno()])
+        await guest.rings[Queue.DEFLATE].submit([guest.pfns([1])])  # it has been looked at
+        host.manager.kill()
+        await guest.front_end.send_raw(data[15:])
+        with trio.fail_after(10):
+            await guest.inflate([5000])
+
+
+async def test_a_long_message_in_parts(tmp_path: Path) -> None:
+    """Longer than all else that is on record together."""
+    size = 0x10000
+    data = HEADER.pack(200, NEED_REPLY, size) + b"\xff" * size
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.front_end.send_raw(data[:-1])
+        await guest.rings[Queue.DEFLATE].submit([guest.pfns([1])])
+        host.manager.kill()
+        with trio.fail_after(10):
+            await guest.front_end.send_raw(data[-1:])
+            assert (await guest.front_end.receive_reply()).payload == payloads.build_u64(1)
+            await guest.inflate([5000])
+        assert host.manager.restarts == 1
+
+
+# Rings
+
+
+async def test_a_broken_ring_stays_broken_and_tells_its_base(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.inflate([5000])
+        ring = guest.rings[Queue.INFLATE]
+        ring.publish(ring.size + 1)  # no such head
+        ring.kick()
+        await eventually(lambda: host.vm()["queues"][0]["broken"] == "head")
+        host.manager.kill()
+        assert host.vm()["queues"][0]["broken"] == "head"
+        await guest.report((32 * MIB, BLOCK))
+        assert host.vm()["ring-errors"] == {"inflate": {"head": 1}}
+        bases = await guest.stop()
+        assert bases[0] == 1 != ring.available_index
+        guest.fresh()
+        await guest.start()
+        await guest.inflate([5001])
+
+
+async def test_a_base_that_is_ahead_of_the_used_index(tmp_path: Path) -> None:
+    """A front end may have used requests of its own, and tells the index to go on from."""
+    async with hosting(tmp_path) as host, by_hand(host.path(), features=None) as guest:
+        ring = guest.rings[Queue.INFLATE]
+        for _ in range(3):
+            ring.add([guest.pfns([6000])])
+        await guest.start(bases={0: 3})
+        await guest.inflate([6001])
+        host.manager.kill()
+        await guest.inflate([6002])
+        assert ring.used_index == 2
+        assert (await guest.stop())[0] == 5 == ring.available_index
+
+
+async def test_every_call_is_signalled_once(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.front_end.get_config()  # all before it was served
+        calls = [guest.front_end.ports[index].call for index in guest.indexes.values()]
+        for call in calls:
+            call.take()
+        host.manager.kill()
+        assert [call.take() for call in calls] == [1] * len(calls)
+
+
+async def test_what_is_found_waiting_is_acknowledged_and_kept(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        fill(guest.ram, 32 * MIB, BLOCK)
+        await guest.report((48 * MIB, BLOCK))
+        away(host)
+        ring = guest.rings[Queue.REPORTING]
+        ring.add([(32 * MIB, BLOCK, True)])
+        ring.kick()
+        host.manager.start()
+        with trio.fail_after(5):
+            await ring.wait_used()
+        assert is_filled(guest.ram, 32 * MIB, BLOCK)
+        assert host.vm()["refused-bytes"] == {"late": BLOCK}
+        await guest.report((32 * MIB, BLOCK))
+        assert not guest.ram.resident_in(32 * MIB, BLOCK)
+
+
+# The model
+
+
+async def test_statistics_run_on_and_a_fresh_sample_is_asked_for(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        ring = guest.rings[Queue.STATS]
+        ring.add([guest.stats({int(StatTag.MEMFREE): 5})])
+        ring.kick()
+        await eventually(lambda: "stats-age" in host.vm())
+        before, asked = host.vm(), time.monotonic()
+        host.manager.kill()
+        after, gone = host.vm(), time.monotonic() - asked
+        assert after["stats"] == before["stats"] == {"stat-free-memory": 5}
+        assert after["stats-age"] == pytest.approx(before["stats-age"] + gone, abs=0.3)
+        with trio.fail_after(5):
+            await ring.wait_used()  # it asks
+        ring.add([guest.stats({int(StatTag.MEMFREE): 6})])
+        ring.kick()
+        await eventually(lambda: host.vm()["stats"] == {"stat-free-memory": 6})
+        assert host.vm()["stats-age"] < after["stats-age"]
+
+
+async def test_orders_and_counters_are_kept(tmp_path: Path) -> None:
+    polling = {"path": "/machine/peripheral/vm1", "property": "guest-stats-polling-interval"}
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        host.ask("balloon", id="vm1", value=48 * MIB)
+        host.ask("balloon-pause", id="vm1")
+        host.ask("qom-set", value=7, **polling)
+        await guest.front_end.set_config(slice(4, 8), (256).to_bytes(4, "little"))
+        await guest.inflate(range(5000, 5256))
+        before = host.vm()
+        assert before["inflated-bytes"] == MIB
+        host.manager.kill()
+        after = host.vm()
+        assert host.ask("qom-get", **polling) == 7
+        kept = "target actual reporting-paused guest-memory driver-ready regions inflated-bytes"
+        assert all(after[key] == before[key] for key in kept.split())
+        assert (after["target"], after["actual"]) == (48 * MIB, GUEST - MIB)
+        assert after["reporting-paused"]
+        fill(guest.ram, 32 * MIB, BLOCK)
+        await guest.report((32 * MIB, BLOCK))
+        assert is_filled(guest.ram, 32 * MIB, BLOCK)
+
+
+async def test_what_was_shown_is_never_more_than_what_is_shown_later(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        for round in range(3):
+            fill(guest.ram, 32 * MIB, BLOCK)
+            await guest.report((32 * MIB, BLOCK))
+            shown = freed(host)
+            assert shown >= BLOCK * (round + 1)
+            host.manager.kill()
+            assert freed(host) >= shown
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_a_config_change_is_told_again_only_if_it_was_not_read(
+    tmp_path: Path, read: bool
+) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        host.ask("balloon", id="vm1", value=48 * MIB)
+        await eventually(lambda: guest.config_changes == 1)
+        if read:
+            await guest.front_end.get_config()
+        host.manager.kill()
+        await eventually(lambda: guest.config_changes == (1 if read else 2))
+        assert struct.unpack("<4I", await guest.front_end.get_config())[0] == 16 * MIB // PAGE
+        assert guest.config_changes == (1 if read else 2)
+
+
+async def test_a_refusal_is_one_after_a_restart_too(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        assert guest.front_end.protocol_features & ProtocolFeature.REPLY_ACK
+        host.manager.kill()
+        with pytest.raises(Refused):
+            await guest.front_end.command(
+                Request.SET_VRING_ENABLE, payloads.build_vring_state(99, 1)
+            )
+        await guest.inflate([5000])
+
+
+@pytest.mark.parametrize("step", ["before:2", "after:2", "before:3", "after:3"])
+async def test_killed_around_taking_a_part(tmp_path: Path, step: str) -> None:
+    """What is taken is on record; and what is on record may not have been taken."""
+    payload = payloads.CONFIG.pack(0, 16, 0) + bytes(16)
+    data = HEADER.pack(Request.GET_CONFIG, VERSION, len(payload)) + payload
+    async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
+        await guest.front_end.get_config()
+        away(host)
+        host.manager.program = CRASHING
+        host.manager.environment["CRASH_AT"] = f"transport.consume:{step}"
+        host.manager.start()
+        del host.manager.environment["CRASH_AT"]
+        with trio.fail_after(20):
+            await guest.front_end.get_config()
+            for part in (data[:5], data[5:20], data[20:]):
+                await guest.front_end.send_raw(part)
+                await trio.sleep(0.05)  # it comes alone, as far as can be
+            reply = await guest.front_end.receive_reply()
+            assert reply.payload[:12] == payload[:12]
+            host.manager.wait_restarts(1)
+            host.manager.kill()
+            assert len(await guest.front_end.get_config()) == 16, "it is not answered again"
+            await guest.inflate([5000])

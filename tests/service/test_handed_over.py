@@ -1,0 +1,140 @@
+"""Listening sockets that the service manager opened: by name, by path, and wrong ones."""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.rig.qmp import QMPClient
+from tests.support.command import listening
+from tests.support.handing_over import handed
+from tests.support.helpers import receive
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.service.handed_over import take_sockets
+
+
+def vms(control: Path) -> dict[str, dict[str, object]]:
+    with QMPClient(control) as qmp:
+        return {vm["id"]: vm for vm in qmp.execute("query-vms")}
+
+
+def refused(*options: str, **sockets: socket.socket) -> str:
+    """The one line of a daemon that does not start."""
+    with handed(*options, **sockets) as started:
+        _, log = started.process.communicate(timeout=20)
+        assert (started.process.returncode, log.count("\n")) == (2, 1), log
+        return log
+
+
+def test_front_end_control_and_metrics_all_by_name(tmp_path: Path) -> None:
+    metrics = socket.create_server(("127.0.0.1", 0))
+    port = metrics.getsockname()[1]
+    sockets = {name: listening(tmp_path / f"{name}.sock") for name in ("a", "c")}
+    with handed(web1=sockets["a"], control=sockets["c"], metrics=metrics) as it:
+        assert it.told() == "READY=1\nSTATUS=no front end is attached"
+        found = vms(tmp_path / "c.sock")
+        assert {name: vm["socket-path"] for name, vm in found.items()} == {
+            "web1": str(tmp_path / "a.sock"),
+        }
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert b'vhost_balloon_connected{vm="web1"} 0' in answer.read()
+        assert it.end()[0] == 0
+        assert it.told() == "STOPPING=1"
+    assert len(list(tmp_path.iterdir())) == 2, "their files are the service manager's"
+
+
+def test_a_front_end_may_connect_before_the_daemon_is_there(tmp_path: Path) -> None:
+    sock = listening(tmp_path / "vm.sock")
+    control = f"--control-socket={tmp_path}/control"
+    with socket.socket(socket.AF_UNIX) as front_end:
+        front_end.connect(sock.getsockname())
+        front_end.sendall(bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]))  # GET_FEATURES, version 1
+        with handed(control, web1=sock) as started:
+            front_end.settimeout(20)
+            assert receive(front_end, 4) == bytes([1, 0, 0, 0])
+            started.told()
+            assert vms(tmp_path / "control")["web1"]["attached"] is True
+
+
+def test_the_service_manager_shows_whether_a_front_end_is_attached(tmp_path: Path) -> None:
+    sock = listening(tmp_path / "vm.sock")
+    path = sock.getsockname()
+    with handed(web1=sock) as started:
+        assert started.told().endswith("STATUS=no front end is attached")
+        with socket.socket(socket.AF_UNIX) as front_end:
+            front_end.connect(path)
+            assert started.told() == "STATUS=a front end is attached"
+        assert started.told() == "STATUS=no front end is attached"
+
+
+def test_a_handed_over_socket_serves_the_socket_path_of_the_same_path(tmp_path: Path) -> None:
+    path = tmp_path / "vm.sock"
+    with handed(
+        f"--socket-path={path}", f"--control-socket={tmp_path}/c", web1=listening(path)
+    ) as started:
+        started.told()
+        found = {name: vm["socket-path"] for name, vm in vms(tmp_path / "c").items()}
+        assert found == {"web1": str(path)}
+        started.end()
+    assert path.is_socket()
+
+
+@pytest.mark.parametrize("name", ["unknown", "front-end"])
+def test_without_a_name_it_is_its_files(tmp_path: Path, name: str) -> None:
+    sockets = {name: listening(tmp_path / "x.sock")}
+    with handed(f"--control-socket={tmp_path}/c", **sockets) as it:
+        it.told()
+        assert list(vms(tmp_path / "c")) == ["x"]
+
+
+def test_the_option_says_the_name_before_any_socket_does(tmp_path: Path) -> None:
+    sock = listening(tmp_path / "x.sock")
+    with handed("--name=web1", f"--control-socket={tmp_path}/c", db=sock) as it:
+        it.told()
+        assert list(vms(tmp_path / "c")) == ["web1"]
+
+
+def test_what_came_back_from_the_descriptor_store_is_no_vm(tmp_path: Path) -> None:
+    stored = {".5": listening(tmp_path / "stored.sock"), "vm": listening(tmp_path / "vm.sock")}
+    with handed(f"--control-socket={tmp_path}/c", **stored) as started:
+        started.told()
+        assert list(vms(tmp_path / "c")) == ["vm"]
+
+
+def test_wrong_kinds_are_one_line(tmp_path: Path) -> None:
+    unix, tcp = "no listening Unix stream socket", "no listening TCP socket"
+    assert unix in refused(web1=socket.socket(socket.AF_UNIX))
+    assert unix in refused(web1=socket.create_server(("127.0.0.1", 0)))
+    assert unix in refused(web1=socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    assert unix in refused(control=socket.create_server(("127.0.0.1", 0)))
+    assert tcp in refused(metrics=listening(tmp_path / "m.sock"))
+    pair = socket.socketpair()
+    assert unix in refused(web1=pair[0])
+    pair[1].close()
+
+
+def test_a_file_is_no_socket() -> None:
+    null = OwnedFd(os.open(os.devnull, os.O_RDONLY))
+    with pytest.raises(OperatorError, match="'web1' was handed over: Socket operation"):
+        take_sockets([("web1", null)])
+
+
+def test_what_does_not_go_together_is_one_line(tmp_path: Path) -> None:
+    def sock(name: str) -> socket.socket:
+        return listening(tmp_path / name)
+
+    assert "no front end" in refused(metrics=socket.create_server(("127.0.0.1", 0)))
+    assert "--fd and another" in refused("--fd=0", web1=sock("2"))
+    assert "another path" in refused(f"--control-socket={tmp_path}/3", a=sock("3"))
+    assert "was handed over: leave out the option" in refused(
+        "--control-socket=/x", a=sock("4"), control=sock("5")
+    )
+    metrics = socket.create_server(("127.0.0.1", 0))
+    assert "for metrics was handed" in refused("--metrics-address=:0", a=sock("6"), metrics=metrics)
+    assert "was handed over: leave out the option" in refused("--socket-path=/x", a=sock("7"))
+    assert "start one vhost-balloon for each" in refused(a=sock("8"), b=sock("9"))

@@ -1,0 +1,311 @@
+"""The service manager's protocols, against a datagram socket of our own in its place."""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.support.end_to_end import LogLines
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.service import systemd
+from vhost_balloon.service.systemd import Notifier
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The receiving end, at the path that getsockname() says."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(5)
+        yield sock
+
+
+@pytest.fixture
+def notifier(manager: socket.socket) -> Iterator[Notifier]:
+    """The sending end."""
+    notifier = Notifier(manager.getsockname())
+    yield notifier
+    notifier.close()
+
+
+def take(manager: socket.socket) -> tuple[str, list[OwnedFd]]:
+    """The next message."""
+    room = socket.CMSG_SPACE(8 * 4)
+    data, ancillary, _, _ = manager.recvmsg(4096, room)
+    numbers = array.array("i", b"".join(content for _, _, content in ancillary))
+    return data.decode(), [OwnedFd(number) for number in numbers]
+
+
+def fill(notifier: Notifier) -> int:
+    """Send until the receiver's queue is full; how many fitted."""
+    return next(number for number in range(10000) if not notifier.try_send("STATUS=full"))
+
+
+# What is handed over
+
+
+def child(code: str, variables: dict[str, str], count: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that was handed this many pipes; {pid} is its process id."""
+    ends = [fd for _ in range(count) for fd in os.pipe()][:count]
+    script = (
+        "import os, sys; e = os.environ\n"
+        f"[os.dup2(fd, 50 + n) for n, fd in enumerate({ends})]\n"
+        f"[os.dup2(50 + n, 3 + n) for n in range({count})]\n"
+        f"e.update({{k: v.replace('PID', str(os.getpid())) for k, v in {variables}.items()}})\n"
+        "from vhost_balloon import systemd\n"
+        "from vhost_balloon.errors import OperatorError\n"
+        f"{code}"
+    )
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", script], pass_fds=ends, capture_output=True, text=True
+        )
+    finally:
+        for fd in ends:
+            os.close(fd)
+
+
+NAMES = "print([(name, fd.fileno()) for name, fd in systemd.inherited()])"
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({"LISTEN_FDNAMES": "web1:control"}, "[('web1', 3), ('control', 4)]"),
+        ({"LISTEN_FDNAMES": ".a:"}, "[('.a', 3), ('', 4)]"),
+        ({}, "[('unknown', 3), ('unknown', 4)]"),
+        ({"LISTEN_PID": "1"}, "[]"),
+        ({"LISTEN_PID": ""}, "[]"),
+        ({"LISTEN_FDS": ""}, "[]"),
+        ({"LISTEN_FDS": "0"}, "[]"),
+    ],
+)
+def test_what_is_handed_over(variables: dict[str, str], found: str) -> None:
+    done = child(NAMES, {"LISTEN_PID": "PID", "LISTEN_FDS": "2"} | variables)
+    assert (done.stdout.strip(), done.stderr) == (found, "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"LISTEN_FDS": "-1"}, "is no number"),
+        ({"LISTEN_FDS": "two"}, "is no number"),
+        ({"LISTEN_FDS": "9" * 50}, "is no number"),
+        ({"LISTEN_FDS": "9" * 9}, "at most"),
+        ({"LISTEN_FDNAMES": "a:b:c"}, "3 names for 2 descriptors"),
+        ({"LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}, "descriptor 5: Bad file descriptor"),
+    ],
+)
+def test_nonsense_is_an_operators_mistake(variables: dict[str, str], said: str) -> None:
+    code = f"try: {NAMES}\nexcept OperatorError as error: print(error)"
+    done = child(code, {"LISTEN_PID": "PID", "LISTEN_FDS": "2"} | variables)
+    assert said in done.stdout, done.stderr
+
+
+def test_nothing_of_it_reaches_children_or_is_found_twice() -> None:
+    code = (
+        f"import fcntl; fds = systemd.inherited(); assert len(fds) == 2; {NAMES}\n"
+        "print([fcntl.fcntl(3, fcntl.F_GETFD), fcntl.fcntl(4, fcntl.F_GETFD)])\n"
+        "print([k for k in e if k.startswith('LISTEN')])"
+    )
+    done = child(code, {"LISTEN_PID": "PID", "LISTEN_FDS": "2"})
+    assert done.stdout.splitlines() == ["[]", f"[{fcntl.FD_CLOEXEC}, {fcntl.FD_CLOEXEC}]", "[]"]
+
+
+# Variables
+
+
+@pytest.mark.parametrize(("text", "limit"), [(None, 0), ("", 0), ("0", 0), ("16384", 16384)])
+def test_size_of_the_store(monkeypatch: pytest.MonkeyPatch, text: str | None, limit: int) -> None:
+    monkeypatch.delenv("FDSTORE", raising=False)
+    if text is not None:
+        monkeypatch.setenv("FDSTORE", text)
+    assert systemd.fdstore_limit() == limit
+
+
+def test_watchdog_interval(monkeypatch: pytest.MonkeyPatch, log_lines: LogLines) -> None:
+    for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+    assert systemd.watchdog_interval() is None
+    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+    assert systemd.watchdog_interval() == 1.5
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert systemd.watchdog_interval() == 1.5
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert systemd.watchdog_interval() is None
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    monkeypatch.setenv("WATCHDOG_USEC", "soon")
+    assert systemd.watchdog_interval() is None
+    assert log_lines.having("warning", "WATCHDOG_USEC=soon in the environment is no number")
+
+
+# Messages
+
+
+async def test_without_a_service_manager_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notifier = Notifier()
+    assert not notifier
+    assert not await notifier.send(systemd.READY)
+    assert not notifier.try_send(systemd.READY)
+    notifier.close()
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+async def test_messages_arrive_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
+) -> None:
+    path = f"vhost-balloon-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(("\0" if abstract else "") + path)
+        monkeypatch.setenv("NOTIFY_SOCKET", ("@" if abstract else "") + path)
+        notifier = Notifier()
+        assert await notifier.send(systemd.status("2 VMs,\n1 attached"))
+        assert notifier.try_send(systemd.STOPPING)
+        assert [take(manager) for _ in "12"] == [
+            ("STATUS=2 VMs,\\n1 attached", []),
+            ("STOPPING=1", []),
+        ]
+        notifier.close()
+        notifier.close()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["here", "vsock:2:1", "/nowhere", "/" + 200 * "x", "/dev/null", "/a\0b", "@", "@nobody"],
+)
+async def test_an_address_that_cannot_be_used_is_as_good_as_none(
+    address: str, log_lines: LogLines
+) -> None:
+    notifier = Notifier(address)
+    assert not notifier
+    assert not await notifier.send(systemd.READY)
+    assert len(log_lines.having("warning", "NOTIFY_SOCKET")) == 1
+
+
+async def test_a_descriptor_for_the_store(manager: socket.socket, notifier: Notifier) -> None:
+    mine, other = map(OwnedFd, os.pipe())
+    await notifier.send(systemd.fdstore(".web1.kick"), [mine])
+    text, (stored,) = take(manager)
+    assert text == "FDSTORE=1\nFDNAME=.web1.kick\nFDPOLL=0"
+    os.write(other.fileno(), b"same pipe")
+    assert os.read(stored.fileno(), 99) == b"same pipe"
+    await notifier.send(systemd.fdstore_remove(".web1.kick"))
+    assert take(manager) == ("FDSTOREREMOVE=1\nFDNAME=.web1.kick", [])
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "a\nb", "ü", "x" * 256])
+def test_names_that_systemd_would_drop(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be a descriptor's name"):
+        systemd.fdstore(name)
+    with pytest.raises(ValueError, match="cannot be a descriptor's name"):
+        systemd.fdstore_remove(name)
+
+
+def test_reloading_carries_the_clock() -> None:
+    match = re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=(\d+)", systemd.reloading())
+    assert match
+    now = float(Path("/proc/uptime").read_text().split()[0])
+    assert abs(int(match[1]) / 1e6 - now) < 5
+
+
+async def test_a_full_queue_is_waited_for_in_order(
+    manager: socket.socket, notifier: Notifier
+) -> None:
+    filled = fill(notifier)
+    assert filled > 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.send, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(notifier.send, "second")
+        await trio.testing.wait_all_tasks_blocked()
+        assert take(manager)[0] == "STATUS=full"
+        assert not notifier.try_send("third"), "it would overtake"
+        got = [(await trio.to_thread.run_sync(take, manager))[0] for _ in range(filled + 1)]
+    assert got[-2:] == ["first", "second"]
+
+
+async def test_too_many_descriptors_in_flight_are_tried_again(
+    manager: socket.socket,
+    notifier: Notifier,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    real, failures = notifier._send, [errno.ETOOMANYREFS, errno.ENOBUFS]
+
+    def send(text: str, fds: list[OwnedFd]) -> bool:
+        if failures:
+            raise OSError(failures.pop(), "later")
+        return real(text, fds)
+
+    monkeypatch.setattr(notifier, "_send", send)
+    started = trio.current_time()
+    assert await notifier.send("through")
+    assert trio.current_time() - started == pytest.approx(2 * systemd.RETRY_PAUSE)
+    assert take(manager)[0] == "through"
+
+
+async def test_a_manager_that_has_gone_is_logged_once(
+    manager: socket.socket, notifier: Notifier, log_lines: LogLines
+) -> None:
+    manager.close()
+    assert not await notifier.send("lost")
+    assert not notifier.try_send("lost")
+    said = [line for line in log_lines.lines if "cannot be told" in line]
+    assert len(said) == 1
+
+
+async def test_the_watchdog_is_fed_at_its_interval_even_past_a_waiting_message(
+    manager: socket.socket, notifier: Notifier, autojump_clock: trio.abc.Clock
+) -> None:
+    manager.setblocking(False)
+    async with notifier._lock:
+        with trio.move_on_after(3.5):
+            await notifier.feed_watchdog(1.0)
+    assert [take(manager)[0] for _ in range(4)] == ["WATCHDOG=1"] * 4
+    with pytest.raises(BlockingIOError):
+        take(manager)
+
+
+async def test_a_full_queue_does_not_starve_the_watchdog(
+    manager: socket.socket, notifier: Notifier, autojump_clock: trio.abc.Clock
+) -> None:
+    """As while hundreds of VMs are stored at once: whatever goes next shows that the loop turns."""
+    count = fill(notifier)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.feed_watchdog, 7.5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert take(manager)[0] == "STATUS=full"
+        assert await notifier.send("FDSTOREREMOVE=1\nFDNAME=.1")
+        assert [take(manager)[0] for _ in range(count - 1)] == ["STATUS=full"] * (count - 1)
+        assert take(manager)[0] == "FDSTOREREMOVE=1\nFDNAME=.1\nWATCHDOG=1"
+        assert await notifier.send("STATUS=idle")
+        assert take(manager)[0] == "STATUS=idle"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_full_queue_is_tried_again_soon(
+    manager: socket.socket, notifier: Notifier, autojump_clock: trio.abc.Clock
+) -> None:
+    count = fill(notifier)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.feed_watchdog, 10.0)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(count):
+            take(manager)
+        await trio.sleep(1.5)
+        manager.setblocking(False)
+        assert take(manager)[0] == "WATCHDOG=1"
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,359 @@
+"""The shelf: descriptors that outlive a process in socket pairs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+import pytest
+
+from tests.support.shelves import (
+    ended,
+    mark,
+    marked,
+    names,
+    open_now,
+    packets,
+    shelves,
+    started,
+    successor,
+)
+from vhost_balloon.errors import StateError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.store.shelf import (
+    SPARE_PACKETS,
+    Shelf,
+    ShelvedFd,
+    _Pair,
+    shelf_name,
+)
+
+NOBODY: Final = 65534
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    with shelves() as shelf:
+        yield shelf
+
+
+def test_a_name_leads_to_the_same_file_in_the_next_process(shelf: Shelf) -> None:
+    first = shelf.put([marked(1), marked(2)])
+    second = shelf.put([marked(3)])
+    assert names(first + second) == ["1.0", "1.1", "2.0"]
+    assert [mark(fd) for fd in first + second] == [1, 2, 3]
+    first[0].close()
+    next_one = successor(shelf)
+    next_one.load()
+    assert [mark(next_one.adopt(name)) for name in ("1.1", "2.0")] == [2, 3]
+    assert names(next_one.put([marked(4)])) == ["3.0"]
+    next_one.close()
+
+
+def test_what_is_not_on_it_is_lost(shelf: Shelf) -> None:
+    (fd,) = shelf.put([marked(1)])
+    for name in ("1.1", "2.0", "", "1", "x.y", "None"):
+        with pytest.raises(StateError, match="lost"):
+            shelf.adopt(name)
+    fd.close()
+    with pytest.raises(StateError, match="lost"):
+        shelf.adopt("1.0")
+
+
+def test_what_is_named_twice_is_adopted_twice(shelf: Shelf) -> None:
+    shelf.put([marked(7)])
+    next_one = successor(shelf)
+    next_one.load()
+    first, second = next_one.adopt("1.0"), next_one.adopt("1.0")
+    assert first.fileno() != second.fileno()
+    first.close()
+    assert mark(next_one.adopt("1.0")) == mark(second) == 7
+    next_one.close()
+
+
+def test_what_nobody_adopts_is_swept_and_no_descriptor_is_left() -> None:
+    before = open_now()
+    with shelves() as shelf:
+        fds = shelf.put([marked(1), marked(2)])
+        next_one = successor(shelf)
+        used = open_now()
+        next_one.load()
+        next_one.load()
+        assert open_now().total() == used.total() + 2, "what was looked at before is closed"
+        next_one.sweep()
+        assert open_now() == used
+        next_one.close()
+        for fd in fds:
+            fd.close()
+    assert open_now() == before
+
+
+def test_only_what_is_on_the_shelf_has_a_name(shelf: Shelf) -> None:
+    assert shelf_name(marked(1)) is None
+    (fd,) = shelf.put([marked(1)])
+    assert isinstance(fd, ShelvedFd)
+    fd.close()
+    fd.close()
+    assert shelf.users == {}
+
+
+def test_ends_that_are_no_sockets() -> None:
+    before = open_now()
+    with shelves() as shelf, pytest.raises(OSError, match="socket"):
+        Shelf([*(OwnedFd(os.dup(end.fileno())) for end in shelf.ends[:3]), marked(1)])
+    assert open_now() == before
+
+
+def test_eventfds_come_back_with_their_counts(shelf: Shelf) -> None:
+    counts = [0, 1, 7, (1 << 64) - 2]
+    fds = shelf.put([OwnedFd(os.eventfd(0, os.EFD_NONBLOCK)) for _ in counts])
+    semaphore = shelf.put([OwnedFd(os.eventfd(5, os.EFD_NONBLOCK | os.EFD_SEMAPHORE))])
+    for fd, count in zip(fds, counts, strict=True):
+        if count:
+            os.eventfd_write(fd.fileno(), count)
+    found = names(fds + semaphore)
+    next_one = successor(shelf)
+    for fd in fds + semaphore:
+        fd.close()
+    next_one.load()
+    *plain, last = (next_one.adopt(name) for name in found)
+    for fd, count in zip(plain, counts, strict=True):
+        if count:
+            assert os.eventfd_read(fd.fileno()) == count
+        else:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(fd.fileno())
+    assert [os.eventfd_read(last.fileno()) for _ in range(5)] == [1] * 5
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(last.fileno())
+    next_one.close()
+
+
+def test_where_a_dead_reader_stopped_counts_for_nobody(shelf: Shelf) -> None:
+    for number in range(1, 6):
+        shelf.put([marked(number)])
+    reader = successor(shelf)
+    looking = reader._pairs[0].look()
+    for _ in range(3):  # it dies in the middle: its offset stays with the socket
+        next(looking)
+    next_one = successor(shelf)
+    next_one.load()
+    assert [mark(next_one.adopt(f"{number}.0")) for number in range(1, 6)] == [1, 2, 3, 4, 5]
+    next_one.close()
+    reader.close()
+
+
+def test_an_epoll_descriptor_with_20000_entries(shelf: Shelf) -> None:
+    """The most that a front end makes of one descriptor; nothing looks into it."""
+    files = [OwnedFd(os.eventfd(0)) for _ in range(40)]
+    with select.epoll() as epoll:
+        for file in files:  # an entry is a file and a number
+            copies = [OwnedFd(os.dup(file.fileno())) for _ in range(500)]
+            for copy in copies:
+                epoll.register(copy.fileno(), select.EPOLLIN)
+            del copies
+        (fd,) = shelf.put([OwnedFd(os.dup(epoll.fileno()))])
+    next_one = successor(shelf)
+    fd.close()
+    next_one.load()
+    assert "eventpoll" in os.readlink(f"/proc/self/fd/{next_one.adopt('1.0').fileno()}")
+    next_one.close()
+
+
+# Compaction
+
+
+def test_what_piles_up_is_dropped_and_what_is_used_stays(shelf: Shelf) -> None:
+    kept = shelf.put([marked(1), marked(2), marked(3)])
+    kept[1].close()
+    switched: list[int] = []
+    shelf.switched = lambda: switched.append(shelf.in_use)
+    for number in range(1000):
+        (fd,) = shelf.put([marked(number)])
+        fd.close()
+        assert shelf._pairs[shelf.in_use].packets <= 2 * 3 + SPARE_PACKETS + 1
+    assert len(switched) > 10
+    assert set(switched) == {0, 1}
+    assert packets(shelf, 1 - shelf.in_use) == []
+    next_one = successor(shelf)
+    next_one.load()
+    assert (mark(next_one.adopt("1.0")), mark(next_one.adopt("1.2"))) == (1, 3)
+    with pytest.raises(StateError):
+        next_one.adopt("1.1")
+    assert names(next_one.put([marked(1)])) == ["1002.0"]
+    next_one.close()
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 3])
+def test_a_number_is_never_used_again(restarts: int) -> None:
+    """Also if its packet went with those that nobody used any more."""
+    with shelves() as shelf:
+        for _ in range(SPARE_PACKETS + 1):
+            shelf.put([marked(1)])[0].close()
+        last = SPARE_PACKETS + 1
+        shelf._compact()
+        processes = [shelf]
+        for _ in range(restarts):
+            processes.append(successor(processes[-1]))
+            processes[-1].load()
+            processes[-1].sweep()
+        assert names(processes[-1].put([marked(1)])) == [f"{last + 1}.0"]
+        for process in processes:
+            process.close()
+
+
+def test_numbers_of_both_pairs_count(shelf: Shelf) -> None:
+    shelf.put([marked(1)])
+    shelf._pairs[1].send(9, 1, [shelf.ends[0].fileno()])
+    next_one = successor(shelf)
+    next_one.load()
+    assert names(next_one.put([marked(2)])) == ["10.0"]
+    next_one.close()
+
+
+def test_a_kick_that_is_replaced_3000_times_and_the_memory_beside_it() -> None:
+    """A restart in between, now and then; the process before each one is still open."""
+    with shelves() as first:
+        shelf, memory_name, count = first, names(first.put([marked(4096)]))[0], 0
+        (kick,) = first.put([marked(1)])
+        for number in range(2, 3002):
+            (fresh,) = shelf.put([marked(number)])
+            kick.close()
+            kick = fresh
+            if number % 250 == 0:
+                name, before = names([kick])[0], shelf
+                shelf = successor(before)
+                shelf.load()
+                kick = shelf.adopt(name)
+                assert mark(kick) == number
+                assert mark(shelf.adopt(memory_name)) == 4096
+                shelf.sweep()
+                before.close()
+                count += 1
+        assert count == 12
+        assert mark(kick) == 3001
+        shelf.close()
+
+
+def fill(shelf: Shelf) -> list[OwnedFd]:
+    """Put single descriptors on it until there is no room."""
+    found: list[OwnedFd] = []
+    extra = marked(1)
+    while True:
+        fd = OwnedFd(os.dup(extra.fileno()))
+        try:
+            found += shelf.put([fd])
+        except BlockingIOError:
+            assert not fd.closed, "it is the caller's still"
+            return found
+
+
+def test_a_shelf_that_is_full_refuses_and_forgets_nothing() -> None:
+    with shelves(20_000) as shelf:
+        fds = fill(shelf)
+        assert len(fds) > 10
+        next_one = successor(shelf)
+        next_one.load()
+        assert [mark(next_one.adopt(name)) for name in names(fds)] == [1] * len(fds)
+        next_one.close()
+        fds.pop().close()
+        fds.pop().close()
+        (fd,) = shelf.put([marked(5)])
+        next_one = successor(shelf)
+        next_one.load()
+        assert mark(next_one.adopt(names([fd])[0])) == 5
+        next_one.close()
+
+
+def test_all_memory_slots_and_rings_fit() -> None:
+    """The buffer that a host gives without being asked for more (net.core.wmem_max)."""
+    with shelves(212_992) as shelf:
+        fds = [fd for _ in range(509 + 15) for fd in shelf.put([marked(1)])]
+        shelf._compact()
+        assert len(fds) == len(shelf.users) == 524
+
+
+def test_a_pile_that_cannot_be_moved_does_not_hold_up_what_has_room(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = shelf.put([marked(1)])
+    for _ in range(SPARE_PACKETS + 2):
+        shelf.put([marked(1)])[0].close()
+    send = _Pair.send
+
+    def short(pair: _Pair, number: int, bits: int = 0, fds: tuple[int, ...] = ()) -> None:
+        if pair is shelf._pairs[1] and bits:
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        send(pair, number, bits, fds)
+
+    monkeypatch.setattr(_Pair, "send", short)
+    (fd,) = shelf.put([marked(2)])
+    assert shelf.in_use == 0
+    assert packets(shelf, 1) == [], "what lies there would count as in flight"
+    next_one = successor(shelf)
+    next_one.load()
+    assert [mark(next_one.adopt(name)) for name in names([*kept, fd])] == [1, 2]
+    next_one.close()
+
+
+# Limits
+
+
+def test_descriptors_that_do_not_fit_are_an_error_and_nothing_is_taken_over(shelf: Shelf) -> None:
+    shelf.put([marked(number) for number in range(1, 7)])
+    shelf.put([marked(7)])
+    next_one = successor(shelf)
+    used = open_now()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+    spare: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                spare.append(os.dup(0))
+        for _ in range(3):
+            os.close(spare.pop())
+        with pytest.raises(OSError, match="Too many open files"):
+            next_one.load()
+    finally:
+        for fd in spare:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert open_now() == used
+    next_one.load()
+    assert mark(next_one.adopt("2.0")) == 7
+    next_one.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user's limit: needs root")
+def test_too_many_descriptors_in_flight() -> None:
+    """The kernel counts them by user; root is exempt."""
+
+    def run() -> None:
+        limit = max(map(int, os.listdir("/proc/self/fd"))) + 50
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        shelf, elsewhere, fds = Shelf.create(), socket.socketpair(), [marked(2)]
+        (kept,) = shelf.put([marked(1)])
+        with suppress(OSError):
+            while True:
+                socket.send_fds(elsewhere[0], [b"x"], [kept.fileno()] * 253)
+        with pytest.raises(OSError, match="Too many references"):
+            shelf.put(fds)
+        assert not fds[0].closed
+        assert packets(shelf, 1) == [], "what lies there would count as well"
+        next_one = successor(shelf)
+        next_one.load()
+        assert mark(next_one.adopt("1.0")) == 1
+        elsewhere[1].recv(100)
+        elsewhere[1].recv(100)
+        assert names(shelf.put(fds)) == ["2.0"]
+
+    assert ended(started(run)) == 0

@@ -1,0 +1,116 @@
+"""The daemon, killed or failing at a chosen step: python -m tests.support.crashing OPTIONS.
+
+CRASH_AT=POINT:SIDE:COUNT kills it (SIGKILL) before or after the COUNTth call of a point, which is
+a key of POINTS or "any". SIDE "bug" raises an exception there instead, as a bug would. STEPS_TO
+names a file to which every step is written, for a test that wants to know what there is.
+SPARE_PACKETS is the shelf's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from vhost_balloon import __main__
+from vhost_balloon.fds import EventFd
+from vhost_balloon.front_end.channel import BackendChannel
+from vhost_balloon.front_end.connection import FrontEndConnection
+from vhost_balloon.front_end.transport import Transport
+from vhost_balloon.queues import processor as processors
+from vhost_balloon.queues.virtqueue import Virtqueue
+from vhost_balloon.service.systemd import Notifier
+from vhost_balloon.store import shelf
+from vhost_balloon.store.descriptors import Store
+from vhost_balloon.store.journal import Journal
+from vhost_balloon.store.record import Record
+from vhost_balloon.store.reply_pipe import ReplyPipe
+from vhost_balloon.store.shelf import Shelf, _Pair
+
+POINTS: Final[dict[str, tuple[Any, str]]] = {
+    "journal.begin": (Journal, "begin"),
+    "journal.taken": (Journal, "taken"),
+    "journal.done": (Journal, "done"),
+    "journal.sending": (Journal, "sending"),
+    "journal.sent": (Journal, "sent"),
+    "record.save": (Record, "save"),
+    "store.keep": (Store, "keep"),
+    "store.remove": (Store, "remove"),
+    "shelf.put": (Shelf, "put"),
+    "shelf.compact": (Shelf, "_compact"),
+    "pair.send": (_Pair, "send"),
+    "pair.empty": (_Pair, "empty"),
+    "pipe.send": (ReplyPipe, "send"),
+    "transport.consume": (Transport, "_consume"),
+    "transport.reply": (Transport, "reply"),
+    "handle": (FrontEndConnection, "_handle"),
+    "channel.send": (BackendChannel, "send"),
+    "queue.publish": (Virtqueue, "publish"),
+    "eventfd.signal": (EventFd, "signal"),
+    "notifier.send": (Notifier, "_send"),
+    "discard": (processors, "punch"),
+}
+
+
+class Bug(Exception):
+    """Stands for any mistake in this program."""
+
+
+class Crash:
+    """Counts the steps, and ends this process at the one that was asked for."""
+
+    def __init__(self, wanted: str, steps_to: str) -> None:
+        self._point, self._side, count = (wanted or "::0").split(":")
+        self._count = int(count)
+        self._seen: Counter[tuple[str, str]] = Counter()
+        self._steps = os.open(steps_to, os.O_WRONLY | os.O_APPEND) if steps_to else None
+
+    def step(self, point: str, side: str) -> None:
+        if self._steps is not None:
+            os.write(self._steps, f"{point}:{side}\n".encode())
+        wanted = "before" if self._side == "bug" else self._side
+        if side != wanted or self._point not in (point, "any"):
+            return
+        self._seen[self._point, side] += 1
+        if self._seen[self._point, side] == self._count:
+            if self._side == "bug":
+                raise Bug(point)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def patch(self, point: str) -> None:
+        owner, name = POINTS[point]
+        setattr(owner, name, self._wrapped(point, getattr(owner, name)))
+
+    def _wrapped(self, point: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def later(*arguments: Any, **named: Any) -> Any:
+                self.step(point, "before")
+                result = await function(*arguments, **named)
+                self.step(point, "after")
+                return result
+
+            return later
+
+        @functools.wraps(function)
+        def now(*arguments: Any, **named: Any) -> Any:
+            self.step(point, "before")
+            result = function(*arguments, **named)
+            self.step(point, "after")
+            return result
+
+        return now
+
+
+if __name__ == "__main__":
+    crash = Crash(os.environ.get("CRASH_AT", ""), os.environ.get("STEPS_TO", ""))
+    for each in POINTS:
+        crash.patch(each)
+    if "SPARE_PACKETS" in os.environ:
+        shelf.SPARE_PACKETS = int(os.environ["SPARE_PACKETS"])  # type: ignore[misc]
+    __main__.main()

@@ -1,0 +1,109 @@
+"""The daemon, run as a program in its place, which ends at a step that a test names.
+
+A test puts a line into ORDER: a step of STEPS, "before" or "after", how many times it has to be
+reached, and "kill" (SIGKILL) or "raise" (an unhandled exception). The line goes when it is carried
+out. Copied into a system of its own by tests.support.restarts; it imports nothing of these tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from vhost_balloon import fds
+from vhost_balloon.__main__ import main
+from vhost_balloon.front_end import keeper, transport
+from vhost_balloon.queues import processor as processors
+from vhost_balloon.queues import virtqueue as queues
+from vhost_balloon.restart import revival
+from vhost_balloon.service import systemd
+from vhost_balloon.store import journal, record, shelf
+
+FOLDER: Final = Path("/run/dying")
+ORDER: Final = FOLDER / "order"
+INJECTED: Final = "injected by a test"
+
+REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
+    "put": (shelf.Shelf, "put"),
+    "begin": (journal.Journal, "begin"),
+    "consume": (transport.Transport, "_consume"),
+    "taken": (journal.Journal, "taken"),
+    "save": (record.Record, "save"),
+    "finish": (keeper.Keeper, "finish"),
+    "done": (journal.Journal, "done"),
+    "sending": (journal.Journal, "sending"),
+    "splice": (os, "splice"),
+    "sent": (journal.Journal, "sent"),
+}
+"""What a message of the front end goes through, in this order."""
+
+GUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
+    "punch": (processors, "punch"),
+    "push": (queues.Virtqueue, "push"),
+    "publish": (queues.Virtqueue, "publish"),
+    "signal": (fds.EventFd, "signal"),
+}
+"""What a request in a ring goes through."""
+
+START_STEPS: Final[dict[str, tuple[Any, str]]] = {
+    "load": (shelf.Shelf, "load"),
+    "notify": (systemd.Notifier, "send"),
+}
+"""What a start goes through that finds a front end."""
+
+STEPS: Final = {**REQUEST_STEPS, **GUEST_STEPS, **START_STEPS}
+
+_reached: Counter[str] = Counter()
+
+
+def reach(step: str, when: str) -> None:
+    """End here if that was ordered."""
+    try:
+        order = ORDER.read_text()
+    except FileNotFoundError:
+        return
+    wanted, wanted_when, count, how = order.split()
+    if (step, when) != (wanted, wanted_when):
+        return
+    _reached[order] += 1
+    if _reached[order] < int(count):
+        return
+    ORDER.unlink()
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError(f"{INJECTED} {when} {step}")
+
+
+def wrapped(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that may end this program before and after its work."""
+
+    @functools.wraps(function)
+    async def wait(*args: Any, **kwargs: Any) -> Any:
+        reach(step, "before")
+        result = await function(*args, **kwargs)
+        reach(step, "after")
+        return result
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        reach(step, "before")
+        result = function(*args, **kwargs)
+        reach(step, "after")
+        return result
+
+    return wait if inspect.iscoroutinefunction(function) else call
+
+
+if __name__ == "__main__":
+    for name, (owner, attribute) in STEPS.items():
+        setattr(owner, attribute, wrapped(name, getattr(owner, attribute)))
+    # A front end that ends the daemon ever again is given up; here it is not its fault.
+    if "MANY_CRASHES" in os.environ:
+        revival.MAX_CRASHES = 1000  # type: ignore[misc]
+    main()

@@ -1,0 +1,84 @@
+"""A process that really pins or locks memory; `python -m tests.support.pinning pin|lock SIZE` is one."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.syscall.restype = ctypes.c_long
+_LIBC.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+# x86-64, like the daemon: include/uapi/linux/io_uring.h
+_IO_URING_SETUP: Final = 425
+_IO_URING_REGISTER: Final = 427
+_REGISTER_BUFFERS: Final = 0
+_PARAMS_SIZE: Final = 120
+
+
+@contextmanager
+def pinned(size: int) -> Iterator[None]:
+    """Pin so many bytes of this process, as a device that is passed through does (VmPin).
+
+    Raises:
+        OSError: this kernel, or this container, has no io_uring.
+    """
+    with _memory(size) as address:
+        ring = _checked(
+            _LIBC.syscall(_IO_URING_SETUP, 1, ctypes.create_string_buffer(_PARAMS_SIZE))
+        )
+        try:
+            vector = (ctypes.c_uint64 * 2)(address, size)
+            _checked(_LIBC.syscall(_IO_URING_REGISTER, ring, _REGISTER_BUFFERS, vector, 1))
+            yield
+        finally:
+            os.close(ring)
+
+
+@contextmanager
+def locked(size: int) -> Iterator[None]:
+    """Lock so many bytes into RAM (VmLck).
+
+    Raises:
+        OSError: RLIMIT_MEMLOCK forbids it.
+    """
+    with _memory(size) as address:
+        _checked(_LIBC.mlock(address, size))
+        yield
+
+
+@contextmanager
+def _memory(size: int) -> Iterator[int]:
+    with mmap.mmap(-1, size) as memory:
+        view = ctypes.c_char.from_buffer(memory)
+        try:
+            yield ctypes.addressof(view)
+        finally:
+            del view  # or the mapping could not be closed
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def main() -> None:
+    """Do it, say so, and keep it until standard input ends."""
+    what, size = {"pin": pinned, "lock": locked}[sys.argv[1]], int(sys.argv[2])
+    try:
+        with what(size):
+            print("done", flush=True)
+            sys.stdin.read()
+    except OSError as error:
+        print(error.strerror, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The daemon dies at each step of answering its front end and its guest, and no VM notices.
+
+Real QEMU under real systemd, which waits for a reply at many of these moments. The environment
+variables are those of test_systemd_restart.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.rig.systemd import SystemdHost
+from tests.support import restarts
+from tests.support.dying import GUEST_STEPS, INJECTED, ORDER, START_STEPS, STEPS
+from tests.support.restarts import Watched, death, keep_busy, order
+from tests.systemd.test_restart import MOMENTS, chance, finished, integrity
+
+__all__ = ["chance"]
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture(scope="module")
+def served(systemd_host: SystemdHost) -> Iterator[Watched]:
+    with restarts.dying(systemd_host), restarts.watched(systemd_host) as found:
+        yield found
+
+
+def points(chance: random.Random, most: int) -> list[tuple[str, str]]:
+    """Steps, each before and after it, in an order of which any beginning has all kinds."""
+    names = list(STEPS)
+    first = [(name, chance.choice(("before", "after"))) for name in names]
+    other = {"before": "after", "after": "before"}
+    second = [(name, other[when]) for name, when in first]
+    chance.shuffle(first)
+    chance.shuffle(second)
+    return [*first, *second][:most]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_death_at_each_step(served: Watched, chance: random.Random, how: str) -> None:
+    host = served.host
+    with integrity(served), ThreadPoolExecutor(1) as worker:
+        # A kill has its other half at random moments: test_systemd_restart.
+        for step, when in points(chance, MOMENTS if how == "raise" else MOMENTS // 2):
+            # Only messages and rings that are busy with something get there.
+            kinds = restarts.BUSY[:1] if step in GUEST_STEPS else restarts.BUSY[::2]
+            busy, count = chance.choice(kinds), chance.randint(1, 12)
+            if step == "put":  # only messages with descriptors get there
+                busy = restarts.stopping
+            if step in START_STEPS:
+                busy, count = restarts.restarting, 1  # more there are not
+            name = f"{how} {when} {step} ({count}) while {busy.__name__}"
+            print(name)
+            with death(host) as end:
+                died = worker.submit(end.wait)
+                order(host, step, when, count, how)
+                keep_busy(served, busy, chance, end)
+            finished(served, died.result(), name)
+            assert not host.path(str(ORDER)).exists(), f"{name}: it never got there"
+            if how == "raise":
+                host.wait_logged(f"{INJECTED} {when} {step}")

@@ -1,0 +1,123 @@
+"""Names with characters that do not print: shown escaped to people, exact to programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.command import COMMAND, Daemon, daemon
+from tests.support.ctl_command import CTL
+from vhost_balloon.ctl import qemu_args
+from vhost_balloon.demo.__main__ import parse_options
+from vhost_balloon.printable import printable
+
+NAMES = ["esc\x1b[2J", "line\nline", "del\x7f", "c1\x9b", "bidi\u202e\u2066", "raw\udcff", "\u9b5a"]
+SHOWN = [
+    *("esc\\x1b[2J", "line\\nline", "del\\x7f", "c1\\x9b", "bidi\\u202e\\u2066", "raw\\udcff"),
+    "\u9b5a",
+]
+
+
+def ctl(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    command = [*CTL, f"--folder={folder}", *words]
+    environment = os.environ | {"LC_ALL": "C.UTF-8"}
+    return subprocess.run(command, capture_output=True, timeout=20, check=False, env=environment)
+
+
+def lines_of(data: bytes) -> list[str]:
+    lines = data.decode().split("\n")
+    assert all(map(str.isprintable, lines)), lines
+    return lines
+
+
+@contextmanager
+def daemons(folder: Path, *options: str) -> Iterator[list[Daemon]]:
+    """A daemon for each of NAMES."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                daemon(
+                    f"--socket-path={folder / name}.sock",
+                    f"--control-socket={folder / name}.control",
+                    *options,
+                    wait_for=folder / f"{name}.control",
+                )
+            )
+            for name in NAMES
+        ]
+
+
+def test_every_name_is_shown_escaped_by_every_command(tmp_path: Path) -> None:
+    with daemons(tmp_path) as running:
+        names = lines_of(ctl(tmp_path, "list", "--names").stdout)
+        assert sorted(names) == sorted([*SHOWN, ""])
+        for words in (["list"], ["watch", "--count=1"]):
+            done = ctl(tmp_path, *words)
+            text = "\n".join(lines_of(done.stdout))
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert all(name in text for name in SHOWN)
+        for name, shown in zip(NAMES, SHOWN, strict=True):
+            assert lines_of(ctl(tmp_path, "status", name).stdout)[0] == f"{shown}: disconnected"
+            for command in ("qemu-args", "stats", "reload"):
+                done = ctl(tmp_path, command, name)
+                assert len(lines_of(done.stdout + done.stderr)) == 2
+        for one, shown in zip(running, SHOWN, strict=True):
+            one.process.terminate()
+            _, log = one.process.communicate(timeout=20)
+            assert f"info: serving {shown}" in lines_of(log.encode())
+
+
+def test_machines_get_the_exact_name(tmp_path: Path) -> None:
+    with daemons(tmp_path, "--log-format=json") as running:
+        vms = json.loads(ctl(tmp_path, "list", "--json").stdout)
+        assert [vm["id"] for vm in vms] == sorted(NAMES)
+        words = json.loads(ctl(tmp_path, "qemu-args", NAMES[0], "--json").stdout)
+        assert f"socket,id=balloon,path={tmp_path}/{NAMES[0]}.sock" in words
+        for one, name in zip(running, NAMES, strict=True):
+            one.wait_for_line()
+            assert json.loads(one.first_line)["message"] == f"serving {name}"
+
+
+@pytest.mark.parametrize("path", ["/nonexistent/a\nb\x1b[2J", "/nonexistent/\udcff\u202e"])
+def test_an_operators_mistake_is_one_printable_line(path: str) -> None:
+    command = [*COMMAND, f"--socket-path={path}.sock", "--fd=x\x9b"]
+    for words in (command[:-1], command):
+        done = subprocess.run(words, capture_output=True, timeout=20, check=False)
+        first, end = lines_of(done.stderr)
+        assert (done.returncode, end) == (2, "")
+        assert first.startswith("vhost-balloon: ")
+
+
+def test_a_mistake_in_the_demos_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(["\x1b[2J\udcff"])
+    assert "unrecognized arguments: \\x1b[2J\\udcff" in capsys.readouterr().err
+
+
+@given(text=st.text(st.characters()))
+def test_printable_text_prints_and_can_be_encoded(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert shown.encode().decode() == shown
+    if text.isprintable():
+        assert shown == text
+
+
+def test_a_shell_reads_quoted_words_as_they_were() -> None:
+    names = [*NAMES, "it's\x01", "back\\slash\x02", "x\n'\\'\u9b5a0\x1b7", "plain", "two words", ""]
+    quoted = [qemu_args._quoted(name) for name in names]
+    assert all(map(str.isprintable, quoted))
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {' '.join(quoted)}"], capture_output=True, check=True
+    )
+    assert done.stdout.split(b"\0")[:-1] == [os.fsencode(name) for name in names]
+    assert [shlex.split(word) for word in quoted[-3:-1]] == [["plain"], ["two words"]]

@@ -1,0 +1,45 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from vhost_balloon.errors import StateError
+
+Document = dict[str, Any]
+
+
+U64: Final = (1 << 64) - 1
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a wrong document leads to into a StateError."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise StateError(f"{what}: {type(error).__name__}: {error}") from None
+
+
+def number(value: object, low: int = 0, high: int = U64) -> int:
+    """A whole number in a range. Raises ValueError."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{value!r:.40} is no number from {low} to {high}")
+    return value
+
+
+def flag(value: object) -> bool:
+    """Raises ValueError for anything but true and false."""
+    if type(value) is not bool:
+        raise ValueError(f"{value!r:.40} is neither true nor false")
+    return value
+
+
+def real(value: Any) -> float:
+    """Raises ValueError for anything but a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no number")
+    return float(value)

@@ -1,0 +1,188 @@
+"""The daemon's configuration: made from the command line and files, checked, then frozen."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vhost_balloon.config.command_line import build_parser
+from vhost_balloon.config.file import read_files
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
+from vhost_balloon.metrics.options import MetricsOptions, read_metrics_options
+from vhost_balloon.service.handed_over import CONTROL, METRICS, RESERVED_NAMES
+from vhost_balloon.service.listeners import SocketOptions
+from vhost_balloon.service.systemd import UNNAMED
+from vhost_balloon.vm.names import name_from_file, read_name
+from vhost_balloon.vm.settings import SWITCHES, SettingError, VmSettings
+
+FRONT_END: Final = "front-end"
+"""FileDescriptorName= of our units, which says nothing of the VM."""
+
+_ONE_EACH: Final = (
+    "this daemon serves one VM: start one vhost-balloon for each "
+    "(under systemd vhost-balloon@NAME.socket)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One VM, and how its daemon is to serve it.
+
+    name: of the VM; "" if nothing says it, which needs check_only. socket_path: where its front
+    end connects, absolute; None with fd. fd: a connected front end. settings: those of the command
+    line, then the files over them; base: those of the command line alone. files: absolute, later
+    ones win. check_only: nothing is to be served. arguments: the command line that it was made
+    from.
+    """
+
+    name: str
+    socket_path: Path | None
+    fd: int | None
+    settings: VmSettings
+    base: VmSettings
+    files: tuple[Path, ...]
+    control_socket: Path | None
+    control_access: SocketOptions
+    metrics: MetricsOptions | None
+    log_level: str
+    log_format: str
+    check_only: bool = False
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def control_path(self) -> Path | None:
+        """The control socket's absolute path."""
+        return None if self.control_socket is None else self.control_socket.absolute()
+
+
+def parse(
+    arguments: list[str],
+    handed: Mapping[str, Path | None] | None = None,
+    *,
+    settings: VmSettings | None = None,
+) -> Config:
+    """Read the command line and its files; handed: sockets that were handed over, their names and
+    paths.
+
+    settings: those of the process before, in place of the files, which are not read then.
+    Raises OperatorError with one line, or exits after --version and the like.
+    """
+    options = build_parser().parse_args(arguments)
+    handed = handed or {}
+    fd = options.fd[0] if options.fd else None
+    socket_path, handed_over = _front_end(options, handed)
+    if socket_path is None and fd is None and not options.check_config:
+        raise OperatorError(
+            "no front end: give --socket-path=PATH or --fd=N, or have a socket handed over "
+            "(under systemd vhost-balloon@NAME.socket)"
+        )
+    control = _control(options, handed)
+    if control is not None and socket_path is not None and _is_same(control, socket_path):
+        raise OperatorError(
+            f"{control} is given for front end and control: give --control-socket another path"
+        )
+    base = _settings(options)
+    return Config(
+        name=options.name or _default_name(options, socket_path, handed_over),
+        socket_path=socket_path,
+        fd=fd,
+        settings=read_files(options.config, base) if settings is None else settings,
+        base=base,
+        files=tuple(options.config),
+        control_socket=control,
+        control_access=SocketOptions(options.control_mode, options.control_group),
+        metrics=read_metrics_options(options, METRICS in handed),
+        log_level=options.log_level,
+        log_format=options.log_format,
+        check_only=options.check_config,
+        arguments=tuple(arguments),
+    )
+
+
+def _front_end(
+    options: argparse.Namespace, handed: Mapping[str, Path | None]
+) -> tuple[Path | None, str | None]:
+    """Where the front end connects, and the name of that socket if it was handed over."""
+    given = [path.absolute() for path in options.socket_path]
+    sockets = {name: path for name, path in handed.items() if name not in RESERVED_NAMES}
+    if len(given) > 1:
+        raise OperatorError(f"more than one --socket-path: {_ONE_EACH}")
+    if len(options.fd) > 1:
+        raise OperatorError(f"more than one --fd: {_ONE_EACH}")
+    if len(sockets) > 1:
+        raise OperatorError(f"front-end sockets {', '.join(sockets)} were handed over: {_ONE_EACH}")
+    if options.fd and (given or sockets):
+        raise OperatorError(f"--fd and another front-end socket: {_ONE_EACH}")
+    for name, path in sockets.items():
+        if path is None:
+            raise OperatorError(f"{name!r} was handed over and has no path")
+        if given and not _is_same(given[0], path):
+            raise OperatorError(
+                f"--socket-path={given[0]}, and {path} was handed over: leave out the option"
+            )
+        return path.absolute(), name
+    return (given[0] if given else None), None
+
+
+def _default_name(
+    options: argparse.Namespace, socket_path: Path | None, handed_over: str | None
+) -> str:
+    """The VM's name where --name does not say it. Raises OperatorError."""
+    if options.fd:
+        return f"fd{options.fd[0]}"
+    if socket_path is None:
+        return ""
+    if handed_over in (None, "", UNNAMED, FRONT_END):
+        # As it was given: an absolute path has the name of a folder even if none was given.
+        name = name_from_file(socket_path if handed_over is not None else options.socket_path[0])
+    else:
+        name = handed_over
+    try:
+        return read_name(name)
+    except SettingError as error:
+        raise OperatorError(f"the VM's name {error.text}: give another with --name=NAME") from None
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are one, however written; nothing need be there."""
+    return _resolved(one) == _resolved(other)
+
+
+def _resolved(path: Path) -> tuple[str, str]:
+    return os.path.realpath(path.parent), path.name
+
+
+def _settings(options: argparse.Namespace) -> VmSettings:
+    offered = sum(
+        int(bit)
+        for name, (bit, _) in SWITCHES.items()
+        if not getattr(options, f"no_{name.replace('-', '_')}")
+    )
+    return VmSettings(
+        offered=offered,
+        policy=DiscardPolicy(
+            DiscardMode(options.discard),
+            options.discard_hugetlb,
+            options.discard_other_filesystems,
+        ),
+        stats_interval=options.stats_interval,
+        report_rate=options.report_rate,
+        access=SocketOptions(options.socket_mode, options.socket_group),
+    )
+
+
+def _control(options: argparse.Namespace, handed: Mapping[str, Path | None]) -> Path | None:
+    given: Path | None = options.control_socket
+    if CONTROL not in handed:
+        return given
+    path = handed[CONTROL]
+    if given is not None and (path is None or not _is_same(given, path)):
+        raise OperatorError(
+            f"--control-socket={given}, and {path} was handed over: leave out the option"
+        )
+    return path

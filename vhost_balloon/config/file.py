@@ -1,0 +1,113 @@
+"""The files of --config: the VM's settings, in TOML. A mistake in one is told with its line.
+
+    target = "2G"
+    stats-interval = 30
+    reporting = false
+
+Keys are spelled as the options, and stand at the top level; a feature is switched by true or false.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from vhost_balloon.config.toml_lines import Lines
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.sizes import parse_rate, parse_size
+from vhost_balloon.vm.settings import SettingError, VmSettings, settings_from_json
+
+MAX_SIZE: Final = 64 << 10
+"""Bytes: some dozen settings, and a lot of comments. What is larger is another kind of file."""
+
+_TEXTS: Final = {"target": (parse_size, "a size"), "report-rate": (parse_rate, "a rate")}
+"""Settings that are numbers of bytes, and may be texts such as "512M" too."""
+
+_ONE_VM: Final = (
+    "is for several VMs, and this daemon serves one: write one file for each VM, with its keys at "
+    "the top level"
+)
+_REFUSED: Final = {
+    "vm": _ONE_VM,
+    "defaults": _ONE_VM,
+    "socket-path": "is no setting: give the option --socket-path, or have the socket handed over",
+}
+"""Keys that files of this daemon once had, and what to do instead."""
+
+
+def read_files(files: Sequence[Path], base: VmSettings) -> VmSettings:
+    """base with the settings of the files, of which later ones win.
+
+    Raises OperatorError that says the file and the line.
+    """
+    settings = base
+    for path in files:
+        settings = _read_file(path, settings)
+    return settings
+
+
+def _read_file(path: Path, base: VmSettings) -> VmSettings:
+    text = _read_text(path)
+    lines = Lines(text)
+    document = _parse(path, text, lines)
+    try:
+        return settings_from_json({key: _value(key, document[key]) for key in document}, base)
+    except SettingError as error:
+        _fail(path, lines.of(error.key), str(error))
+
+
+def _value(key: str, value: object) -> object:
+    """What settings_from_json takes: numbers for sizes and rates. Raises SettingError."""
+    if key in _REFUSED:
+        raise SettingError(key, _REFUSED[key])
+    if key not in _TEXTS or not isinstance(value, str):
+        return value
+    parse, what = _TEXTS[key]
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise SettingError(key, f"expects {what}: {error}") from None
+
+
+def _open(path: str, flags: int) -> int:
+    """Not blocking: what is given may be a FIFO that nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OperatorError(f"{path} is not a regular file")
+            data = file.read(MAX_SIZE + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OperatorError(f"cannot read {path}: {reason}") from None
+    if len(data) > MAX_SIZE:
+        raise OperatorError(f"{path} is larger than {MAX_SIZE >> 10} KiB")
+    try:
+        return data.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        _fail(path, data.count(b"\n", 0, error.start) + 1, "this is no UTF-8")
+
+
+def _parse(path: Path, text: str, lines: Lines) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # tomllib says the line, but not of the document's end, nor of a number's conversion.
+        found = re.fullmatch(r"(.*) \(at line ([0-9]+), column [0-9]+\)", str(error), re.DOTALL)
+        line = int(found[2]) if found else lines.broken or text.count("\n") + 1
+        reason = found[1] if found else str(error).removesuffix(" (at end of document)")
+        if isinstance(error, RecursionError):
+            reason = "nested too deeply"
+        _fail(path, line, reason[:200])
+
+
+def _fail(path: Path, line: int, text: str) -> NoReturn:
+    raise OperatorError(f"{path}: line {line}: {text}") from None

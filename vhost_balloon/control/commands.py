@@ -1,0 +1,235 @@
+"""The commands of the control socket: one table of what they take and what they do.
+
+Names, arguments and results that QEMU has too are those of QEMU's qapi/{balloon,machine,qom}.json.
+There is one balloon; `id` may name its VM, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from protocol.qmp import ErrorClass, Json, Object, version
+from protocol.virtio_balloon import STAT_NAMES, STAT_UNKNOWN
+from vhost_balloon import __version__
+from vhost_balloon.control.report import describe_vm
+from vhost_balloon.errors import CommandError
+from vhost_balloon.vm.vm import NOT_ACTIVATED, Vm
+
+INT64_MAX: Final = (1 << 63) - 1
+UINT32_MAX: Final = (1 << 32) - 1
+
+STATS_TIMEOUT: Final = 3000
+MAX_STATS_TIMEOUT: Final = 60_000
+"""Milliseconds, as QMP counts timeouts: of balloon-stats when it says nothing, and at most."""
+
+QOM_TYPE: Final = "vhost-balloon"
+"""What stands for the type's name in errors about properties."""
+
+QOM_PREFIX: Final = "/machine/peripheral/"
+STATS: Final = "guest-stats"
+POLLING_INTERVAL: Final = "guest-stats-polling-interval"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One argument. kind: "integer" (64 bits, signed), "number", "boolean", "string", "array" or
+    "any"."""
+
+    name: str
+    kind: str
+    optional: bool = False
+
+
+Handler: TypeAlias = "Callable[[Vm, dict[str, Any]], Json | Awaitable[Json]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a command takes and does.
+
+    The handler gets checked arguments, returns the reply's "return" and raises CommandError if it
+    fails; any other exception is our bug. One that has to wait returns an awaitable. then is
+    called once the reply to a command that succeeded was sent.
+    """
+
+    handler: Handler
+    parameters: tuple[Parameter, ...] = ()
+    then: Callable[[], None] | None = None
+
+
+def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dict[str, Any]:
+    """Return the arguments once each is known, there, and of its type. Raises CommandError."""
+    for parameter in parameters:
+        if parameter.name in arguments:
+            check_type(parameter.name, parameter.kind, arguments[parameter.name])
+        elif not parameter.optional:
+            raise CommandError(f"Parameter '{parameter.name}' is missing")
+    known = {parameter.name for parameter in parameters}
+    for name in arguments:
+        if name not in known:
+            raise CommandError(f"Parameter '{name}' is unexpected")
+    return dict(arguments)
+
+
+def _is_integer(value: Json) -> bool:
+    """Whether value is a signed integer of 64 bits; true and 1.0 are none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return -INT64_MAX - 1 <= value <= INT64_MAX
+
+
+_KINDS: Final[Mapping[str, Callable[[Json], bool]]] = {
+    "integer": _is_integer,
+    "number": lambda value: isinstance(value, float) or _is_integer(value),
+    "boolean": lambda value: isinstance(value, bool),
+    "string": lambda value: isinstance(value, str),
+    "array": lambda value: isinstance(value, list),
+    "any": lambda value: True,
+}
+
+
+def check_type(name: str, kind: str, value: Json) -> None:
+    """Raise CommandError if value is not of that kind (see Parameter)."""
+    if not _KINDS[kind](value):
+        raise CommandError(f"Invalid parameter type for '{name}', expected: {kind}")
+
+
+def version_info() -> Object:
+    major, minor, micro = (int(part) for part in __version__.split("."))
+    return version(major, minor, micro, "vhost-balloon")
+
+
+def _not_found(device: str) -> CommandError:
+    return CommandError(f"Device '{device}' not found", ErrorClass.DEVICE_NOT_FOUND.value)
+
+
+def _not_active(text: str) -> CommandError:
+    return CommandError(f"{NOT_ACTIVATED}{text}", ErrorClass.DEVICE_NOT_ACTIVE.value)
+
+
+def _check_id(vm: Vm, arguments: dict[str, Any]) -> None:
+    """Raises CommandError if `id` is given and names another VM."""
+    if arguments.get("id", vm.id) != vm.id:
+        raise _not_found(arguments["id"])
+
+
+def _check_attached(vm: Vm, arguments: dict[str, Any]) -> None:
+    """Raises CommandError if `id` names another VM, or there is no front end."""
+    _check_id(vm, arguments)
+    if not vm.attached:
+        raise _not_active(f": VM '{vm.id}' has no front end")
+
+
+def _balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
+    """Set a target in bytes. The reply says so if there is no driver yet to take it up."""
+    _check_attached(vm, arguments)
+    if arguments["value"] <= 0:
+        raise CommandError("Parameter 'value' expects a size")
+    vm.set_target(arguments["value"])
+    statistics = vm.statistics(details=False)
+    return {"pending": True} if statistics.pending or not statistics.driver_ready else {}
+
+
+def _query_balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
+    _check_attached(vm, arguments)
+    actual = vm.statistics(details=False).actual
+    if actual is None:
+        raise _not_active(f": the memory of VM '{vm.id}' is not known before its driver starts")
+    return {"actual": actual}
+
+
+def _query_vms(vm: Vm, arguments: dict[str, Any]) -> Json:
+    return [describe_vm(vm.statistics())]
+
+
+async def _balloon_stats(vm: Vm, arguments: dict[str, Any]) -> Json:
+    """A fresh sample, as guest-stats has it; the guest has `timeout` milliseconds to give it."""
+    _check_attached(vm, arguments)
+    milliseconds = arguments.get("timeout", STATS_TIMEOUT)
+    if not 0 < milliseconds <= MAX_STATS_TIMEOUT:
+        raise CommandError(f"Parameter 'timeout' expects 1 to {MAX_STATS_TIMEOUT} milliseconds")
+    await vm.fresh_stats(milliseconds / 1000)
+    return _guest_stats(vm)
+
+
+def _balloon_pause(vm: Vm, arguments: dict[str, Any]) -> Json:
+    """Acknowledge reported pages without discarding them, until balloon-resume."""
+    _check_id(vm, arguments)
+    vm.paused = True
+    return {}
+
+
+def _balloon_resume(vm: Vm, arguments: dict[str, Any]) -> Json:
+    _check_id(vm, arguments)
+    vm.paused = False
+    return {}
+
+
+def _query_version(vm: Vm, arguments: dict[str, Any]) -> Json:
+    return version_info()
+
+
+def _check_path(vm: Vm, path: str) -> None:
+    if path.rstrip("/") != f"{QOM_PREFIX}{vm.id}":
+        raise _not_found(path)
+
+
+def _guest_stats(vm: Vm) -> Json:
+    statistics = vm.statistics(details=False)
+    stats = {name: statistics.stats.get(tag, STAT_UNKNOWN) for tag, name in STAT_NAMES.items()}
+    return {"stats": stats, "last-update": statistics.stats_last_update}
+
+
+def _polling_interval(vm: Vm) -> Json:
+    """A whole number as QEMU has it, unless the operator's option set a fraction of a second."""
+    interval = vm.stats_interval
+    return int(interval) if interval == int(interval) else interval
+
+
+_PROPERTIES: Final[Mapping[str, Callable[[Vm], Json]]] = {
+    STATS: _guest_stats,
+    POLLING_INTERVAL: _polling_interval,
+}
+
+
+def _qom_get(vm: Vm, arguments: dict[str, Any]) -> Json:
+    _check_path(vm, arguments["path"])
+    read = _PROPERTIES.get(arguments["property"])
+    if read is None:
+        raise CommandError(f"Property '{QOM_TYPE}.{arguments['property']}' not found")
+    return read(vm)
+
+
+def _qom_set(vm: Vm, arguments: dict[str, Any]) -> Json:
+    _check_path(vm, arguments["path"])
+    name, value = arguments["property"], arguments["value"]
+    if name not in _PROPERTIES:
+        raise CommandError(f"Property '{QOM_TYPE}.{name}' not found")
+    if name != POLLING_INTERVAL:
+        raise CommandError(f"Property '{QOM_TYPE}.{name}' is not writable")
+    check_type(name, "integer", value)
+    if value < 0:
+        raise CommandError("timer value must be greater than zero")
+    if value > UINT32_MAX:
+        raise CommandError("timer value is too big")
+    vm.stats_interval = float(value)
+    return {}
+
+
+_ID: Final = Parameter("id", "string", optional=True)
+_PROPERTY: Final = (Parameter("path", "string"), Parameter("property", "string"))
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "balloon": Command(_balloon, (Parameter("value", "integer"), _ID)),
+    "query-balloon": Command(_query_balloon, (_ID,)),
+    "balloon-stats": Command(_balloon_stats, (Parameter("timeout", "integer", optional=True), _ID)),
+    "balloon-pause": Command(_balloon_pause, (_ID,)),
+    "balloon-resume": Command(_balloon_resume, (_ID,)),
+    "query-vms": Command(_query_vms),
+    "query-version": Command(_query_version),
+    "qom-get": Command(_qom_get, _PROPERTY),
+    "qom-set": Command(_qom_set, (*_PROPERTY, Parameter("value", "any"))),
+}
+"""All but what belongs to a client's session, or lists these commands (control)."""

@@ -1,0 +1,33 @@
+"""--check-config: whether the daemon could serve with these options, as far as can be seen from
+beside one that does. Nothing is served, changed or left behind.
+
+An upgrade in place runs it with the program that is installed now, before anything is given up.
+"""
+
+from __future__ import annotations
+
+from vhost_balloon import __version__
+from vhost_balloon.config.config import Config
+from vhost_balloon.errors import OperatorError, StateError
+from vhost_balloon.log.output import print_out
+from vhost_balloon.service.listeners import find_group
+from vhost_balloon.store.record import Record
+
+
+async def check_config(config: Config) -> None:
+    """Check files, groups, addresses and what the system must give; print the version.
+
+    Raises OperatorError.
+    """
+    for access in (config.control_access, config.settings.access):
+        find_group(access.group)
+    try:
+        Record.create().close()
+    except (OSError, StateError) as error:
+        raise OperatorError(f"no memory file can be had: {error}") from None
+    if config.metrics is not None:
+        # All that answering takes is loaded, as it would be.
+        from vhost_balloon.metrics.server import check_metrics
+
+        await check_metrics(config.metrics)
+    print_out(f"vhost-balloon {__version__}\n")

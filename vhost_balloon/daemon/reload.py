@@ -1,0 +1,52 @@
+"""Reading the configuration files again: all is checked first, and a mistake changes nothing."""
+
+from __future__ import annotations
+
+import trio
+
+from vhost_balloon.config.config import Config
+from vhost_balloon.config.file import read_files
+from vhost_balloon.daemon.sockets import Listening
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.service.listeners import find_group
+from vhost_balloon.vm.settings import VmSettings, changed_settings
+from vhost_balloon.vm.vm import Vm
+
+
+class Configuration:
+    """The settings in force, over the files that they come from.
+
+    listening: where front ends connect, None if there is one alone.
+    """
+
+    def __init__(self, config: Config, vm: Vm, listening: Listening | None) -> None:
+        self._config = config
+        self._vm = vm
+        self.listening = listening
+        self._reading = trio.Lock()
+
+    async def reload(self) -> list[str]:
+        """Read the files again and follow them; the names of the settings that changed.
+
+        The statistics interval and the socket's permissions count at once, everything else for the
+        next front end. Raises OperatorError without having changed anything.
+        """
+        if not self._config.files:
+            raise OperatorError("this daemon was started without --config")
+        async with self._reading:
+            # A file system may hang, and a guest wants to be answered.
+            settings = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+            before, access = self._vm.settings, settings.access
+            self._vm.change(settings)
+            if access != before.access and self.listening is not None:
+                try:
+                    self.listening.set_access(access)
+                except OperatorError as error:
+                    # Somebody took the socket's file away: no mistake of the configuration.
+                    self._vm.log.warning(str(error))
+            return changed_settings(before, settings)
+
+    def _read(self) -> VmSettings:
+        settings = read_files(self._config.files, self._config.base)
+        find_group(settings.access.group)
+        return settings

@@ -1,0 +1,111 @@
+"""One front end's messages, in their order: each is answered before the next one is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import trio
+
+from vhost_balloon.front_end.transport import Transport
+from vhost_balloon.restart.reattach import Pending, settle
+from vhost_balloon.session.message import Message
+
+Answer = Callable[[Message], Awaitable[bytes | None]]
+"""Acts on a message; its reply's payload, or None if none is due. Raises nothing for what the
+front end does."""
+
+
+class Keeping(Protocol):
+    """Has a request, what it changed and its reply outlive this process."""
+
+    def begin(self) -> None:
+        """It is being handled."""
+
+    def finish(self, request: int, reply: bytes | None) -> None:
+        """It was handled, and this is its reply (None if none is due)."""
+
+    def answered(self) -> None:
+        """The reply was sent, where one was due."""
+
+
+class _Rest:
+    """A rest that is to be come to."""
+
+    def __init__(self) -> None:
+        self.reached = trio.Event()
+        self.ended = trio.Event()
+
+
+class Conversation:
+    """From the first message to the last."""
+
+    def __init__(self, transport: Transport, keeper: Keeping, answer: Answer) -> None:
+        self.pending: Pending | None = None
+        """What the process before this one left unanswered."""
+        self._transport = transport
+        self._keeper = keeper
+        self._answer = answer
+        self._receiving = trio.CancelScope()
+        self._answering = False
+        self._rest: _Rest | None = None
+        self._ended = trio.Event()
+
+    async def run(self) -> None:
+        """Answer until the connection ends. Raises StreamError, or ConnectionError if it ended
+        while a reply was sent."""
+        try:
+            pending, self.pending = self.pending, None
+            if pending is not None:
+                await settle(self._transport, pending, self._serve)
+                self._keeper.answered()
+            while await self._serve_all():
+                assert self._rest is not None
+                self._rest.reached.set()
+                await self._rest.ended.wait()
+                self._rest = None
+        finally:
+            self._ended.set()
+            if self._rest is not None:
+                self._rest.reached.set()  # nobody has to wait for a front end that has gone
+
+    async def _serve_all(self) -> bool:
+        """Until the connection ends (False), or is to come to a rest."""
+        with trio.CancelScope() as self._receiving:
+            while self._rest is None:
+                message = await self._transport.receive()
+                if message is None:
+                    return False
+                self._answering = True
+                await self._serve(message)
+                self._answering = False
+        return True
+
+    async def _serve(self, message: Message) -> None:
+        self._keeper.begin()
+        try:
+            reply = await self._answer(message)
+        finally:
+            message.close()
+        self._keeper.finish(message.request, reply)
+        if reply is not None:
+            await self._transport.reply(message.request, reply)
+        self._keeper.answered()
+
+    async def rest(self) -> bool:
+        """Come to a rest between two messages, until go_on(), also if this is cancelled.
+
+        False if there is nobody any more to come to a rest: the connection ends.
+        """
+        if self._ended.is_set():
+            return False
+        self._rest = _Rest()
+        if not self._answering:
+            self._receiving.cancel()
+        await self._rest.reached.wait()
+        return not self._ended.is_set()
+
+    def go_on(self) -> None:
+        """End a rest, or the wish for one."""
+        if self._rest is not None:
+            self._rest.ended.set()

@@ -1,0 +1,143 @@
+"""Giving memory back to the host: hole punches in bounded pieces, and what really came back.
+
+A hole is punched, because on shared memory MADV_DONTNEED reports success and frees nothing. What
+came back is read from the files' st_blocks before and after: an estimate while the guest runs,
+since it may touch other pages meanwhile, and exact while it does not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from vhost_balloon.memory import syscalls
+from vhost_balloon.memory.ranges import Range, split, total
+from vhost_balloon.memory.region import MappedRegion, Part
+
+PIECE_BYTES: Final = 8 << 20
+PIECE_RANGES: Final = 256
+"""What is discarded at most before all else has its turn: some 2 ms. Scattered pages cost 7 to
+30 us each."""
+
+REMOVE_RANGES: Final = 16
+"""From here on one process_madvise for a region's ranges is cheaper than a call for each."""
+
+BLOCK: Final = 512
+
+
+@dataclass(slots=True)
+class Discarded:
+    """Bytes: freed is what came back, failed what the kernel refused; error is its reason."""
+
+    freed: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    error: OSError | None = None
+
+
+def pieces(parts: list[Part]) -> Iterable[list[Part]]:
+    """Cut parts into pieces of at most PIECE_BYTES and PIECE_RANGES, in order.
+
+    Cuts fall on multiples of PIECE_BYTES from a range's start, which keeps them aligned to every
+    page size up to it; a larger huge page is never cut.
+    """
+    if count_of(parts) <= PIECE_RANGES and size_of(parts) <= PIECE_BYTES:
+        return (parts,) if parts else ()
+    return _cut(parts)
+
+
+def _cut(parts: list[Part]) -> Iterator[list[Part]]:
+    piece: list[Part] = []
+    room, places = PIECE_BYTES, PIECE_RANGES
+    for region, ranges, _ in parts:
+        taken: list[Range] = []
+        for whole in ranges:
+            for start, end in split(*whole, max(PIECE_BYTES, region.page_size)):
+                if (piece or taken) and (end - start > room or not places):
+                    yield [*piece, *_part(region, taken)]
+                    piece, taken = [], []
+                    room, places = PIECE_BYTES, PIECE_RANGES
+                taken.append((start, end))
+                room -= end - start
+                places -= 1
+        piece += _part(region, taken)
+    if piece:
+        yield piece
+
+
+def _part(region: MappedRegion, ranges: list[Range]) -> list[Part]:
+    return [Part(region, ranges, total(ranges))] if ranges else []
+
+
+def size_of(parts: list[Part]) -> int:
+    """Bytes."""
+    return sum([part.size for part in parts])
+
+
+def count_of(parts: list[Part]) -> int:
+    """Ranges."""
+    return sum([len(part.ranges) for part in parts])
+
+
+def punch(piece: list[Part]) -> Discarded:
+    """Discard one piece. A range that fails is counted, the others are done."""
+    result = Discarded()
+    fds = _files(piece)
+    started = time.perf_counter()
+    before = _blocks(fds)
+    for region, ranges, _ in piece:
+        done = _remove(region, ranges) if len(ranges) >= REMOVE_RANGES else 0
+        _punch_each(region, ranges[done:] if done else ranges, result)
+    after = _blocks(fds)
+    if before is not None and after is not None:
+        result.freed = max(before - after, 0) * BLOCK
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _punch_each(region: MappedRegion, ranges: list[Range], result: Discarded) -> None:
+    fd, to_file = region.fd.fileno(), region.to_file
+    for start, end in ranges:
+        try:
+            syscalls.punch_hole(fd, start + to_file, end - start)
+        except OSError as error:
+            result.failed += end - start
+            result.error = error
+
+
+def _remove(region: MappedRegion, ranges: list[Range]) -> int:
+    """Punch ranges through the region's mapping; return how many, from the first on.
+
+    Only on tmpfs: elsewhere they are few, or what MADV_REMOVE does is not known.
+    """
+    if region.filesystem.kind != "tmpfs":
+        return 0
+    with region.borrowed() as (origin, mapped):
+        origin += region.to_file
+        bits = origin
+        for start, end in ranges:
+            bits |= start | end
+        # What the kernel would round up to whole pages, or find beside the mapping, has no
+        # business here, whoever made the ranges.
+        first, last = ranges[0][0] + region.to_file, ranges[-1][1] + region.to_file
+        if bits % syscalls.PAGE_SIZE or not mapped.start <= first < last <= mapped.stop:
+            return 0
+        return syscalls.remove(origin, ranges)
+
+
+def _files(piece: list[Part]) -> list[int]:
+    """A descriptor of each file that parts lie in."""
+    if len(piece) == 1:
+        return [piece[0].region.fd.fileno()]
+    return list({part.region.inode: part.region.fd.fileno() for part in piece}.values())
+
+
+def _blocks(fds: list[int]) -> int | None:
+    """None if their file system, which may be the front end's own, does not say."""
+    try:
+        return sum([os.fstat(fd).st_blocks for fd in fds])
+    except OSError:
+        return None

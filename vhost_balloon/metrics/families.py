@@ -1,0 +1,283 @@
+"""What Prometheus is told of each VM.
+
+Names are a promise to those who have alerts and dashboards. A configured VM has its own series
+(connected, state, counters, histogram) from the start, the counters at 0, so that the first event
+is seen as an increase. What is known only of a guest is left out while there is none, or while the
+guest does not say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Final
+
+from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
+from vhost_balloon import __version__
+from vhost_balloon.containment import PLACES, InternalErrors
+from vhost_balloon.errors import RingErrorReason
+from vhost_balloon.figures.counters import DISCARD_BUCKETS
+from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
+from vhost_balloon.figures.statistics import VmState
+from vhost_balloon.metrics.document import QUEUES, Document
+from vhost_balloon.metrics.family import (
+    PREFIX,
+    Family,
+    Values,
+    counter,
+    counters,
+    flags,
+    gauge,
+    histogram,
+    member,
+)
+
+_REFUSED: Final = tuple((reason,) for reason in EVERY_REASON)
+_RING_ERRORS: Final = tuple(
+    (queue, reason.value) for queue, reason in product(QUEUES, RingErrorReason)
+)
+
+
+def _state(document: Document) -> tuple[str, ...] | None:
+    return (document["state"],) if "state" in document else None
+
+
+def _queue_map_ambiguous(document: Document) -> Values | None:
+    return member("queue-map-ambiguous")(document) if document.get("attached") else None
+
+
+def _huge_pages(document: Document) -> Values | None:
+    pages = document.get("huge-pages")
+    return None if pages is None else (pages.get("partial", 0), pages.get("whole", 0))
+
+
+VM_FAMILIES: Final = (
+    gauge(
+        "up",
+        "Whether the VM's daemon answered with figures that make sense.",
+        lambda document: int(bool(document)),
+    ),
+    gauge(
+        "connected",
+        "Whether a front end (such as QEMU) is attached to the VM's socket.",
+        member("attached"),
+    ),
+    flags(
+        "state",
+        "What the balloon is doing: 1 for the state that the VM is in.",
+        "state",
+        tuple(state.value for state in VmState),
+        _state,
+    ),
+    gauge(
+        "reporting_paused",
+        "Whether reported free pages are acknowledged without being discarded.",
+        member("reporting-paused"),
+    ),
+    flags(
+        "reporting_pause_reason",
+        "Why reported free pages are not discarded: 1 for each reason that holds.",
+        "reason",
+        PAUSE_REASONS,
+        lambda document: document.get("pause-reasons"),
+    ),
+    gauge(
+        "stats_interval_seconds",
+        "How often the guest is asked for statistics; 0 if it is asked on demand only.",
+        member("stats-interval"),
+    ),
+    gauge(
+        "queue_map_ambiguous",
+        "Whether the optional queues cannot be told apart, and are left unread.",
+        _queue_map_ambiguous,
+    ),
+    gauge(
+        "guest_memory_bytes",
+        "Size of the guest's memory: the sum of the regions that the front end shares.",
+        lambda document: document.get("guest-memory") or None,
+    ),
+    gauge("target_bytes", "Memory that the guest is to keep.", member("target")),
+    gauge(
+        "actual_bytes",
+        "Memory that the guest keeps: its size less what is in the balloon.",
+        member("actual"),
+    ),
+    gauge(
+        "guest_resident_bytes",
+        "What the host really spends on the guest's memory: st_blocks, each file once, in RAM and "
+        "swap together.",
+        member("resident"),
+    ),
+    gauge(
+        "report_rate_limit_bytes",
+        "Bytes a second that the guest's reports may have discarded (--report-rate).",
+        member("report-rate"),
+    ),
+    Family(
+        "huge_pages",
+        "Host pages larger than the balloon's, of which a part or all is in the balloon, as far as "
+        "the daemon knows.",
+        _huge_pages,
+        ("state",),
+        (("partial",), ("whole",)),
+    ),
+    gauge(
+        "huge_pages_waiting_bytes",
+        "Memory in the balloon that goes once the rest of its huge pages is there as well; it "
+        "counts as refused (partial-huge-page) when it is known that this cannot be.",
+        member("huge-pages", "waiting-bytes"),
+    ),
+    counter(
+        "huge_pages_freed_total",
+        "Huge pages that were discarded because all of each was in the balloon.",
+        member("huge-pages-freed"),
+    ),
+    counter(
+        "reported_bytes_total",
+        "Free pages that the guest reported, as far as they lie in its memory.",
+        member("reported-bytes"),
+    ),
+    counter(
+        "inflated_bytes_total",
+        "Pages that the guest put into the balloon.",
+        member("inflated-bytes"),
+    ),
+    counter(
+        "deflated_bytes_total",
+        "Pages that the guest took back from the balloon.",
+        member("deflated-bytes"),
+    ),
+    counter(
+        "freed_bytes_total",
+        "Memory that really came back to the host; an estimate while the guest runs and requests "
+        "overlap.",
+        member("freed-bytes"),
+    ),
+    counters(
+        "refused_bytes_total",
+        "Bytes of requests that were refused or not discarded, by reason.",
+        ("reason",),
+        _REFUSED,
+        "refused-bytes",
+    ),
+    counters(
+        "refused_ranges_total",
+        "Ranges that were not discarded, by reason; some of them are empty.",
+        ("reason",),
+        _REFUSED,
+        "refused-ranges",
+    ),
+    counters(
+        "requests_total",
+        "Requests of the guest that were completed, by queue.",
+        ("queue",),
+        tuple((queue.value,) for queue in Queue),
+        "requests",
+    ),
+    counters(
+        "ring_errors_total",
+        "Rings that were stopped because the guest broke their structure.",
+        ("queue", "reason"),
+        _RING_ERRORS,
+        "ring-errors",
+    ),
+    counter(
+        "front_end_errors_total",
+        "Messages of the front end that were refused, or that ended its connection.",
+        member("front-end-errors"),
+    ),
+    counter(
+        "front_end_stalls_total",
+        "Times that the front end said nothing, or stopped inside a message.",
+        member("front-end-stalls"),
+    ),
+    counter(
+        "config_changes_total",
+        "Times that the front end was told of a new target.",
+        member("config-changes"),
+    ),
+    histogram(
+        "discard_seconds",
+        "Time to discard one piece (8 MiB or 256 ranges at most).",
+        DISCARD_BUCKETS,
+        "discard-seconds",
+    ),
+    counters(
+        "internal_errors_total",
+        "Failures of the VM's daemon itself that ended a client or restarted a side service.",
+        ("where",),
+        tuple((where,) for where in PLACES),
+        "internal-errors",
+    ),
+    gauge(
+        "guest_stats_age_seconds",
+        "Age of the guest's statistics; there is none before the first sample.",
+        member("stats-age"),
+    ),
+)
+"""All but the guest's statistics."""
+
+_GUEST_GAUGES: Final = {
+    StatTag.MEMFREE: ("free_bytes", "Memory that the guest does not use for anything."),
+    StatTag.MEMTOT: ("memory_bytes", "Memory that the guest's kernel has to give out."),
+    StatTag.AVAIL: ("available_bytes", "Memory that the guest could use without swapping."),
+    StatTag.CACHES: ("caches_bytes", "Page cache that the guest could drop at once."),
+}
+_GUEST_COUNTERS: Final = {
+    StatTag.SWAP_IN: ("swap_in_bytes_total", "Memory that the guest read back from its swap."),
+    StatTag.SWAP_OUT: ("swap_out_bytes_total", "Memory that the guest wrote to its swap."),
+    StatTag.MAJFLT: ("major_faults_total", "Page faults that the guest read from disk for."),
+    StatTag.MINFLT: ("minor_faults_total", "Page faults that the guest served from memory."),
+    StatTag.HTLB_PGALLOC: ("hugetlb_allocations_total", "Huge pages that the guest allocated."),
+    StatTag.HTLB_PGFAIL: ("hugetlb_failures_total", "Huge pages that the guest could not get."),
+    StatTag.OOM_KILL: ("oom_kills_total", "Processes that the guest killed for lack of memory."),
+    StatTag.ALLOC_STALL: ("alloc_stalls_total", "Allocations that waited for memory to be freed."),
+    StatTag.ASYNC_SCAN: ("async_scans_total", "Pages that the guest looked at in background."),
+    StatTag.DIRECT_SCAN: ("direct_scans_total", "Pages that waiting allocations looked at."),
+    StatTag.ASYNC_RECLAIM: ("async_reclaims_total", "Pages that the guest freed in background."),
+    StatTag.DIRECT_RECLAIM: ("direct_reclaims_total", "Pages that waiting allocations freed."),
+}
+
+
+FAMILIES: Final[tuple[Family, ...]] = (
+    *VM_FAMILIES,
+    *(gauge(f"guest_stat_{name}", text, member("stats", STAT_NAMES[tag]))
+      for tag, (name, text) in _GUEST_GAUGES.items()),
+    *(counter(f"guest_stat_{name}", text, member("stats", STAT_NAMES[tag]))
+      for tag, (name, text) in _GUEST_COUNTERS.items()),
+)  # fmt: skip
+"""Every family that has a series for each VM."""
+
+
+def vm_label(vm_id: str) -> str:
+    """A VM's name as a label: Prometheus takes only UTF-8, and a file's name may be anything."""
+    return vm_id.encode(errors="backslashreplace").decode()
+
+
+class BuildCollector(Collector):
+    """Which version runs."""
+
+    def collect(self) -> Iterator[Metric]:
+        text = "The program that answers this scrape."
+        yield InfoMetricFamily(f"{PREFIX}build", text, {"version": __version__})
+
+
+class HubErrorCollector(Collector):
+    """Bugs of the hub that ended nothing but a client, an answer, or a service for a while."""
+
+    def __init__(self, errors: InternalErrors) -> None:
+        self._errors = errors
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            f"{PREFIX}hub_internal_errors",
+            "Failures of the hub itself that ended a client, cost a VM its figures or restarted a "
+            "service.",
+            labels=("where",),
+        )
+        for where, count in self._errors.counts.items():
+            family.add_metric((where,), count)
+        yield family

@@ -1,0 +1,208 @@
+"""A started ring: its queue over mapped memory, its eventfds, and the task that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from protocol.virtio_balloon import Queue
+from protocol.virtio_ring import (
+    available_ring_size,
+    descriptor_table_size,
+    used_ring_size,
+)
+from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
+from vhost_balloon.fds import EventFd, Kick
+from vhost_balloon.memory.guest_memory import GuestMemory
+from vhost_balloon.memory.ranges import Range, align_outward
+from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.pace.polling import Polling
+from vhost_balloon.queues.virtqueue import Chain, Virtqueue
+from vhost_balloon.session.effects import RingSetup
+
+
+@dataclass(slots=True)
+class BoundRing:
+    """A virtqueue over views of guest memory, the guest ranges that it lies in, and the regions."""
+
+    virtqueue: Virtqueue
+    ranges: list[Range]
+    regions: list[MappedRegion]
+
+
+def bind(setup: RingSetup, base: int, memory: GuestMemory) -> BoundRing:
+    """Lay a queue over guest memory, to go on at available index base.
+
+    Raises FrontEndError where its parts are not all there.
+    """
+    address = setup.address
+    parts = (
+        (address.descriptor, descriptor_table_size(setup.size)),
+        (address.available, available_ring_size(setup.size)),
+        (address.used, used_ring_size(setup.size)),
+    )
+    found = [(*memory.find_user(start, size), size) for start, size in parts]
+    ranges = []
+    for mapped, offset, size in found:
+        start = mapped.guest_start + offset
+        ranges.append(align_outward(start, start + size, mapped.page_size))
+    views: list[memoryview] = []
+    try:
+        for mapped, offset, size in found:
+            views.append(mapped.view(offset, size))
+    except FrontEndError:
+        for view in views:
+            view.release()
+        raise
+    descriptors, available, used = views
+    queue = Virtqueue(setup.size, descriptors, available, used, base, memory.read)
+    return BoundRing(queue, ranges, [mapped for mapped, _, _ in found])
+
+
+def stand_in(setup: RingSetup, base: int) -> BoundRing:
+    """What a broken ring has instead of memory that may be gone: only its base is asked for."""
+    descriptors = memoryview(bytearray(descriptor_table_size(setup.size)))
+    available = memoryview(bytearray(available_ring_size(setup.size)))
+    used = memoryview(bytearray(used_ring_size(setup.size)))
+    queue = Virtqueue(setup.size, descriptors, available, used, base, _no_memory)
+    return BoundRing(queue, [], [])
+
+
+def _no_memory(address: int, length: int) -> bytes:
+    raise RingError(RingErrorReason.MEMORY, "its memory was removed")
+
+
+Broke = Callable[["StartedRing", RingError], None]
+
+
+class Processor(Protocol):
+    """Serves one kind of queue."""
+
+    async def drain(self, ring: StartedRing) -> None:
+        """Serve all that is available, or stop early if ring.stopping. Raises RingError.
+
+        A request is finished or left as it was, never cancelled in between.
+        """
+
+    def detach(self) -> None:
+        """The ring's task has ended; chains that were taken and not used will come again."""
+
+
+class StartedRing:
+    """Lives from SET_VRING_KICK to GET_VRING_BASE. It is active while a task serves it."""
+
+    def __init__(self, index: int, setup: RingSetup, bound: BoundRing, kick: Kick) -> None:
+        self.index = index
+        self.setup = setup
+        self._bound = bound
+        self.kick = kick
+        self.call: EventFd | None = None
+        self.queue: Queue | None = None
+        self.broken: RingError | None = None
+        self.requests = 0
+        self.stopping = False
+        self.waiting_since = trio.current_time()
+        """Since when the oldest request that was not used may wait: while nobody serves the ring,
+        and while a processor is at work on it."""
+        self._polling = Polling()
+        self._scope = trio.CancelScope()
+        self._ended: trio.Event | None = None
+        self._processor: Processor | None = None
+
+    @property
+    def virtqueue(self) -> Virtqueue:
+        return self._bound.virtqueue
+
+    @property
+    def ranges(self) -> list[Range]:
+        """The guest ranges that the ring's parts lie in."""
+        return self._bound.ranges
+
+    def activate(
+        self, nursery: trio.Nursery, queue: Queue, processor: Processor, broke: Broke
+    ) -> None:
+        """Start the task; broke is called if the guest breaks the ring."""
+        self.queue, self._processor = queue, processor
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        nursery.start_soon(self._serve, processor, broke, self._scope, self._ended)
+
+    async def pop(self) -> Chain | None:
+        """The next chain, or None if there is none or the ring is to stop. Between the steps of a
+        long one all else has its turn. Raises RingError."""
+        for popped in self.virtqueue.popping():
+            if popped is not None:
+                return popped
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if self.stopping:
+                break
+        return None
+
+    async def deactivate(self) -> None:
+        """End the task, after the piece of work at hand; what it left undone is kept for later."""
+        if self._ended is None:
+            return
+        self.stopping = True
+        self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+        self.stopping = False
+        self.waiting_since = min(self.waiting_since, trio.current_time())
+        self.queue, self._ended = None, None
+        self.virtqueue.rewind()
+        if self._processor is not None:
+            self._processor.detach()
+
+    async def _serve(
+        self, processor: Processor, broke: Broke, scope: trio.CancelScope, ended: trio.Event
+    ) -> None:
+        try:
+            with scope:
+                while True:
+                    await processor.drain(self)
+                    if self.stopping:
+                        return
+                    if not await self._polling.finds(self._is_asked):
+                        await self.kick.wait()
+                        self._polling.woken()
+                    self.kick.take()
+        except RingError as error:
+            processor.detach()  # nothing more is written to this ring
+            broke(self, error)
+        finally:
+            ended.set()
+
+    def _is_asked(self) -> bool:
+        return self.virtqueue.pending() > 0
+
+    def complete(self, heads: list[int]) -> None:
+        """Use these chains, in the order they were taken, and tell the driver."""
+        for head in heads:
+            self.virtqueue.push(head)
+        self.virtqueue.publish()
+        self.requests += len(heads)
+        self.notify()
+        self._polling.answered()
+
+    def notify(self) -> None:
+        if self.call is not None:
+            self.call.signal()
+
+    def lies_in(self, mapped: MappedRegion) -> bool:
+        return any(region is mapped for region in self._bound.regions)
+
+    def rebind(self, bound: BoundRing) -> None:
+        """Go on over new mappings. Not while active."""
+        self._bound.virtqueue.release()
+        self._bound = bound
+
+    def unbind(self) -> None:
+        """Give the views up: the ring is broken and its memory goes. Not while active."""
+        self._bound.virtqueue.release()
+        self._bound.ranges = []
+
+    def close(self) -> None:
+        self._bound.virtqueue.release()
+        self.kick.close()

@@ -1,0 +1,164 @@
+"""Re-executes this program in place, with all that outlives it: an upgrade without a pause.
+
+Works with a service manager and without one. The new program gets the same descriptors, under the
+same names, as a service manager would hand to the next process. Without one the program that is
+installed now is started beside this one first, with the same options, to check everything that it
+will need; with one, a program that does not start is started again, and the VM waits. Then the
+connection comes to a rest between two messages, and its state is written to the record. The process
+stays the same, so nobody outside notices but control clients, whose connections end. Until the last
+system call, whatever fails leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
+
+import trio
+
+from vhost_balloon.daemon.front_ends import FrontEnds
+from vhost_balloon.errors import CommandError, OperatorError
+from vhost_balloon.fds import OwnedFd
+from vhost_balloon.log.lines import logger
+from vhost_balloon.log.setup import hand_over as hand_over_log
+from vhost_balloon.vm.vm import Vm
+
+if TYPE_CHECKING:
+    from vhost_balloon.front_end.connection import FrontEndConnection
+    from vhost_balloon.front_end.inert import InertConnection
+
+FrontEnd: TypeAlias = "FrontEndConnection | InertConnection"
+
+VARIABLE: Final = "VHOST_BALLOON_HANDOVER"
+REST_LIMIT: Final = 2.0
+"""Seconds until the connection is at rest; QEMU waits that long at most."""
+ARRIVAL_PAUSE: Final = 0.005
+"""Seconds between two checks whether a front end that arrives is attached."""
+START_LIMIT: Final = 20.0
+"""Seconds that the new program may take to check what it needs."""
+CHECK: Final = "--check-config"
+
+
+def inherited() -> list[tuple[str, OwnedFd]]:
+    """What this program handed over to itself, by name. Raises OperatorError if it is damaged."""
+    text = os.environ.pop(VARIABLE, None)
+    if text is None:
+        return []
+    try:
+        found = [(str(name), OwnedFd(int(number))) for name, number in json.loads(text)]
+        for _, fd in found:
+            os.set_inheritable(fd.fileno(), False)
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise OperatorError(f"{VARIABLE} in the environment is not understood: {error}") from None
+    return found
+
+
+def command() -> list[str]:
+    """This program's command line, as it was started."""
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+async def check(sockets: Mapping[str, int]) -> None:
+    """See that the program as it is installed now has all that it needs. Raises CommandError.
+
+    sockets: listening sockets that this process was handed, by name.
+    """
+    with trio.move_on_after(START_LIMIT):
+        try:
+            done = await trio.run_process(
+                [*command(), CHECK],
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                env=os.environ | {VARIABLE: _table(sockets)},
+                pass_fds=list(sockets.values()),
+            )
+        except OSError as error:
+            raise CommandError(f"the new program cannot be started: {error}") from None
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+            raise CommandError(f"the new program does not start: {lines[-1]}")
+        logger.info("re-executing as %s", done.stdout.decode(errors="replace").strip())
+        return
+    raise CommandError(f"the new program did not start within {START_LIMIT:g} s")
+
+
+async def execute(vm: Vm, front_ends: FrontEnds, sockets: Mapping[str, int]) -> NoReturn:
+    """Become the new program. Raises CommandError if that cannot be, because the front end does not
+    take a reply, the system has nothing left, or the new program could not know what the service
+    manager has missed; all goes on then as it was."""
+    if vm.store.is_behind:
+        raise CommandError("the service manager does not read")
+    resting = await _rest(vm, front_ends)
+    try:
+        _save(vm)
+        kept = {name: fd.fileno() for name, fd in vm.store.kept.items()}
+        with _prepared(kept | dict(sockets)):
+            arguments = command()
+            hand_over_log()
+            os.execv(arguments[0], arguments)
+    except (OSError, ValueError) as error:  # a state that does not fit its record is a ValueError
+        if resting is not None:
+            await resting.go_on()
+        raise CommandError(f"the state cannot be handed over: {error}") from None
+
+
+def _save(vm: Vm) -> None:
+    """Put all of it on record. Raises ValueError if it does not fit."""
+    assert vm.record is not None
+    assert vm.shelf is not None
+    vm.save_to(vm.record)
+    vm.record.save("shelf", vm.shelf.in_use)
+    if vm.front_end is None:
+        vm.record.save("connection", None)
+    else:
+        vm.front_end.keeper.save_all(vm.record)
+
+
+def _table(entries: Mapping[str, int]) -> str:
+    return json.dumps(list(entries.items()))
+
+
+@contextmanager
+def _prepared(entries: Mapping[str, int]) -> Iterator[None]:
+    """What is to be otherwise at the new program's start."""
+    # Until it listens for it, a second SIGHUP would end it.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.environ[VARIABLE] = _table(entries)
+    try:
+        for number in entries.values():
+            os.set_inheritable(number, True)
+        yield
+    finally:
+        for number in entries.values():
+            os.set_inheritable(number, False)
+        del os.environ[VARIABLE]
+        signal.signal(signal.SIGHUP, before)
+
+
+async def _rest(vm: Vm, front_ends: FrontEnds) -> FrontEnd | None:
+    """Have the connection, if there is one, at rest, and nobody arriving.
+
+    Raises CommandError if it does not come to a rest in time; it goes on then.
+    """
+    resting: FrontEnd | None = None
+    waits_for = ""
+    with trio.move_on_after(REST_LIMIT):
+        while True:
+            if vm.front_end is not None and vm.front_end is not resting:
+                resting = vm.front_end
+                waits_for = "the front end does not take its reply"
+                await resting.rest()
+            elif vm.front_end is None and front_ends.is_arriving:
+                waits_for = "a front end arrives"
+                await trio.sleep(ARRIVAL_PAUSE)
+            else:
+                return vm.front_end
+    if resting is not None:
+        await resting.go_on()
+    raise CommandError(waits_for)

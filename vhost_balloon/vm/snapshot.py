@@ -1,0 +1,57 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocol.virtio_balloon import StatTag
+from vhost_balloon.figures.counters import Counters
+from vhost_balloon.figures.statistics import HugePages, QueueStatistics, RegionStatistics, VmState
+from vhost_balloon.vm.settings import VmSettings
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatistics:
+    """A snapshot of the VM. Sizes in bytes.
+
+    target: what the guest is to keep, None while neither a wish nor the memory's size is known.
+    pending: a target waits for the driver. actual: what the guest keeps, None before its memory
+    is known. balloon: what it has in the balloon. resident: what the host spends on its memory,
+    None without a front end. stats_last_update: host wall clock in whole seconds, 0 before the
+    first sample; stats_age in seconds. reporting_paused: reports are acknowledged without being
+    discarded; pause_reasons say why ("operator", or refusal.Refusal's words). stats_interval in
+    seconds, 0 for on demand only. report_rate: bytes a second that reports may have discarded.
+    huge_pages: of the balloon, None where the host's pages are no larger than its. counters are
+    the live ones, to be read only; internal_errors likewise, by place.
+    """
+
+    id: str
+    attached: bool
+    counters: Counters
+    settings: VmSettings | None = None
+    socket_path: Path | None = None
+    front_end_pid: int | None = None
+    features: int = 0
+    protocol_features: int = 0
+    queues: tuple[QueueStatistics, ...] = ()
+    regions: tuple[RegionStatistics, ...] = ()
+    guest_memory: int = 0
+    target: int | None = None
+    pending: bool = False
+    actual: int | None = None
+    balloon: int = 0
+    resident: int | None = None
+    driver_ready: bool = False
+    state: VmState = VmState.DISCONNECTED
+    reporting_paused: bool = False
+    pause_reasons: tuple[str, ...] = ()
+    queue_map_ambiguous: bool = False
+    stats_interval: float = 0.0
+    report_rate: int | None = None
+    huge_pages: HugePages | None = None
+    stats: Mapping[StatTag, int] = field(default_factory=dict)
+    stats_last_update: int = 0
+    stats_age: float | None = None
+    internal_errors: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,269 @@
+"""The VM that this process serves, attached or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from vhost_balloon.checked import Document, flag, number, reading, real
+from vhost_balloon.containment import InternalErrors
+from vhost_balloon.errors import CommandError
+from vhost_balloon.figures.counters import (
+    Counters,
+    counters_document,
+    counters_mark,
+    restore_counters,
+)
+from vhost_balloon.figures.refusal import OPERATOR
+from vhost_balloon.figures.statistics import VmState
+from vhost_balloon.log.lines import VmLog
+from vhost_balloon.pace.wakefulness import Wakefulness
+from vhost_balloon.store.descriptors import Store
+from vhost_balloon.vm.settings import VmSettings, settings_from_json, settings_to_json
+from vhost_balloon.vm.snapshot import VmStatistics
+
+if TYPE_CHECKING:
+    from vhost_balloon.front_end.connection import FrontEndConnection
+    from vhost_balloon.front_end.inert import InertConnection
+    from vhost_balloon.store.journal import Journal
+    from vhost_balloon.store.record import Record
+    from vhost_balloon.store.reply_pipe import ReplyPipe
+    from vhost_balloon.store.shelf import Shelf
+
+
+CRASH_MEMORY: Final = 600.0
+"""Seconds after which a crash does not count together with the next one."""
+
+NOT_ACTIVATED: Final = "No balloon device has been activated"
+"""QEMU's words."""
+
+Listener = Callable[["Vm"], None]
+
+
+class Vm:
+    """The VM. Its target belongs to the front end, its counters to the VM."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: VmSettings | None = None,
+        socket_path: Path | None = None,
+        *,
+        store: Store | None = None,
+        proc: Path = Path("/proc"),
+    ) -> None:
+        """socket_path: where its front end connects, an absolute path; None if it is connected
+        already."""
+        self.id: Final = name
+        self.settings = VmSettings() if settings is None else settings
+        self.socket_path: Final = socket_path
+        self.store: Final = Store() if store is None else store
+        self.proc: Final = proc
+        self.wakefulness: Final = Wakefulness()
+        self.internal_errors: Final = InternalErrors()
+        self.counters = Counters()
+        self.log = VmLog(name)
+        self.connection: FrontEndConnection | None = None
+        self.inert: InertConnection | None = None
+        """A front end that is served without a device; there is no connection then."""
+        self.is_stuck = False
+        """A process before this one cannot be killed and has the VM: it is not served yet."""
+        self.record: Record | None = None
+        self.shelf: Shelf | None = None
+        self.pipe: ReplyPipe | None = None
+        """What outlives this process, set before anybody is served (inheritance)."""
+        self.has_new_target = False
+        """The target of the settings is another one than that of the process before."""
+        self.crashes = 0
+        """How often this front end's connection ended this program by a bug."""
+        self._crashed_at = -CRASH_MEMORY
+        self._saved: tuple[float, ...] = ()
+        self._paused = False
+        self._stats_interval = self.settings.stats_interval
+        self.stats_interval_changed = trio.Event()
+        self.status_changed = trio.Event()
+        """Set when it is another front end, or none; replaced by who waits for it."""
+        self.counted = trio.Event()
+        """Set when counters have changed; replaced by who waits for it."""
+        self._listeners: list[Listener] = []
+
+    def change(self, settings: VmSettings) -> None:
+        """Take other settings.
+
+        The statistics interval counts at once if it is another; everything else is for the next
+        front end, which negotiates features anew.
+        """
+        changed = settings.stats_interval != self.settings.stats_interval
+        self.settings = settings
+        self.save()
+        if changed:
+            self.stats_interval = settings.stats_interval
+
+    @property
+    def attached(self) -> bool:
+        return self.front_end is not None
+
+    @property
+    def front_end(self) -> FrontEndConnection | InertConnection | None:
+        """Who is attached, served or only answered."""
+        return self.connection or self.inert
+
+    # Who wants to know
+
+    def add_listener(self, callback: Listener) -> None:
+        """Have callback called after actual has changed. What it raises ends here."""
+        self._listeners.append(callback)
+
+    def remove_listener(self, callback: Listener) -> None:
+        self._listeners.remove(callback)
+
+    def actual_changed(self) -> None:
+        for callback in tuple(self._listeners):
+            try:
+                callback(self)
+            except Exception as error:
+                self.internal_errors.record("events", error)
+
+    # What outlives this process
+
+    @property
+    def saved_to(self) -> Record | None:
+        """The record, if anything outlives this process without its help."""
+        return self.record if self.store.active else None
+
+    @property
+    def journal(self) -> Journal | None:
+        """That of the record, if anything outlives this process without its help."""
+        return None if self.saved_to is None else self.saved_to.journal
+
+    def save(self) -> None:
+        """Put orders and counters on the record. Raises ValueError if they do not fit."""
+        if self.saved_to is not None:
+            self.save_to(self.saved_to)
+
+    def save_to(self, record: Record) -> None:
+        record.save(
+            "vm",
+            {
+                "settings": settings_to_json(self.settings),
+                "paused": self.paused,
+                "stats-interval": self.stats_interval,
+                "crashes": [self.crashes, self._crashed_at],
+            },
+        )
+        record.save("counters", counters_document(self.counters))
+
+    def save_counters(self) -> None:
+        """What is shown of them must never be less later: save before showing."""
+        if self.saved_to is None:
+            return
+        mark = counters_mark(self.counters)
+        if mark != self._saved:
+            self._saved = mark
+            self.saved_to.save("counters", counters_document(self.counters))
+
+    def close(self) -> None:
+        """Nothing is put on record any more. What is in the store stays there."""
+        if self.shelf is not None:
+            self.shelf.close()
+        for part in (self.record, self.pipe):
+            if part is not None:
+                part.close()
+        self.record = self.shelf = self.pipe = None
+
+    def restore_orders(self, document: Document) -> None:
+        """Go on with orders. One that overrode a setting counts until the setting is another one.
+
+        Raises StateError.
+        """
+        with reading("vm"):
+            paused = flag(document["paused"])
+            interval = real(document["stats-interval"])
+            before = settings_from_json(document["settings"], VmSettings())
+            crashes, crashed_at = number(document["crashes"][0]), real(document["crashes"][1])
+        self._paused = paused
+        if before.stats_interval == self.settings.stats_interval:
+            self._stats_interval = interval
+        self.has_new_target = before.target != self.settings.target
+        self.crashes, self._crashed_at = crashes, crashed_at
+
+    def restore_counters(self, document: Document) -> None:
+        """Raises StateError."""
+        restore_counters(self.counters, document)
+
+    def crashed(self) -> None:
+        """A bug in serving its front end ends this process."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self.crashes = self.crashes + 1 if now - self._crashed_at < CRASH_MEMORY else 1
+        self._crashed_at = now
+        self.save()
+
+    @property
+    def stats_interval(self) -> float:
+        """Seconds between two samples; 0 for none but on demand."""
+        return self._stats_interval
+
+    @stats_interval.setter
+    def stats_interval(self, seconds: float) -> None:
+        self._stats_interval = seconds
+        self.save()
+        changed, self.stats_interval_changed = self.stats_interval_changed, trio.Event()
+        changed.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the operator paused reporting discards; it outlives front ends."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._paused = paused
+        self.save()
+        if self.connection is not None:
+            self.connection.pause(paused)
+
+    async def fresh_stats(self, seconds: float) -> VmStatistics:
+        """Ask the guest for statistics and wait for them, for so many seconds at most.
+
+        Raises CommandError without a front end, without statistics, or in vain.
+        """
+        if self.connection is None:
+            raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
+        with trio.move_on_after(seconds):
+            await self.connection.fresh_stats()
+            return self.statistics()
+        raise CommandError(f"the guest gave no statistics within {seconds:g} s")
+
+    def set_target(self, value: int) -> None:
+        """Have the guest keep value bytes (> 0). Raises CommandError without a front end."""
+        if self.connection is None:
+            raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
+        self.connection.set_target(value)
+
+    def statistics(self, *, details: bool = True) -> VmStatistics:
+        """A snapshot, with queues and regions unless details are not wanted. Never waits."""
+        self.save_counters()
+        if self.connection is not None:
+            return self.connection.statistics(details=details)
+        reasons, state = (OPERATOR,) if self.paused else (), VmState.DISCONNECTED
+        if self.inert is not None:
+            reasons, state = (VmState.INERT.value,), VmState.INERT
+        elif self.is_stuck:
+            state = VmState.STUCK
+        return VmStatistics(
+            self.id,
+            self.attached,
+            self.counters,
+            settings=self.settings,
+            socket_path=self.socket_path,
+            state=state,
+            reporting_paused=bool(reasons),
+            pause_reasons=reasons,
+            stats_interval=self.stats_interval,
+            report_rate=self.settings.report_rate,
+            internal_errors=self.internal_errors.counts,
+        )
