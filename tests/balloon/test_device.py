@@ -43,7 +43,7 @@ def test_a_guest_writes_actual_and_poison_and_nothing_else(balloon: Balloon) -> 
     balloon.set_target(GIB - 8 * PAGE)
     assert balloon.write_config(0, config(99, 5, 7, 0xAAAAAAAA), migration=False)
     assert words(balloon) == (8, 5, 0, 0xAAAAAAAA)
-    assert (balloon.wanted_pages, balloon.held_pages) == (8, 5)
+    assert (balloon.target_pages, balloon.held_pages) == (8, 5)
     assert (balloon.balloon_size, balloon.actual) == (5 * PAGE, GIB - 5 * PAGE)
     assert not balloon.write_config(0, config(0, 5, 0, 0xAAAAAAAA), migration=False)
 
@@ -52,7 +52,7 @@ def test_a_migration_writes_every_field_and_takes_the_place_of_the_wish(balloon:
     balloon.set_target(GIB // 2)
     assert balloon.write_config(0, config(99, 5, 7, 1), migration=True)
     assert words(balloon) == (99, 5, 7, 1)
-    assert (balloon.target, balloon.has_wish) == (GIB - 99 * PAGE, False)
+    assert (balloon.target, balloon.has_target) == (GIB - 99 * PAGE, False)
     assert not balloon.set_memory_size(2 * GIB)
     assert words(balloon)[0] == 99
 
@@ -105,15 +105,15 @@ def test_num_pages_follows_from_the_wish(
 
 def test_a_wish_waits_for_the_memorys_size_and_follows_hot_plug() -> None:
     balloon = Balloon()
-    assert (balloon.target, balloon.has_wish) == (0, False)
+    assert (balloon.target, balloon.has_target) == (0, False)
     assert not balloon.set_target(GIB)
-    assert (balloon.target, balloon.has_wish, balloon.wanted_pages) == (GIB, True, 0)
+    assert (balloon.target, balloon.has_target, balloon.target_pages) == (GIB, True, 0)
     assert balloon.set_memory_size(2 * GIB)
-    assert (balloon.target, balloon.wanted_pages) == (GIB, GIB // PAGE)
+    assert (balloon.target, balloon.target_pages) == (GIB, GIB // PAGE)
     assert balloon.set_memory_size(3 * GIB)
-    assert (balloon.target, balloon.wanted_pages) == (GIB, 2 * GIB // PAGE)
+    assert (balloon.target, balloon.target_pages) == (GIB, 2 * GIB // PAGE)
     assert not balloon.set_memory_size(0)
-    assert (balloon.target, balloon.has_wish) == (GIB, True)
+    assert (balloon.target, balloon.has_target) == (GIB, True)
 
 
 def test_without_a_wish_the_guest_keeps_its_memory(balloon: Balloon) -> None:

@@ -25,7 +25,7 @@ import trio
 from protocol.virtio_balloon import Queue
 from tests.rig.memory import GiB, MiB
 from vhost_balloon.memory.ranges import merge, subtract, total
-from vhost_balloon.simulator import GuestRam
+from vhost_balloon.simulator.memory import GuestRam
 
 from .clocks import cpu_seconds
 from .neighbour import Neighbour

@@ -22,7 +22,8 @@ from protocol import vhost_user as vu
 from protocol import vhost_user_payloads as payloads
 from protocol.virtio_balloon import CONFIG_SIZE, BalloonFeature, Queue, StatTag
 from tests.support.end_to_end import LINUX, MIB, PAGE, ByHand, by_hand
-from vhost_balloon.simulator import DriverRing, GuestRam
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.ring import DriverRing
 
 Buffer = tuple[int, int, bool]
 

@@ -18,7 +18,7 @@ import trio
 
 from protocol.virtio_balloon import Queue
 from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand
-from vhost_balloon.simulator import DriverRing
+from vhost_balloon.simulator.ring import DriverRing
 
 BLOCKS: Final = 32
 """In a report, as in Linux's; every other block of memory, so that none touches the next."""

@@ -24,7 +24,10 @@ from tests.rig import process, qemu
 from tests.rig.daemon import Daemon
 from tests.rig.memory import MiB
 from tests.rig.packages import QEMU
-from vhost_balloon.simulator import DriverRing, FrontEnd, GuestRam, Numbering, queue_indexes
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import Numbering, queue_indexes
+from vhost_balloon.simulator.ring import DriverRing
 
 from .neighbour import Neighbour
 from .qtest import Qtest

@@ -15,7 +15,10 @@ from typing import Final
 
 import trio
 
-from vhost_balloon.simulator import DriverOptions, FrontEnd, GuestRam, SimulatedGuest
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.guest import SimulatedGuest
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import DriverOptions
 
 from .compiled import program
 

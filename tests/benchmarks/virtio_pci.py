@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.virtio_ring import DeviceStatus
-from vhost_balloon.simulator import DriverRing
+from vhost_balloon.simulator.ring import DriverRing
 
 from .qtest import Qtest, QtestError, write_command
 

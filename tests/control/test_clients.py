@@ -71,7 +71,7 @@ async def test_a_change_whose_front_end_is_gone_is_not_told(
     change(vm, 1)
     assert (await client.read())["data"]["actual"] == 1
     change(vm, 2)
-    vm.connection = None
+    vm.front_end = None
     await trio.sleep(10)
     change(vm, 3)
     assert (await client.read())["data"]["actual"] == 3

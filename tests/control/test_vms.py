@@ -93,7 +93,7 @@ def known_vm(vm: Vm) -> FakeFrontEnd:
         vm, front_end_pid=42, features=1 << 5 | 1 << 30 | 1 << 32 | 1 << 50, protocol_features=0x9,
         queues=queues, regions=(RegionStatistics(0, GIB, 4096, "tmpfs"),), target=GIB, balloon=0,
         resident=4096, stats={StatTag.MEMFREE: 5}, stats_age=1.5, state=VmState.DONE,
-        reporting_paused=True, pause_reasons=("operator",), huge_pages=HugePages(2, 3, 8192),
+        pause_reasons=("operator",), huge_pages=HugePages(2, 3, 8192),
         socket_path=Path("/run/web1.sock"), report_rate=5, internal_errors={"events": 1, "log": 0},
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ import trio
 import vhost_balloon
 from tests.support.ctl_command import CTL, Done, ctl, plain, vm_served
 from tests.support.end_to_end import by_hand, eventually
-from vhost_balloon.simulator import running_guest
+from vhost_balloon.simulator.guest import running_guest
 
 MIB = 1 << 20
 

@@ -16,7 +16,10 @@ import trio
 from tests.support.command import daemon, listening
 from tests.support.control_client import Client
 from tests.support.end_to_end import MIB, by_hand
-from vhost_balloon.simulator import DriverOptions, FrontEnd, GuestRam, running_guest
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.guest import running_guest
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import DriverOptions
 
 QUIET = DriverOptions(report_delay=None)
 

@@ -23,10 +23,8 @@ from tests.support.end_to_end import (
     to_target,
     told,
 )
-from vhost_balloon.simulator import (
-    DriverOptions,
-    running_guest,
-)
+from vhost_balloon.simulator.guest import running_guest
+from vhost_balloon.simulator.options import DriverOptions
 
 QUIET = DriverOptions(report_delay=None)
 TARGET = 32 * MIB

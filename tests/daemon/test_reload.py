@@ -29,7 +29,9 @@ from tests.support.operated import operated
 from tests.support.tampering import Found
 from vhost_balloon.config.file import MAX_SIZE
 from vhost_balloon.daemon import reload as reload_module
-from vhost_balloon.simulator import DriverOptions, running_guest
+from vhost_balloon.front_end.connection import FrontEndConnection
+from vhost_balloon.simulator.guest import running_guest
+from vhost_balloon.simulator.options import DriverOptions
 from vhost_balloon.vm.settings import SETTINGS
 
 QUIET = DriverOptions(report_delay=None)
@@ -109,8 +111,8 @@ async def test_changed_settings(tmp_path: Path, file: File) -> None:
         await eventually(lambda: not vm.attached)
         async with by_hand(host.path(), features=None):
             assert vm.statistics().target == 32 * MIB
-            assert vm.connection is not None
-            assert not vm.connection.session.offered & BalloonFeature.PAGE_REPORTING
+            assert isinstance(vm.front_end, FrontEndConnection)
+            assert not vm.front_end.session.offered & BalloonFeature.PAGE_REPORTING
 
 
 async def test_what_no_file_says_any_more_is_the_command_lines_again(

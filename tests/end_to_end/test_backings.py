@@ -27,7 +27,9 @@ from tests.support.end_to_end import (
 )
 from tests.support.huge_pages import HugePages
 from vhost_balloon.memory import syscalls
-from vhost_balloon.simulator import DriverOptions, GuestRam, running_guest
+from vhost_balloon.simulator.guest import running_guest
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import DriverOptions
 from vhost_balloon.vm.vm import Vm
 
 HUGE = 2 * MIB

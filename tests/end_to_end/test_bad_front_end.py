@@ -36,8 +36,8 @@ from tests.support.end_to_end import (
     serving,
     starts_over,
 )
-from vhost_balloon.simulator import Connection, GuestRam
-from vhost_balloon.simulator.connection import connect_socket
+from vhost_balloon.simulator.connection import Connection, connect_socket
+from vhost_balloon.simulator.memory import GuestRam
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from tests.support.end_to_end import (
     serving,
 )
 from vhost_balloon.errors import RingErrorReason
-from vhost_balloon.simulator import DriverRing, GuestRam
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.ring import DriverRing
 
 NEXT, WRITE, INDIRECT = (int(flag) for flag in DescriptorFlag)
 OUTSIDE = 1 << 40

@@ -30,8 +30,8 @@ from tests.support.end_to_end import (
     serving,
     starts_over,
 )
-from vhost_balloon.simulator import BackEndGone, Connection
-from vhost_balloon.simulator.connection import connect_socket
+from vhost_balloon.simulator.connection import Connection, connect_socket
+from vhost_balloon.simulator.wire import BackEndGone
 
 # Streams
 

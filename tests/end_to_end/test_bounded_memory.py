@@ -11,8 +11,9 @@ from protocol import vhost_user as vu
 from protocol.virtio_balloon import BalloonFeature, Queue
 from tests.support.command import daemon
 from tests.support.end_to_end import LINUX, MIB, PAGE, ByHand, by_hand
-from vhost_balloon.simulator import Connection, EventFd, GuestRam
-from vhost_balloon.simulator.connection import connect_socket
+from vhost_balloon.simulator.connection import Connection, connect_socket
+from vhost_balloon.simulator.events import EventFd
+from vhost_balloon.simulator.memory import GuestRam
 
 LONGEST = 32768
 HOLE = 1 << 40

@@ -16,7 +16,7 @@ from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, fill, refused, s
 from vhost_balloon.queues.decode import READ_PFNS, SLICE_BUFFERS, SLICE_BYTES, SLICE_NUMBERS, pages
 from vhost_balloon.queues.decode import reported as reports
 from vhost_balloon.queues.virtqueue import WALK_STEP, Buffer, Virtqueue
-from vhost_balloon.simulator import GuestRam
+from vhost_balloon.simulator.memory import GuestRam
 
 LONGEST = 32768
 """The largest queue size, and so the longest chain."""

@@ -28,7 +28,8 @@ from vhost_balloon.memory import syscalls
 from vhost_balloon.memory.discard import Discarded, punch
 from vhost_balloon.memory.region import Part
 from vhost_balloon.memory.syscalls import TMPFS_MAGIC, Filesystem
-from vhost_balloon.simulator import DriverRing, GuestRam
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.ring import DriverRing
 from vhost_balloon.vm.vm import Vm
 
 SIZES = [16 << 10, 64 << 10, 2 << 20]

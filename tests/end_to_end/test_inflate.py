@@ -19,7 +19,8 @@ from tests.support.end_to_end import (
     refused,
     serving,
 )
-from vhost_balloon.simulator import DriverOptions, GuestRam
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import DriverOptions
 
 FIRST = 8 * MIB // PAGE
 COUNT = 2048

@@ -25,10 +25,8 @@ from tests.support.end_to_end import (
     open_fds,
     serving,
 )
-from vhost_balloon.simulator import (
-    DriverOptions,
-    EventFd,
-)
+from vhost_balloon.simulator.events import EventFd
+from vhost_balloon.simulator.options import DriverOptions
 
 QUIET = DriverOptions(report_delay=None)
 TARGET = 32 * MIB

@@ -20,14 +20,10 @@ from tests.support.end_to_end import (
     serving,
     to_target,
 )
-from vhost_balloon.simulator import (
-    DriverOptions,
-    FrontEnd,
-    GuestRam,
-    SimulatedGuest,
-    running_guest,
-)
-from vhost_balloon.simulator.front_end import QEMU_PROTOCOL_FEATURES
+from vhost_balloon.simulator.front_end import QEMU_PROTOCOL_FEATURES, FrontEnd
+from vhost_balloon.simulator.guest import SimulatedGuest, running_guest
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import DriverOptions
 
 QUIET = DriverOptions(report_delay=None)
 TARGET = 32 * MIB

@@ -24,7 +24,8 @@ from tests.support.end_to_end import (
     refused,
     serving,
 )
-from vhost_balloon.simulator import DriverRing, Numbering
+from vhost_balloon.simulator.options import Numbering
+from vhost_balloon.simulator.ring import DriverRing
 
 OPTIONAL = tuple(int(feature) for feature, _ in OPTIONAL_QUEUES)
 BASE = LINUX & ~sum(OPTIONAL)

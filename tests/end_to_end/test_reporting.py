@@ -26,8 +26,10 @@ from tests.support.end_to_end import (
     ring_pages,
     serving,
 )
-from vhost_balloon.simulator import DriverOptions, GuestRam, running_guest
 from vhost_balloon.simulator.driver import POISON_FIELD
+from vhost_balloon.simulator.guest import running_guest
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import DriverOptions
 
 POISON = int(BalloonFeature.PAGE_POISON)
 

@@ -22,7 +22,10 @@ from tests.support.end_to_end import (
     serving,
 )
 from vhost_balloon.errors import CommandError
-from vhost_balloon.simulator import DriverOptions, DriverRing, running_guest
+from vhost_balloon.front_end.connection import FrontEndConnection
+from vhost_balloon.simulator.guest import running_guest
+from vhost_balloon.simulator.options import DriverOptions
+from vhost_balloon.simulator.ring import DriverRing
 
 ALL: dict[int, int] = {tag: 1000 + tag for tag in StatTag}
 MIGHTY = (1 << 64) - 1
@@ -51,8 +54,8 @@ def seen(host: Host) -> dict[StatTag, int]:
 
 def ask(host: Host) -> None:
     """Ask for a fresh sample, now."""
-    connection = host.vm().connection
-    assert connection is not None
+    connection = host.vm().front_end
+    assert isinstance(connection, FrontEndConnection)
     connection._rings.stats.request()
 
 

@@ -40,7 +40,7 @@ from vhost_balloon.queues.processor import HintProcessor
 from vhost_balloon.queues.ring import Processor, StartedRing
 from vhost_balloon.queues.stats import StatsProcessor
 from vhost_balloon.queues.virtqueue import Buffer, Chain
-from vhost_balloon.simulator import GuestRam
+from vhost_balloon.simulator.memory import GuestRam
 
 GIB = 1 << 30
 PIECE = 8 * MIB

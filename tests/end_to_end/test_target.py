@@ -21,7 +21,8 @@ from tests.support.end_to_end import (
     serving,
     told,
 )
-from vhost_balloon.simulator import DriverOptions, running_guest
+from vhost_balloon.simulator.guest import running_guest
+from vhost_balloon.simulator.options import DriverOptions
 
 ACTUAL = slice(4, 8)
 QUIET = DriverOptions(report_delay=None)

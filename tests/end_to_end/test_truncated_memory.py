@@ -14,7 +14,7 @@ from protocol.virtio_balloon import Queue
 from tests.support.command import daemon
 from tests.support.end_to_end import BLOCK, MIB, LogLines, by_hand, fill, serving
 from tests.support.helpers import mapped, memfd
-from vhost_balloon.simulator import GuestRam
+from vhost_balloon.simulator.memory import GuestRam
 
 GIB = 1 << 30
 

@@ -43,7 +43,7 @@ def _vm(attached: int) -> Vm:
     if attached & 1:
         attach(vm)
     if attached & 2:
-        vm.connection = _ReadingFrontEnd(vm)  # type: ignore[assignment]
+        vm.front_end = _ReadingFrontEnd(vm)  # type: ignore[assignment]
     return vm
 
 

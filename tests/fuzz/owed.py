@@ -6,7 +6,7 @@ import struct
 from typing import Final
 
 from protocol.vhost_user import Request as R
-from vhost_balloon.session.features import PROTOCOL_FEATURES
+from vhost_balloon.session.session import PROTOCOL_FEATURES
 
 REPLY, NEED_REPLY, REPLY_ACK = 1 << 2, 1 << 3, 1 << 3
 MAX_KEPT: Final = 0x10000

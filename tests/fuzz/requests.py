@@ -12,7 +12,7 @@ from tests.fuzz.rings_by_hand import AVAILABLE, DESCRIPTORS, RING_SIZE, USED, ri
 from tests.fuzz.source import Source
 from tests.support.bad_requests import U64, addr, config, slot, state, table
 from tests.support.bad_requests import region as region_of
-from vhost_balloon.session.features import PROTOCOL_FEATURES, TRANSPORT_FEATURES
+from vhost_balloon.session.session import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 
 USER: Final = 0x7F00_0000_0000
 EVERY_FEATURE: Final = 0x3F | TRANSPORT_FEATURES

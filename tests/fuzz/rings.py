@@ -23,7 +23,7 @@ from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.pins import PinGuard
 from vhost_balloon.memory.region import MappedRegion, check_disjoint
 from vhost_balloon.pace.wakefulness import Wakefulness
-from vhost_balloon.queues.attached_guest import Device
+from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.deflate import DeflateProcessor
 from vhost_balloon.queues.discarding import DiscardProcessor
 from vhost_balloon.queues.processor import HintProcessor
@@ -77,7 +77,7 @@ def _fill(source: Source, fd: int) -> None:
         os.pwrite(fd, source.some(size)[: FILE_SIZE - at], at)
 
 
-def _processor(device: Device, queue: Queue) -> Processor:
+def _processor(device: AttachedGuest, queue: Queue) -> Processor:
     match queue:
         case Queue.STATS:
             return StatsProcessor(device)
@@ -95,7 +95,7 @@ def _used_index(ring: StartedRing) -> int:
 
 async def _serve(queue: Queue, setup: RingSetup, memory: GuestMemory) -> None:
     policy = DiscardPolicy(DiscardMode.ALWAYS)
-    device = Device(
+    device = AttachedGuest(
         Balloon(), Counters(), policy, Wakefulness(), PinGuard(None), VmLog("fuzz"), memory
     )
     processor, broken = _processor(device, queue), list[RingError]()

@@ -17,7 +17,8 @@ from tests.support.helpers import MIB, memfd
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.figures.counters import Counters, counters_document
-from vhost_balloon.restart.reattach import Left, read_connection
+from vhost_balloon.front_end.parts import Left
+from vhost_balloon.restart.reattach import read_connection
 from vhost_balloon.restart.records import Left as Found
 from vhost_balloon.restart.records import find_record, restore_vm
 from vhost_balloon.store.descriptors import CONNECTION, RECORD, Store

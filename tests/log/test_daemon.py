@@ -114,7 +114,7 @@ def test_it_starts_with_closed_descriptors(tmp_path: Path, closed: str) -> None:
 def test_a_root_without_dev_null() -> None:
     program = """
 import os
-from vhost_balloon import log_output
+from vhost_balloon.log import output as log_output
 log_output._FILLERS = (("/nonexistent/null", os.O_RDWR), log_output._FILLERS[1])
 os.close(0), os.close(2)
 log_output.prepare_descriptors()
@@ -263,7 +263,8 @@ def test_it_ends_though_nobody_reads(tmp_path: Path, number: signal.Signals) -> 
 
 BUG = """
 import sys
-from vhost_balloon import __main__, daemon
+from vhost_balloon import __main__
+from vhost_balloon.daemon import daemon
 async def run(*_):
     raise KeyError("name \\x1b[2J")
 daemon.run = run
@@ -296,7 +297,7 @@ def test_a_bug_does_not_wait_for_its_reader() -> None:
 
 HOOKS = """
 import logging, sys, threading, warnings
-from vhost_balloon import log_setup
+from vhost_balloon.log import setup as log_setup
 log_setup.catch_all(log_setup.set_up("info", "json"))
 warnings.warn("a warning")
 class Bad:
@@ -345,7 +346,7 @@ termios.tcsetattr(2, termios.TCSANOW, mode)
 child = os.fork()
 if not child:
     os.setpgid(0, 0)
-    from vhost_balloon import log_setup, log_output
+    from vhost_balloon.log import output as log_output, setup as log_setup
     log_output.prepare_descriptors()
     log_setup.set_up().handle(log_setup.logging.LogRecord("", 30, "", 0, "seen", (), None))
     os._exit(0)

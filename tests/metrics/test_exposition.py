@@ -106,7 +106,7 @@ async def test_text_says_what_the_client_library_says(accept: str, still_clock: 
         assert rest == {"vhost_balloon_build_info"}
         # What was kept of this scrape must not show in the next.
         vms["a"].counters.freed_bytes += 1
-        vms["new\nline"].connection = None
+        vms["new\nline"].front_end = None
 
 
 def test_process_metrics_are_the_client_librarys() -> None:

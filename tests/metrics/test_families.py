@@ -118,7 +118,7 @@ async def test_what_only_a_guest_has_is_left_out_without_one(vms: Vms) -> None:
         *("queue_map_ambiguous", "guest_memory_bytes", "target_bytes", "actual_bytes"),
         *("guest_resident_bytes", "guest_stats_age_seconds", "guest_stat_free_bytes"),
     }
-    web1.connection = None
+    web1.front_end = None
     assert (await of_vm(vms)).keys() == before
 
 
@@ -134,7 +134,7 @@ async def test_counters_outlive_the_front_end(vms: Vms) -> None:
     web1 = vms["web1"]
     attach(web1)
     web1.counters.freed_bytes = 4096
-    web1.connection = None
+    web1.front_end = None
     assert (await of_vm(vms))["freed_bytes_total"] == 4096
 
 
@@ -160,7 +160,6 @@ async def test_sizes_and_flags(vms: Vms) -> None:
         resident=100 << 20,
         state=VmState.OUT_OF_MEMORY,
         queue_map_ambiguous=True,
-        reporting_paused=True,
         pause_reasons=(Refusal.PINS_UNKNOWN,),
         stats_interval=2.5,
         stats_age=1.25,

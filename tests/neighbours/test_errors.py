@@ -23,7 +23,8 @@ from tests.rig.qmp import QMPClient
 from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand, eventually, fill, is_filled
 from tests.support.huge_pages import need_root
 from tests.support.neighbours import hostile, neighbour, serves
-from vhost_balloon.simulator import BackEndGone, Refused
+from vhost_balloon.simulator.connection import Refused
+from vhost_balloon.simulator.wire import BackEndGone
 
 KEPT: Final = range(24 * MIB, 28 * MIB)
 ERRORS: Final = {

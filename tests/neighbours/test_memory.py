@@ -15,7 +15,8 @@ from tests.support.helpers import GIB, memfd
 from tests.support.huge_pages import HugePages
 from tests.support.neighbours import PATIENCE, answers, hostile, neighbour, serves
 from vhost_balloon.memory.syscalls import punch_hole
-from vhost_balloon.simulator import DriverRing, GuestRam
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.ring import DriverRing
 
 TIB = 1 << 40
 HUGE = 2 * MIB

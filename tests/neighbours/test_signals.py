@@ -21,7 +21,8 @@ from tests.support.helpers import GIB
 from tests.support.huge_pages import need_root
 from tests.support.neighbours import PATIENCE, answers, hostile, neighbour, serves
 from tests.support.restarting import hosting
-from vhost_balloon.simulator import DriverRing, GuestRam
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.ring import DriverRing
 
 FLOOD = 20_000
 """Messages a second."""

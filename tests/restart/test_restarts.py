@@ -15,7 +15,8 @@ from protocol.vhost_user import HEADER, VERSION, HeaderFlag, ProtocolFeature, Re
 from protocol.virtio_balloon import Queue, StatTag
 from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, eventually, fill, is_filled
 from tests.support.restarting import CRASHING, GUEST, Host, hosting
-from vhost_balloon.simulator import EventFd, Refused
+from vhost_balloon.simulator.connection import Refused
+from vhost_balloon.simulator.events import EventFd
 
 NEED_REPLY = VERSION | HeaderFlag.NEED_REPLY
 

@@ -18,7 +18,8 @@ from tests.rig.qmp import QMPClient
 from tests.support.command import daemon
 from tests.support.end_to_end import MIB, ByHand, by_hand, eventually
 from tests.support.restarting import KEPT, Host, hosting
-from vhost_balloon.simulator import FrontEnd, GuestRam
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.memory import GuestRam
 
 
 def executions(host: Host) -> int:

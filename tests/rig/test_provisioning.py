@@ -230,7 +230,7 @@ def test_of_none():
     pass
 """
 CONFTEST = """
-from tests import fake_debian
+from tests.support import fake_debian
 from tests.rig import packages
 from tests.rig.fixtures import *
 

@@ -64,7 +64,7 @@ def child(code: str, variables: dict[str, str], count: int = 2) -> subprocess.Co
         f"[os.dup2(fd, 50 + n) for n, fd in enumerate({ends})]\n"
         f"[os.dup2(50 + n, 3 + n) for n in range({count})]\n"
         f"e.update({{k: v.replace('PID', str(os.getpid())) for k, v in {variables}.items()}})\n"
-        "from vhost_balloon import systemd\n"
+        "from vhost_balloon.service import systemd\n"
         "from vhost_balloon.errors import OperatorError\n"
         f"{code}"
     )

@@ -23,7 +23,7 @@ from tests.support.pure_front_end import (
     start_all,
 )
 from vhost_balloon.session import effects
-from vhost_balloon.session.features import TRANSPORT_FEATURES
+from vhost_balloon.session.session import TRANSPORT_FEATURES
 
 # Features
 

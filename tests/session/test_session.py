@@ -29,8 +29,8 @@ from tests.support.pure_front_end import (
     stop_all,
 )
 from vhost_balloon.session import effects
-from vhost_balloon.session.features import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 from vhost_balloon.session.message import Message
+from vhost_balloon.session.session import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 
 # Replies
 

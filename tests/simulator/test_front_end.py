@@ -16,16 +16,12 @@ import trio.testing
 
 from protocol.virtio_balloon import Queue
 from tests.support.toy_back_end import PROTOCOL, ToyBackEnd, attached
-from vhost_balloon.simulator import (
-    BackEndGone,
-    DriverRing,
-    FrontEnd,
-    GuestRam,
-    Numbering,
-    Refused,
-    UnexpectedReply,
-    queue_indexes,
-)
+from vhost_balloon.simulator.connection import Refused, UnexpectedReply
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import Numbering, queue_indexes
+from vhost_balloon.simulator.ring import DriverRing
+from vhost_balloon.simulator.wire import BackEndGone
 
 MIB = 1 << 20
 

@@ -11,15 +11,12 @@ import trio.testing
 
 from protocol.virtio_balloon import Queue
 from tests.support.toy_back_end import OFFERED, PROTOCOL, QUIET, ToyBackEnd, booted
-from vhost_balloon.simulator import (
-    BackEndGone,
-    DriverOptions,
-    FrontEnd,
-    GuestOutOfMemory,
-    GuestRam,
-    SimulatedGuest,
-    running_guest,
-)
+from vhost_balloon.simulator.allocator import GuestOutOfMemory
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.guest import SimulatedGuest, running_guest
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import DriverOptions
+from vhost_balloon.simulator.wire import BackEndGone
 
 MIB = 1 << 20
 STATS, REPORTING = 1 << 1, 1 << 5

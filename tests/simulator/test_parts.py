@@ -13,17 +13,10 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vhost_balloon.simulator import (
-    DriverRing,
-    EventFd,
-    GuestOutOfMemory,
-    GuestRam,
-    PageAllocator,
-    RingFull,
-    Used,
-    create_memfd,
-)
-from vhost_balloon.simulator.allocator import BLOCK_SIZE
+from vhost_balloon.simulator.allocator import BLOCK_SIZE, GuestOutOfMemory, PageAllocator
+from vhost_balloon.simulator.events import EventFd
+from vhost_balloon.simulator.memory import GuestRam, create_memfd
+from vhost_balloon.simulator.ring import DriverRing, RingFull, Used
 
 MIB = 1 << 20
 PAGE = 4096

@@ -7,7 +7,9 @@ import os
 import random
 import struct
 
-from vhost_balloon.simulator import FrontEnd, GuestRam, Refused
+from vhost_balloon.simulator.connection import Refused
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.wire import BackEndGone
 
 

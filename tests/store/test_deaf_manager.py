@@ -11,7 +11,6 @@ import trio
 import trio.testing
 
 from tests.support.end_to_end import LogLines
-from vhost_balloon.daemon.front_ends import FrontEnds
 from vhost_balloon.errors import CommandError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.restart import upgrade
@@ -62,7 +61,7 @@ async def test_what_it_missed_is_told_once_it_reads(
             assert trio.current_time() - began < 2 * KEEP_LIMIT
             vm = Vm("web1", store=store)
             with pytest.raises(CommandError, match="the service manager does not read"):
-                await upgrade.execute(vm, FrontEnds(vm, None), {})
+                await upgrade.execute(vm, lambda: False, {})
             deaf.reads.set()
             await trio.testing.wait_all_tasks_blocked()
             assert not store.is_behind

@@ -31,8 +31,9 @@ from hypothesis.stateful import (
 from protocol.vhost_user import HEADER, VERSION, Request
 from tests.support.shelves import ended, mark, marked, names, shelves, started, successor
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.front_end.conversation import settle
 from vhost_balloon.front_end.transport import Transport
-from vhost_balloon.restart.reattach import Pending, settle
+from vhost_balloon.restart.reattach import read_pending
 from vhost_balloon.session.message import Message
 from vhost_balloon.store import shelf as module
 from vhost_balloon.store.journal import Journal
@@ -274,7 +275,7 @@ class Kicks:
             message.release_fds()
             journal.done(None)
 
-        pending = Pending.read(journal, [0, None], shelf)
+        pending = read_pending(journal, [0, None], shelf)
         shelf.sweep()
         if pending is not None:
             await settle(transport, pending, take)

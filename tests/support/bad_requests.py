@@ -14,7 +14,7 @@ from tests.support.end_to_end import (
     MIB,
     PAGE,
 )
-from vhost_balloon.simulator import create_memfd
+from vhost_balloon.simulator.memory import create_memfd
 
 R = Request
 TOP = 1 << 64

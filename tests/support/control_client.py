@@ -43,7 +43,7 @@ class FakeFrontEnd:
         else:
             self.known = self.sample
 
-    def statistics(self, *, details: bool) -> VmStatistics:
+    def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
         return self.known
 
 
@@ -54,7 +54,7 @@ def web1() -> Vm:
 
 def attach(vm: Vm, **known: Any) -> FakeFrontEnd:
     front_end = FakeFrontEnd(vm, **known)
-    vm.connection = cast(FrontEndConnection, front_end)
+    vm.front_end = cast(FrontEndConnection, front_end)
     return front_end
 
 

@@ -26,19 +26,13 @@ from vhost_balloon.config import config
 from vhost_balloon.daemon import daemon
 from vhost_balloon.log.lines import TextFormatter
 from vhost_balloon.pace import wakefulness
-from vhost_balloon.simulator import (
-    BackEndGone,
-    Connection,
-    DriverRing,
-    FrontEnd,
-    GuestRam,
-    Numbering,
-    Refused,
-    SimulatedGuest,
-    Used,
-    queue_indexes,
-)
-from vhost_balloon.simulator.options import RING_FEATURES
+from vhost_balloon.simulator.connection import Connection, Refused
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.guest import SimulatedGuest
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import RING_FEATURES, Numbering, queue_indexes
+from vhost_balloon.simulator.ring import DriverRing, Used
+from vhost_balloon.simulator.wire import BackEndGone
 from vhost_balloon.vm.vm import Vm
 
 PAGE: Final = 4096

@@ -40,7 +40,7 @@ def full_document(number: int = 1) -> dict[str, Any]:
     counters.discard_seconds.observe(0.002)
     known = VmStatistics(
         "web1", True, counters, guest_memory=GIB, target=GIB, actual=GIB, resident=4096,
-        driver_ready=True, state=VmState.DONE, pause_reasons=("operator",), reporting_paused=True,
+        driver_ready=True, state=VmState.DONE, pause_reasons=("operator",),
         stats={tag: number * 1000 + tag for tag in StatTag}, stats_age=1.5, report_rate=5,
         huge_pages=HugePages(2, 3, 8192), internal_errors={"events": 1},
     )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from protocol.vhost_user_payloads import Region
 from tests.rig.fixtures import required
-from vhost_balloon.simulator import GuestRam, RamRegion, create_memfd
+from vhost_balloon.simulator.memory import GuestRam, RamRegion, create_memfd
 
 MIB: Final = 1 << 20
 

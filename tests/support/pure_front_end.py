@@ -10,11 +10,10 @@ from protocol.vhost_user_payloads import Region
 from tests.support.helpers import GIB, no_fds
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.errors import FrontEndError
-from vhost_balloon.session import effects
+from vhost_balloon.session import effects, requests
 from vhost_balloon.session.effects import Effect
-from vhost_balloon.session.features import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 from vhost_balloon.session.message import Message
-from vhost_balloon.session.session import Session
+from vhost_balloon.session.session import PROTOCOL_FEATURES, TRANSPORT_FEATURES, Session
 
 ALL_BALLOON_FEATURES: Final = (1 << 6) - 1
 EVERY_FEATURE: Final = ALL_BALLOON_FEATURES | TRANSPORT_FEATURES
@@ -87,12 +86,12 @@ class PureFrontEnd:
         except FrontEndError as error:
             assert message.fds == given, "a refused message keeps its descriptors"
             self.refusals.append(str(error))
-            reply = self.session.refuse(message)
+            reply = requests.refuse(self.session, message)
         self.fds_left = len(message.fds)
         return reply
 
     def _handle(self, message: Message) -> bytes | None:
-        steps = self.session.handle(message)
+        steps = requests.handle(self.session, message)
         try:
             effect = next(steps)
             while True:

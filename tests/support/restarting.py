@@ -18,7 +18,9 @@ from tests.rig.errors import GuestError
 from tests.rig.qmp import QMPClient
 from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand, eventually, fill, is_filled
 from tests.support.service_manager import ServiceManager
-from vhost_balloon.simulator import BackEndGone, FrontEnd, GuestRam
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.wire import BackEndGone
 
 CRASHING: Final = ("-m", "tests.support.crashing")
 GUEST: Final = 64 * MIB

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 import trio
 import trio.testing
 
-from vhost_balloon.simulator import DriverOptions, FrontEnd, GuestRam, SimulatedGuest
+from vhost_balloon.simulator.front_end import FrontEnd
+from vhost_balloon.simulator.guest import SimulatedGuest
+from vhost_balloon.simulator.memory import GuestRam
+from vhost_balloon.simulator.options import DriverOptions
 from vhost_balloon.simulator.wire import BackEndGone, Message, receive_message
 
 QUIET = DriverOptions(report_delay=None)

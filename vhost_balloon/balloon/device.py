@@ -52,7 +52,7 @@ class Balloon:
         return max(self.memory_size - (self._actual << PFN_SHIFT), 0)
 
     @property
-    def wanted_pages(self) -> int:
+    def target_pages(self) -> int:
         """Balloon pages (4 KiB) that the guest is to hold: num_pages."""
         return self._num_pages
 
@@ -62,7 +62,7 @@ class Balloon:
         return self._actual
 
     @property
-    def has_wish(self) -> bool:
+    def has_target(self) -> bool:
         """Whether a target was set by this daemon's operator."""
         return self._wish is not None
 

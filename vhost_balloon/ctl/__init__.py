@@ -3,5 +3,3 @@
 It imports the standard library and `vhost_balloon`'s version, nothing else, and of that library
 nothing that is slow to load: a command has to be as quick as `ls`.
 """
-
-from __future__ import annotations

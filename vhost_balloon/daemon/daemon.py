@@ -182,7 +182,7 @@ class _Daemon:
                 nursery.start_soon(vm.internal_errors.supervise, where, run)
 
             start("log", tell_losses)
-            successor = Successor(notifier, vm, self._front_ends, self._sockets)
+            successor = Successor(notifier, vm, lambda: self._front_ends.is_arriving, self._sockets)
             start("upgrade", successor.run)
             hang_up = partial(successor.want, is_checked=False)
             await nursery.start(partial(follow_signals, stop, notifier, hang_up))
@@ -258,7 +258,7 @@ def summary(vm: Vm) -> str:
     """What `systemctl status` shows."""
     if vm.is_stuck:
         return "waiting for a process before this one, which cannot be killed"
-    if vm.inert is not None:
+    if vm.front_end is not None and not vm.front_end.has_device:
         return "a front end is answered without a device"
     return "a front end is attached" if vm.attached else "no front end is attached"
 
@@ -281,7 +281,7 @@ class Successor:
 
     notifier: Notifier
     vm: Vm
-    front_ends: FrontEnds
+    is_arriving: Callable[[], bool]
     sockets: Sockets
     _wanted: trio.Event = field(default_factory=trio.Event)
     _is_checked: bool = False
@@ -315,6 +315,6 @@ class Successor:
         with trio.move_on_after(RELOADING_LIMIT):
             await self.notifier.send(reloading())
         try:
-            await upgrade.execute(self.vm, self.front_ends, self.sockets.handed_over())
+            await upgrade.execute(self.vm, self.is_arriving, self.sockets.handed_over())
         finally:
             await self.notifier.send(READY)

@@ -1,0 +1,4 @@
+"""The demo: a simulated guest on a real daemon, drawn in a terminal.
+
+It uses the daemon only as any front end or QMP client does.
+"""

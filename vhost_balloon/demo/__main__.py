@@ -26,13 +26,10 @@ from vhost_balloon.demo.available import available_memory
 from vhost_balloon.demo.player import FREE_MARK, PLAY_SECONDS, DemoError, QmpClient, first_of, play
 from vhost_balloon.demo.screen import Screen
 from vhost_balloon.printable import printable
-from vhost_balloon.simulator import (
-    BackEndGone,
-    DriverOptions,
-    Refused,
-    SimulatedGuest,
-    running_guest,
-)
+from vhost_balloon.simulator.connection import Refused
+from vhost_balloon.simulator.guest import SimulatedGuest, running_guest
+from vhost_balloon.simulator.options import DriverOptions
+from vhost_balloon.simulator.wire import BackEndGone
 
 PROGRAM: Final = "vhost-balloon-demo"
 MIB: Final = 1 << 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, assert_never
 
 import trio
@@ -26,16 +27,16 @@ from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.channel import BackendChannel
 from vhost_balloon.front_end.conversation import Conversation
 from vhost_balloon.front_end.documents import restore_balloon, restore_session
-from vhost_balloon.front_end.keeper import Keeper, Parts, clock_offset
+from vhost_balloon.front_end.keeper import Keeper, clock_offset
+from vhost_balloon.front_end.parts import Left, Parts
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.pins import PinGuard
 from vhost_balloon.memory.region import MappedRegion, check_disjoint, refusal
 from vhost_balloon.pace.rate import REPORT_BURST, Bucket
-from vhost_balloon.queues.attached_guest import Device
+from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring_set import RingSet
-from vhost_balloon.restart.reattach import Left
-from vhost_balloon.session import effects
+from vhost_balloon.session import effects, requests
 from vhost_balloon.session.effects import Effect
 from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import Session
@@ -73,7 +74,7 @@ async def run_connection(
         async with trio.open_nursery() as nursery:
             connection = FrontEndConnection(vm, transport, name, nursery, peer_connected)
             await prepare(connection)
-            vm.connection = connection
+            vm.front_end = connection
             vm.status_changed.set()
             await connection.serve()
             nursery.cancel_scope.cancel()
@@ -81,7 +82,7 @@ async def run_connection(
         vm.crashed()
         raise
     finally:
-        vm.connection = None
+        vm.front_end = None
         transport.close()
     connection.keeper.ended()
     connection.gone.set()
@@ -95,6 +96,8 @@ def _report_limit(rate: int | None) -> Bucket | None:
 
 class FrontEndConnection:
     """From accept to the end of the connection; its tasks live in nursery."""
+
+    has_device: Final = True
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class FrontEndConnection:
             self.balloon.set_target(self._settings.target)
         self.session = Session(self.balloon, self._settings.offered)
         self._pid = transport.peer_pid() if peer_connected else None
-        self._device = Device(
+        self._device = AttachedGuest(
             self.balloon,
             vm.counters,
             self._settings.policy,
@@ -167,7 +170,7 @@ class FrontEndConnection:
             self._rings.resume(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
         self._rings.stats.resume()
         self._follow()
-        await self._rings.update()
+        await self._rings.apply()
         self._tell_config()
         self._transport.is_new = False
         self.vm.log.info(f"front end resumed (process {self._pid})")
@@ -198,11 +201,11 @@ class FrontEndConnection:
             return await self._handle(message)
         except FrontEndError as error:
             self._misbehaved(f"refused {message.name}: {error}")
-            return self.session.refuse(message)
+            return requests.refuse(self.session, message)
 
     async def _handle(self, message: Message) -> bytes | None:
         """Drive the session through one message. Raises FrontEndError if it refuses."""
-        steps = self.session.handle(message)
+        steps = requests.handle(self.session, message)
         try:
             effect = next(steps)
             while True:
@@ -226,7 +229,7 @@ class FrontEndConnection:
 
     async def go_on(self) -> None:
         """End a rest, or the wish for one."""
-        await self._rings.update()
+        await self._rings.apply()
         self._conversation.go_on()
 
     def _misbehaved(self, text: str) -> None:
@@ -249,7 +252,7 @@ class FrontEndConnection:
             case effects.StartRing(index, kick, setup):
                 await self._rings.start(index, kick, setup)
             case effects.RingsChanged():
-                await self._rings.update()
+                await self._rings.apply()
                 self._tell_config()
             case effects.SetKick(index, kick):
                 await self._rings.set_kick(index, kick)
@@ -298,7 +301,7 @@ class FrontEndConnection:
         self._rings.drop_region(mapped)
         self._device.memory.remove(mapped)
         mapped.close()
-        await self._rings.update()
+        await self._rings.apply()
 
     async def _replace_regions(self, regions: list[tuple[Region, OwnedFd]]) -> None:
         """Map the new table, move the rings, unmap the old one; or change nothing and raise."""
@@ -311,11 +314,11 @@ class FrontEndConnection:
             self._rings.rebind(self._rings.plan(memory))
         except FrontEndError:
             memory.unmap()
-            await self._rings.update()
+            await self._rings.apply()
             raise
         old, self._device.memory = self._device.memory, memory
         old.close()
-        await self._rings.update()
+        await self._rings.apply()
 
     def _set_channel(self, fd: OwnedFd) -> None:
         channel = BackendChannel(fd)
@@ -349,7 +352,7 @@ class FrontEndConnection:
 
     def _follow(self) -> None:
         self._convergence.observe(
-            self.balloon.wanted_pages, self.balloon.held_pages, trio.current_time()
+            self.balloon.target_pages, self.balloon.held_pages, trio.current_time()
         )
 
     def pause(self, paused: bool) -> None:
@@ -387,38 +390,30 @@ class FrontEndConnection:
                 continue
             self._rings.stats.request()
 
-    def statistics(self, *, details: bool) -> VmStatistics:
-        """A snapshot, with queues and regions if details are wanted. Never waits."""
+    def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
+        """A snapshot: known, and what this front end adds. Never waits."""
         balloon, session, memory = self.balloon, self.session, self._device.memory
-        known = balloon.memory_size > 0
-        reasons = self._pause_reasons()
-        return VmStatistics(
-            id=self.vm.id,
-            attached=True,
-            counters=self.vm.counters,
-            settings=self.vm.settings,
-            socket_path=self.vm.socket_path,
+        is_known = balloon.memory_size > 0
+        return replace(
+            known,
             front_end_pid=self._pid,
             features=session.features,
             protocol_features=session.protocol_features,
             queues=self._rings.statistics() if details else (),
             regions=memory.statistics() if details else (),
             guest_memory=balloon.memory_size,
-            target=balloon.target if known or balloon.has_wish else None,
-            pending=balloon.has_wish and not session.driver_ready,
-            actual=balloon.actual if known else None,
+            target=balloon.target if is_known or balloon.has_target else None,
+            pending=balloon.has_target and not session.driver_ready,
+            actual=balloon.actual if is_known else None,
             balloon=balloon.balloon_size,
             resident=memory.resident(),
             driver_ready=session.driver_ready,
             state=self._state(),
-            reporting_paused=bool(reasons),
-            pause_reasons=reasons,
+            pause_reasons=self._pause_reasons(),
             queue_map_ambiguous=self._rings.map_ambiguous,
-            stats_interval=self.vm.stats_interval,
             report_rate=self._settings.report_rate,
             huge_pages=self._device.gathering.statistics() if memory.has_grids else None,
             stats=balloon.stats.values,
             stats_last_update=balloon.stats.last_update,
             stats_age=balloon.stats.age(trio.current_time()),
-            internal_errors=self.vm.internal_errors.counts,
         )

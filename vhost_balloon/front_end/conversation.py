@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from vhost_balloon.front_end.transport import Transport
-from vhost_balloon.restart.reattach import Pending, settle
 from vhost_balloon.session.message import Message
+from vhost_balloon.store.journal import Entry, Phase
 
 Answer = Callable[[Message], Awaitable[bytes | None]]
 """Acts on a message; its reply's payload, or None if none is due. Raises nothing for what the
@@ -109,3 +110,29 @@ class Conversation:
         """End a rest, or the wish for one."""
         if self._rest is not None:
             self._rest.ended.set()
+
+
+@dataclass(slots=True)
+class Pending:
+    """The newest request in the journal, not answered. Whether a reply that was on its way was
+    sent is written down by now."""
+
+    entry: Entry
+    message: Message
+
+
+Serve = Callable[[Message], Awaitable[None]]
+
+
+async def settle(transport: Transport, pending: Pending, serve: Serve) -> None:
+    """Answer the request that was in flight, unless it was answered or is still in the socket."""
+    message = pending.message
+    entry = pending.entry
+    if entry.phase >= Phase.DONE:
+        message.close()
+        if entry.reply is not None:
+            await transport.reply(message.request, entry.reply)
+    elif entry.phase is Phase.SEEN and transport.begins_with(entry.request):
+        message.close()  # it was never taken
+    else:
+        await serve(message)

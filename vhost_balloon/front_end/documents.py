@@ -13,7 +13,11 @@ from protocol.vhost_user_payloads import VringAddress
 from protocol.virtio_balloon import NUM_QUEUES
 from protocol.virtio_ring import INDEX_MASK, MAX_QUEUE_SIZE
 from vhost_balloon.checked import Document, flag, number, reading
+from vhost_balloon.front_end.partial import Partial
+from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.session.session import Ring, Session
+from vhost_balloon.store.shelf import shelf_name
 
 """By version: lifts all areas' documents, by area, to the next version."""
 
@@ -105,3 +109,27 @@ def restore_balloon(session: Session, document: list[Any]) -> None:
 
 
 # Counters
+
+
+def _numbers(mapped: MappedRegion) -> list[int]:
+    region = mapped.region
+    return [region.guest_address, region.size, region.user_address, region.mmap_offset]
+
+
+def _position(ring: StartedRing) -> list[Any]:
+    """Index, where it goes on, and what broke it."""
+    queue, broken = ring.virtqueue, ring.broken
+    return [ring.index, queue.lead, queue.base, None if broken is None else broken.reason.value]
+
+
+def partial_document(partial: Partial | None) -> Document | None:
+    """A message that was taken in part; resume.left_partial() reads it."""
+    if partial is None:
+        return None
+    return {
+        "data": partial.data.hex(),
+        "fds": [shelf_name(fd) for fd in partial.fds],
+        "skipped": partial.skipped,
+        "fds-lost": partial.fds_lost,
+        "unsure": partial.unsure,
+    }

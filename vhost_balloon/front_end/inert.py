@@ -7,21 +7,21 @@ they are, and the next front end on that socket is served as ever.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import Any, Final
 
 import trio
 
-from vhost_balloon.errors import StreamError
-from vhost_balloon.front_end.conversation import Conversation
-from vhost_balloon.front_end.keeper import partial_document
+from vhost_balloon.errors import CommandError, StreamError
+from vhost_balloon.figures.statistics import VmState
+from vhost_balloon.front_end.conversation import Conversation, Pending
+from vhost_balloon.front_end.documents import partial_document
+from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.session.inert_session import InertSession
-
-if TYPE_CHECKING:
-    from vhost_balloon.front_end.transport import Transport
-    from vhost_balloon.restart.reattach import Pending
-    from vhost_balloon.session.message import Message
-    from vhost_balloon.store.record import Record
-    from vhost_balloon.vm.vm import Vm
+from vhost_balloon.session.message import Message
+from vhost_balloon.store.record import Record
+from vhost_balloon.vm.snapshot import VmStatistics
+from vhost_balloon.vm.vm import NOT_ACTIVATED, Vm
 
 
 class InertKeeper:
@@ -92,6 +92,8 @@ class InertKeeper:
 class InertConnection:
     """One such front end, until it goes. reason: why it is not served, for the operator."""
 
+    has_device: Final = False
+
     def __init__(self, vm: Vm, transport: Transport, name: str, reason: str) -> None:
         self.gone: Final = trio.Event()
         self.session: Final = InertSession(vm.settings.offered)
@@ -136,3 +138,18 @@ class InertConnection:
     async def go_on(self) -> None:
         """End a rest, or the wish for one."""
         self._conversation.go_on()
+
+    def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
+        """A snapshot: known, and that there is no device."""
+        return replace(known, state=VmState.INERT, pause_reasons=(VmState.INERT.value,))
+
+    def set_target(self, value: int) -> None:
+        """Raises CommandError: there is no device."""
+        raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
+
+    def pause(self, paused: bool) -> None:
+        """Nothing is discarded anyhow."""
+
+    async def fresh_stats(self) -> None:
+        """Raises CommandError: there is no device."""
+        raise CommandError(NOT_ACTIVATED, "DeviceNotActive")

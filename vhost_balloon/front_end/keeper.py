@@ -9,8 +9,6 @@ re-executes itself, and nothing here costs anything before.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -19,17 +17,11 @@ from protocol.vhost_user import Request
 from vhost_balloon.balloon.guest_stats import stats_document
 from vhost_balloon.checked import Document
 from vhost_balloon.front_end import documents as state
+from vhost_balloon.front_end.documents import _numbers, _position, partial_document
+from vhost_balloon.front_end.parts import Parts
 from vhost_balloon.store.shelf import shelf_name
 
 if TYPE_CHECKING:
-    from vhost_balloon.front_end.channel import BackendChannel
-    from vhost_balloon.front_end.partial import Partial
-    from vhost_balloon.front_end.transport import Transport
-    from vhost_balloon.memory.guest_memory import GuestMemory
-    from vhost_balloon.memory.region import MappedRegion
-    from vhost_balloon.queues.ring import StartedRing
-    from vhost_balloon.queues.ring_set import RingSet
-    from vhost_balloon.session.session import Session
     from vhost_balloon.store.record import Record
 
 _CONNECTION_UNTOUCHED: Final = frozenset(
@@ -49,22 +41,6 @@ _CONNECTION_UNTOUCHED: Final = frozenset(
 def clock_offset() -> float:
     """What makes trio's clock, which starts anywhere, one that every process of a boot shares."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - trio.current_time()
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What of a connection is kept; memory and channel are replaced while it lasts.
-
-    name: what the store knows its socket by. peer_connected: see backend.serve_front_end().
-    """
-
-    name: str
-    transport: Transport
-    session: Session
-    rings: RingSet
-    memory: Callable[[], GuestMemory]
-    channel: Callable[[], BackendChannel | None]
-    peer_connected: bool
 
 
 class Keeper:
@@ -160,27 +136,3 @@ class Keeper:
             "applied": applied,
             "foreign": self.foreign,
         }
-
-
-def _numbers(mapped: MappedRegion) -> list[int]:
-    region = mapped.region
-    return [region.guest_address, region.size, region.user_address, region.mmap_offset]
-
-
-def _position(ring: StartedRing) -> list[Any]:
-    """Index, where it goes on, and what broke it."""
-    queue, broken = ring.virtqueue, ring.broken
-    return [ring.index, queue.lead, queue.base, None if broken is None else broken.reason.value]
-
-
-def partial_document(partial: Partial | None) -> Document | None:
-    """A message that was taken in part; resume.left_partial() reads it."""
-    if partial is None:
-        return None
-    return {
-        "data": partial.data.hex(),
-        "fds": [shelf_name(fd) for fd in partial.fds],
-        "skipped": partial.skipped,
-        "fds-lost": partial.fds_lost,
-        "unsure": partial.unsure,
-    }

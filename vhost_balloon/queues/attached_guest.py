@@ -30,7 +30,7 @@ _PIN_MESSAGES = {
 
 
 @dataclass(slots=True)
-class Device:
+class AttachedGuest:
     """What processors ask before they act.
 
     paused: the operator has paused reporting discards. foreign: its state was left by a later

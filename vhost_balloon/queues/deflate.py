@@ -9,7 +9,7 @@ import trio
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.queues.decode import Named, page_buffers_size, pages
-from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, others
+from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, yield_to_others
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Chain
 
@@ -29,7 +29,7 @@ class DeflateProcessor(ChainProcessor):
         tally, begun = Tally(), False
         for named in pages(buffers, self._device.memory.read):
             if begun:
-                await others()
+                await yield_to_others()
                 if trio.current_time() >= deadline:
                     tally.refuse(Refusal.LATE, page_buffers_size(buffers) - tally.size)
                     break

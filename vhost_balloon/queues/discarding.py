@@ -11,7 +11,7 @@ from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.memory.region import Part
 from vhost_balloon.queues.decode import Named, page_buffers_size, pages, report_size, reported
-from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, others
+from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, yield_to_others
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Chain
 
@@ -26,7 +26,7 @@ class DiscardProcessor(ChainProcessor):
         done, begun = Tally(), False
         for named in slices:
             if begun:
-                await others()
+                await yield_to_others()
             if ring.stopping:
                 return None
             now = trio.current_time()
@@ -63,7 +63,7 @@ class DiscardProcessor(ChainProcessor):
         left = size_of(parts)
         for number, piece in enumerate(pieces(parts)):
             if number:
-                await others()
+                await yield_to_others()
                 if ring.stopping:
                     return False
             size = size_of(piece)

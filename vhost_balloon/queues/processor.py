@@ -26,7 +26,7 @@ from protocol.virtio_balloon import Queue
 from vhost_balloon.errors import RingError
 from vhost_balloon.figures.refusal import BY_RULE
 from vhost_balloon.pace.wakefulness import HOLD_LIMIT
-from vhost_balloon.queues.attached_guest import Device
+from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Buffer, Chain
 
@@ -36,7 +36,7 @@ MAX_TAKEN_BUFFERS: Final = 128
 WORK_LIMIT: Final = HOLD_LIMIT - 0.05
 """When to stop discarding for a request: a last piece and its answer come after it."""
 
-others: Final = trio.lowlevel.cancel_shielded_checkpoint
+yield_to_others: Final = trio.lowlevel.cancel_shielded_checkpoint
 """Lets everything else have its turn. A request is finished or left as it was, so nothing is
 cancelled here."""
 
@@ -82,7 +82,7 @@ class Tally:
 class ChainProcessor(ABC):
     """Takes chains together, serves them, uses them."""
 
-    def __init__(self, device: Device, queue: Queue) -> None:
+    def __init__(self, device: AttachedGuest, queue: Queue) -> None:
         self._device = device
         self._queue = queue
 
@@ -107,7 +107,7 @@ class ChainProcessor(ABC):
                 return
             if sum([len(chain.buffers) for chain in chains]) < MAX_TAKEN_BUFFERS:
                 ring.waiting_since = looked  # all there was had been taken: these came later
-            await others()
+            await yield_to_others()
 
     @abstractmethod
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:

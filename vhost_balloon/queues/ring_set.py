@@ -15,7 +15,7 @@ from vhost_balloon.fds import EventFd, Kick, OwnedFd
 from vhost_balloon.figures.statistics import QueueStatistics
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.region import MappedRegion
-from vhost_balloon.queues.attached_guest import Device
+from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.deflate import DeflateProcessor
 from vhost_balloon.queues.discarding import DiscardProcessor
 from vhost_balloon.queues.processor import HintProcessor
@@ -43,7 +43,7 @@ class RingSet:
     are the eventfds by ring, of rings that are not started too.
     """
 
-    def __init__(self, device: Device, session: Session, nursery: trio.Nursery) -> None:
+    def __init__(self, device: AttachedGuest, session: Session, nursery: trio.Nursery) -> None:
         self.rings: dict[int, StartedRing] = {}
         self.map_ambiguous = False
         self.ring_broke: Callable[[], None] = lambda: None
@@ -75,7 +75,7 @@ class RingSet:
         try:
             bound = bind(setup, setup.base, self._device.memory)
         except FrontEndError:
-            await self.update()
+            await self.apply()
             raise
         ring = self.rings[index] = StartedRing(index, setup, bound, own_kick)
         ring.call = self.calls.get(index)
@@ -139,7 +139,7 @@ class RingSet:
 
     # All rings
 
-    async def update(self) -> None:
+    async def apply(self) -> None:
         """Judge again which rings run and what each carries; let their tasks follow.
 
         It follows every change of rings, features and memory, so what inflate gathered ends here.

@@ -11,7 +11,7 @@ import trio
 from protocol.virtio_balloon import Queue
 from vhost_balloon.balloon.guest_stats import parse_stats
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.queues.attached_guest import Device
+from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Chain
 
@@ -28,7 +28,7 @@ class StatsProcessor:
     A buffer that is taken again after its ring was stopped is no new sample.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: AttachedGuest) -> None:
         self._device = device
         self._ring: StartedRing | None = None
         self._held: int | None = None

@@ -7,9 +7,8 @@ served inertly (vhost_balloon.front_end.inert).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 from protocol.vhost_user import HEADER_SIZE
@@ -22,77 +21,19 @@ from vhost_balloon.errors import FrontEndError, RingErrorReason, StateError
 from vhost_balloon.fds import SHORTAGE, EventFd, Kick, OwnedFd
 from vhost_balloon.front_end import documents as state
 from vhost_balloon.front_end.channel import BackendChannel
+from vhost_balloon.front_end.conversation import Pending
 from vhost_balloon.front_end.partial import Partial, parse_header
+from vhost_balloon.front_end.parts import Left, LeftRing
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.region import MappedRegion, check_disjoint
-from vhost_balloon.queues.ring import BoundRing, bind, stand_in
+from vhost_balloon.queues.ring import bind, stand_in
 from vhost_balloon.session.effects import RingSetup
 from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import Session
-from vhost_balloon.store.journal import Entry, Journal, Phase
+from vhost_balloon.store.journal import Journal, Phase
 from vhost_balloon.store.reply_pipe import ReplyPipe
 from vhost_balloon.store.shelf import Shelf
-
-
-@dataclass(slots=True)
-class LeftRing:
-    """A started ring, bound to memory."""
-
-    index: int
-    setup: RingSetup
-    bound: BoundRing
-    kick: Kick
-    broken: str | None
-
-
-@dataclass(slots=True)
-class Pending:
-    """The newest request in the journal, not answered. Whether a reply that was on its way was
-    sent is written down by now."""
-
-    entry: Entry
-    message: Message
-
-    @classmethod
-    def read(cls, journal: Journal, applied: list[Any], shelf: Shelf) -> Pending | None:
-        """None if it was answered. applied: of the connection's document, which may be written
-        again before the reply has left: what it says of it goes to the journal.
-
-        Raises StateError, and what a wrong document leads to.
-        """
-        entry = journal.latest()
-        if entry is None or entry.phase is Phase.SENT:
-            return None
-        sequence, text = applied
-        if entry.phase < Phase.DONE and sequence == entry.sequence:
-            journal.done(None if text is None else bytes.fromhex(text))
-            entry = journal.latest()
-            assert entry is not None
-        try:
-            request, flags, _ = parse_header(entry.request)
-        except FrontEndError as error:
-            raise StateError(f"journal: {error}") from None
-        message = Message(request, flags, entry.request[HEADER_SIZE:])
-        _adopt_all(shelf, entry.names, message)
-        return cls(entry, message)
-
-
-@dataclass(slots=True)
-class Left:
-    """A connection as it was left. Documents are checked; descriptors are adopted."""
-
-    peer_connected: bool
-    documents: Document
-    foreign: bool
-    partial: Partial | None
-    transport: Transport = field(init=False)
-    memory: GuestMemory = field(default_factory=GuestMemory)
-    channel: BackendChannel | None = None
-    rings: list[LeftRing] = field(default_factory=list)
-    calls: dict[int, EventFd] = field(default_factory=dict)
-    errs: dict[int, EventFd] = field(default_factory=dict)
-    pending: Pending | None = None
 
 
 def read_connection(
@@ -162,7 +103,7 @@ def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> L
         undo.callback(left.rings[-1].bound.virtqueue.release)
     if {ring.index for ring in left.rings} != set(session.started):
         raise StateError("other rings than those that were started")
-    left.pending = Pending.read(journal, document["applied"], shelf)
+    left.pending = read_pending(journal, document["applied"], shelf)
     return left
 
 
@@ -195,6 +136,31 @@ def left_partial(document: Document, journal: Journal, shelf: Shelf) -> Partial 
     return found
 
 
+def read_pending(journal: Journal, applied: list[Any], shelf: Shelf) -> Pending | None:
+    """The newest request in the journal, None if it was answered.
+
+    applied: of the connection's document, which may be written
+    again before the reply has left: what it says of it goes to the journal.
+
+    Raises StateError, and what a wrong document leads to.
+    """
+    entry = journal.latest()
+    if entry is None or entry.phase is Phase.SENT:
+        return None
+    sequence, text = applied
+    if entry.phase < Phase.DONE and sequence == entry.sequence:
+        journal.done(None if text is None else bytes.fromhex(text))
+        entry = journal.latest()
+        assert entry is not None
+    try:
+        request, flags, _ = parse_header(entry.request)
+    except FrontEndError as error:
+        raise StateError(f"journal: {error}") from None
+    message = Message(request, flags, entry.request[HEADER_SIZE:])
+    _adopt_all(shelf, entry.names, message)
+    return Pending(entry, message)
+
+
 def _adopt_all(shelf: Shelf, names: Iterable[object], message: Partial | Message) -> None:
     """Go on with the descriptors of a message, as far as they are there and not used up: it
     does not need others."""
@@ -222,20 +188,3 @@ def _ring(
     bound = bind(setup, 0, memory)
     bound.virtqueue.resume(number(lead, 0, INDEX_MASK))
     return LeftRing(index, setup, bound, Kick(fd), None)
-
-
-Serve = Callable[[Message], Awaitable[None]]
-
-
-async def settle(transport: Transport, pending: Pending, serve: Serve) -> None:
-    """Answer the request that was in flight, unless it was answered or is still in the socket."""
-    message = pending.message
-    entry = pending.entry
-    if entry.phase >= Phase.DONE:
-        message.close()
-        if entry.reply is not None:
-            await transport.reply(message.request, entry.reply)
-    elif entry.phase is Phase.SEEN and transport.begins_with(entry.request):
-        message.close()  # it was never taken
-    else:
-        await serve(message)

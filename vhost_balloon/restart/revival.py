@@ -14,9 +14,10 @@ from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.connection import FrontEndConnection, run_connection, serve_front_end
 from vhost_balloon.front_end.inert import InertConnection
+from vhost_balloon.front_end.parts import Left
 from vhost_balloon.front_end.peer import has_gone
 from vhost_balloon.front_end.transport import Transport
-from vhost_balloon.restart.reattach import Left, Pending, left_partial, read_connection
+from vhost_balloon.restart.reattach import left_partial, read_connection, read_pending
 from vhost_balloon.store.descriptors import CONNECTION, Store, numbered
 from vhost_balloon.vm.vm import Vm
 
@@ -139,21 +140,21 @@ async def _serve_inert(
         with suppress(StateError), reading("connection"):
             partial = left_partial(document, journal, vm.shelf)
         with suppress(StateError), reading("connection"):
-            pending = Pending.read(journal, document["applied"], vm.shelf)
+            pending = read_pending(journal, document["applied"], vm.shelf)
         answers = document.get("answers")
     transport = Transport(socket, vm.shelf, vm.journal, vm.pipe, partial=partial)
     transport.make_sure()
-    vm.inert = InertConnection(vm, transport, name, reason)
+    vm.front_end = inert = InertConnection(vm, transport, name, reason)
     vm.status_changed.set()
     if answers is not None:
         with suppress(StateError), reading("answers"):
-            vm.inert.session.restore(answers)
-    vm.inert.resume(pending)
+            inert.session.restore(answers)
+    inert.resume(pending)
     ready()
     try:
-        await vm.inert.serve()
+        await inert.serve()
     finally:
-        vm.inert = None
+        vm.front_end = None
         vm.status_changed.set()
     vm.crashes = 0
     vm.save()

@@ -15,24 +15,17 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
+from typing import Final, NoReturn
 
 import trio
 
-from vhost_balloon.daemon.front_ends import FrontEnds
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log.lines import logger
 from vhost_balloon.log.setup import hand_over as hand_over_log
-from vhost_balloon.vm.vm import Vm
-
-if TYPE_CHECKING:
-    from vhost_balloon.front_end.connection import FrontEndConnection
-    from vhost_balloon.front_end.inert import InertConnection
-
-FrontEnd: TypeAlias = "FrontEndConnection | InertConnection"
+from vhost_balloon.vm.vm import FrontEnd, Vm
 
 VARIABLE: Final = "VHOST_BALLOON_HANDOVER"
 REST_LIMIT: Final = 2.0
@@ -88,13 +81,13 @@ async def check(sockets: Mapping[str, int]) -> None:
     raise CommandError(f"the new program did not start within {START_LIMIT:g} s")
 
 
-async def execute(vm: Vm, front_ends: FrontEnds, sockets: Mapping[str, int]) -> NoReturn:
+async def execute(vm: Vm, is_arriving: Callable[[], bool], sockets: Mapping[str, int]) -> NoReturn:
     """Become the new program. Raises CommandError if that cannot be, because the front end does not
     take a reply, the system has nothing left, or the new program could not know what the service
     manager has missed; all goes on then as it was."""
     if vm.store.is_behind:
         raise CommandError("the service manager does not read")
-    resting = await _rest(vm, front_ends)
+    resting = await _rest(vm, is_arriving)
     try:
         _save(vm)
         kept = {name: fd.fileno() for name, fd in vm.store.kept.items()}
@@ -141,7 +134,7 @@ def _prepared(entries: Mapping[str, int]) -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-async def _rest(vm: Vm, front_ends: FrontEnds) -> FrontEnd | None:
+async def _rest(vm: Vm, is_arriving: Callable[[], bool]) -> FrontEnd | None:
     """Have the connection, if there is one, at rest, and nobody arriving.
 
     Raises CommandError if it does not come to a rest in time; it goes on then.
@@ -154,7 +147,7 @@ async def _rest(vm: Vm, front_ends: FrontEnds) -> FrontEnd | None:
                 resting = vm.front_end
                 waits_for = "the front end does not take its reply"
                 await resting.rest()
-            elif vm.front_end is None and front_ends.is_arriving:
+            elif vm.front_end is None and is_arriving():
                 waits_for = "a front end arrives"
                 await trio.sleep(ARRIVAL_PAUSE)
             else:

@@ -17,9 +17,9 @@ from protocol.vhost_user_payloads import (
 from protocol.virtio_balloon import CONFIG_SIZE, NUM_QUEUES
 from protocol.virtio_ring import INDEX_MASK
 from vhost_balloon.checked import Document, number
-from vhost_balloon.session.features import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 from vhost_balloon.session.message import Message
-from vhost_balloon.session.session import BASE_REQUESTS, REFUSALS
+from vhost_balloon.session.requests import BASE_REQUESTS, REFUSALS
+from vhost_balloon.session.session import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 
 _NUMBERS: Final = {
     Request.GET_PROTOCOL_FEATURES: PROTOCOL_FEATURES,

@@ -5,8 +5,6 @@ See vhost_balloon.session.session for what a handler is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from protocol.vhost_user import MAX_MEMORY_REGIONS, ConfigFlag
 from protocol.vhost_user_payloads import (
     CONFIG,
@@ -18,11 +16,8 @@ from protocol.vhost_user_payloads import (
 from protocol.virtio_balloon import NUM_PAGES_SIZE, NUM_QUEUES
 from vhost_balloon.errors import FrontEndError
 from vhost_balloon.session.effects import ActualChanged, RingsChanged, SetBackendChannel, Steps
-from vhost_balloon.session.features import PROTOCOL_FEATURES
 from vhost_balloon.session.message import Message
-
-if TYPE_CHECKING:
-    from vhost_balloon.session.session import Session
+from vhost_balloon.session.session import PROTOCOL_FEATURES, Session
 
 
 def get_features(session: Session, message: Message) -> bytes:

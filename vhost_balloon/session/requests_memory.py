@@ -5,16 +5,12 @@ See vhost_balloon.session.session for what a handler is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from protocol.vhost_user import MAX_MEMORY_REGIONS
 from protocol.vhost_user_payloads import parse_memory_table, parse_single_region
 from vhost_balloon.errors import FrontEndError
 from vhost_balloon.session.effects import AddRegion, RemoveRegion, ReplaceRegions, Steps
 from vhost_balloon.session.message import Message
-
-if TYPE_CHECKING:
-    from vhost_balloon.session.session import Session
+from vhost_balloon.session.session import Session
 
 
 def set_mem_table(session: Session, message: Message) -> Steps:

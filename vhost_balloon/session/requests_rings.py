@@ -5,8 +5,6 @@ See vhost_balloon.session.session for what a handler is, and for the rules about
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from protocol.vhost_user_payloads import (
     build_vring_state,
     parse_vring_addr,
@@ -21,12 +19,10 @@ from protocol.virtio_ring import (
     USED_ALIGNMENT,
 )
 from vhost_balloon.errors import FrontEndError
+from vhost_balloon.fds import OwnedFd
 from vhost_balloon.session.effects import RingSetup, SetCall, SetErr, SetKick, StartRing, Steps
 from vhost_balloon.session.message import Message
-
-if TYPE_CHECKING:
-    from vhost_balloon.fds import OwnedFd
-    from vhost_balloon.session.session import Ring, Session
+from vhost_balloon.session.session import Ring, Session
 
 
 def _check_unchanged(ring: Ring, same: bool) -> None:

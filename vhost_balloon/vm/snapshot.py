@@ -20,8 +20,8 @@ class VmStatistics:
     pending: a target waits for the driver. actual: what the guest keeps, None before its memory
     is known. balloon: what it has in the balloon. resident: what the host spends on its memory,
     None without a front end. stats_last_update: host wall clock in whole seconds, 0 before the
-    first sample; stats_age in seconds. reporting_paused: reports are acknowledged without being
-    discarded; pause_reasons say why ("operator", or refusal.Refusal's words). stats_interval in
+    first sample; stats_age in seconds. pause_reasons: why reports are acknowledged without being
+    discarded ("operator", or refusal.Refusal's words), empty if they are discarded. stats_interval in
     seconds, 0 for on demand only. report_rate: bytes a second that reports may have discarded.
     huge_pages: of the balloon, None where the host's pages are no larger than its. counters are
     the live ones, to be read only; internal_errors likewise, by place.
@@ -45,7 +45,6 @@ class VmStatistics:
     resident: int | None = None
     driver_ready: bool = False
     state: VmState = VmState.DISCONNECTED
-    reporting_paused: bool = False
     pause_reasons: tuple[str, ...] = ()
     queue_map_ambiguous: bool = False
     stats_interval: float = 0.0
@@ -55,3 +54,8 @@ class VmStatistics:
     stats_last_update: int = 0
     stats_age: float | None = None
     internal_errors: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reporting_paused(self) -> bool:
+        """Reports are acknowledged without being discarded."""
+        return bool(self.pause_reasons)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -27,8 +27,6 @@ from vhost_balloon.vm.settings import VmSettings, settings_from_json, settings_t
 from vhost_balloon.vm.snapshot import VmStatistics
 
 if TYPE_CHECKING:
-    from vhost_balloon.front_end.connection import FrontEndConnection
-    from vhost_balloon.front_end.inert import InertConnection
     from vhost_balloon.store.journal import Journal
     from vhost_balloon.store.record import Record
     from vhost_balloon.store.reply_pipe import ReplyPipe
@@ -42,6 +40,44 @@ NOT_ACTIVATED: Final = "No balloon device has been activated"
 """QEMU's words."""
 
 Listener = Callable[["Vm"], None]
+
+
+class Keeping(Protocol):
+    """Keeps what is known of an attached front end for the next process."""
+
+    def save_all(self, record: Record) -> None:
+        """Write everything. Raises ValueError if it does not fit."""
+
+
+class FrontEnd(Protocol):
+    """What others ask of an attached front end (vhost_balloon.front_end)."""
+
+    @property
+    def keeper(self) -> Keeping: ...
+
+    @property
+    def has_device(self) -> bool:
+        """False if its requests are acknowledged and nothing is done for it."""
+
+    def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
+        """A snapshot: known, and what the front end adds; with queues and regions if details are
+        wanted. Never waits."""
+
+    def set_target(self, value: int) -> None:
+        """Have the guest keep value bytes (> 0). Raises CommandError."""
+
+    def pause(self, paused: bool) -> None:
+        """Acknowledge reports without discarding them, or discard them again."""
+
+    async def fresh_stats(self) -> None:
+        """Ask for statistics and wait for them. Raises CommandError if none can come."""
+
+    async def rest(self) -> None:
+        """Come to a rest between two messages until go_on(), also if this is cancelled; or be
+        gone."""
+
+    async def go_on(self) -> None:
+        """End a rest, or the wish for one."""
 
 
 class Vm:
@@ -67,9 +103,8 @@ class Vm:
         self.internal_errors: Final = InternalErrors()
         self.counters = Counters()
         self.log = VmLog(name)
-        self.connection: FrontEndConnection | None = None
-        self.inert: InertConnection | None = None
-        """A front end that is served without a device; there is no connection then."""
+        self.front_end: FrontEnd | None = None
+        """Who is attached, served or only answered."""
         self.is_stuck = False
         """A process before this one cannot be killed and has the VM: it is not served yet."""
         self.record: Record | None = None
@@ -106,11 +141,6 @@ class Vm:
     @property
     def attached(self) -> bool:
         return self.front_end is not None
-
-    @property
-    def front_end(self) -> FrontEndConnection | InertConnection | None:
-        """Who is attached, served or only answered."""
-        return self.connection or self.inert
 
     # Who wants to know
 
@@ -223,47 +253,42 @@ class Vm:
     def paused(self, paused: bool) -> None:
         self._paused = paused
         self.save()
-        if self.connection is not None:
-            self.connection.pause(paused)
+        if self.front_end is not None:
+            self.front_end.pause(paused)
 
     async def fresh_stats(self, seconds: float) -> VmStatistics:
         """Ask the guest for statistics and wait for them, for so many seconds at most.
 
         Raises CommandError without a front end, without statistics, or in vain.
         """
-        if self.connection is None:
+        if self.front_end is None:
             raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
         with trio.move_on_after(seconds):
-            await self.connection.fresh_stats()
+            await self.front_end.fresh_stats()
             return self.statistics()
         raise CommandError(f"the guest gave no statistics within {seconds:g} s")
 
     def set_target(self, value: int) -> None:
         """Have the guest keep value bytes (> 0). Raises CommandError without a front end."""
-        if self.connection is None:
+        if self.front_end is None:
             raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
-        self.connection.set_target(value)
+        self.front_end.set_target(value)
 
     def statistics(self, *, details: bool = True) -> VmStatistics:
         """A snapshot, with queues and regions unless details are not wanted. Never waits."""
         self.save_counters()
-        if self.connection is not None:
-            return self.connection.statistics(details=details)
-        reasons, state = (OPERATOR,) if self.paused else (), VmState.DISCONNECTED
-        if self.inert is not None:
-            reasons, state = (VmState.INERT.value,), VmState.INERT
-        elif self.is_stuck:
-            state = VmState.STUCK
-        return VmStatistics(
+        known = VmStatistics(
             self.id,
             self.attached,
             self.counters,
             settings=self.settings,
             socket_path=self.socket_path,
-            state=state,
-            reporting_paused=bool(reasons),
-            pause_reasons=reasons,
+            state=VmState.STUCK if self.is_stuck else VmState.DISCONNECTED,
+            pause_reasons=(OPERATOR,) if self.paused else (),
             stats_interval=self.stats_interval,
             report_rate=self.settings.report_rate,
             internal_errors=self.internal_errors.counts,
         )
+        if self.front_end is None:
+            return known
+        return self.front_end.statistics(known, details=details)

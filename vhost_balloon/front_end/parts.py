@@ -1,0 +1,62 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vhost_balloon.checked import Document
+from vhost_balloon.fds import EventFd, Kick
+from vhost_balloon.front_end.channel import BackendChannel
+from vhost_balloon.front_end.conversation import Pending
+from vhost_balloon.front_end.partial import Partial
+from vhost_balloon.front_end.transport import Transport
+from vhost_balloon.memory.guest_memory import GuestMemory
+from vhost_balloon.queues.ring import BoundRing
+from vhost_balloon.queues.ring_set import RingSet
+from vhost_balloon.session.effects import RingSetup
+from vhost_balloon.session.session import Session
+
+
+@dataclass(slots=True)
+class LeftRing:
+    """A started ring, bound to memory."""
+
+    index: int
+    setup: RingSetup
+    bound: BoundRing
+    kick: Kick
+    broken: str | None
+
+
+@dataclass(slots=True)
+class Left:
+    """A connection as it was left. Documents are checked; descriptors are adopted."""
+
+    peer_connected: bool
+    documents: Document
+    foreign: bool
+    partial: Partial | None
+    transport: Transport = field(init=False)
+    memory: GuestMemory = field(default_factory=GuestMemory)
+    channel: BackendChannel | None = None
+    rings: list[LeftRing] = field(default_factory=list)
+    calls: dict[int, EventFd] = field(default_factory=dict)
+    errs: dict[int, EventFd] = field(default_factory=dict)
+    pending: Pending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of a connection is kept; memory and channel are replaced while it lasts.
+
+    name: what the store knows its socket by. peer_connected: see backend.serve_front_end().
+    """
+
+    name: str
+    transport: Transport
+    session: Session
+    rings: RingSet
+    memory: Callable[[], GuestMemory]
+    channel: Callable[[], BackendChannel | None]
+    peer_connected: bool
