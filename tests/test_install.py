@@ -14,6 +14,7 @@ import vhost_balloon
 from tests.rig.wheel import build_wheel
 from tests.support.paths import ROOT
 from vhost_balloon.ctl import units
+from vhost_balloon.ctl.options import COMPLETION_SCRIPTS
 
 PACKAGES = ("protocol", "vhost_balloon")
 
@@ -34,10 +35,14 @@ def test_wheel_holds_every_module_and_nothing_else_at_its_top(wheel: Path) -> No
     assert {name.split("/")[0] for name in names} == tops
 
 
-def test_wheel_holds_what_is_shipped_for_monitoring(wheel: Path) -> None:
+def test_wheel_holds_the_files_that_vhost_balloonctl_prints(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        for name in ("alerts.yml", "dashboard.json"):
-            path = f"vhost_balloon/monitoring/{name}"
+        for name in (
+            "monitoring/alerts.yml",
+            "monitoring/dashboard.json",
+            *(f"completion/{name}" for name in COMPLETION_SCRIPTS.values()),
+        ):
+            path = f"vhost_balloon/{name}"
             assert archive.read(path) == (ROOT / path).read_bytes()
 
 

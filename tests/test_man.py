@@ -12,6 +12,7 @@ import pytest
 
 import vhost_balloon
 from tests.rig.packages import MANDOC
+from tests.support.parsers import arguments, commands
 from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
 from vhost_balloon.hub import options as hub_options
@@ -44,7 +45,7 @@ def sections(name: str) -> dict[str, str]:
 
 def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     """Each long option that --help shows, and what stands for its value."""
-    for action in options.arguments(parser):
+    for action in arguments(parser):
         if action.help == argparse.SUPPRESS:
             continue
         for flag in action.option_strings:
@@ -68,7 +69,7 @@ def test_every_option_of_a_program_is_listed_and_no_other(name: str) -> None:
 
 
 def test_every_command_is_listed_and_no_other() -> None:
-    known = options.commands(PAGES["vhost-balloonctl"])
+    known = commands(PAGES["vhost-balloonctl"])
     assert set(sections("vhost-balloonctl")) == {"", *known}
 
 
@@ -76,7 +77,7 @@ def test_every_option_of_a_command_is_listed_there_and_no_other() -> None:
     found, parser = sections("vhost-balloonctl"), PAGES["vhost-balloonctl"]
     common = {"--help", "--folder", "--control-socket", "--json"}
     assert set(entries(found[""])) == {*dict(flags(parser)), *common}
-    for name, (command, _) in options.commands(parser).items():
+    for name, command in commands(parser).items():
         own = {flag: value for flag, value in flags(command) if flag not in common}
         assert entries(found[name]) == own, name
 
@@ -84,10 +85,10 @@ def test_every_option_of_a_command_is_listed_there_and_no_other() -> None:
 def test_every_operand_of_a_command_is_named_in_its_heading() -> None:
     heads = re.findall(r"^\.SS (.*)$", page("vhost-balloonctl"), re.MULTILINE)
     said = {plain(head).split()[0]: plain(head).split()[1:] for head in heads}
-    for name, (command, _) in options.commands(PAGES["vhost-balloonctl"]).items():
+    for name, command in commands(PAGES["vhost-balloonctl"]).items():
         operands = [
             "|".join(action.choices or ()) or action.metavar
-            for action in options.arguments(command)
+            for action in arguments(command)
             if not action.option_strings
         ]
         assert said[name] == operands
@@ -96,7 +97,7 @@ def test_every_operand_of_a_command_is_named_in_its_heading() -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_no_text_names_an_option_that_is_not_there(name: str) -> None:
     known = {flag for parser in PAGES.values() for flag, _ in flags(parser)}
-    for command, _ in options.commands(PAGES["vhost-balloonctl"]).values():
+    for command in commands(PAGES["vhost-balloonctl"]).values():
         known |= set(dict(flags(command)))
     assert set(re.findall(r"--[a-z][a-z-]+", plain(page(name)))) <= known
 
@@ -106,8 +107,8 @@ def test_defaults_are_the_ones_in_force(name: str) -> None:
     """Where --help says a default, the page says the same."""
     helps = {
         flag: action.help or ""
-        for parser in (PAGES[name], *(found for found, _ in options.commands(PAGES[name]).values()))
-        for action in options.arguments(parser)
+        for parser in (PAGES[name], *commands(PAGES[name]).values())
+        for action in arguments(parser)
         for flag in action.option_strings
     }
     text = " ".join(plain(page(name)).split())

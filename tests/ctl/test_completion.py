@@ -7,8 +7,16 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from vhost_balloon.ctl import completion
-from vhost_balloon.ctl.options import build_parser, commands
+import pytest
+
+from tests.support.completion_scripts import FOLDER, generate
+from tests.support.ctl_command import run
+from tests.support.parsers import commands
+from vhost_balloon.ctl.options import COMPLETION_SCRIPTS, build_parser
+
+
+def script(shell: str) -> str:
+    return (FOLDER / COMPLETION_SCRIPTS[shell]).read_text()
 
 
 def complete(tmp_path: Path, *words: str) -> list[str]:
@@ -17,13 +25,13 @@ def complete(tmp_path: Path, *words: str) -> list[str]:
     stub.write_text('#!/bin/sh\necho "$@" >>calls\nprintf "web1\\nweb 2\\ndb\\n"\n')
     stub.chmod(0o755)
     quoted = " ".join(map(shlex.quote, ("vhost-balloonctl", *words)))
-    script = f"""{completion.script("bash")}
+    program = f"""{script("bash")}
 COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _vhost_balloonctl
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "-uc", script], capture_output=True, text=True, check=True, cwd=tmp_path,
+        ["bash", "-uc", program], capture_output=True, text=True, check=True, cwd=tmp_path,
         env=environment,
     )  # fmt: skip
     assert done.stderr == ""
@@ -58,12 +66,21 @@ def test_bash_looks_where_the_line_says(tmp_path: Path) -> None:
 
 
 def test_zsh_gets_every_command_and_option() -> None:
-    script = completion.script("zsh")
-    assert script.startswith("#compdef vhost-balloonctl\n")
+    text = script("zsh")
+    assert text.startswith("#compdef vhost-balloonctl\n")
     for name in commands(build_parser()):
-        assert f"'{name}:" in script
-    assert "'--wait[until the guest has got there]'" in script
-    assert "'1:VM:_vhost_balloonctl_vms'" in script
-    assert "'*:VM:_vhost_balloonctl_vms'" in script
-    assert "for flag in --control-socket --folder;" in script
-    assert "@" not in script.replace("${(@f)", "").replace('"$@"', "").replace("[@]", "")
+        assert f"    {name}:" in text
+    assert '"--wait[until the guest has got there]"' in text
+    assert '":its name, as \\`list\\` has it:_vhost_balloonctl_vms"' in text
+    assert '"*:their names:_vhost_balloonctl_vms"' in text
+    assert text.count(':PATH:_files"') == text.count(":PATH:") > 0
+    assert '"--timeout=[give up waiting after this long]:SECONDS:"' in text
+
+
+@pytest.mark.parametrize("shell", COMPLETION_SCRIPTS)
+def test_the_script_is_that_of_the_command_line(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it is not: python -m tests.support.completion_scripts."""
+    assert script(shell) == generate(shell)
+    assert run(capsys, "completion", shell) == (0, script(shell), "")

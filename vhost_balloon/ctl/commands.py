@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 from vhost_balloon.ctl import folder, listing, model, orders, qemu_args
 from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
+from vhost_balloon.ctl.options import COMPLETION_SCRIPTS
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.printable import printable
 
@@ -98,11 +99,20 @@ def _reload(options: argparse.Namespace, output: Output) -> None:
 
 
 def _monitoring(options: argparse.Namespace, output: Output) -> None:
+    name = {"rules": "alerts.yml", "dashboard": "dashboard.json"}[options.what]
+    _print_file("monitoring", name, output)
+
+
+def _completion(options: argparse.Namespace, output: Output) -> None:
+    _print_file("completion", COMPLETION_SCRIPTS[options.shell], output)
+
+
+def _print_file(folder: str, name: str, output: Output) -> None:
+    """Print a data file of the package. Raises CtlError."""
     from importlib import resources
 
-    name = {"rules": "alerts.yml", "dashboard": "dashboard.json"}[options.what]
     try:
-        text = (resources.files("vhost_balloon") / "monitoring" / name).read_text("utf-8")
+        text = (resources.files("vhost_balloon") / folder / name).read_text("utf-8")
     except OSError as error:
         raise CtlError(f"{name} is not installed: {error.strerror}") from None
     output.write(text)
@@ -112,12 +122,6 @@ def _install_units(options: argparse.Namespace, output: Output) -> None:
     from vhost_balloon.ctl import units
 
     units.run(options, output)
-
-
-def _completion(options: argparse.Namespace, output: Output) -> None:
-    from vhost_balloon.ctl import completion
-
-    output.write(completion.script(options.shell))
 
 
 _VM_COMMANDS: Final[Mapping[str, VmCommand]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from vhost_balloon import __version__
@@ -15,6 +15,13 @@ DEFAULT_FOLDER: Final = "/run/vhost-balloon"
 STATS_SECONDS: Final = 3.0
 MAX_STATS_SECONDS: Final = 60.0
 """What the daemon's balloon-stats allows."""
+
+COMPLETION_SCRIPTS: Final[Mapping[str, str]] = {
+    "bash": "vhost-balloonctl.bash",
+    "zsh": "_vhost-balloonctl",
+}
+"""The files in vhost_balloon/completion, by shell. tests/support/completion_scripts.py makes them
+from this command line."""
 
 _UNIT: Final = "vhost-balloon@web1"
 _GONE: Final = {
@@ -175,7 +182,7 @@ def _add_texts(commands: Commands) -> None:
     units.add_argument("--remove", action="store_true", help="remove the files again")
     units.add_argument("--dry-run", action="store_true", help="only list the files")
     completion = _add(commands, "completion", "print a shell's completion script", json=False)
-    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.add_argument("shell", choices=tuple(COMPLETION_SCRIPTS))
 
 
 def _add(
@@ -203,22 +210,3 @@ def _add_where(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
         "--control-socket", default=default, metavar="PATH", help="that of one VM instead"
     )
-
-
-def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """All options and operands of a parser, but the choice of a command.
-
-    argparse has no public way to list them; every tool for completion reads this attribute.
-    """
-    for action in parser._actions:
-        if not isinstance(action, argparse._SubParsersAction):
-            yield action
-
-
-def commands(parser: argparse.ArgumentParser) -> dict[str, tuple[argparse.ArgumentParser, str]]:
-    """Each command's own parser and what it does, in the order of --help."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-            return {name: (found, helps[name]) for name, found in action.choices.items()}
-    return {}
