@@ -119,7 +119,7 @@ GOOD = "stats = true\n"
         ("# stats\n\nstats-interval = nan", 3, "'stats-interval' expects a number"),
         (GOOD + "\nreporting = 1", 3, "'reporting' expects true or false"),
         (GOOD + "\n[reporting]", 3, "'reporting' expects true or false"),
-        (GOOD + 'target = "much"', 2, "'target' expects a size: 'much' is no size"),
+        (GOOD + 'target = "much"', 2, "'target' expects a size: 'much' is not a size"),
         (GOOD + 'report-rate = "1M/h"', 2, "'report-rate' expects a rate"),
         (GOOD + "target = 2.5", 2, "'target' expects a size above 0"),
         (GOOD + "target = 2024-01-01", 2, "'target' expects a size above 0"),

@@ -1,4 +1,4 @@
-"""vhost-balloonctl against the daemon, with simulated guests."""
+"""vhost-balloonctl's commands against the daemon, with simulated guests."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ async def test_list_and_status(tmp_path: Path) -> None:
         assert text.startswith("vm1: done\n")
         assert f"process {os.getpid()}\n" in text
         absent = await ctl(tmp_path, "status", "vm3")
-        line = "vhost-balloonctl: there is no VM 'vm3' (there are: vm 2, vm1)\n"
+        line = "vhost-balloonctl: there is no VM 'vm3' (known VMs: vm 2, vm1)\n"
         assert absent == (1, "", line)
 
 
 async def test_one_vm_by_its_control_socket(tmp_path: Path) -> None:
-    """Its name is what the daemon says, not what the socket's file does."""
+    """The daemon gives the VM's name, not the socket's file."""
     path = tmp_path / "other"
     async with vm_served(tmp_path), by_hand(tmp_path / "vm1.sock"):
         (tmp_path / "vm1.control").rename(path)
@@ -59,7 +59,7 @@ async def test_one_vm_by_its_control_socket(tmp_path: Path) -> None:
         assert plain_lines(await anywhere("list", option))[1].startswith("vm1  done ")
         assert (await anywhere("set", "vm1", "48M", option)).status == 0
         assert (await anywhere("status", "vm1", "--json", option)).json()["target"] == 48 * MIB
-        absent = "vhost-balloonctl: there is no VM 'other' (there are: vm1)\n"
+        absent = "vhost-balloonctl: there is no VM 'other' (known VMs: vm1)\n"
         assert await anywhere("status", "other", option) == (1, "", absent)
         assert await anywhere("reload", "other", option) == (1, "", absent)
 
@@ -73,7 +73,7 @@ def plain_lines(done: Done) -> list[str]:
     return done.out.splitlines()
 
 
-async def test_names_that_would_steer_a_terminal(tmp_path: Path) -> None:
+async def test_names_with_control_characters_are_escaped(tmp_path: Path) -> None:
     async with vm_served(tmp_path, "a\x1b[2J\nb"):
         for command in (["list"], ["list", "--names"], ["status", "a\x1b[2J\nb"]):
             done = await ctl(tmp_path, *command)
@@ -119,13 +119,13 @@ async def test_set_gives_up_on_a_guest_that_does_nothing(tmp_path: Path) -> None
     async with vm_served(tmp_path) as host, by_hand(host.path()):
         done = await ctl(tmp_path, "set", "vm1", "48M", "--wait", "--timeout=0.5")
         assert (done.status, done.err.count("\n")) == (1, 1)
-        assert "vm1 did not get there within 0.5 s: moving, it keeps 64 MiB" in done.err
+        assert "vm1 did not reach its target within 0.5 s: moving, actual 64 MiB" in done.err
         done = await ctl(tmp_path, "set", "vm1", "48M", "--wait")
-        text = "vm1 is stuck: it keeps 64 MiB, and 48 MiB was asked for"
+        text = "vm1 is stuck: actual 64 MiB, target 48 MiB"
         assert done == (1, "", f"vhost-balloonctl: {text}\n")
 
 
-async def test_set_ends_with_its_vm(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_set_fails_when_its_vm_goes_away(tmp_path: Path, nursery: trio.Nursery) -> None:
     ended: list[Done] = []
 
     async def wait() -> None:
@@ -159,7 +159,7 @@ async def test_stats_of_a_silent_guest(tmp_path: Path) -> None:
         text = "the guest gave no statistics within 0.2 s"
         assert done == (1, "", f"vhost-balloonctl: {text}\n")
         done = await ctl(tmp_path, "stats", "vm1", "--last")
-        assert done == (1, "", "vhost-balloonctl: vm1 has not given statistics yet\n")
+        assert done == (1, "", "vhost-balloonctl: vm1 has not sent statistics yet\n")
 
 
 async def test_pause_and_resume(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ async def test_qemu_args(tmp_path: Path) -> None:
 
 
 async def test_qemu_args_of_a_vm_whose_daemon_has_not_been_started(tmp_path: Path) -> None:
-    """Its socket is systemd's: QEMU's connection starts the daemon."""
+    """systemd holds its socket; QEMU's connection starts the daemon."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "web1.sock"))
         done = await ctl(tmp_path, "qemu-args", "web1", "--memory=1G")
@@ -227,20 +227,22 @@ async def test_qemu_args_of_a_vm_whose_daemon_has_not_been_started(tmp_path: Pat
         (">/dev/full", "cannot write to standard output: No space left on device"),
     ],
 )
-async def test_an_output_that_takes_nothing(tmp_path: Path, redirection: str, text: str) -> None:
+async def test_a_write_error_on_standard_output(
+    tmp_path: Path, redirection: str, text: str
+) -> None:
     async with vm_served(tmp_path):
         command = f"{shlex.join(CTL)} {shlex.quote(f'--folder={tmp_path}')} list {redirection}"
         done = await trio.run_process(["sh", "-c", command], check=False, capture_stderr=True)
         assert (done.returncode, done.stderr.decode()) == (1, f"vhost-balloonctl: {text}\n")
 
 
-async def test_without_a_standard_error_the_status_is_all(tmp_path: Path) -> None:
+async def test_a_closed_standard_error_leaves_only_the_status(tmp_path: Path) -> None:
     command = f"{shlex.join(CTL)} --folder={tmp_path}/nope list 2>&-"
     done = await trio.run_process(["sh", "-c", command], check=False, capture_stdout=True)
     assert (done.returncode, done.stdout) == (1, b"")
 
 
-# What needs no daemon
+# Without a daemon
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_monitoring(what: str, file: str) -> None:
 
 
 def test_it_starts_fast() -> None:
-    """Nothing that takes longer to import than all the rest is imported."""
+    """It does not import slow modules."""
     script = "import sys; from vhost_balloon.ctl import commands; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

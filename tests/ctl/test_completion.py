@@ -1,4 +1,4 @@
-"""vhost-balloonctl: what a shell completes."""
+"""vhost-balloonctl's shell completion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def script(shell: str) -> str:
 
 
 def complete(tmp_path: Path, *words: str) -> list[str]:
-    """What bash offers for the last word, with the daemon's answers in a folder's stub."""
+    """Return bash's completions of the last word; a stub of the tool prints VM names."""
     stub = tmp_path / "vhost-balloonctl"
     stub.write_text('#!/bin/sh\necho "$@" >>calls\nprintf "web1\\nweb 2\\ndb\\n"\n')
     stub.chmod(0o755)
@@ -57,7 +57,7 @@ def test_bash_completes_commands_options_and_vms(tmp_path: Path) -> None:
         assert complete(tmp_path, command, "--a") == ["--all"]
 
 
-def test_bash_looks_where_the_line_says(tmp_path: Path) -> None:
+def test_bash_passes_the_folder_and_the_control_socket_on(tmp_path: Path) -> None:
     assert complete(tmp_path, "--control-socket", "=", "/x y", "status", "d") == ["db"]
     assert complete(tmp_path, "pause", "--folder", "/z", "d") == ["db"]
     assert complete(tmp_path, "install-units", "--root", "=", "/r", "--dry") == ["--dry-run"]
@@ -65,22 +65,22 @@ def test_bash_looks_where_the_line_says(tmp_path: Path) -> None:
     assert calls == "--control-socket /x y list --names\n--folder /z list --names\n"
 
 
-def test_zsh_gets_every_command_and_option() -> None:
+def test_zsh_completes_commands_options_and_vms() -> None:
     text = script("zsh")
     assert text.startswith("#compdef vhost-balloonctl\n")
     for name in commands(build_parser()):
         assert f"    {name}:" in text
-    assert '"--wait[until the guest has got there]"' in text
-    assert '":its name, as \\`list\\` has it:_vhost_balloonctl_vms"' in text
-    assert '"*:their names:_vhost_balloonctl_vms"' in text
+    assert '"--wait[wait until the target is reached]"' in text
+    assert text.count(r'\`list\`:_vhost_balloonctl_vms"') == 6
+    assert '"*:names of VMs:_vhost_balloonctl_vms"' in text
     assert text.count(':PATH:_files"') == text.count(":PATH:") > 0
-    assert '"--timeout=[give up waiting after this long]:SECONDS:"' in text
+    assert '"--timeout=[stop waiting after this time]:SECONDS:"' in text
 
 
 @pytest.mark.parametrize("shell", COMPLETION_SCRIPTS)
-def test_the_script_is_that_of_the_command_line(
+def test_the_script_matches_the_command_line(
     shell: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it is not: python -m tests.support.completion_scripts."""
+    """If it does not, run python -m tests.support.completion_scripts."""
     assert script(shell) == generate(shell)
     assert run(capsys, "completion", shell) == (0, script(shell), "")

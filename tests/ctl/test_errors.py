@@ -1,4 +1,4 @@
-"""vhost-balloonctl: whatever goes wrong is one line and an exit status, never a traceback."""
+"""vhost-balloonctl's errors: one line and an exit status each, never a traceback."""
 
 from __future__ import annotations
 
@@ -45,27 +45,33 @@ from vhost_balloon.ctl import client, link
         (["list", "--js"], "unrecognized arguments: --js"),
         (["status"], "the following arguments are required: VM"),
         (["set", "web1"], "the following arguments are required: SIZE"),
-        (["set", "web1", "lots"], "argument SIZE: 'lots' is no size such as 512M"),
+        (["set", "web1", "lots"], "argument SIZE: 'lots' is not a size such as 512M"),
         (["set", "web1", "0"], "argument SIZE: '0' is not between 1 byte and 8 EiB"),
         (["set", "web1", "-5M"], ""),
-        (["set", "web1", "1G", "--timeout=5"], "--timeout goes with --wait"),
-        (["set", "web1", "1G", "--wait", "--timeout=0"], "argument --timeout: '0' is no number"),
-        (["set", "web1", "1G", "--wait", "--timeout=nan"], "'nan' is no number of seconds"),
-        (["stats", "web1", "--timeout=61"], "'61' is no number of seconds above 0 and up to 60"),
-        (["watch", "--interval=x"], "argument --interval: 'x' is no number of seconds"),
-        (["watch", "--interval=inf"], "argument --interval: 'inf' is no number of seconds"),
-        (["watch", "--count=0"], "argument --count: '0' is no number from 1"),
-        (["watch", "--count=" + "9" * 5000], "is no number from 1"),
-        (["qemu-args", "web1", "--memory=x"], "argument --memory: 'x' is no size"),
+        (["set", "web1", "1G", "--timeout=5"], "--timeout requires --wait"),
+        (["set", "web1", "1G", "--wait", "--timeout=0"], "argument --timeout: '0' is not a number"),
+        (["set", "web1", "1G", "--wait", "--timeout=nan"], "'nan' is not a number of seconds"),
+        (["stats", "web1", "--timeout=61"], "'61' is not a number of seconds above 0 and up to 60"),
+        (["watch", "--interval=x"], "argument --interval: 'x' is not a number of seconds"),
+        (["watch", "--interval=inf"], "argument --interval: 'inf' is not a number of seconds"),
+        (["watch", "--count=0"], "argument --count: '0' is not a number from 1"),
+        (["watch", "--count=" + "9" * 5000], "is not a number from 1"),
+        (["qemu-args", "web1", "--memory=x"], "argument --memory: 'x' is not a size"),
         (["monitoring"], "the following arguments are required: what"),
         (["monitoring", "x"], "invalid choice: 'x'"),
         (["completion", "fish"], "invalid choice: 'fish'"),
         (["list", "--control-socket"], "argument --control-socket: expected one argument"),
-        (["--folder=/a", "list", "--control-socket=/b"], "--folder and --control-socket do not go"),
-        (["--folder=/a", "--control-socket=/b", "list"], "--folder and --control-socket do not go"),
-        (["reload"], "reload takes the names of VMs, or --all"),
-        (["upgrade"], "upgrade takes the names of VMs, or --all"),
-        (["upgrade", "web1", "--all"], "upgrade takes the names of VMs, or --all"),
+        (
+            ["--folder=/a", "list", "--control-socket=/b"],
+            "--folder and --control-socket exclude each other",
+        ),
+        (
+            ["--folder=/a", "--control-socket=/b", "list"],
+            "--folder and --control-socket exclude each other",
+        ),
+        (["reload"], "reload takes either names of VMs or --all"),
+        (["upgrade"], "upgrade takes either names of VMs or --all"),
+        (["upgrade", "web1", "--all"], "upgrade takes either names of VMs or --all"),
         (["add", "web1", "/web1.sock"], "`systemctl enable --now vhost-balloon@web1.socket`"),
         (["--folder", "/x", "add"], "`systemctl enable --now vhost-balloon@web1.socket`"),
         (
@@ -93,11 +99,11 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_daemon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "web1.control"
     error = failure(capsys, f"--control-socket={path}", "list")
-    assert error == f"{path}: there is no such socket: is vhost-balloon running?"
+    assert error == f"{path}: no such socket: is vhost-balloon running?"
     nobody_listens(path)
     for where in (f"--control-socket={path}", f"--folder={tmp_path}"):
         error = failure(capsys, "status", "web1", where)
-        assert error == f"{path}: cannot connect: nobody listens on it"
+        assert error == f"{path}: cannot connect: nothing listens on it"
 
 
 def test_paths_that_cannot_be_connected_to(
@@ -111,7 +117,7 @@ def test_paths_that_cannot_be_connected_to(
 
 
 def test_no_permission(tmp_path: Path) -> None:
-    """Root may connect to anything, so this is tried without that right."""
+    """Root may connect to any socket, so the command runs without capabilities."""
     with fake_daemons(tmp_path, {"good": answering(), "web1": answering()}):
         path = tmp_path / "web1.control"
         path.chmod(0)
@@ -137,12 +143,12 @@ def without_rights(*words: str) -> subprocess.CompletedProcess[str]:
     [b"HTTP/1.1 400 Bad Request\r\n", b"SSH-2.0\n", b"[]\n", b"{}\n", b"5\n", b"\xff\xfe\n",
      b'{"QMP": 1}\n', b"[" * 100_000 + b"\n", OK, b"null\n"],
 )  # fmt: skip
-def test_a_server_that_speaks_no_qmp(
+def test_a_server_that_does_not_speak_qmp(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, said: bytes
 ) -> None:
     with listening(tmp_path / "s", replies(said)):
         error = failure(capsys, f"--control-socket={tmp_path}/s", "list")
-    assert error == f"{tmp_path}/s: does not speak QMP: it is no control socket"
+    assert error == f"{tmp_path}/s: does not speak QMP: not a control socket"
 
 
 @pytest.mark.parametrize(
@@ -157,16 +163,16 @@ def test_a_server_that_speaks_no_qmp(
         (b'{"return": [{"id": "a", "x": NaN}]}\n', "does not speak QMP"),
         (b'{"return": [{"id": "a", "x": 1e999}]}\n', "does not speak QMP"),
         (b'{"return": [{"id": "a", "x": ' + b"9" * 5000 + b"}]}\n", "does not speak QMP"),
-        (returned({}), "not understood (query-vms)"),
-        (returned([]), "not understood (query-vms)"),
-        (returned([VM, VM]), "not understood (query-vms)"),
-        (returned([{"id": 1}]), "not understood (id)"),
-        (returned([{}]), "not understood (query-vms)"),
+        (returned({}), "unexpected answer from the daemon (query-vms)"),
+        (returned([]), "unexpected answer from the daemon (query-vms)"),
+        (returned([VM, VM]), "unexpected answer from the daemon (query-vms)"),
+        (returned([{"id": 1}]), "unexpected answer from the daemon (id)"),
+        (returned([{}]), "unexpected answer from the daemon (query-vms)"),
         (b"", "closed the connection"),
         (b'{"return": ', "closed the connection"),
     ],
 )
-def test_answers_that_are_none(
+def test_malformed_answers(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, answer: bytes, text: str
 ) -> None:
     with listening(tmp_path / "s", replies(GREETING, OK, answer)):
@@ -183,7 +189,7 @@ def test_the_daemon_goes_away(capsys: pytest.CaptureFixture[str], tmp_path: Path
         assert error == f"{path}: the daemon closed the connection"
 
 
-def test_events_are_left_and_pieces_put_together(
+def test_events_are_ignored_and_fragments_joined(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def serve(connection: socket.socket) -> None:
@@ -196,7 +202,7 @@ def test_events_are_left_and_pieces_put_together(
 
 
 def drip(connection: socket.socket) -> None:
-    """Never silent for long, and never done."""
+    """Send whitespace forever, but no answer."""
     connection.sendall(GREETING + OK)
     while True:
         connection.sendall(b" ")
@@ -222,7 +228,7 @@ def test_a_server_that_never_answers(
 
 
 def limit_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the time limit, which is the default of the client's argument."""
+    """Shorten the time limit, the default of the client's argument."""
     assert client.Client.__init__.__defaults__ == (None, client.ANSWER_SECONDS)
     monkeypatch.setattr(client.Client.__init__, "__defaults__", (None, 0.3))
 
@@ -245,7 +251,7 @@ def test_a_server_that_sends_without_end(
 ) -> None:
     with fake_daemons(tmp_path, {"web1": serve}):
         error = failure(capsys, "status", "web1", f"--folder={tmp_path}")
-    assert error == f"{tmp_path}/web1.control: it sent 1 MiB without an answer"
+    assert error == f"{tmp_path}/web1.control: it sent 1 MiB without answering"
 
 
 def test_an_answer_may_have_a_megabyte(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -255,11 +261,11 @@ def test_an_answer_may_have_a_megabyte(capsys: pytest.CaptureFixture[str], tmp_p
     assert done.json()["large"] == large
 
 
-# set --wait gives up where waiting is of no use
+# set --wait
 
 
 def steps(*states: dict[str, Any]) -> Serve:
-    """Answer `set --wait`: query-vms before the order, the order, then each of these states."""
+    """Answer `set --wait`: query-vms, the command itself, then each of these states."""
     first, *others = [returned([VM | state]) for state in states]
     return replies(GREETING, OK, first, OK, *others)
 
@@ -270,15 +276,15 @@ MOVING = {"state": "moving", "target": 1 << 29, "actual": 3 << 28}
 @pytest.mark.parametrize(
     ("last", "text"),
     [
-        ({"state": "stuck"}, "web1 is stuck: it keeps 768 MiB, and 512 MiB was asked for"),
+        ({"state": "stuck"}, "web1 is stuck: actual 768 MiB, target 512 MiB"),
         ({"state": "out-of-memory"},
-         "web1 is out of memory: it keeps 768 MiB, and 512 MiB was asked for"),
+         "web1 is out of memory: actual 768 MiB, target 512 MiB"),
         ({"attached": False, "state": "disconnected"}, "web1 went away"),
         ({"front-end-pid": 99}, "web1 went away"),
         ({"target": 1 << 28}, "web1 was given another target: 256 MiB"),
     ],
 )  # fmt: skip
-def test_waiting_is_given_up(
+def test_waiting_ends_when_the_target_cannot_be_reached(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, last: dict[str, Any], text: str
 ) -> None:
     with fake_daemons(tmp_path, {"web1": steps({}, MOVING, MOVING, MOVING | last)}):
@@ -292,11 +298,11 @@ def test_waiting_has_a_time_limit(capsys: pytest.CaptureFixture[str], tmp_path: 
             capsys, f"--folder={tmp_path}", "set", "web1", "512M", "--wait", "--timeout=0.3"
         )
     assert error == (
-        "web1 did not get there within 0.3 s: moving, it keeps 768 MiB, and 512 MiB was asked for"
+        "web1 did not reach its target within 0.3 s: moving, actual 768 MiB, target 512 MiB"
     )
 
 
-def test_the_daemon_goes_away_while_it_is_waited_for(
+def test_the_daemon_goes_away_during_the_wait(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with fake_daemons(tmp_path, {"web1": steps({}, MOVING, MOVING)}):
@@ -304,10 +310,10 @@ def test_the_daemon_goes_away_while_it_is_waited_for(
     assert error == f"{tmp_path}/web1.control: the daemon closed the connection"
 
 
-def test_waiting_goes_on_without_a_driver_and_ends_at_the_target(
+def test_waiting_continues_without_a_driver_and_ends_at_the_target(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The target is a whole number of balloon pages, so it may be a little more than asked."""
+    """The daemon rounds the target up to whole pages."""
     boot = {"state": "no-driver", "target": 1000, "guest-memory": 0, "pending": True}
     done = {"state": "done", "target": 4096, "actual": 4096}
     with fake_daemons(tmp_path, {"web1": steps({}, boot, boot, boot, done)}):

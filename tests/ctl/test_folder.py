@@ -1,4 +1,4 @@
-"""vhost-balloonctl over a folder: what one VM's daemon does costs its own line and nothing else."""
+"""vhost-balloonctl over a folder: a misbehaving daemon affects only its own VM's line."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from tests.support.fake_daemons import (
 
 SILENT = "no answer within 1 s"
 GONE = "the daemon closed the connection"
-NO_QMP = "does not speak QMP: it is no control socket"
-TOO_MUCH = "it sent 1 MiB without an answer"
+NO_QMP = "does not speak QMP: not a control socket"
+TOO_MUCH = "it sent 1 MiB without answering"
 
 
 def odd(what: str) -> str:
-    return f"the daemon's answer is not understood ({what}): another version?"
+    return f"unexpected answer from the daemon ({what}): another version?"
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def nested(depth: int) -> dict[str, Any]:
     return value
 
 
-LONG_EVENT = EVENT.strip() + b" " * 10_000 + b"\n"  # a flood that is quick to make and to read
+LONG_EVENT = EVENT.strip() + b" " * 10_000 + b"\n"  # floods fast
 MISBEHAVIOUR: dict[str, tuple[Serve, str]] = {
     "hangs": (say_nothing, SILENT),
     "greets-and-hangs": (flood(GREETING, b""), SILENT),
@@ -77,7 +77,7 @@ MISBEHAVIOUR: dict[str, tuple[Serve, str]] = {
 
 
 @pytest.mark.parametrize("how", MISBEHAVIOUR)
-def test_one_that_misbehaves_costs_its_own_line(
+def test_a_misbehaving_daemon_affects_only_its_own_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, how: str
 ) -> None:
     serve, text = MISBEHAVIOUR[how]
@@ -88,7 +88,7 @@ def test_one_that_misbehaves_costs_its_own_line(
 def check_lines(
     capsys: pytest.CaptureFixture[str], folder: Path, name: str, text: str, shown: str | None = None
 ) -> None:
-    """`list` and `watch` say of a, name and z what is so, as text and as JSON."""
+    """Check that `list` and `watch` show a, z and the text of `name`, also as JSON."""
     where = f"--folder={folder}"
     started = time.monotonic()
     for words in (["list"], ["watch", "--count=1"]):
@@ -113,7 +113,7 @@ def test_a_full_backlog_and_a_socket_without_a_listener(
             check_lines(capsys, tmp_path, "full", SILENT)
         (tmp_path / "full.control").unlink()
         nobody_listens(tmp_path / "dead.control")
-        check_lines(capsys, tmp_path, "dead", "cannot connect: nobody listens on it")
+        check_lines(capsys, tmp_path, "dead", "cannot connect: nothing listens on it")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_names_of_any_bytes(
         assert run(capsys, f"--folder={tmp_path}", "status", name, "--json").json()["id"] == name
 
 
-def test_a_name_is_the_folders_and_not_the_daemons(
+def test_the_folder_gives_the_name_and_not_the_daemon(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -154,14 +154,12 @@ def test_a_name_is_the_folders_and_not_the_daemons(
         for words in (["resume", "web1", "--json"], ["stats", "web1", "--last", "--json"]):
             assert "bank" not in run(capsys, where, *words).out
         absent = failure(capsys, where, "status", "bank")
-        assert absent == "there is no VM 'bank' (there are: web1)"
+        assert absent == "there is no VM 'bank' (known VMs: web1)"
     arguments = [request.get("arguments", {}) for request in asked]
     assert [found for found in arguments if found] == [{"value": 1 << 30}] * 2
 
 
-def test_only_the_vm_that_is_named_is_asked(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_only_the_named_vm_is_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     asked = threading.Event()
 
     def serve(connection: socket.socket) -> None:
@@ -175,17 +173,17 @@ def test_only_the_vm_that_is_named_is_asked(
 
 
 @pytest.mark.parametrize("name", ["../x/web1", ".", "..", "", "web1.control", "/x/web1", ".hidden"])
-def test_a_vm_is_one_of_the_folder(
+def test_a_name_cannot_leave_the_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "x").mkdir()
     with fake_daemons(tmp_path / "x", {"web1": answering(), ".hidden": answering()}):
         for command in ("status", "reload", "upgrade"):
             error = failure(capsys, f"--folder={tmp_path}/x", command, name)
-            assert error.startswith(f"there is no VM {name!r} (there are: web1)")
+            assert error.startswith(f"there is no VM {name!r} (known VMs: web1)")
 
 
-def test_what_is_no_socket_is_no_vm(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_other_files_are_not_vms(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "plain.control").touch()
     (tmp_path / "folder.control").mkdir()
     (tmp_path / "dangling.control").symlink_to("nowhere")
@@ -203,7 +201,7 @@ def test_what_is_no_socket_is_no_vm(capsys: pytest.CaptureFixture[str], tmp_path
         assert failure(capsys, where, command, "--all") == f"no VM in {tmp_path}"
 
 
-def test_a_folder_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_missing_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for words in (["list"], ["list", "--names"], ["status", "a"], ["watch", "--json"]):
         error = failure(capsys, f"--folder={tmp_path}/nope", *words)
@@ -214,7 +212,7 @@ def test_a_folder_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         assert failure(capsys, "--folder=", *words)
 
 
-def test_many_silent_ones_cost_one_second_together(
+def test_many_silent_daemons_cost_one_second_together(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     names = [f"vm{number:03}" for number in range(120)]
@@ -231,7 +229,7 @@ def test_many_silent_ones_cost_one_second_together(
 
 @pytest.fixture
 def few_descriptors() -> Iterator[int]:
-    """Little room for more descriptors, and none to be had."""
+    """Set a soft limit with little room for more descriptors."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = len(os.listdir("/proc/self/fd")) + 30
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
@@ -250,8 +248,8 @@ def test_the_descriptor_limit_is_raised_for_many_vms(
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > few_descriptors
 
 
-def test_without_descriptors_a_vm_says_so(tmp_path: Path) -> None:
-    """More VMs than descriptors: the tool's limit is set by those who start it."""
+def test_vms_beyond_the_descriptor_limit_show_an_error(tmp_path: Path) -> None:
+    """The hard limit is below the number of VMs."""
     serves = {f"vm{number:02}": answering() for number in range(60)}
     with fake_daemons(tmp_path, serves):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""vhost-balloonctl on a terminal: the live table, the progress bar, and leaving without a trace."""
+"""vhost-balloonctl on a terminal: the live table, the progress bar, and restoring the terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Nine VMs to look at; nothing is attached."""
+    """Serve nine VMs without a front end."""
     path = tmp_path_factory.mktemp("run")
     idle = answering(attached=False, state="disconnected", socket_path="/run/vm.sock")
     with fake_daemons(path, {f"vm{number}": idle for number in range(9)}):
@@ -43,8 +43,8 @@ def session(folder: Path, *words: str, **terminal: object) -> PtySession:
     return PtySession(*CTL, f"--folder={folder}", *words, **terminal)  # type: ignore[arg-type]
 
 
-def assert_left(terminal: PtySession) -> None:
-    """The terminal is as it was, and nothing was left on it but at most a line of an error."""
+def assert_restored(terminal: PtySession) -> None:
+    """Check that the terminal is restored, with at most one line of an error left on it."""
     assert terminal.is_restored()
     assert terminal.text.count(ENTER) == terminal.text.count(LEAVE)
     assert terminal.text.rindex(LEAVE) > terminal.text.rindex("vm0")
@@ -59,7 +59,7 @@ def test_q_ends_watch(folder: Path, key: str) -> None:
         assert not terminal.is_restored()
         terminal.type(key)
         assert terminal.wait() == 0
-        assert_left(terminal)
+        assert_restored(terminal)
 
 
 def test_ctrl_c_ends_watch(folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_ctrl_c_ends_watch(folder: Path) -> None:
         terminal.wait_for("q: quit")
         terminal.type("\x03")
         assert terminal.wait() == 130
-        assert_left(terminal)
+        assert_restored(terminal)
         assert terminal.text.endswith(LEAVE)
 
 
@@ -77,18 +77,18 @@ def test_a_signal_ends_watch(folder: Path, number: signal.Signals) -> None:
         terminal.wait_for("q: quit")
         terminal.signal(number)
         assert terminal.wait() == 128 + number
-        assert_left(terminal)
+        assert_restored(terminal)
 
 
 def test_watch_draws_again_every_interval_and_ends_after_count(folder: Path) -> None:
     with session(folder, "watch", "--interval=0.1", "--count=3") as terminal:
         assert terminal.wait() == 0
         assert terminal.text.count("\x1b[H") >= 3
-        assert_left(terminal)
+        assert_restored(terminal)
 
 
 def test_watch_follows_the_size_of_its_window(folder: Path) -> None:
-    """At once: not when the next look is due."""
+    """It redraws immediately, not at the next update."""
     with session(folder, "watch", "--interval=1000", columns=100, rows=20) as terminal:
         terminal.wait_for("q: quit")
         assert len(terminal.screen()) == 12
@@ -107,7 +107,7 @@ def test_watch_follows_the_size_of_its_window(folder: Path) -> None:
 
 
 def test_watch_can_be_suspended(folder: Path) -> None:
-    """From a shell with job control: nothing could wake it up again without."""
+    """This takes a shell with job control, to resume it."""
     command = [*CTL, f"--folder={folder}"]
     shell = ("bash", "--norc", "--noediting", "-i")
     with PtySession(*shell, PS1="prompt> ") as terminal:
@@ -152,7 +152,7 @@ def test_the_daemon_goes_away_under_watch() -> None:
             terminal.wait_for("q: quit")
             daemon.terminate()
             assert terminal.wait() == 1
-            assert_left(terminal)
+            assert_restored(terminal)
             error = terminal.text.rpartition(LEAVE)[2]
             assert error.startswith(f"vhost-balloonctl: {daemon.control}: ")
 
@@ -170,7 +170,7 @@ def test_vms_come_and_go_under_watch(tmp_path: Path) -> None:
 
 
 def test_keys_work_while_a_vm_is_silent(tmp_path: Path) -> None:
-    """It is waited for nearly all of the time."""
+    """watch waits for that VM nearly all the time."""
     serves = {f"vm{number}": answering() for number in range(9)} | {"vm9": say_nothing}
     with (
         fake_daemons(tmp_path, serves),
@@ -185,7 +185,7 @@ def test_keys_work_while_a_vm_is_silent(tmp_path: Path) -> None:
         assert terminal.screen()[4] == "vm9  no answer within 1 s"
         terminal.type("q")
         assert terminal.wait(0.9) == 0
-        assert_left(terminal)
+        assert_restored(terminal)
 
 
 def test_watch_in_an_old_locale_stays_readable(folder: Path) -> None:
@@ -205,7 +205,7 @@ def test_qemu_args_on_a_terminal_are_lines_to_copy(folder: Path) -> None:
 
 
 def moving(*states: dict[str, object]) -> Serve:
-    """A daemon whose VM has the next state with each look, and stays in the last one."""
+    """Return a daemon whose VM has the next state at each query-vms, and stays in the last one."""
 
     def serve(client: socket.socket) -> None:
         left = [*states]
@@ -234,7 +234,7 @@ def waiting(folder: Path, **terminal: object) -> PtySession:
     return session(folder, "set", "web1", "512M", "--wait", **terminal)
 
 
-def test_the_progress_bar_is_gone_in_the_end(tmp_path: Path) -> None:
+def test_the_progress_bar_is_erased_at_the_end(tmp_path: Path) -> None:
     done = MOVING | {"state": "done", "actual": 1 << 29}
     serve = moving(START, MOVING, MOVING, MOVING, done)
     with fake_daemons(tmp_path, {"web1": serve}), waiting(tmp_path) as terminal:
@@ -246,7 +246,7 @@ def test_the_progress_bar_is_gone_in_the_end(tmp_path: Path) -> None:
         assert terminal.is_restored()
 
 
-def test_an_error_has_its_line_for_itself(tmp_path: Path) -> None:
+def test_an_error_replaces_the_progress_bar(tmp_path: Path) -> None:
     serve = moving(START, MOVING, MOVING, MOVING, MOVING | {"state": "stuck"})
     with fake_daemons(tmp_path, {"web1": serve}), waiting(tmp_path) as terminal:
         assert terminal.wait() == 1
@@ -263,4 +263,4 @@ def test_ctrl_c_ends_waiting(tmp_path: Path) -> None:
         assert terminal.wait() == 130
         assert terminal.text.endswith("\r\x1b[K")
         bars = terminal.text.replace("^C", "").split("\r\x1b[K")
-        assert max(map(len, bars)) < 20  # on one line of a narrow terminal
+        assert max(map(len, bars)) < 20  # one line of the narrow terminal

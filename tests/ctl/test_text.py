@@ -1,4 +1,4 @@
-"""vhost-balloonctl: what sizes, tables and spark lines look like."""
+"""vhost-balloonctl's text on a terminal: widths, tables and spark lines."""
 
 from __future__ import annotations
 
@@ -8,83 +8,16 @@ from hypothesis import strategies as st
 
 from vhost_balloon.ctl.text import Column, pad, shorten, spark, table, width
 from vhost_balloon.printable import printable
-from vhost_balloon.sizes import format_size, parse_size
-
-MIB, GIB = 1 << 20, 1 << 30
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1073741824", GIB),
-        ("1", 1),
-        ("1B", 1),
-        ("512M", 512 * MIB),
-        ("512m", 512 * MIB),
-        ("2G", 2 * GIB),
-        ("2GiB", 2 * GIB),
-        ("1.5G", 3 * GIB // 2),
-        (".5k", 512),
-        ("1.K", 1024),
-        ("0.1G", GIB // 10),
-        ("1T", 1 << 40),
-        ("1P", 1 << 50),
-        ("7E", 7 << 60),
-        ("1.0", 1),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "0", "0G", "-1", "-5M", "+5M", "5MB", "5 M", "M", ".", ".G", "1.5", "0.1K0", "1e9", "0x10",
-     "8E", "9223372036854775808", "1" * 5000, "1_000", "\u0661G", "1.2.3G", "1GiBiB", "iB", "1iB",
-     "5M\n", "nan", "inf", "1,5G"],
-)  # fmt: skip
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is n"):
-        parse_size(text)
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (None, "-"),
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1 KiB"),
-        (1536, "1.5 KiB"),
-        (MIB - 1, "1 MiB"),
-        (512 * MIB, "512 MiB"),
-        (1023 * MIB, "1023 MiB"),
-        (1500 * MIB, "1.46 GiB"),
-        (int(9.996 * GIB), "10 GiB"),
-        (12 * GIB + 345 * MIB, "12.3 GiB"),
-        (100 * GIB, "100 GiB"),
-        ((1 << 64) - 1, "16 EiB"),
-    ],
-)
-def test_sizes_for_people(size: int | None, text: str) -> None:
-    assert format_size(size) == text
-
-
-@given(st.integers(1, (1 << 63) - 1))
-def test_a_shown_size_is_right_to_half_a_percent(size: int) -> None:
-    shown = format_size(size).replace(" ", "")
-    if shown not in ("8EiB",):  # beyond what an order may say
-        assert abs(parse_size(shown) - size) <= max(size * 0.0051, 0)
 
 
 @given(st.text())
-def test_nothing_unprintable_goes_to_a_terminal(text: str) -> None:
+def test_a_printable_text_contains_nothing_unprintable(text: str) -> None:
     assert printable(text).isprintable()
     if text.isprintable():
         assert printable(text) == text
 
 
-def test_escapes_name_what_they_stand_for() -> None:
+def test_escapes() -> None:
     assert printable("a\x1b[2Jb\n\u202e\udc80\u9b5a") == "a\\x1b[2Jb\\n\\u202e\\udc80\u9b5a"
 
 
@@ -131,7 +64,7 @@ def test_a_row_of_two_cells_is_a_text() -> None:
     assert table(COLUMNS, [("b", "text")], 4) == ["VM", "b  ~"]
 
 
-def test_a_table_of_nothing_is_its_head() -> None:
+def test_an_empty_table_is_its_head() -> None:
     assert table(COLUMNS, []) == ["VM  SIZE  NOTE"]
 
 
@@ -139,7 +72,7 @@ def test_a_table_of_nothing_is_its_head() -> None:
     ("room", "head"),
     [(21, "VM       SIZE  NOTE"), (20, "VM    NOTE"), (12, "VM    NOTE"), (11, "VM"), (2, "VM")],
 )
-def test_a_table_leaves_columns_out_by_rank(room: int, head: str) -> None:
+def test_a_table_drops_columns_by_rank(room: int, head: str) -> None:
     lines = table(COLUMNS, ROWS, room)
     assert lines[0] == head
     assert all(width(line) <= room for line in lines)

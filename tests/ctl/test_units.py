@@ -1,4 +1,4 @@
-"""install-units: what it puts where, what it refuses, and that nothing of it stays."""
+"""vhost-balloonctl install-units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def files(root: Path) -> dict[str, str]:
     return {str(p.relative_to(root)): p.read_text() for p in root.rglob("*") if p.is_file()}
 
 
-def test_every_file_is_put_in_place_with_the_daemons_path(
+def test_every_file_is_installed_with_the_daemons_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["install-units", f"--root={tmp_path}", f"--binary={BINARY}"]) == 0
@@ -44,8 +44,8 @@ def test_every_file_is_put_in_place_with_the_daemons_path(
     assert sorted(capsys.readouterr().out.split()) == sorted(str(tmp_path / name) for name in found)
 
 
-def test_qemus_file_is_as_qemu_has_it(tmp_path: Path) -> None:
-    """docs/interop/vhost-user.json of QEMU, VhostUserBackend."""
+def test_qemus_file_follows_qemus_schema(tmp_path: Path) -> None:
+    """Source: QEMU's docs/interop/vhost-user.json, VhostUserBackend."""
     main(["install-units", f"--root={tmp_path}", f"--binary={BINARY}"])
     text = (tmp_path / "usr/share/qemu/vhost-user/50-vhost-balloon.json").read_text()
     found = json.loads(text)
@@ -53,9 +53,7 @@ def test_qemus_file_is_as_qemu_has_it(tmp_path: Path) -> None:
     assert set(found) == {"description", "type", "binary"}
 
 
-def test_a_dry_run_lists_and_touches_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_only_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["install-units", f"--root={tmp_path}", f"--binary={BINARY}", "--prefix=/usr/local"]
     assert main([*command, "--dry-run", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -65,7 +63,7 @@ def test_a_dry_run_lists_and_touches_nothing(
     assert all("/usr/local/" in name for name in listed)
 
 
-def test_what_is_removed_is_what_was_installed(
+def test_remove_removes_the_installed_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "usr/lib/systemd/system/other.service"
@@ -104,11 +102,11 @@ def test_units_of_former_versions_are_removed_as_well(
 @pytest.mark.parametrize(
     ("binary", "said"),
     [
-        ("/root/venv/bin/vhost-balloon", "services do not see"),
-        ("/home/a/vhost-balloon", "services do not see"),
-        ("/opt/a b/vhost-balloon", "cannot be named in a unit"),
-        ("/opt/%i/vhost-balloon", "cannot be named in a unit"),
-        ("/opt/$a/vhost\nballoon", "cannot be named in a unit"),
+        ("/root/venv/bin/vhost-balloon", "services cannot see"),
+        ("/home/a/vhost-balloon", "services cannot see"),
+        ("/opt/a b/vhost-balloon", "has characters that a unit cannot name"),
+        ("/opt/%i/vhost-balloon", "has characters that a unit cannot name"),
+        ("/opt/$a/vhost\nballoon", "has characters that a unit cannot name"),
     ],
 )
 def test_a_path_that_a_service_could_not_start(
@@ -121,9 +119,7 @@ def test_a_path_that_a_service_could_not_start(
     assert files(tmp_path) == {}
 
 
-def test_where_it_cannot_write_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_write_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "usr").write_text("no folder")
     for words in ([], ["--remove"]):
         command = ["install-units", f"--root={tmp_path}", f"--binary={BINARY}", *words]
@@ -134,7 +130,7 @@ def test_where_it_cannot_write_is_one_line(
         )
 
 
-def test_the_daemon_beside_the_tool_is_the_one(tmp_path: Path) -> None:
+def test_the_daemon_beside_the_tool_takes_precedence(tmp_path: Path) -> None:
     for name in ("vhost-balloonctl", "vhost-balloon"):
         program = tmp_path / name
         program.write_text(

@@ -1,4 +1,4 @@
-"""vhost-balloonctl upgrade and reload, of some VMs or of all."""
+"""vhost-balloonctl upgrade and reload."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ REFUSAL = b'{"error": {"class": "GenericError", "desc": "no such program"}}\r\n'
 
 
 class Upgraded:
-    """Daemons that end all connections when they are told to upgrade, and are other ones then.
+    """Daemons that close their connection on `upgrade`, after which successors answer.
 
     Attributes:
-        calls: what they were asked, in order.
+        calls: the upgrades and the connections to successors, in order.
     """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
 
     def serve(self, name: str, *then: Serve) -> Serve:
-        """One daemon. then: who serves the connections after the upgrade, the last one all that
-        follow; a daemon as it should be unless it is given."""
+        """Return one daemon. then: its successors, one for each connection, the last for all the
+        others; by default one that works."""
         servers = [*then, answering({"query-version": VERSION})][: len(then) or 1]
         upgraded = threading.Event()
 
@@ -76,7 +76,7 @@ def short_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "BACK_SECONDS", 1.0)
 
 
-def test_upgrade_goes_from_one_to_the_next(
+def test_upgrade_takes_one_after_the_other(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, upgraded: Upgraded
 ) -> None:
     serves = {name: upgraded.serve(name) for name in ("c", "a", "b")}
@@ -87,7 +87,7 @@ def test_upgrade_goes_from_one_to_the_next(
     assert upgraded.calls == [f"{name} {what}" for name in "abc" for what in ("upgrade", "again")]
 
 
-def test_upgrade_of_the_ones_that_are_named(
+def test_upgrade_of_named_vms(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, upgraded: Upgraded
 ) -> None:
     serves = {name: upgraded.serve(name) for name in ("a", "b", "c")}
@@ -97,7 +97,7 @@ def test_upgrade_of_the_ones_that_are_named(
         assert upgraded.calls == ["c upgrade", "c again", "a upgrade", "a again"]
         upgraded.calls.clear()
         error = failure(capsys, f"--folder={tmp_path}", "upgrade", "b", "x")
-        assert error == "there is no VM 'x' (there are: a, b, c)"
+        assert error == "there is no VM 'x' (known VMs: a, b, c)"
         assert upgraded.calls == []
 
 
@@ -118,10 +118,10 @@ def test_upgrade_waits_until_the_new_daemon_answers(
     ("then", "why"),
     [(say_nothing, "no answer within "), (replies(b""), "the daemon closed the connection"),
      (replies(b"HTTP/1.1\r\n"), "does not speak QMP"),
-     (answering({"query-version": OK}), "not understood (query-version)"),
-     (answering({"query-version": VERSION, "query-vms": OK}), "not understood (query-vms)")],
+     (answering({"query-version": OK}), "from the daemon (query-version)"),
+     (answering({"query-version": VERSION, "query-vms": OK}), "from the daemon (query-vms)")],
 )  # fmt: skip
-def test_upgrade_ends_at_the_first_that_is_not_back(
+def test_upgrade_ends_at_the_first_that_does_not_answer_again(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, upgraded: Upgraded, then: Serve, why: str
 ) -> None:
     serves = {
@@ -130,7 +130,7 @@ def test_upgrade_ends_at_the_first_that_is_not_back(
     with fake_daemons(tmp_path, serves):
         status, out, err = run(capsys, f"--folder={tmp_path}", "upgrade", "--all", "--json")
     assert (status, json.loads(out)) == (1, [{"id": "a", "version": "1.2.3"}])
-    assert err.startswith("vhost-balloonctl: b is not back within 1 s of its upgrade (")
+    assert err.startswith("vhost-balloonctl: b did not answer within 1 s of its upgrade (")
     assert why in err
     assert err.count("\n") == 1
     assert not any(call.startswith("c") for call in upgraded.calls)
@@ -140,7 +140,7 @@ def test_upgrade_ends_at_the_first_that_is_not_back(
 @pytest.mark.parametrize(
     ("serve", "error"),
     [(answering({"upgrade": REFUSAL}), "b: no such program"),
-     (answering(), "b: the daemon goes on as the program that it was"),
+     (answering(), "b: the daemon still runs the old program"),
      (replies(GREETING, OK), "b: {path}: the daemon closed the connection")],
 )  # fmt: skip
 def test_upgrade_ends_at_the_first_that_is_not_upgraded(
@@ -155,7 +155,7 @@ def test_upgrade_ends_at_the_first_that_is_not_upgraded(
 def test_upgrade_of_real_daemons(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "BACK_SECONDS", 60.0)  # this machine may be busy
+    monkeypatch.setattr(upkeep, "BACK_SECONDS", 60.0)  # the machine may be busy
     options = {
         name: (f"--socket-path={path}.sock", f"--control-socket={path}.control")
         for name, path in (("web1", tmp_path / "web1"), ("web2", tmp_path / "web2"))
@@ -205,11 +205,11 @@ def test_reload(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ("serve", "error"),
     [(answering({"config-reload": MISTAKE}), "/etc/a.toml: line 3: \\x1b[2J"),
      (replies(b""), "the daemon closed the connection"),
-     (answering(), "the daemon's answer is not understood: another version?"),
+     (answering(), "unexpected answer from the daemon (config-reload): another version?"),
      (answering({"config-reload": returned({"changed": [1]})}),
-      "the daemon's answer is not understood (changed): another version?")],
+      "unexpected answer from the daemon (changed): another version?")],
 )  # fmt: skip
-def test_reload_of_one_fails_and_all_others_are_reloaded(
+def test_a_failed_reload_does_not_affect_the_others(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, serve: Serve, error: str
 ) -> None:
     serves = {"a": serve, **CHANGING}
@@ -225,7 +225,7 @@ def test_reload_of_one_fails_and_all_others_are_reloaded(
 def test_reload_asks_all_before_it_waits_for_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Each answers only once both were asked."""
+    """Each daemon answers only after both were asked."""
     both = threading.Barrier(2)
 
     def serve(connection: socket.socket) -> None:
@@ -245,5 +245,5 @@ def test_reload_of_a_vm_whose_daemon_is_gone(
 ) -> None:
     nobody_listens(tmp_path / "a.control")
     done = reload(capsys, tmp_path, CHANGING, "--all")
-    assert done[1].startswith("a: cannot connect: nobody listens on it\nweb1: changed")
+    assert done[1].startswith("a: cannot connect: nothing listens on it\nweb1: changed")
     assert done[0] == 1

@@ -1,4 +1,4 @@
-"""vhost-balloonctl: what list, status, watch and the progress bar show."""
+"""vhost-balloonctl's output: list, status, watch and the progress bar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 def vm(**members: Any) -> Vm:
-    """web1, attached, with half of its memory in the balloon."""
+    """Return web1, attached, with half of its memory in the balloon."""
     known = {
         "id": "web1", "attached": True, "state": "done", "guest-memory": GIB, "target": GIB // 2,
         "actual": GIB // 2, "resident": 300 * MIB, "freed-bytes": 3 * GIB, "pause-reasons": [],
@@ -34,10 +34,10 @@ def vm(**members: Any) -> Vm:
 GONE = {"id": "old", "attached": False, "state": "disconnected"}
 
 
-# What the daemon says is checked
+# Checking answers
 
 
-def test_what_is_not_known_is_none() -> None:
+def test_unknown_values_are_none() -> None:
     gone = read_vm([GONE])
     assert (gone.target, gone.actual, gone.resident, gone.socket_path) == (None,) * 4
     assert (gone.memory, gone.paused, gone.freed) == (0, (), 0)
@@ -52,8 +52,8 @@ def test_what_is_not_known_is_none() -> None:
      [{"id": "a", "pause-reasons": ["x" * 65]}], [{"id": "a", "pause-reasons": ["x"] * 65}],
      [{"id": "a", "state": "x" * 65}], [{"id": "a", "x": [[[[[[[[[]]]]]]]]]}]],
 )  # fmt: skip
-def test_an_odd_answer_is_an_error(answer: Any) -> None:
-    with pytest.raises(CtlError, match="not understood"):
+def test_an_unexpected_answer_is_an_error(answer: Any) -> None:
+    with pytest.raises(CtlError, match="unexpected answer"):
         read_vm(answer)
 
 
@@ -72,7 +72,7 @@ MEMBERS = st.sampled_from(
 
 @given(st.dictionaries(MEMBERS, JSON))
 def test_any_answer_is_shown_or_an_error(members: dict[str, Any]) -> None:
-    """In lines that a terminal can show, and as JSON."""
+    """As printable lines, and as JSON."""
     try:
         found = read_vm([members], "web1")
         lines = [*listing.overview([found], 80), *listing.details(found, None)]
@@ -82,7 +82,7 @@ def test_any_answer_is_shown_or_an_error(members: dict[str, Any]) -> None:
     assert json.loads(json.dumps(found.raw)).keys() == {"id", *members}
 
 
-def test_the_name_that_is_given_counts() -> None:
+def test_the_given_name_overrides_the_answers() -> None:
     answers: list[list[dict[str, Any]]] = [[{"id": "bank"}], [{}], [{"id": 5}]]
     for answer in answers:
         found = read_vm(answer, "web1")
@@ -104,8 +104,8 @@ def test_ring_errors_are_a_number_or_numbers_by_queue_and_reason(errors: Any, to
      {"features": [1]}, {"huge_pages": 5}, {"huge_pages": {"whole": "x"}}, {"ring_errors": "x"},
      {"ring_errors": {"inflate": {"loop": -1}}}, {"ring_errors": [1]}],
 )  # fmt: skip
-def test_odd_details_are_an_error(members: dict[str, Any]) -> None:
-    with pytest.raises(CtlError, match="not understood"):
+def test_unexpected_details_are_an_error(members: dict[str, Any]) -> None:
+    with pytest.raises(CtlError, match="unexpected answer"):
         listing.details(vm(**members), 80)
 
 
@@ -191,7 +191,7 @@ def test_status() -> None:
     assert all(width(line) <= 30 for line in listing.details(full, 30))
 
 
-def test_status_without_a_front_end_leaves_out_what_is_not_known() -> None:
+def test_status_without_a_front_end_omits_unknown_values() -> None:
     lines = listing.details(read_vm([GONE]), None)
     assert "  front end         not attached" in lines
     assert not any("actual" in line for line in lines)
@@ -207,9 +207,9 @@ def test_statistics() -> None:
 # watch
 
 
-def view(*looks: list[Vm], **style: bool) -> View:
+def view(*samples: list[Vm], **style: bool) -> View:
     shown = View(1.0, **style)
-    for number, vms in enumerate(looks):
+    for number, vms in enumerate(samples):
         shown.add(vms, float(number))
     return shown
 
@@ -235,7 +235,7 @@ def test_watch_on_a_terminal_without_block_characters() -> None:
     assert "".join(frame).isascii()
 
 
-def test_watch_paints_what_is_alarming_or_away() -> None:
+def test_watch_highlights_alarming_vms_and_dims_absent_ones() -> None:
     vms = [vm(state="stuck"), vm(id="b", state="out-of-memory"), vm(id="c"), read_vm([GONE])]
     vms.append(without_answer("d", "no answer"))
     lines = view(vms, colour=True).frame(100, 10, "12:34:56")
@@ -272,13 +272,13 @@ def test_watch_scrolls() -> None:
     assert names() == ["vm0", "vm1"]
 
 
-def test_watch_goes_on_with_the_history_of_one_that_was_silent() -> None:
-    looks = [[vm(freed_bytes=0)], [without_answer("web1", "no answer")], [vm(freed_bytes=GIB)]]
-    shown = view(*looks)
+def test_watch_keeps_the_history_of_a_vm_that_was_silent() -> None:
+    samples = [[vm(freed_bytes=0)], [without_answer("web1", "no answer")], [vm(freed_bytes=GIB)]]
+    shown = view(*samples)
     row = shown.frame(109, 5, "")[2]
     assert row.endswith("  0 B  on")
     assert "▄ ▄" in row
-    assert view(*looks[:2]).frame(109, 5, "")[2] == "web1  no answer"
+    assert view(*samples[:2]).frame(109, 5, "")[2] == "web1  no answer"
 
 
 def test_watch_forgets_a_vm_that_has_gone() -> None:
@@ -309,4 +309,4 @@ def test_progress() -> None:
 
 def test_progress_without_a_driver() -> None:
     waits = vm(state="no-driver", actual=None, target=GIB)
-    assert progress_line(waits, None, 3.0) == f"web1 {'░' * 30} waits for the guest's driver, 3 s"
+    assert progress_line(waits, None, 3.0) == f"web1 {'░' * 30} waiting for the guest's driver, 3 s"

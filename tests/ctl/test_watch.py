@@ -1,4 +1,4 @@
-"""vhost-balloonctl watch, against daemons, without a terminal."""
+"""vhost-balloonctl watch without a terminal, against daemons."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ async def test_watch_without_a_terminal(tmp_path: Path) -> None:
         assert len(blocks) == 2
         assert all(block.splitlines()[2].startswith("vm1  disconnected") for block in blocks)
         done = await ctl(tmp_path, "watch", "--json", "--count=3", "--interval=0.01")
-        looks = [json.loads(line) for line in done.out.splitlines()]
-        assert [[vm["id"] for vm in vms] for vms in looks] == [["vm1", "vm2"]] * 3
+        samples = [json.loads(line) for line in done.out.splitlines()]
+        assert [[vm["id"] for vm in vms] for vms in samples] == [["vm1", "vm2"]] * 3
 
 
 async def test_watch_finds_vms_that_come_and_go(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ async def test_watch_of_one_control_socket_ends_with_its_daemon(tmp_path: Path) 
 
 
 class Watch:
-    """A `watch --json` that runs."""
+    """A running `watch --json`."""
 
     def __init__(self, process: trio.Process) -> None:
         assert process.stdout is not None
@@ -74,17 +74,17 @@ class Watch:
         self._text = b""
 
     async def until(self, names: list[str]) -> None:
-        """Read looks until one has these VMs, each with an answer."""
+        """Read lines until one has these VMs, each with an answer."""
         with trio.fail_after(20):
             while True:
-                vms = await self._look()
+                vms = await self._line()
                 if [vm["id"] for vm in vms if "error" not in vm] == names:
                     return
 
-    async def _look(self) -> list[dict[str, Any]]:
+    async def _line(self) -> list[dict[str, Any]]:
         while b"\n" not in self._text:
             part = await self._stdout.receive_some(65536)
-            assert part, "it has ended"
+            assert part, "watch has ended"
             self._text += part
         line, _, self._text = self._text.partition(b"\n")
         found: list[dict[str, Any]] = json.loads(line)
@@ -93,7 +93,7 @@ class Watch:
 
 @asynccontextmanager
 async def watching(where: str) -> AsyncIterator[Watch]:
-    """A `watch --json` every 50 ms; killed at the end."""
+    """Run `watch --json` every 50 ms; kill it at the end."""
     process = await trio.lowlevel.open_process(
         [*CTL, where, "watch", "--json", "--interval=0.05"],
         stdout=subprocess.PIPE,
@@ -110,7 +110,7 @@ async def watching(where: str) -> AsyncIterator[Watch]:
 
 
 def connections(pid: int) -> set[str]:
-    """A process's sockets."""
+    """Return a process's sockets."""
     links = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
     return {link for link in links if link.startswith("socket:")}
 

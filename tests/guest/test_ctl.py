@@ -74,7 +74,7 @@ def test_set_and_wait(both: Attached) -> None:
 def test_a_guest_that_cannot_give_so_much(both: Attached) -> None:
     """It has less than 64 MiB beyond what its kernel and shell need."""
     said = ctl(both.daemon, "set", "vm", "16M", "--wait", "--timeout=90", status=1)
-    assert "vm is out of memory: it keeps" in said or "vm is stuck: it keeps" in said
+    assert "vm is out of memory: actual" in said or "vm is stuck: actual" in said
     assert "16 MiB was asked for" in said
     ctl(both.daemon, "set", "vm", "1G", "--wait", "--timeout=60")
 
@@ -95,7 +95,7 @@ def test_a_stopped_guest_is_silent(both: Attached) -> None:
         assert "driver is not ready" in ctl(both.daemon, "stats", "vm", status=1)
         assert "pending" in ctl(both.daemon, "set", "vm", "1G")
         said = ctl(both.daemon, "set", "vm", "900M", "--wait", "--timeout=0.5", status=1)
-        assert "did not get there within 0.5 s: no-driver" in said
+        assert "did not reach its target within 0.5 s: no-driver" in said
     finally:
         both.guest.cont()
         both.wait_driver()
@@ -133,7 +133,7 @@ def test_qemu_args_attach_a_guest() -> None:
 
 
 def test_errors_are_one_line(both: Attached) -> None:
-    assert "there is no VM 'x' (there are: vm)" in ctl(both.daemon, "status", "x", status=1)
+    assert "there is no VM 'x' (known VMs: vm)" in ctl(both.daemon, "status", "x", status=1)
     ctl(both.daemon, "set", "vm", "nonsense", status=2)
     assert ctl_json(both.daemon, "list")[0]["target"] == GiB
 

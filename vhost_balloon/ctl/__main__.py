@@ -1,4 +1,4 @@
-"""The vhost-balloonctl command: exit statuses, and the one line of an error."""
+"""The vhost-balloonctl command: runs it, prints errors and returns the exit status."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Final
 
 INTERRUPTED: Final = 130
-"""128 + SIGINT, as a shell has it."""
+"""128 + SIGINT, as in a shell."""
 READER_GONE: Final = 141
-"""128 + SIGPIPE: what a program that prints into a closed pipe ends with."""
+"""128 + SIGPIPE, as of a program killed for writing to a closed pipe."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. Usage mistakes exit with 2 (argparse)."""
+    """Run one command and return the exit status. argparse exits with 2 on a usage error."""
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    # In here, so that Ctrl-C during the imports ends as quietly as later.
+    # Imported here, so that Ctrl-C during the imports is handled too.
     from vhost_balloon.ctl import commands, options
     from vhost_balloon.ctl.errors import CtlError, ReaderGone
     from vhost_balloon.ctl.output import Output
@@ -32,7 +32,7 @@ def _run(arguments: Sequence[str]) -> int:
         commands.run(options.parse(arguments), Output())
     except CtlError as error:
         with contextlib.suppress(OSError):
-            # Without a standard error, print() would take standard output for it.
+            # print() would use standard output instead of a closed standard error.
             if sys.stderr is not None:
                 print(f"{options.PROGRAM}: {printable(str(error))}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Asking control sockets: many at once, or one daemon question by question; with time limits."""
+"""Sends commands to control sockets with a time limit: to many at once, or to one in turn."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vhost_balloon.ctl.errors import CtlError, ServerError, Silent
 from vhost_balloon.ctl.link import Link
 
 ANSWER_SECONDS: Final = 10.0
-"""The daemon answers in milliseconds; one that takes this long is stopped or hangs."""
+"""Time limit of an answer. A daemon answers in milliseconds, unless it is stopped or hangs."""
 
 RETRY_SECONDS: Final = 0.02
-"""Between two tries to connect where the server's backlog is full: nothing tells when it is not."""
+"""Between attempts to connect while the server's backlog is full: no event signals a free place."""
 
 
 class Round:
-    """Has several links go on until each has its answers or a problem; call step() until then."""
+    """Advances several links until each has its answers or a problem."""
 
     def __init__(self, links: Iterable[Link], seconds: float) -> None:
         self._seconds = seconds
@@ -28,20 +28,20 @@ class Round:
         self._waiting: dict[int, Link] = {}  # by descriptor
         self._unconnected: list[Link] = []
         for link in links:
-            self._go_on(link)
+            self._advance(link)
 
     def fileno(self) -> int:
-        """A descriptor that is readable when step() has something to do."""
+        """Return a descriptor that is readable when step() has something to do."""
         return self._epoll.fileno()
 
     def patience(self) -> float:
-        """Seconds after which step() has something to do in any case."""
+        """Return the seconds after which to call step() even if the descriptor is not readable."""
         left = max(self._deadline - time.monotonic(), 0)
         return min(left, RETRY_SECONDS) if self._unconnected else left
 
     def step(self, seconds: float = float("inf")) -> bool:
-        """Wait so long at most for something to come; whether the round is over."""
-        # Read what has come before anyone is said to be silent: this tool may have been stopped.
+        """Wait at most that long for data and process it. Return whether the round is over."""
+        # Process pending data before declaring a daemon silent: this tool may have been stopped.
         is_last = time.monotonic() >= self._deadline
         wait = min(seconds, self.patience())
         links, self._unconnected = self._unconnected, []
@@ -50,7 +50,7 @@ class Round:
                 self._epoll.unregister(number)
                 links.append(self._waiting.pop(number))
         for link in links:
-            self._go_on(link)
+            self._advance(link)
         if is_last:
             for link in (*self._waiting.values(), *self._unconnected):
                 link.fail(Silent(f"no answer within {self._seconds:g} s"))
@@ -60,12 +60,12 @@ class Round:
         return True
 
     def run(self) -> None:
-        """Wait until it is over."""
+        """Wait until the round is over."""
         while not self.step():
             pass
 
-    def _go_on(self, link: Link) -> None:
-        link.go_on()
+    def _advance(self, link: Link) -> None:
+        link.advance()
         if link.waits and link.fileno() == -1:
             self._unconnected.append(link)
         elif link.waits:
@@ -74,10 +74,10 @@ class Round:
 
 
 class Client:
-    """A connection to one daemon; a context manager, which closes it. Methods raise CtlError."""
+    """A connection to one daemon. A context manager that closes it. Methods raise CtlError."""
 
     def __init__(self, path: str, name: str | None = None, seconds: float = ANSWER_SECONDS) -> None:
-        """name: what its VM is called, whatever the daemon says; None: as the daemon says."""
+        """name: the VM's name, which overrides the daemon's own; None: use the daemon's."""
         self.path = path
         self.name = name
         self.seconds = seconds
@@ -97,15 +97,17 @@ class Client:
     def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, patience: float = 0
     ) -> Any:
-        """The "return" of a command, which the daemon may take patience seconds longer for.
+        """Return the "return" value of a command.
 
-        Raises ServerError if it refuses.
+        patience: seconds that the daemon may take beyond the usual limit.
+
+        Raises ServerError if the daemon refuses.
         """
         self._link.ask(command, arguments)
         return self._wait(self.seconds + patience)[-1]
 
     def wait_end(self, seconds: float) -> bool:
-        """Whether the daemon closes this connection within that time."""
+        """Return whether the daemon closes this connection within that time."""
         self._link.expect_end()
         try:
             self._wait(seconds)

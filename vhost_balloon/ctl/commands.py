@@ -1,4 +1,4 @@
-"""What each command does."""
+"""Runs the parsed command. The larger commands have modules of their own."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def run(options: argparse.Namespace, output: Output) -> None:
 
 def _list(options: argparse.Namespace, output: Output) -> None:
     if options.names and options.control_socket is None:
-        names = [*folder.places(options.folder)]
+        names = [*folder.control_sockets(options.folder)]
     else:
-        with folder.Lookout(options) as lookout:
-            vms = lookout.look()
+        with folder.Poller(options) as poller:
+            vms = poller.poll()
         names = [vm.id for vm in vms]
     if options.json:
         output.json(names if options.names else [vm.raw for vm in vms])
     elif options.names:
         output.lines(map(printable, names))
     else:
-        output.lines(listing.overview(vms, output.room()) if vms else [listing.nothing(options)])
+        output.lines(listing.overview(vms, output.room()) if vms else [listing.no_vm(options)])
 
 
 def _status(options: argparse.Namespace, client: Client, output: Output) -> None:
@@ -57,7 +57,7 @@ def _stats(options: argparse.Namespace, client: Client, output: Output) -> None:
         limit = {"timeout": max(1, round(options.timeout * 1000))}
         found = client.execute("balloon-stats", limit, patience=options.timeout)
         if not isinstance(found, dict):
-            raise CtlError("the daemon's answer is not understood: another version?")
+            raise model.unexpected("balloon-stats")
     known = {
         name: value
         for name, value in model.sizes(found, "stats").items()
@@ -68,12 +68,12 @@ def _stats(options: argparse.Namespace, client: Client, output: Output) -> None:
         output.json({"stats": known, "last-update": last_update})
         return
     if not known:
-        raise CtlError(f"{options.vm} has not given statistics yet")
+        raise CtlError(f"{options.vm} has not sent statistics yet")
     output.lines(listing.statistics(known, last_update))
 
 
 def _last_sample(client: Client) -> dict[str, Any]:
-    """As balloon-stats has it. Raises CtlError."""
+    """Return the last sample in the form of balloon-stats. Raises CtlError."""
     raw = model.query_vm(client).raw
     age = model.seconds(raw, "stats-age")
     last_update = 0 if age is None else max(0, int(time.time() - age))
@@ -81,7 +81,7 @@ def _last_sample(client: Client) -> dict[str, Any]:
 
 
 def _watch(options: argparse.Namespace, output: Output) -> None:
-    from vhost_balloon.ctl import watch  # the other commands do not need what it needs
+    from vhost_balloon.ctl import watch  # slow to import
 
     watch.run(options, output)
 

@@ -1,11 +1,11 @@
-"""How a command ends when it does not end well. Every kind is one line at most.
+"""The ways in which a command fails. Each prints at most one line.
 
-    CtlError           exit status 1 and its text on stderr
-    |-- ServerError    ... which is the daemon's own error reply
-    `-- Silent         ... the daemon did not answer in time
-    ReaderGone         nobody reads standard output any more: the status of SIGPIPE, and silence
+    CtlError           exit status 1 and the text on stderr
+    |-- ServerError    the daemon replied with an error
+    `-- Silent         the daemon did not answer in time
+    ReaderGone         the reader of standard output has gone: SIGPIPE's status and no text
 
-A mistake in the command line is argparse's: exit status 2 and one line.
+argparse handles mistakes in the command line: exit status 2 and one line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class CtlError(Exception):
 
 
 class ServerError(CtlError):
-    """The daemon refused; error_class is QMP's."""
+    """The daemon refused. error_class: QMP's class of the error."""
 
     def __init__(self, text: str, error_class: str) -> None:
         super().__init__(text)
@@ -24,8 +24,8 @@ class ServerError(CtlError):
 
 
 class Silent(CtlError):
-    """No answer within the time limit."""
+    """The daemon did not answer within the time limit."""
 
 
 class ReaderGone(Exception):
-    """Standard output is a pipe whose reader has ended."""
+    """Standard output is a pipe without a reader."""

@@ -1,7 +1,7 @@
-"""Finds VMs: each has a control socket NAME.control in a folder, or --control-socket names one.
+"""Finds VMs by their control sockets: NAME.control in a folder, or the one of --control-socket.
 
-A VM in a folder is named by its file: only root can write there, while a daemon that its guest has
-taken over may call itself anything.
+The file gives a VM in the folder its name. Only root can write there, while a daemon that its guest
+has compromised can report any name.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from vhost_balloon.ctl.model import Vm
 
 SUFFIX: Final = ".control"
 FOLDER_SECONDS: Final = 1.0
-"""Time limit of each VM's answer where all are asked at once."""
+"""Time limit of each VM's answer when all are asked at once."""
 
 _OTHER_DESCRIPTORS: Final = 64
 
 
-class Place(NamedTuple):
-    """A control socket. name: None where the daemon says it; device and inode tell a new socket
-    at the same path from the one before."""
+class ControlSocket(NamedTuple):
+    """A control socket.
+
+    name: None if only the daemon knows it; device and inode: tell a new socket at the same path
+    from the old one.
+    """
 
     path: str
     name: str | None = None
@@ -37,10 +40,10 @@ class Place(NamedTuple):
     inode: int = 0
 
 
-def places(folder: str) -> dict[str, Place]:
-    """The folder's VMs, by name and in the order of names. Raises CtlError.
+def control_sockets(folder: str) -> dict[str, ControlSocket]:
+    """Return the folder's control sockets by VM name, sorted. Raises CtlError.
 
-    Symbolic links are not followed: they could lead to anybody's socket.
+    Symbolic links are not followed: they could lead to anyone's socket.
     """
     found = {}
     try:
@@ -49,10 +52,10 @@ def places(folder: str) -> dict[str, Place]:
                 name = entry.name.removesuffix(SUFFIX)
                 if name == entry.name or not name or name.startswith("."):
                     continue
-                with suppress(OSError):  # it has gone meanwhile
+                with suppress(OSError):  # it has disappeared
                     file = entry.stat(follow_symlinks=False)
                     if stat.S_ISSOCK(file.st_mode):
-                        found[name] = Place(entry.path, name, file.st_dev, file.st_ino)
+                        found[name] = ControlSocket(entry.path, name, file.st_dev, file.st_ino)
     except FileNotFoundError:
         raise CtlError(f"there is no folder {folder}: is vhost-balloon running?") from None
     except OSError as error:
@@ -61,15 +64,15 @@ def places(folder: str) -> dict[str, Place]:
 
 
 def open_vm(options: argparse.Namespace) -> Client:
-    """A connection to the daemon of the VM that the command line names. Raises CtlError."""
+    """Connect to the daemon of the VM that the command line names. Raises CtlError."""
     paths = find(options, [options.vm])
     return Client(paths[options.vm], options.vm)
 
 
 def find(options: argparse.Namespace, names: list[str] | None) -> dict[str, str]:
-    """The control sockets' paths of the VMs of these names, None: of all. Raises CtlError."""
+    """Return the control sockets' paths by VM name. names: None for all VMs. Raises CtlError."""
     if options.control_socket is None:
-        known = {name: place.path for name, place in places(options.folder).items()}
+        known = {name: socket.path for name, socket in control_sockets(options.folder).items()}
     else:
         with Client(options.control_socket) as client:
             known = {model.query_vm(client).id: options.control_socket}
@@ -77,23 +80,23 @@ def find(options: argparse.Namespace, names: list[str] | None) -> dict[str, str]
         return known
     for name in names:
         if name not in known:
-            there_are = f" (there are: {', '.join(known)})" if known else ""
-            raise CtlError(f"there is no VM {name!r}{there_are}")
+            others = f" (known VMs: {', '.join(known)})" if known else ""
+            raise CtlError(f"there is no VM {name!r}{others}")
     return {name: known[name] for name in names}
 
 
-class Lookout:
-    """Looks at all VMs, again and again: ask(), and once that round is over vms().
+class Poller:
+    """Queries all VMs repeatedly: ask(), then vms() once that round is over.
 
-    It keeps a connection to each from one look to the next; a context manager, which closes them.
+    Keeps the connections open between rounds. A context manager that closes them.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._folder: str = options.folder
         self._control_socket: str | None = options.control_socket
-        self._links: dict[Place, Link] = {}
+        self._links: dict[ControlSocket, Link] = {}
 
-    def __enter__(self) -> Lookout:
+    def __enter__(self) -> Poller:
         return self
 
     def __exit__(
@@ -105,22 +108,22 @@ class Lookout:
         for link in self._links.values():
             link.close()
 
-    def look(self) -> list[Vm]:
-        """All VMs as they are now. Raises CtlError."""
+    def poll(self) -> list[Vm]:
+        """Query all VMs and return them. Raises CtlError."""
         self.ask().run()
         return self.vms()
 
     def ask(self) -> Round:
-        """Ask all VMs that there are. Raises CtlError."""
+        """Start a query of all VMs that exist now. Raises CtlError."""
         before, self._links = self._links, {}
-        for place in self._places():
-            link = before.pop(place, None)
+        for socket in self._sockets():
+            link = before.pop(socket, None)
             if link is not None:
-                link.go_on()  # it may have ended since
+                link.advance()  # it may have been closed
             if link is None or link.problem is not None:
-                link = Link(place.path)
+                link = Link(socket.path)
             link.ask("query-vms")
-            self._links[place] = link
+            self._links[socket] = link
         for gone in before.values():
             gone.close()
         _raise_descriptor_limit(len(self._links))
@@ -128,28 +131,30 @@ class Lookout:
         return Round(self._links.values(), seconds)
 
     def vms(self) -> list[Vm]:
-        """What they answered; one that did not is among them. Raises CtlError where only one
-        daemon was to be asked."""
-        return [self._read(place, link) for place, link in self._links.items()]
+        """Return the VMs of the last round, those without an answer included.
 
-    def _places(self) -> list[Place]:
+        Raises CtlError if --control-socket names the VM and it did not answer.
+        """
+        return [self._read(socket, link) for socket, link in self._links.items()]
+
+    def _sockets(self) -> list[ControlSocket]:
         if self._control_socket is not None:
-            return [Place(self._control_socket)]
-        return [*places(self._folder).values()]
+            return [ControlSocket(self._control_socket)]
+        return [*control_sockets(self._folder).values()]
 
-    def _read(self, place: Place, link: Link) -> Vm:
+    def _read(self, socket: ControlSocket, link: Link) -> Vm:
         try:
-            return model.read_vm(link.take()[-1], place.name)
+            return model.read_vm(link.take()[-1], socket.name)
         except CtlError as error:
-            if place.name is not None:
-                return model.without_answer(place.name, str(error))
+            if socket.name is not None:
+                return model.without_answer(socket.name, str(error))
             if isinstance(error, ServerError):
                 raise
-            raise CtlError(f"{place.path}: {error}") from None
+            raise CtlError(f"{socket.path}: {error}") from None
 
 
 def _raise_descriptor_limit(connections: int) -> None:
-    """Have room for that many. Where the limit is too low the VMs beyond it say so."""
+    """Make room for that many. If the hard limit is too low, the VMs beyond it show an error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < connections + _OTHER_DESCRIPTORS:
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What list, status and stats show. Pure."""
+"""Lays out the output of list, status and stats. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vhost_balloon.printable import printable
 from vhost_balloon.sizes import UNKNOWN, format_size
 
 NAME_COLUMNS: Final = 24
-"""Where room is short, a longer name is cut."""
+"""On a terminal, longer names are cut."""
 
 _BYTES: Final = {
     "stat-swap-in",
@@ -24,16 +24,16 @@ _BYTES: Final = {
     "stat-available-memory",
     "stat-disk-caches",
 }
-"""The statistics that are sizes; all others count events."""
+"""Statistics that are sizes; all others count events."""
 
 
-def nothing(options: argparse.Namespace) -> str:
-    """What is said instead of a table where there is no VM."""
+def no_vm(options: argparse.Namespace) -> str:
+    """Return the line that replaces an empty table."""
     return printable(f"no VM in {options.folder}")
 
 
 def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
-    """The table of `list`."""
+    """Return the table of `list`. room: the terminal's columns; None: no terminal."""
     columns = (
         Column("VM"),
         Column("STATE"),
@@ -71,14 +71,14 @@ def memory(vm: Vm) -> str:
 
 
 def reporting(vm: Vm) -> str:
-    """Whether the guest's free pages are discarded, or why not."""
+    """Return whether the guest's free pages are discarded, or why not."""
     if vm.paused:
         return "paused: " + printable(", ".join(vm.paused))
     return "on" if "page-reporting" in model.words(vm.raw, "features") else UNKNOWN
 
 
 def details(vm: Vm, room: int | None) -> list[str]:
-    """What `status` shows: one figure a line, then the queues."""
+    """Return the lines of `status`: one figure a line, then the queues."""
     pairs = [*_identity(vm), *_sizes(vm), *_counters(vm.raw)]
     pairs = [(title, value) for title, value in pairs if value != UNKNOWN]
     width = max(len(title) for title, _ in pairs)
@@ -123,7 +123,7 @@ def _sizes(vm: Vm) -> list[tuple[str, str]]:
 
 
 def _huge_pages(raw: Mapping[str, Any]) -> str:
-    """What the balloon has of the host's huge pages, where there are any."""
+    """Return the host's huge pages that are wholly or partly in the balloon."""
     pages = model.sizes(raw, "huge-pages") if raw.get("huge-pages") is not None else {}
     if not pages:
         return UNKNOWN
@@ -176,7 +176,7 @@ def _queue_state(queue: Mapping[str, Any]) -> str:
 
 
 def statistics(known: Mapping[str, int], last_update: int) -> list[str]:
-    """What `stats` shows; last_update is in seconds since the epoch."""
+    """Return the lines of `stats`. last_update: seconds since the epoch."""
     rows = [
         (
             printable(title.removeprefix("stat-").replace("-", " ")),

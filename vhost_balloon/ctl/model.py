@@ -1,6 +1,6 @@
-"""What a daemon tells of its VM, checked.
+"""Reads and checks the daemons' answers.
 
-It may be a server of another kind, or in the hands of its guest.
+The other end may be another kind of server, or a daemon that its guest has compromised.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
 
 STAT_UNKNOWN: Final = (1 << 64) - 1
-"""What QMP's guest-stats has for a statistic that the guest did not give."""
+"""The value of a statistic that the guest did not send."""
 
 MAX_WORD: Final = 64
 MAX_WORDS: Final = 64
-"""Characters of a word that is shown in a table, and words of a list of them."""
+"""Limits of a word shown in a table (characters), and of a list of words."""
 
 MAX_DEPTH: Final = 8
-"""How deep an answer may be nested: what can be parsed cannot always be printed."""
+"""How deep an answer may be nested: Python can parse deeper JSON than it can print."""
 
 T = TypeVar("T")
 D = TypeVar("D")
 
 
 class Vm(NamedTuple):
-    """A VM. Sizes in bytes, None where the daemon does not know.
+    """A VM. Sizes are in bytes, None if the daemon does not know them.
 
-    raw is what query-vms has of it; what only `status` shows is read from there. error: why there
-    is no answer, and raw says that.
+    raw: the answer to query-vms, from which `status` reads more, or id and error; error: why there
+    is no answer.
     """
 
     id: str
@@ -48,22 +48,22 @@ class Vm(NamedTuple):
 
 
 def query_vm(client: Client) -> Vm:
-    """The daemon's VM. Raises CtlError."""
+    """Ask the daemon for its VM. Raises CtlError."""
     return read_vm(client.execute("query-vms"), client.name)
 
 
 def read_vm(answer: Any, name: str | None = None) -> Vm:
-    """The one VM of an answer to query-vms; its name is the given one, or else the answer's.
+    """Read the one VM in an answer to query-vms. name: overrides the answer's.
 
     Raises CtlError.
     """
     if not isinstance(answer, list) or len(answer) != 1 or not isinstance(answer[0], dict):
-        raise _odd("query-vms")
+        raise unexpected("query-vms")
     found: dict[str, Any] = answer[0]
     if name is None:
         name = field(found, "id", str, None)
     if name is None or not _is_shallow(found, MAX_DEPTH):
-        raise _odd("query-vms")
+        raise unexpected("query-vms")
     return Vm(
         id=name,
         raw=found | {"id": name},
@@ -81,55 +81,54 @@ def read_vm(answer: Any, name: str | None = None) -> Vm:
 
 
 def without_answer(name: str, error: str) -> Vm:
-    """A VM of which nothing is known but why."""
+    """Return a VM that did not answer, and why."""
     return read_vm([{"state": "unknown"}], name)._replace(
         raw={"id": name, "error": error}, error=error
     )
 
 
 def field(members: Mapping[str, Any], name: str, kind: type[T], default: D) -> T | D:
-    """A member that has to be of that type where it is there. Raises CtlError."""
+    """Return a member of that type, or the default if it is absent. Raises CtlError."""
     if name not in members:
         return default
     value = members[name]
     if not isinstance(value, kind) or (kind is int and not _is_count(value)):
-        raise _odd(name)
+        raise unexpected(name)
     return value
 
 
 def seconds(members: Mapping[str, Any], name: str) -> float | None:
-    """A member that is a time. Raises CtlError."""
+    """Return a member that is a time, None if it is absent. Raises CtlError."""
     value = members.get(name)
     if value is None or (isinstance(value, int | float) and 0 <= value < 1e12):
         return value
-    raise _odd(name)
+    raise unexpected(name)
 
 
 def sizes(members: Mapping[str, Any], name: str) -> dict[str, int]:
-    """A member that maps names to numbers. Raises CtlError."""
+    """Return a member that maps names to numbers. Raises CtlError."""
     found: dict[str, Any] = field(members, name, dict, {})
     return {key: field(found, key, int, 0) for key in found}
 
 
 def objects(members: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """A member that is a list of objects. Raises CtlError."""
+    """Return a member that is a list of objects. Raises CtlError."""
     found: list[Any] = field(members, name, list, [])
     if not all(isinstance(element, dict) for element in found):
-        raise _odd(name)
+        raise unexpected(name)
     return found
 
 
 def words(members: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """A member that is a list of strings. Raises CtlError."""
+    """Return a member that is a list of strings. Raises CtlError."""
     found: list[Any] = field(members, name, list, [])
     if len(found) > MAX_WORDS or not all(isinstance(element, str) for element in found):
-        raise _odd(name)
+        raise unexpected(name)
     return tuple(_word(name, element) for element in found)
 
 
 def total(members: Mapping[str, Any], name: str) -> int:
-    """A member that is a number, or an object of such members, which are added up. Raises
-    CtlError."""
+    """Return a member that is a number, or the sum of an object's numbers. Raises CtlError."""
     value = members.get(name, 0)
     if isinstance(value, dict):
         return sum(total(value, key) for key in value)
@@ -138,7 +137,7 @@ def total(members: Mapping[str, Any], name: str) -> int:
 
 def _word(name: str, text: str) -> str:
     if len(text) > MAX_WORD:
-        raise _odd(name)
+        raise unexpected(name)
     return text
 
 
@@ -150,9 +149,10 @@ def _is_shallow(value: Any, depth: int) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    """Whether an int is none of JSON's true and false, and of 64 bits."""
+    """Whether an int is unsigned, of 64 bits at most, and not a bool."""
     return not isinstance(value, bool) and 0 <= value <= STAT_UNKNOWN
 
 
-def _odd(name: str) -> CtlError:
-    return CtlError(f"the daemon's answer is not understood ({name}): another version?")
+def unexpected(name: str) -> CtlError:
+    """Return the error for an answer whose member or command `name` has an unexpected form."""
+    return CtlError(f"unexpected answer from the daemon ({name}): another version?")

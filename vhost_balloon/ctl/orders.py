@@ -1,4 +1,4 @@
-"""set, pause and resume: what changes something, and waiting until it has."""
+"""set, pause and resume: changes a VM's state, and waits for the effect."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vhost_balloon.printable import printable
 from vhost_balloon.sizes import format_size
 
 POLL_SECONDS: Final = 0.2
-"""BALLOON_CHANGE comes once a second at most, which is no progress bar; and query-vms is cheap."""
+"""BALLOON_CHANGE comes at most once a second, too rarely for a progress bar. query-vms is cheap."""
 
 PAGE_SIZE: Final = 4096
-"""A target that is no whole number of balloon pages is rounded up to one."""
+"""The daemon rounds a target up to whole pages."""
 
 _GIVEN_UP: Final = {"stuck": "is stuck", "out-of-memory": "is out of memory"}
 
 
 def set_target(options: argparse.Namespace, client: Client, output: Output) -> None:
-    """Set a target; with --wait, until the guest has got there. Raises CtlError if it does not."""
+    """Set a target and, with --wait, wait until it is reached. Raises CtlError if it is not."""
     before = model.query_vm(client)
     client.execute("balloon", {"value": options.size})
     vm = model.query_vm(client)
@@ -65,7 +65,7 @@ def _accepted(vm: Vm, asked: int) -> str:
 
 
 def _wait(options: argparse.Namespace, client: Client, progress: Progress, before: Vm) -> Vm:
-    """Return the VM once it is there. Raises CtlError if it will not be, or not in time."""
+    """Return the VM once it has reached the target. Raises CtlError if it cannot, or is late."""
     started = time.monotonic()
     while True:
         vm = model.query_vm(client)
@@ -75,7 +75,8 @@ def _wait(options: argparse.Namespace, client: Client, progress: Progress, befor
         passed = time.monotonic() - started
         if options.timeout is not None and passed >= options.timeout:
             raise CtlError(
-                f"{vm.id} did not get there within {options.timeout:g} s: {vm.state}, {_kept(vm)}"
+                f"{vm.id} did not reach its target within {options.timeout:g} s: "
+                f"{vm.state}, {_figures(vm)}"
             )
         progress.show(vm, before.actual, passed)
         left = POLL_SECONDS if options.timeout is None else options.timeout - passed
@@ -83,7 +84,7 @@ def _wait(options: argparse.Namespace, client: Client, progress: Progress, befor
 
 
 def _check(vm: Vm, before: Vm, asked: int) -> None:
-    """Raises CtlError if it is no use to wait any longer."""
+    """Raises CtlError if the target cannot be reached."""
     pid = model.field(vm.raw, "front-end-pid", int, None)
     if not vm.attached or pid != model.field(before.raw, "front-end-pid", int, None):
         raise CtlError(f"{vm.id} went away")
@@ -91,20 +92,20 @@ def _check(vm: Vm, before: Vm, asked: int) -> None:
     if vm.target is None or not expected <= vm.target < expected + PAGE_SIZE:
         raise CtlError(f"{vm.id} was given another target: {format_size(vm.target)}")
     if vm.state in _GIVEN_UP:
-        raise CtlError(f"{vm.id} {_GIVEN_UP[vm.state]}: {_kept(vm)}")
+        raise CtlError(f"{vm.id} {_GIVEN_UP[vm.state]}: {_figures(vm)}")
 
 
-def _kept(vm: Vm) -> str:
-    return f"it keeps {format_size(vm.actual)}, and {format_size(vm.target)} was asked for"
+def _figures(vm: Vm) -> str:
+    return f"actual {format_size(vm.actual)}, target {format_size(vm.target)}"
 
 
 def pause(options: argparse.Namespace, client: Client, output: Output) -> None:
-    """Have reports acknowledged without being discarded."""
+    """Stop discarding reported pages; they are only acknowledged."""
     _order(options, client, output, "balloon-pause")
 
 
 def resume(options: argparse.Namespace, client: Client, output: Output) -> None:
-    """Have reports discarded again, as far as nothing else forbids it."""
+    """Discard reported pages again, unless another reason forbids it."""
     _order(options, client, output, "balloon-resume")
 
 

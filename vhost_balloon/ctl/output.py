@@ -1,4 +1,4 @@
-"""Standard output: a terminal of some width, or a pipe or file, and what can go wrong with it."""
+"""Writes to standard output: a terminal, a pipe or a file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DEFAULT_SIZE: Final = os.terminal_size((80, 24))
 
 
 class Output:
-    """Where a command's results go; every write is flushed, so that failures are seen here."""
+    """Writes a command's results. It flushes every write, so that errors are raised here."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """Raises CtlError if there is no standard output at all."""
+        """Raises CtlError if standard output is closed."""
         found = stream or sys.stdout
         if found is None:
             raise CtlError("standard output is closed")
@@ -30,22 +30,22 @@ class Output:
             found.reconfigure(errors="backslashreplace")
 
     def size(self) -> os.terminal_size:
-        """Columns and rows of the terminal."""
+        """Return the columns and rows of the terminal."""
         try:
             size = os.get_terminal_size(self.stream.fileno())
         except OSError:
             return _DEFAULT_SIZE
-        return size if all(size) else _DEFAULT_SIZE  # some pseudo-terminals say 0 x 0
+        return size if all(size) else _DEFAULT_SIZE  # some pseudo-terminals report 0 x 0
 
     def room(self) -> int | None:
-        """Columns that a line may have; None where there is no terminal to wrap it."""
+        """Return the terminal's columns, None if the output is not a terminal."""
         return self.size().columns if self.terminal else None
 
     def lines(self, lines: Iterable[str]) -> None:
         self.write("".join(f"{line}\n" for line in lines))
 
     def json(self, value: Any) -> None:
-        """One line: any control character in it is escaped."""
+        """Write JSON on one line. It contains no raw control characters."""
         self.write(json.dumps(value) + "\n")
 
     def write(self, text: str) -> None:
@@ -60,7 +60,7 @@ class Output:
             raise CtlError(f"cannot write to standard output: {error.strerror}") from None
 
     def _discard(self) -> None:
-        """Let what is still buffered go nowhere, or it would fail again at the end."""
+        """Discard the buffered data: the flush at exit would fail again."""
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.stream.fileno())
         os.close(null)

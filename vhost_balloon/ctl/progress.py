@@ -1,4 +1,4 @@
-"""The progress bar of `set --wait`: one line of a terminal, gone when it is over."""
+"""The progress bar of `set --wait`: one line on a terminal, erased at the end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ERASE: Final = "\r\x1b[K"
 
 
 class Progress:
-    """A context manager, which takes the bar away: what comes next has the line for itself."""
+    """Draws the bar. A context manager that erases it, so that the next output starts the line."""
 
     def __init__(self, output: Output, *, shown: bool) -> None:
-        """Without a terminal, nothing is shown."""
+        """The bar is never shown without a terminal."""
         self._output = output
         self._shown = shown and output.live
         self._drawn = False
@@ -37,28 +37,28 @@ class Progress:
             self._output.write(_ERASE)
 
     def show(self, vm: Vm, start: int | None, seconds: float) -> None:
-        """Show how far it has got from start (bytes that it kept before)."""
+        """Draw the bar. start: the actual size in bytes before the change."""
         if not self._shown:
             return
         line = progress_line(vm, start, seconds, unicode=self._output.unicode)
-        self._drawn = True  # before it is: Ctrl-C may come right behind
+        self._drawn = True  # first, as Ctrl-C may interrupt the write
         self._output.write(_ERASE + shorten(line, self._output.size().columns - 1))
 
 
 def progress_line(vm: Vm, start: int | None, seconds: float, *, unicode: bool = True) -> str:
-    """The bar and its figures."""
+    """Return the bar and its figures."""
     full, empty = ("█", "░") if unicode else ("#", ".")
     done = _share_done(start, vm.actual, vm.target)
     length = int(done * BAR_COLUMNS)
     bar = full * length + empty * (BAR_COLUMNS - length)
     if vm.state == "no-driver":
-        return f"{printable(vm.id)} {bar} waits for the guest's driver, {seconds:.0f} s"
+        return f"{printable(vm.id)} {bar} waiting for the guest's driver, {seconds:.0f} s"
     figures = f"{format_size(vm.actual)} of {format_size(vm.target)}"
     return f"{printable(vm.id)} {bar} {done:4.0%}  {figures}, {seconds:.0f} s"
 
 
 def _share_done(start: int | None, actual: int | None, target: int | None) -> float:
-    """0 to 1 of the way from start to target; 0 while one of them is not known."""
+    """Return the share, 0 to 1, of the way from start to target; 0 if a size is unknown."""
     if start is None or actual is None or target is None:
         return 0.0
     way = abs(start - target)

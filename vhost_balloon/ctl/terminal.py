@@ -1,7 +1,7 @@
-"""A full screen of a terminal, single keys, and its signals; given back as it was, come what may.
+"""Uses the terminal's whole screen, its keys and its signals, and always restores it.
 
-Ctrl-C stays KeyboardInterrupt. SIGTERM and SIGHUP end the program by SystemExit, so that the
-terminal is restored. Ctrl-Z restores it, too, and `fg` draws it again.
+Ctrl-C raises KeyboardInterrupt. SIGTERM and SIGHUP raise SystemExit, so that the terminal is
+restored. Ctrl-Z restores it too, and `fg` redraws it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _CLEAR_LINE: Final = "\x1b[K"
 _CLEAR_BELOW: Final = "\x1b[J"
 
 _LONGEST: Final = 86400.0
-"""Seconds that a poll may take; in milliseconds they have to fit an int."""
+"""Longest poll in seconds; poll() takes milliseconds as a C int."""
 
 KEYS: Final = {
     b"\x1b[A": "k", b"\x1bOA": "k", b"\x1b[B": "j", b"\x1bOB": "j",
     b"\x1b[5~": "b", b"\x1b[6~": " ", b"\x1b[H": "g", b"\x1b[F": "G",
 }  # fmt: skip
-"""What cursor keys send, and the letters that do the same."""
+"""The sequences of cursor keys, and the letters with the same effect."""
 
 
 class FullScreen:
-    """The terminal while it is ours; a context manager."""
+    """Takes over the terminal. A context manager that restores it."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -53,7 +53,7 @@ class FullScreen:
     def __enter__(self) -> FullScreen:
         try:
             self._enter()
-        except BaseException:  # a signal, too, may come when half is done
+        except BaseException:  # a signal may interrupt it halfway
             self._exit()
             raise
         return self
@@ -63,7 +63,7 @@ class FullScreen:
         self._wake.setblocking(False)
         self._wakeup_fd = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         for number, handler in (
-            (signal.SIGWINCH, _ignore),  # that it came is enough: it wakes wait()
+            (signal.SIGWINCH, _ignore),  # it only has to wake wait()
             (signal.SIGTSTP, self._note_suspend),
             (signal.SIGTERM, _end),
             (signal.SIGHUP, _end),
@@ -83,19 +83,22 @@ class FullScreen:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_fd)
-        with contextlib.suppress(CtlError, ReaderGone):  # a terminal that has gone
+        with contextlib.suppress(CtlError, ReaderGone):  # the terminal has gone
             self._give_back()
         self._woken.close()
         self._wake.close()
 
     def draw(self, lines: Iterable[str]) -> None:
-        """Show these lines, at most as many as the terminal has, in place of what was there."""
+        """Replace the screen's contents with these lines, at most as many as the screen has."""
         body = f"{_CLEAR_LINE}\r\n".join(lines)
         self._output.write(f"{_HOME}{body}{_CLEAR_LINE}{_CLEAR_BELOW}")
 
     def wait(self, seconds: float, also: int | None = None) -> str:
-        """Keys that were pressed (see KEYS): after that time, or earlier with the first key, or
-        with none where the screen has to be drawn again, or the descriptor `also` is readable."""
+        """Wait for keys and return them as letters (see KEYS).
+
+        Returns "" when the time has passed, the screen has to be redrawn, or the descriptor `also`
+        is readable.
+        """
         poll = select.poll()
         for source in (self._woken.fileno(), self._input, also):
             if source is not None:
@@ -114,7 +117,7 @@ class FullScreen:
         except OSError:
             data = b""
         if not data:
-            self._input = None  # its other end has hung up
+            self._input = None  # hung up
         return decode_keys(data)
 
     def _take(self) -> None:
@@ -130,20 +133,20 @@ class FullScreen:
         self._output.write(_LEAVE)
 
     def _note_suspend(self, number: int, frame: FrameType | None) -> None:
-        """Nothing more in here: a write may be under way, and takes no other inside of it."""
+        """Only set a flag: the signal may have interrupted a write, which is not reentrant."""
         self._suspending = True
 
     def _suspend(self) -> None:
         self._suspending = False
         self._give_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)  # and here it goes on
+        os.kill(os.getpid(), signal.SIGTSTP)  # returns after SIGCONT
         signal.signal(signal.SIGTSTP, self._note_suspend)
         self._take()
 
 
 def decode_keys(data: bytes) -> str:
-    """One letter a key; what is not known is left out."""
+    """Return one letter for each known key."""
     keys = ""
     while data:
         sequence = next((known for known in KEYS if data.startswith(known)), data[:1])
@@ -153,7 +156,7 @@ def decode_keys(data: bytes) -> str:
 
 
 def _terminal_input() -> int | None:
-    """Standard input, if keys can come from there."""
+    """Return standard input's descriptor if it is a terminal."""
     return sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
 
 

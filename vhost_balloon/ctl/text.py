@@ -1,4 +1,4 @@
-"""Text for people: sizes, times, tables and spark lines. Pure."""
+"""Lays out tables and spark lines. Pure. The rich library would double the tool's start time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SPARKS: Final = {True: " ▁▂▃▄▅▆▇█", False: " .:-=+*#@"}
 
 
 def width(text: str) -> int:
-    """Columns that a printable text takes on a terminal."""
+    """Return the columns that a printable text takes on a terminal."""
     if text.isascii():
         return len(text)
     return sum(
@@ -20,7 +20,7 @@ def width(text: str) -> int:
 
 
 def shorten(text: str, columns: int) -> str:
-    """Cut a text that takes more columns, and mark the cut."""
+    """Cut a text that takes more columns and mark the cut with "~"."""
     if width(text) <= columns:
         return text
     while text and width(text) + 1 > columns:
@@ -29,13 +29,13 @@ def shorten(text: str, columns: int) -> str:
 
 
 def pad(text: str, columns: int, *, right: bool = False) -> str:
-    """Fill up with blanks, before the text (right) or behind it."""
+    """Fill up with blanks, after the text or, to align it right, before it."""
     blanks = " " * (columns - width(text))
     return blanks + text if right else text + blanks
 
 
 class Column(NamedTuple):
-    """title; right: figures are aligned there; rank: the highest goes first if room is short."""
+    """right: align right; rank: columns with a high rank are dropped first if room is short."""
 
     title: str
     right: bool = False
@@ -45,8 +45,11 @@ class Column(NamedTuple):
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int | None = None
 ) -> list[str]:
-    """An aligned table, its titles first. Where room (columns) is short, columns are left out by
-    rank, and what is still too long is cut. A row of two cells has a text instead of figures."""
+    """Return the lines of an aligned table, its titles first.
+
+    If room (the terminal's columns) is short, columns are dropped by rank and long lines cut. A row
+    of two cells has a text instead of figures.
+    """
     cells = [[column.title for column in columns], *([*row] for row in rows)]
     whole = [row for row in cells if len(row) == len(columns)]
     widths = [max(width(row[number]) for row in whole) for number in range(len(columns))]
@@ -67,7 +70,7 @@ def table(
 
 
 def spark(values: Sequence[int | None], most: int, columns: int, *, unicode: bool = True) -> str:
-    """The newest values as a line of bars, 0 to most; blank where nothing was known."""
+    """Return the newest values as bars, on a scale from 0 to most; None is a blank."""
     levels = _SPARKS[unicode]
     line = ""
     for value in values[len(values) - min(columns, len(values)) :]:

@@ -1,4 +1,4 @@
-"""install-units: systemd's units, user and folder, and what QEMU finds its back ends by."""
+"""install-units: installs systemd's units, groups and folder, and QEMU's back-end description."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ FOLDERS: Final[dict[str, str]] = {
     "vhost-balloon.tmpfiles": "lib/tmpfiles.d",
     "50-vhost-balloon.json": "share/qemu/vhost-user",
 }
-"""What is shipped, and where below the prefix it goes."""
+"""Shipped files, and their folders below the prefix."""
 
 FORMER: Final[dict[str, str]] = {
     "vhost-balloon.service": "lib/systemd/system",
     "vhost-balloon.socket": "lib/systemd/system",
     "vhost-balloon-vm@.socket": "lib/systemd/system",
 }
-"""What versions with one daemon for many VMs shipped: only ever removed."""
+"""Files of versions that had one daemon for many VMs; they are only removed."""
 
 _DAEMON: Final = "vhost-balloon"
 _PLACEHOLDER: Final = "@BINARY@"
 _SOURCES: Final = Path(__file__).parents[1] / "units"
 _HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
-"""What the services do not see (ProtectHome=, PrivateTmp=)."""
+"""Folders hidden from the services (ProtectHome=, PrivateTmp=)."""
 _PLAIN: Final = re.compile(r"/[A-Za-z0-9._/+@:-]+")
 
 
 def run(options: argparse.Namespace, output: Output) -> None:
-    """Put the files in place, list them, or remove them. Raises CtlError."""
+    """Install, list or remove the files. Raises CtlError."""
     targets = {name: _target(options, name) for name in FOLDERS}
     if options.remove:
-        there = [*targets.values(), *(_target(options, name) for name in FORMER)]
-        done = [target for target in there if _removed(target, dry_run=options.dry_run)]
+        known = [*targets.values(), *(_target(options, name) for name in FORMER)]
+        done = [target for target in known if _remove(target, dry_run=options.dry_run)]
     else:
         binary = _binary(options.binary)
         texts = {name: _read(name).replace(_PLACEHOLDER, binary) for name in targets}
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, output: Output) -> None:
 
 
 def _target(options: argparse.Namespace, name: str) -> Path:
-    # sysusers.d and tmpfiles.d read only what ends so.
+    # sysusers.d and tmpfiles.d read only *.conf.
     installed = re.sub(r"\.(sysusers|tmpfiles)$", ".conf", name)
     prefix = Path("/", options.prefix).relative_to("/")
     folder = (FOLDERS | FORMER)[name]
@@ -69,12 +69,12 @@ def _target(options: argparse.Namespace, name: str) -> Path:
 
 
 def _binary(given: str | None) -> str:
-    """The installed daemon, where units can name it and services can see it."""
+    """Return the daemon's path. Raises CtlError if a unit cannot name it or a service see it."""
     path = os.path.abspath(given) if given else _installed()
     if not _PLAIN.fullmatch(path):
-        raise CtlError(f"{path} cannot be named in a unit: install it below a plainer path")
+        raise CtlError(f"{path} has characters that a unit cannot name: install it elsewhere")
     if path.startswith(_HIDDEN):
-        raise CtlError(f"services do not see {path}: install it below /opt, /usr or the like")
+        raise CtlError(f"services cannot see {path}: install it below /opt or /usr, for example")
     return path
 
 
@@ -85,7 +85,7 @@ def _installed() -> str:
             return str(path)
     found = shutil.which(_DAEMON)
     if found is None:
-        raise CtlError(f"no {_DAEMON} beside this program or in $PATH: give --binary=PATH")
+        raise CtlError(f"no {_DAEMON} beside this program or in $PATH: use --binary=PATH")
     return os.path.abspath(found)
 
 
@@ -97,7 +97,7 @@ def _read(name: str) -> str:
 
 
 def _write(target: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write a file atomically."""
     new = target.with_name(f".{target.name}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +111,8 @@ def _write(target: Path, text: str) -> None:
         raise CtlError(f"cannot write {target}: {error.strerror}") from None
 
 
-def _removed(target: Path, *, dry_run: bool) -> bool:
-    """Whether it was there."""
+def _remove(target: Path, *, dry_run: bool) -> bool:
+    """Remove a file unless dry_run. Return whether it existed."""
     try:
         if dry_run:
             target.lstat()

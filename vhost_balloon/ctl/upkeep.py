@@ -1,4 +1,4 @@
-"""upgrade and reload: of some VMs' daemons, or of all."""
+"""upgrade and reload: for the daemons of some VMs or of all."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from vhost_balloon.ctl.output import Output
 from vhost_balloon.printable import printable
 
 CHECK_SECONDS: Final = 20.0
-"""What the new program may take, besides the answer, to show that it would start."""
+"""Time beyond the usual limit for the daemon to check that the new program starts."""
 BACK_SECONDS: Final = 5.0
-"""After which a VM whose daemon does not answer again is not upgraded, but lost."""
+"""Time limit for the upgraded daemon to answer; after it the upgrade has failed."""
 _RETRY_SECONDS: Final = 0.05
 
 
 def upgrade(options: argparse.Namespace, output: Output) -> None:
-    """Have daemons become the program that is installed now, one after the other. Raises CtlError
-    at the first that does not come back; the others go on as they are then."""
+    """Make daemons re-execute the installed program, one after the other.
+
+    Raises CtlError at the first that does not answer again; the others are left as they are.
+    """
     paths = _paths(options)
     done = []
     try:
@@ -37,21 +39,21 @@ def upgrade(options: argparse.Namespace, output: Output) -> None:
 
 
 def _paths(options: argparse.Namespace) -> dict[str, str]:
-    """Of the control sockets of the VMs that are named, or of all. Raises CtlError."""
+    """Return the control sockets' paths of the named VMs, or of all. Raises CtlError."""
     paths = folder.find(options, None if options.all else options.vms)
     if not paths:
-        raise CtlError(listing.nothing(options))
+        raise CtlError(listing.no_vm(options))
     return paths
 
 
 def _upgrade(name: str, path: str) -> tuple[str, str]:
-    """Upgrade one; its version and state then. Raises CtlError."""
+    """Upgrade one daemon and return its new version and state. Raises CtlError."""
     try:
         with Client(path, name) as client:
             client.execute("upgrade", patience=CHECK_SECONDS)
             deadline = time.monotonic() + BACK_SECONDS
             if not client.wait_end(BACK_SECONDS):
-                raise CtlError("the daemon goes on as the program that it was")
+                raise CtlError("the daemon still runs the old program")
     except CtlError as error:
         raise CtlError(f"{name}: {error}") from None
     reason = ""
@@ -65,21 +67,23 @@ def _upgrade(name: str, path: str) -> tuple[str, str]:
         except CtlError as error:
             reason = str(error)
         time.sleep(_RETRY_SECONDS)
-    raise CtlError(f"{name} is not back within {BACK_SECONDS:g} s of its upgrade ({reason})")
+    raise CtlError(f"{name} did not answer within {BACK_SECONDS:g} s of its upgrade ({reason})")
 
 
 def _version(answer: Any) -> str:
     """Raises CtlError."""
     numbers = answer.get("qemu") if isinstance(answer, dict) else None
     if not isinstance(numbers, dict):
-        raise CtlError("the daemon's answer is not understood (query-version): another version?")
+        raise model.unexpected("query-version")
     parts = [model.field(numbers, part, int, 0) for part in ("major", "minor", "micro")]
     return ".".join(map(str, parts))
 
 
 def reload(options: argparse.Namespace, output: Output) -> None:
-    """Have daemons read their configuration again, all at once. Raises CtlError if one does not;
-    the others do all the same."""
+    """Make daemons read their configuration again, all at once.
+
+    Raises CtlError if one fails; the others are reloaded anyway.
+    """
     paths = _paths(options)
     links = {name: Link(path) for name, path in paths.items()}
     for link in links.values():
@@ -92,17 +96,17 @@ def reload(options: argparse.Namespace, output: Output) -> None:
     if options.json:
         output.json([*answers.values()])
     else:
-        output.lines(printable(_told(answer)) for answer in answers.values())
+        output.lines(printable(_line(answer)) for answer in answers.values())
     if failed:
         raise CtlError(f"{len(failed)} of {len(answers)} VMs not reloaded: {', '.join(failed)}")
 
 
 def _changes(name: str, link: Link) -> dict[str, Any]:
-    """What --json has of one daemon's answer."""
+    """Return one daemon's answer in the form of --json."""
     try:
         answer = link.take()[-1]
         if not isinstance(answer, dict) or "changed" not in answer:
-            raise CtlError("the daemon's answer is not understood: another version?")
+            raise model.unexpected("config-reload")
         return {"id": name, "changed": [*model.words(answer, "changed")]}
     except CtlError as error:
         return {"id": name, "error": str(error)}
@@ -110,7 +114,7 @@ def _changes(name: str, link: Link) -> dict[str, Any]:
         link.close()
 
 
-def _told(answer: dict[str, Any]) -> str:
+def _line(answer: dict[str, Any]) -> str:
     if "error" in answer:
         return f"{answer['id']}: {answer['error']}"
     changed = ", ".join(answer["changed"])

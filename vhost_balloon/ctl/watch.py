@@ -1,4 +1,4 @@
-"""watch: all VMs, again and again; a live screen on a terminal, and a table a time elsewhere."""
+"""watch: queries all VMs repeatedly; a live screen on a terminal, elsewhere a table each time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import time
 
 from vhost_balloon.ctl import listing
-from vhost_balloon.ctl.folder import Lookout
+from vhost_balloon.ctl.folder import Poller
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.ctl.terminal import FullScreen
 from vhost_balloon.ctl.watch_view import View
@@ -14,45 +14,45 @@ from vhost_balloon.ctl.watch_view import View
 
 def run(options: argparse.Namespace, output: Output) -> None:
     """Watch until q or Ctrl-C is pressed, or --count is reached. Raises CtlError."""
-    with Lookout(options) as lookout:
+    with Poller(options) as poller:
         if output.live and not options.json:
-            _live(options, lookout, output)
+            _live(options, poller, output)
         else:
-            _print(options, lookout, output)
+            _print(options, poller, output)
 
 
-def _print(options: argparse.Namespace, lookout: Lookout, output: Output) -> None:
+def _print(options: argparse.Namespace, poller: Poller, output: Output) -> None:
     due = time.monotonic()
     for number in range(options.count or 10**9):
         if number:
             now = time.monotonic()
             due = max(due + options.interval, now)
             time.sleep(due - now)
-        vms = lookout.look()
+        vms = poller.poll()
         if options.json:
             output.json([vm.raw for vm in vms])
         else:
-            table = listing.overview(vms, output.room()) if vms else [listing.nothing(options)]
+            table = listing.overview(vms, output.room()) if vms else [listing.no_vm(options)]
             lines = ["", time.strftime("%Y-%m-%d %H:%M:%S"), *table]
             output.lines(lines if number else lines[1:])
 
 
-def _live(options: argparse.Namespace, lookout: Lookout, output: Output) -> None:
+def _live(options: argparse.Namespace, poller: Poller, output: Output) -> None:
     view = View(options.interval, unicode=output.unicode, colour=output.colour)
     with FullScreen(output) as screen:
         for number in range(options.count or 10**9):
             due = time.monotonic() + options.interval
-            asked = lookout.ask()
-            while not asked.step(0):  # keys work also while a VM is silent
-                keys = screen.wait(asked.patience(), asked.fileno())
+            query = poller.ask()
+            while not query.step(0):  # keys work even while a VM is silent
+                keys = screen.wait(query.patience(), query.fileno())
                 if _ends(keys):
                     return
                 if keys and number:
                     view.scroll(keys, output.size().lines)
                     _draw(screen, view, output)
-            view.add(lookout.vms(), time.monotonic())
+            view.add(poller.vms(), time.monotonic())
             left = options.interval
-            while left > 0:  # once at least, however long the answers took
+            while left > 0:  # at least once, however long the answers took
                 _draw(screen, view, output)
                 keys = screen.wait(max(due - time.monotonic(), 0))
                 if _ends(keys):

@@ -1,4 +1,4 @@
-"""What `watch` shows on a terminal: figures, and their history as spark lines. Pure."""
+"""Lays out the live screen of `watch`: figures, and their history as spark lines. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vhost_balloon.sizes import UNKNOWN, format_size
 
 MIN_SPARK: Final = 10
 MAX_SPARK: Final = 60
-"""Columns of a spark line: one a look."""
+"""Columns of a spark line, one a sample."""
 
-_ALARMING: Final = ("stuck", "out-of-memory")  # and whatever does not answer
+_ALARMING: Final = ("stuck", "out-of-memory")  # and VMs that do not answer
 _ABSENT: Final = ("disconnected", "no-driver")
 _PAINT: Final = {"title": 7, "bold": 1, "alarm": 31, "faint": 2}
 _FIXED_LINES: Final = 3  # the title, the table's head, the foot
 
 
 class History:
-    """One VM's last looks."""
+    """One VM's last samples."""
 
     def __init__(self) -> None:
         self.resident: deque[int | None] = deque(maxlen=MAX_SPARK)
@@ -43,7 +43,7 @@ class History:
 
 
 class View:
-    """All that a frame shows, and where it is scrolled to."""
+    """The contents and the scroll position of the screen."""
 
     def __init__(self, interval: float, *, unicode: bool = True, colour: bool = False) -> None:
         self.interval = interval
@@ -54,14 +54,14 @@ class View:
         self._histories: dict[str, History] = {}
 
     def add(self, vms: Sequence[Vm], now: float) -> None:
-        """Take a look's result; now is in seconds. What is not there any more is forgotten."""
+        """Add a sample of all VMs, taken at `now` (seconds). Absent VMs are forgotten."""
         self._histories = {vm.id: self._histories.get(vm.id) or History() for vm in vms}
         for vm in vms:
             self._histories[vm.id].add(vm, now)
         self.vms = vms
 
     def scroll(self, keys: str, height: int) -> None:
-        """Move by the keys of `less`."""
+        """Scroll by the keys of `less`."""
         page = max(1, height - _FIXED_LINES)
         steps = {"j": 1, "k": -1, " ": page, "b": -page, "g": -len(self.vms), "G": len(self.vms)}
         for key in keys:
@@ -69,9 +69,9 @@ class View:
             self.first = min(max(self.first + steps.get(key, 0), 0), most)
 
     def frame(self, columns: int, height: int, clock: str) -> list[str]:
-        """At most height lines of at most so many columns (colour codes not counted)."""
+        """Return at most `height` lines of at most `columns` columns (without colour codes)."""
         page = max(1, height - _FIXED_LINES)
-        self.scroll("?", height)  # a larger terminal may show what was above
+        self.scroll("?", height)  # the terminal may have grown
         shown = self.vms[self.first : self.first + page]
         head, *rows = self._table(shown, columns)
         lines = [self._paint("title", pad(self._title(columns, clock), columns))]
@@ -100,7 +100,7 @@ class View:
         return f" q: quit, arrows: scroll ({self.first + 1} to {last} of {len(self.vms)})"
 
     def _table(self, vms: Sequence[Vm], columns: int) -> list[str]:
-        """Spark lines take the room that figures leave, and push out a few where there is none."""
+        """Spark lines take the room that the figures leave, but at least MIN_SPARK columns."""
         bare = max(width(line) for line in self._lay_out(vms, 0, None))
         room = min(MAX_SPARK, max(MIN_SPARK, (columns - bare) // 2))
         return self._lay_out(vms, room, columns)
