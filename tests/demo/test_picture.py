@@ -1,4 +1,4 @@
-"""The demo's picture: pure text from samples."""
+"""The demo's picture, log and summary."""
 
 from __future__ import annotations
 
@@ -7,25 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from vhost_balloon.demo.picture import (
-    CameBack,
-    History,
-    Mark,
-    Sample,
-    Style,
-    came_back,
-    frame,
-    log_line,
-    size,
-    summary,
-)
+from vhost_balloon.demo.graph import Style
+from vhost_balloon.demo.history import CameBack, History, Mark, Sample, came_back
+from vhost_balloon.demo.picture import frame, log_line, summary
 
 MIB = 1 << 20
 PLAIN = Style(unicode=False)
 
 
 def history(seconds: float = 8.0) -> History:
-    """A guest of 512 MiB that uses 384 MiB for two seconds; the host has it back after four."""
+    """Return the history of a guest that uses 384 MiB for 2 s; the host gets it back 2 s later."""
     result = History("a title", 512 * MIB, 8.0)
     for tenth in range(int(seconds * 10) + 1):
         time = tenth / 10
@@ -35,23 +26,6 @@ def history(seconds: float = 8.0) -> History:
         result.samples.append(Sample(time, in_use, resident, balloon, 320 * MIB, 318 * MIB))
     result.marks = [Mark(0, "boot", "It boots."), Mark(4, "free", "It frees."), Mark(7, "x", "X.")]
     return result
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1 KiB"),
-        (512 * MIB, "512 MiB"),
-        (1536 * MIB, "1.5 GiB"),
-        (200 << 30, "200 GiB"),
-        (3 << 50, "3.0 PiB"),
-        (5 << 60, "5120 PiB"),
-    ],
-)
-def test_sizes_are_in_binary_units(count: int, text: str) -> None:
-    assert size(count) == text
 
 
 def test_the_whole_picture_in_a_small_terminal() -> None:
@@ -109,7 +83,7 @@ def test_at_80_by_24_it_fills_the_terminal() -> None:
     ]
 
 
-def test_colour_changes_nothing_but_colour() -> None:
+def test_colour_does_not_change_the_text() -> None:
     coloured = frame(history(), 80, 24, Style(colour=True))
     bare = [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in coloured]
     assert bare == [line.rstrip() for line in frame(history(), 80, 24, Style())]
@@ -135,7 +109,7 @@ def test_a_mark_without_room_is_an_arrow() -> None:
     assert line.split() == ["^^touch", "^free"]
 
 
-def test_a_last_mark_at_the_edge_has_its_name_before_the_arrow() -> None:
+def test_at_the_right_edge_the_name_precedes_the_arrow() -> None:
     late = history()
     late.marks = [Mark(0.0, "boot", ""), Mark(7.7, "deflate", "")]
     line = next(line for line in frame(late, 80, 24, PLAIN) if "^" in line)
@@ -156,7 +130,7 @@ def test_when_the_memory_came_back() -> None:
     assert back.share == pytest.approx(0.95)
 
 
-def test_memory_that_does_not_come_back_in_its_part_is_not_said_to() -> None:
+def test_memory_that_comes_back_after_its_part_does_not_count() -> None:
     slow = history()
     slow.marks[2] = Mark(5.0, "again", "")
     assert came_back(slow, "free") == CameBack(320 * MIB, 0.0, 0.0)

@@ -83,9 +83,9 @@ def _boot_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: Options) -> int:
-    from vhost_balloon.demo.player import DemoError  # only this command needs the daemon's packages
+    from vhost_balloon.demo.errors import DemoError
 
-    from . import demo
+    from . import demo  # only this command needs the daemon's packages
 
     provision()
     try:

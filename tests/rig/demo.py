@@ -9,8 +9,12 @@ from typing import Final
 import trio
 
 from vhost_balloon.demo import picture
-from vhost_balloon.demo.player import FREE_MARK, PLAY_SECONDS, DemoError, QmpClient, play
+from vhost_balloon.demo.errors import DemoError
+from vhost_balloon.demo.history import History
+from vhost_balloon.demo.player import FREE_MARK, PLAY_SECONDS, play
+from vhost_balloon.demo.qmp import QmpClient
 from vhost_balloon.demo.screen import Screen
+from vhost_balloon.sizes import format_size
 
 from .daemon import Daemon
 from .errors import GuestError
@@ -64,10 +68,10 @@ def show(memory: int, reporting: bool) -> None:
     """Boot a guest with so many MiB on a daemon, play, and print the summary."""
     options = [] if reporting else ["--no-reporting"]
     size = memory * MiB
-    print(f"Booting a Linux guest with {picture.size(size)} ...", file=sys.stderr)
+    print(f"Booting a Linux guest with {format_size(size)} ...", file=sys.stderr)
     with Daemon(*options) as daemon, Guest(daemon.socket, memory=Memory(size)) as guest:
-        title = f"vhost-balloon: a real Linux guest with {picture.size(size)}"
-        screen = Screen(picture.History(title, size, SECONDS), sys.stdout)
+        title = f"vhost-balloon: a real Linux guest with {format_size(size)}"
+        screen = Screen(History(title, size, SECONDS), sys.stdout)
         with screen:
             trio.run(_play, RealGuest(guest, daemon), daemon, screen, reporting)
         screen.write(["", *picture.summary(screen.history, FREE_MARK)])

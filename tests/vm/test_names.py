@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.support.command import COMMAND, Daemon, daemon
 from tests.support.ctl_command import CTL
 from vhost_balloon.ctl import qemu_args
-from vhost_balloon.demo.__main__ import parse_options
+from vhost_balloon.demo.options import parse_options
 from vhost_balloon.printable import printable
 
 NAMES = ["esc\x1b[2J", "line\nline", "del\x7f", "c1\x9b", "bidi\u202e\u2066", "raw\udcff", "\u9b5a"]

@@ -1,4 +1,4 @@
 """The demo: a simulated guest on a real daemon, drawn in a terminal.
 
-It uses the daemon only as any front end or QMP client does.
+It uses the daemon only through its sockets, as any front end or QMP client does.
 """

@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container that we are in, can still give."""
+"""Finds how much memory this machine, or the container around us, has available."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Return bytes: the kernel's MemAvailable, or what a memory cgroup leaves if that is less.
+    """Return the lesser of the kernel's MemAvailable and the room in our memory cgroups, in bytes.
 
     Args:
-        root: where proc and sys are found.
+        root: the folder that contains proc and sys.
     """
     values = {}
     for line in (root / "proc/meminfo").read_text().splitlines():
@@ -19,7 +19,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def _left_in_cgroups(root: Path) -> list[int]:
-    """What each memory cgroup (version 2) that we are in still allows, the innermost first."""
+    """Return the bytes left in each of our memory cgroups (version 2), the innermost first."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -35,7 +35,7 @@ def _left_in_cgroups(root: Path) -> list[int]:
             limit = (group / "memory.max").read_text().strip()
             current = int((group / "memory.current").read_text())
         except (OSError, ValueError):
-            continue  # the root group has no limit, nor has one without the controller
+            continue  # no limit in the root group, or without the memory controller
         if limit.isdecimal():
             left.append(max(0, int(limit) - current))
     return left

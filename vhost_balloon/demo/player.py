@@ -1,139 +1,62 @@
 """The demo's play, for any guest: it uses memory, frees it, and the host gets it back.
 
-Everything shown is measured: what the host spends by the one who knows the guest's memory
-(st_blocks), the daemon's counters through its control socket. Nothing here moves a figure.
+All figures are measured: the host's use of memory (st_blocks) by the guest's adapter, the daemon's
+counters through its control socket. The play itself computes none.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import trio
 
-from vhost_balloon.demo.picture import Mark, Sample
+from vhost_balloon.demo.errors import DemoError, first_of
+from vhost_balloon.demo.history import Mark, Sample
 from vhost_balloon.demo.screen import Screen
 
 SAMPLE_SECONDS: Final = 0.1
 PLAY_SECONDS: Final = 19.0
-"""About how long the whole play takes at pace 1."""
+"""The approximate duration of the whole play at pace 1."""
 FREE_MARK: Final = "free"
 """The part in which the memory comes back."""
-_MOST: Final = 0.8  # of the guest's memory is touched
-_STEPS: Final = 50  # in so many pieces, so that one sees it grow
-_IDLE: Final = 0.05  # of the guest's memory: so much more than it uses is "all is back"
-
-
-class DemoError(Exception):
-    """The play cannot go on; the text is for the user."""
+_MOST: Final = 0.8  # share of the guest's memory that is touched
+_STEPS: Final = 50  # steps in which it is touched, to show it grow
+_IDLE: Final = 0.05  # unused memory that may remain, as a share of the guest's, when "all is back"
 
 
 class PlayedGuest(Protocol):
-    """What a guest must offer. `memory` is its size in bytes."""
+    """What the play asks of a guest. `memory` is its size in bytes."""
 
     @property
     def memory(self) -> int: ...
 
     async def boot(self) -> None:
-        """Have the guest up, with its balloon driver."""
+        """Boot the guest with its balloon driver."""
 
     async def touch(self, size: int) -> None:
-        """Have an application in the guest use `size` more bytes."""
+        """Make an application in the guest use `size` more bytes."""
 
     async def free(self) -> None:
-        """Have all that `touch` used freed in the guest."""
+        """Free in the guest everything that `touch` used."""
 
     async def in_use(self) -> int:
-        """Bytes that the guest itself says it uses."""
+        """Return the bytes that the guest itself says it uses."""
 
     async def resident(self) -> int:
-        """Bytes that the host spends on the guest's memory: st_blocks of its files."""
+        """Return the bytes that the host spends on the guest's memory: st_blocks of its files."""
 
 
 class Commands(Protocol):
-    """The daemon's control socket, as far as the play needs it."""
+    """What the play asks of the daemon's control socket."""
 
     async def execute(self, command: str, **arguments: Any) -> Any:
-        """Run a command and return what it returns."""
-
-
-class QmpClient:
-    """A connection to the daemon's control socket. An async context manager."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._buffer = b""
-        self._lock = trio.Lock()
-
-    @classmethod
-    async def connect(cls, path: str | os.PathLike[str]) -> QmpClient:
-        """Connect and negotiate.
-
-        Raises:
-            OSError: nobody listens at `path`.
-            DemoError: it does not speak QMP.
-        """
-        return await cls.negotiate(await trio.open_unix_socket(os.fspath(path)))
-
-    @classmethod
-    async def negotiate(cls, stream: trio.SocketStream) -> QmpClient:
-        """Take a connected stream over, read the greeting and answer it.
-
-        Raises:
-            DemoError: it does not speak QMP.
-        """
-        client = cls(stream)
-        await client._receive()
-        await client.execute("qmp_capabilities")
-        return client
-
-    async def execute(self, command: str, **arguments: Any) -> Any:
-        """Run a command and return what it returns; events that come between are dropped.
-
-        Raises:
-            DemoError: it failed, or the daemon is gone.
-        """
-        async with self._lock:
-            request = {"execute": command, "arguments": arguments}
-            try:
-                await self._stream.send_all(json.dumps(request).encode() + b"\n")
-            except trio.BrokenResourceError:
-                raise DemoError("the daemon is gone") from None
-            while True:
-                message = await self._receive()
-                if "error" in message:
-                    raise DemoError(f"{command}: {message['error'].get('desc')}")
-                if "return" in message:
-                    return message["return"]
-
-    async def __aenter__(self) -> QmpClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stream.aclose()
-
-    async def _receive(self) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            try:
-                data = await self._stream.receive_some()
-            except trio.BrokenResourceError:
-                data = b""
-            if not data:
-                raise DemoError("the daemon is gone")
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            message: dict[str, Any] = json.loads(line)
-        except ValueError:
-            raise DemoError("the control socket does not speak QMP") from None
-        return message
+        """Run a command and return its "return" value."""
 
 
 class Recorder:
-    """Measures ten times a second, shows it, and tells those who wait for something."""
+    """Measures ten times a second, shows the samples and wakes waiting tasks."""
 
     def __init__(self, guest: PlayedGuest, qmp: Commands, screen: Screen) -> None:
         self._guest = guest
@@ -166,12 +89,12 @@ class Recorder:
         sampled.set()
 
     def mark(self, name: str, text: str) -> None:
-        """Begin a part of the play."""
+        """Start a part of the play."""
         time = trio.current_time() - self._start
         self._screen.history.marks.append(Mark(time, name, text))
 
     async def until(self, condition: Callable[[Sample], bool], seconds: float) -> bool:
-        """Wait until a new sample fulfils the condition; False if none did in that time."""
+        """Wait until a new sample meets the condition. Return False if none does in that time."""
         with trio.move_on_after(seconds):
             while True:
                 await self._sampled.wait()
@@ -188,10 +111,10 @@ async def play(
     pace: float = 1.0,
     reporting: bool = True,
 ) -> None:
-    """Play the whole thing. `pace` stretches all waits (1: about PLAY_SECONDS).
+    """Run the whole play. `pace` stretches all waits (1: about PLAY_SECONDS).
 
     Raises:
-        DemoError: the daemon refuses something, or is gone.
+        DemoError: the daemon refuses a command, or has gone.
     """
     failure: BaseException | None = None
     try:
@@ -212,13 +135,6 @@ async def play(
         raise failure
 
 
-def first_of(errors: BaseException) -> BaseException:
-    """Return one of the errors that tasks of a nursery ended with; one is enough for a user."""
-    while isinstance(errors, BaseExceptionGroup):
-        errors = errors.exceptions[0]
-    return errors
-
-
 async def _use_and_free(
     guest: PlayedGuest, recorder: Recorder, pace: float, reporting: bool
 ) -> None:
@@ -226,9 +142,9 @@ async def _use_and_free(
     await _touch(guest, 2.2 * pace)
     await trio.sleep(0.8 * pace)
     if reporting:
-        text = "They have freed it. The guest reports free pages, and the host takes them back."
+        text = "They free it. The guest reports its free pages, and the host takes them back."
     else:
-        text = "They have freed it, but the host is not told, and goes on paying for it."
+        text = "They free it, but the host is not told and keeps paying for it."
     recorder.mark(FREE_MARK, text)
     await guest.free()
     if reporting:
@@ -239,7 +155,7 @@ async def _use_and_free(
 
 
 async def _need_it_again(guest: PlayedGuest, recorder: Recorder, pace: float) -> None:
-    recorder.mark("again", "The guest needs memory again: it just takes it. Then it frees it.")
+    recorder.mark("again", "The guest needs memory again and simply takes it. Then it frees it.")
     await _touch(guest, 1.4 * pace)
     await trio.sleep(0.6 * pace)
     await guest.free()
@@ -249,15 +165,15 @@ async def _inflate_and_deflate(
     guest: PlayedGuest, qmp: Commands, recorder: Recorder, pace: float, reporting: bool
 ) -> None:
     half = guest.memory // 2
-    text = "The operator wants half of its memory at once: the balloon takes it."
+    text = "The operator wants half of the memory now: the balloon takes it."
     recorder.mark("inflate", text)
     await qmp.execute("balloon", value=half)
     if not await recorder.until(lambda sample: sample.balloon >= half, 10 * pace + 10):
         raise DemoError("the balloon did not reach its size")
-    if reporting:  # the rest comes back by itself
+    if reporting:  # the rest comes back without the balloon
         await recorder.until(lambda sample: _all_is_back(sample, guest.memory), 8 * pace + 3)
     await trio.sleep(1.0 * pace)
-    recorder.mark("deflate", "The operator gives it back: the guest has all of its memory again.")
+    recorder.mark("deflate", "The operator gives it back: the guest has all its memory again.")
     await qmp.execute("balloon", value=guest.memory)
     if not await recorder.until(lambda sample: not sample.balloon, 10 * pace + 10):
         raise DemoError("the balloon was not emptied")
@@ -265,7 +181,7 @@ async def _inflate_and_deflate(
 
 
 async def _touch(guest: PlayedGuest, seconds: float) -> None:
-    """Touch most of what the guest does not use yet, evenly within `seconds` if it can."""
+    """Touch most of the memory that the guest does not use yet, evenly over `seconds`."""
     total = int(guest.memory * _MOST) - await guest.in_use()
     start = trio.current_time()
     for step in range(_STEPS):

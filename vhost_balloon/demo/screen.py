@@ -1,6 +1,6 @@
-"""The demo's output: a live picture on a terminal, one line a second anywhere else.
+"""The demo's output: a live picture on a terminal, elsewhere a log with one line a second.
 
-A reader that goes away (a closed pipe, a terminal that hangs up) ends the output, not the demo.
+If the reader goes away (a closed pipe, a terminal that hangs up), the output ends but not the demo.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Final, TextIO
 
 from vhost_balloon.demo import picture
-from vhost_balloon.demo.picture import History, Style
+from vhost_balloon.demo.graph import Style
+from vhost_balloon.demo.history import History
 
 LOG_SECONDS: Final = 1.0
-"""Seconds between two lines of a log; a new part of the play begins with one of its own."""
+"""Seconds between two lines of the log. A new part of the play has an extra line."""
 
 _DEFAULT_SIZE: Final = os.terminal_size((80, 24))
 _HIDE_CURSOR: Final = "\x1b[?25l"
@@ -25,18 +26,18 @@ _CLEAR_BELOW: Final = "\x1b[J"
 
 
 class Screen:
-    """Shows one history; a context manager, which gives the cursor back at its end."""
+    """Shows a history. A context manager that restores the cursor."""
 
     def __init__(self, history: History, stream: TextIO | None) -> None:
-        """`stream` is None where there is no standard output at all."""
+        """stream: None if standard output is closed."""
         self.history = history
         self._stream = stream
         self._live = stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
         colour = self._live and not os.environ.get("NO_COLOR")
         self._style = Style(unicode=_shows_blocks(stream), colour=colour)
-        self._drawn = 0  # lines of the last frame, which the next one replaces
+        self._drawn = 0  # lines of the last frame, which the next one overwrites
         self._size = os.terminal_size((0, 0))
-        self._logged = (-LOG_SECONDS, 0)  # time and marks of the last line
+        self._logged = (-LOG_SECONDS, 0)  # time of the last line, and marks until then
 
     def show(self) -> None:
         """Show the newest sample."""
@@ -46,7 +47,7 @@ class Screen:
             self._log()
 
     def write(self, lines: Iterable[str]) -> None:
-        """Write lines below everything else."""
+        """Write lines below the picture or the log."""
         self._put("".join(f"{line}\n" for line in lines))
         self._drawn = 0
 
@@ -65,12 +66,12 @@ class Screen:
             self._put(_SHOW_CURSOR)
 
     def _draw(self) -> None:
-        """Draw over the last frame, so that what was on the terminal before stays above it."""
+        """Draw over the last frame, and leave the terminal's earlier contents above it."""
         size = self._terminal_size()
         lines = picture.frame(self.history, size.columns, size.lines, self._style)
         start = f"\x1b[{self._drawn}A\r" if self._drawn else ""
         if self._drawn and size != self._size:
-            start = _CLEAR_SCREEN  # a resized terminal has wrapped the old lines anyhow
+            start = _CLEAR_SCREEN  # the resized terminal may have wrapped the old lines
         body = "".join(f"{line}{_CLEAR_LINE}\n" for line in lines)
         self._put(start + body + _CLEAR_BELOW)
         self._drawn, self._size = len(lines), size
@@ -80,7 +81,7 @@ class Screen:
             size = os.get_terminal_size(self._stream.fileno()) if self._stream else _DEFAULT_SIZE
         except OSError:
             size = _DEFAULT_SIZE
-        return size if all(size) else _DEFAULT_SIZE  # some pseudo-terminals say 0 x 0
+        return size if all(size) else _DEFAULT_SIZE  # some pseudo-terminals report 0 x 0
 
     def _log(self) -> None:
         time, marks = self.history.samples[-1].time, len(self.history.marks)
@@ -101,7 +102,7 @@ class Screen:
             self._give_up(self._stream)
 
     def _give_up(self, stream: TextIO) -> None:
-        """Nobody reads any more: let what is still buffered go nowhere, also at exit."""
+        """Discard the output from now on, including the flush at exit."""
         self._stream = None
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
