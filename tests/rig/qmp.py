@@ -1,4 +1,7 @@
-"""A small synchronous QMP client over a unix socket, for QEMU and for the daemon alike."""
+"""A synchronous QMP client for QEMU and the daemon.
+
+Unlike vhost-balloonctl's, it keeps events, for `wait_event`.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,10 @@ DEFAULT_SECONDS: Final = 30.0
 
 
 class QMPClient(Closing):
-    """One connection, capabilities already negotiated.
-
-    Not for use by several threads at once. Events that arrive meanwhile are kept for
-    `wait_event`.
+    """One negotiated connection. Not thread-safe.
 
     Attributes:
-        greeting: the server's greeting.
-        events: events that nobody has taken yet, oldest first.
+        events: events not yet taken by `wait_event`, the oldest first.
     """
 
     def __init__(self, path: Path | str, timeout: float = DEFAULT_SECONDS) -> None:
@@ -36,20 +35,20 @@ class QMPClient(Closing):
         try:
             self._socket.settimeout(timeout)
             self._socket.connect(str(path))
-            self.greeting: Message = self._read(time.monotonic() + timeout)
+            self._read(time.monotonic() + timeout)  # the greeting
             self.execute("qmp_capabilities", timeout=timeout)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close the connection; may be called twice."""
+        """Close the connection. A second call does nothing."""
         self._socket.close()
 
     def execute(
         self, command: str, arguments: Message | None = None, *, timeout: float = DEFAULT_SECONDS
     ) -> Any:
-        """Run one command and return its "return" value.
+        """Run a command and return its "return" value.
 
         Raises:
             QMPError: the server answered with an error.
@@ -80,7 +79,7 @@ class QMPClient(Closing):
         timeout: float = DEFAULT_SECONDS,
         matching: Callable[[Message], bool] = lambda event: True,
     ) -> Message:
-        """Take the first event of that name for which matching(event) holds, or wait for it.
+        """Take the first event of that name that matches, or wait for one.
 
         Raises:
             RigTimeout: none came within timeout seconds.

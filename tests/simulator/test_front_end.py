@@ -1,7 +1,7 @@
-"""The simulated front end and guest against a toy back end: order and bytes of what they send.
+"""The simulated front end against a toy back end: the order and the bytes of its messages.
 
-Golden bytes are typed from the vhost-user specification; the order of messages is the one that
-was logged from QEMU 11.1.
+The expected bytes are typed from the vhost-user specification; the order of messages comes from a
+log of QEMU 11.1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 def sent(back_end: ToyBackEnd) -> list[str]:
-    """Each message as hex: request, flags, size, payload, and the number of descriptors."""
+    """Return each message as hex: request, flags, size, payload, and the number of descriptors."""
     return [
         struct.pack("<III", m.request, m.flags, len(m.payload)).hex(" ", 4)
         + (f" {m.payload.hex()}" if m.payload else "")
@@ -39,10 +39,10 @@ def sent(back_end: ToyBackEnd) -> list[str]:
 # Messages
 
 
-async def test_the_handshake_is_qemus_message_for_message() -> None:
+async def test_the_handshake_has_qemus_messages() -> None:
     async with attached() as (front_end, back_end):
         await front_end.handshake()
-        await front_end.get_u64(1)  # its answer proves that all before it was received
+        await front_end.get_u64(1)  # its reply proves that all previous messages were received
         queues = [
             message
             for index in range(5)
@@ -65,7 +65,7 @@ async def test_the_handshake_is_qemus_message_for_message() -> None:
         assert (front_end.queue_num, front_end.memory_slots) == (5, 509)
 
 
-async def test_a_device_start_is_qemus_message_for_message() -> None:
+async def test_a_device_start_has_qemus_messages() -> None:
     async with attached(GuestRam.create(4 * MIB)) as (front_end, back_end):
         await front_end.handshake()
         ring = DriverRing(front_end.ram, 64)
@@ -99,7 +99,7 @@ async def test_a_device_start_is_qemus_message_for_message() -> None:
         ]
 
 
-async def test_stop_disables_all_queues_and_asks_started_ones_for_their_base() -> None:
+async def test_stop_disables_all_queues_and_gets_the_bases_of_started_ones() -> None:
     async with attached() as (front_end, back_end):
         await front_end.handshake()
         rings = {index: DriverRing(front_end.ram) for index in (0, 1, 3)}
@@ -112,7 +112,7 @@ async def test_stop_disables_all_queues_and_asks_started_ones_for_their_base() -
         ]
 
 
-async def test_memory_is_told_once_and_taken_back_without_descriptor() -> None:
+async def test_memory_is_sent_once_and_removed_without_a_descriptor() -> None:
     async with attached(GuestRam.around_pci_hole(4 << 30)) as (front_end, back_end):
         await front_end.handshake()
         ring = DriverRing(front_end.ram)
@@ -129,7 +129,7 @@ async def test_memory_is_told_once_and_taken_back_without_descriptor() -> None:
             4 << 30,
             2 << 30,
             above.region.user_address,
-            0,  # QEMU names no offset here
+            0,  # QEMU sends no offset here
         )
 
 
@@ -148,7 +148,7 @@ async def test_without_memory_slots_a_table_is_sent_at_every_start() -> None:
         assert 36 not in back_end.requests
 
 
-async def test_config_reads_and_writes_are_of_all_16_bytes() -> None:
+async def test_config_reads_and_writes_cover_all_16_bytes() -> None:
     async with attached() as (front_end, back_end):
         await front_end.handshake()
         back_end.config[:] = bytes(range(16))
@@ -170,7 +170,7 @@ async def test_a_refusal_is_an_exception_with_the_code() -> None:
         assert back_end.requests[-1] == 37
 
 
-async def test_a_reply_to_something_else_is_not_taken() -> None:
+async def test_a_reply_to_another_request_is_rejected() -> None:
     theirs, ours = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, GuestRam.create(MIB) as ram:
         async with FrontEnd(theirs, ram) as front_end:
@@ -183,7 +183,7 @@ async def test_a_reply_to_something_else_is_not_taken() -> None:
                 await front_end.get_u64(1)
 
 
-async def test_config_changes_arrive_and_are_acknowledged_if_asked() -> None:
+async def test_config_changes_arrive_and_are_acknowledged_on_request() -> None:
     async with attached() as (front_end, back_end):
         await front_end.handshake()
         back_end.set_target(7)
@@ -192,7 +192,7 @@ async def test_config_changes_arrive_and_are_acknowledged_if_asked() -> None:
         assert back_end.channel_reply() == struct.pack("<IIIQ", 2, 5, 8, 0)
 
 
-async def test_what_was_signalled_while_masked_reaches_the_guest() -> None:
+async def test_a_signal_while_masked_reaches_the_guest() -> None:
     async with attached() as (front_end, _):
         await front_end.handshake()
         ring = DriverRing(front_end.ram)

@@ -1,4 +1,4 @@
-"""The simulated guest against a toy back end: what its driver does, and the life of its machine."""
+"""The simulated guest against a toy back end: its driver, and its machine's life cycle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 STATS, REPORTING = 1 << 1, 1 << 5
 
 
-async def test_a_guest_starts_the_rings_of_its_features_only() -> None:
+async def test_a_guest_starts_only_the_rings_of_its_features() -> None:
     options = DriverOptions(features=0x1_1000_0000 | STATS | REPORTING, report_delay=None)
     async with booted(options) as (guest, back_end):
         kicked = [m.payload[0] for m in back_end.messages if m.request == 12]
@@ -37,7 +37,7 @@ async def test_inflating_is_256_descending_pfns_then_actual_then_the_next() -> N
         await guest.driver.wait_balloon(300)
         first, second = back_end.rings[0].done
         assert [(length, flags) for _, length, flags in first + second] == [(1024, 0), (176, 0)]
-        # The buffer of the second request is the first's: only its PFNs can be read now.
+        # Both requests use the same buffer, so only the second one's PFNs are still there.
         pfns = struct.unpack("<44I", back_end.read_guest(second[0][0], 176))
         top = 16 * MIB >> 12
         assert pfns == tuple(range(top - 257, top - 301, -1))
@@ -45,7 +45,7 @@ async def test_inflating_is_256_descending_pfns_then_actual_then_the_next() -> N
         assert struct.unpack("<I", back_end.config[4:8]) == (300,)
 
 
-async def test_deflating_gives_pages_back_to_the_guest() -> None:
+async def test_deflating_returns_pages_to_the_guest() -> None:
     async with booted() as (guest, back_end):
         free = guest.allocator.free
         back_end.set_target(1000)
@@ -57,7 +57,7 @@ async def test_deflating_gives_pages_back_to_the_guest() -> None:
         assert [chain[0][1] for chain in back_end.rings[1].done] == [1024, 1024, 1024, 928]
 
 
-async def test_the_statistics_buffer_is_there_before_the_device_starts() -> None:
+async def test_the_statistics_buffer_is_available_before_the_device_starts() -> None:
     async with booted() as (guest, back_end):
         assert back_end.rings[2].done == []
         back_end.process(2)
@@ -110,8 +110,8 @@ async def test_blocks_are_not_free_while_the_device_has_them() -> None:
         assert guest.in_use == 5 * MIB
 
 
-async def test_reporting_starts_by_itself(autojump_clock: trio.testing.MockClock) -> None:
-    autojump_clock.autojump_threshold = 0.05  # real descriptors need a moment of real time
+async def test_reporting_starts_automatically(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.05  # real descriptors need some real time
     async with booted(DriverOptions()) as (_, back_end):
         await back_end.finished(4)
         assert trio.current_time() >= 2
@@ -150,7 +150,7 @@ async def test_the_poison_value_comes_before_set_features(
             assert content == struct.pack("<I", poison) * 1024
 
 
-async def test_touched_memory_is_resident_and_lost_pages_are_noticed() -> None:
+async def test_touched_memory_is_resident_and_lost_pages_are_detected() -> None:
     async with booted() as (guest, _):
         before = guest.resident()
         await guest.touch(4 * MIB + 1)
@@ -167,7 +167,7 @@ async def test_memory_pressure_takes_pages_out_of_the_balloon() -> None:
     async with booted() as (guest, back_end):
         back_end.set_target(15 * 256)
         await guest.driver.wait_balloon(15 * 256)
-        back_end.hold.add(0)  # it will try to reach the target again
+        back_end.hold.add(0)  # the driver would inflate again, towards the target
         await guest.touch(2 * MIB)
         assert guest.in_use == 3 * MIB
         assert len(back_end.rings[1].done) >= 2
@@ -175,7 +175,7 @@ async def test_memory_pressure_takes_pages_out_of_the_balloon() -> None:
             await guest.touch(16 * MIB)
 
 
-async def test_stop_and_cont_resume_where_the_rings_were() -> None:
+async def test_cont_starts_the_rings_at_the_bases_of_stop() -> None:
     async with booted() as (guest, back_end):
         back_end.set_target(300)
         await guest.driver.wait_balloon(300)
@@ -184,14 +184,14 @@ async def test_stop_and_cont_resume_where_the_rings_were() -> None:
         back_end.messages.clear()
         back_end.set_target(600)
         await trio.testing.wait_all_tasks_blocked()
-        assert back_end.messages == [], "a stopped guest says nothing"
+        assert back_end.messages == [], "a stopped guest sends nothing"
         await guest.cont()
         bases_sent = [struct.unpack("<II", m.payload) for m in back_end.messages if m.request == 10]
         assert dict(bases_sent) == bases
         await guest.driver.wait_balloon(600)
 
 
-async def test_a_request_left_over_by_stop_is_finished_after_cont() -> None:
+async def test_a_request_pending_at_stop_is_finished_after_cont() -> None:
     async with booted() as (guest, back_end):
         back_end.hold.add(0)
         back_end.set_target(10)
@@ -214,7 +214,7 @@ async def test_reboot_starts_at_base_0_with_an_empty_balloon() -> None:
         await guest.reboot()
         assert guest.driver.balloon_pages == 0
         assert guest.allocator.free == 15 * MIB
-        assert guest.resident() == resident, "nothing is given back by a reboot alone"
+        assert guest.resident() == resident, "a reboot alone returns no memory"
         assert all(m.payload[4:] == bytes(4) for m in back_end.messages if m.request == 10)
         assert {1, 15, 16, 37} & set(back_end.requests) == set()
 
@@ -241,7 +241,7 @@ async def test_unload_empties_the_balloon_and_load_fills_it_again() -> None:
         await guest.driver.wait_balloon(1000)
 
 
-async def test_plugged_memory_is_told_and_used() -> None:
+async def test_plugged_memory_is_sent_to_the_back_end_and_used() -> None:
     async with booted() as (guest, back_end):
         await guest.plug(8 * MIB, 32 * MIB)
         assert [region[:2] for region in back_end.regions] == [
@@ -252,7 +252,7 @@ async def test_plugged_memory_is_told_and_used() -> None:
         assert guest.ram.is_resident(32 * MIB, 4 * MIB)
 
 
-async def test_a_back_end_that_goes_away_is_noticed_not_fatal() -> None:
+async def test_a_back_end_that_goes_away_is_noticed_and_not_fatal() -> None:
     theirs, ours = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     back_end = ToyBackEnd(ours, offered=OFFERED, protocol=PROTOCOL)
     with GuestRam.create(16 * MIB) as ram:

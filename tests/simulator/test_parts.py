@@ -1,4 +1,4 @@
-"""The simulated guest's parts: RAM, page allocator, eventfds, the driver's side of a ring."""
+"""Parts of the simulated guest: RAM, page allocator, eventfds, and the driver's side of a ring."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ QEMU_SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 # RAM
 
 
-def test_a_memfd_is_sealed_as_qemus_unless_told_otherwise() -> None:
+def test_a_memfd_has_qemus_seals_unless_switched_off() -> None:
     for sealed, seals in ((True, QEMU_SEALS), (False, 0)):
         with GuestRam.create(MIB, sealed=sealed) as ram:
             assert fcntl.fcntl(ram.regions[0].fd, fcntl.F_GET_SEALS) == seals
 
 
-def test_only_what_is_written_becomes_resident() -> None:
+def test_only_written_pages_become_resident() -> None:
     with GuestRam.create(64 * MIB) as ram:
         assert ram.resident() == 0
         ram.write(8 * MIB, b"x" * (PAGE + 1))
@@ -58,7 +58,7 @@ def test_regions_around_the_pci_hole_share_one_memfd_at_different_offsets() -> N
         ram.write(4 << 30, b"above")
         assert ram.resident() == PAGE, "one inode is counted once"
         assert os.pread(below.fd, 5, 2 << 30) == b"above"
-        with pytest.raises(ValueError, match=r"no RAM"):
+        with pytest.raises(ValueError, match=r"is not RAM"):
             ram.write(3 << 30, b"in the hole")
 
 
@@ -71,7 +71,7 @@ def test_a_range_may_cross_from_one_region_into_the_adjacent_one() -> None:
         assert ram.size == 4 * MIB
 
 
-def test_user_addresses_are_no_guest_addresses_and_never_overlap() -> None:
+def test_user_addresses_are_not_guest_addresses_and_never_overlap() -> None:
     with GuestRam.create(2 * MIB) as ram:
         ram.add(2 * MIB, 2 * MIB)
         spans = [
@@ -82,7 +82,7 @@ def test_user_addresses_are_no_guest_addresses_and_never_overlap() -> None:
         assert ram.to_user(2 * MIB + 5) == ram.regions[1].region.user_address + 5
 
 
-def test_ram_can_lie_in_a_file_of_the_caller() -> None:
+def test_ram_can_be_in_a_file_of_the_caller() -> None:
     with tempfile.TemporaryFile(dir="/dev/shm") as file:
         os.ftruncate(file.fileno(), 4 * MIB)
         with GuestRam.create(4 * MIB, fd=os.dup(file.fileno())) as ram:
@@ -91,13 +91,13 @@ def test_ram_can_lie_in_a_file_of_the_caller() -> None:
             assert ram.resident() == PAGE
 
 
-def test_huge_pages_are_taken_whole_or_refused_at_once() -> None:
+def test_huge_pages_are_reserved_or_refused_immediately() -> None:
     free = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
     if free.exists() and int(free.read_text()):
         with GuestRam.create(2 * MIB, hugetlb=True) as ram:
             ram.write(0, b"x")
             assert ram.resident() == 2 * MIB
-    else:  # no page in the pool: QEMU's mapping, which reserves, fails when it is made
+    else:  # the pool is empty, so the mapping, which reserves pages, fails
         with pytest.raises(OSError, match=r"memory|support|argument"):
             GuestRam.create(2 * MIB, hugetlb=True)
 
@@ -108,9 +108,9 @@ def test_terabytes_of_ram_cost_nothing() -> None:
         assert ram.resident() == PAGE
 
 
-def test_the_driver_area_is_handed_out_aligned_until_it_is_used_up() -> None:
+def test_the_driver_area_is_allocated_aligned_until_it_is_used_up() -> None:
     with GuestRam.create(MIB, driver_area=64 << 10) as ram:
-        assert ram.allocate(10) == PAGE, "address 0 is never given away"
+        assert ram.allocate(10) == PAGE, "address 0 is never allocated"
         assert ram.allocate(PAGE, PAGE) == 2 * PAGE
         with pytest.raises(MemoryError):
             ram.allocate(64 << 10)
@@ -136,7 +136,7 @@ def test_a_failed_memfd_leaves_no_descriptor() -> None:
 # Page allocator
 
 
-def test_memory_is_taken_from_both_ends_and_comes_back() -> None:
+def test_memory_is_taken_from_both_ends_and_given_back() -> None:
     allocator = PageAllocator([(0, 16 * MIB), (64 * MIB, 16 * MIB)])
     assert allocator.take(20 * MIB) == [(0, 16 * MIB), (64 * MIB, 4 * MIB)]
     assert allocator.take(2 * MIB, from_top=True) == [(78 * MIB, 2 * MIB)]
@@ -152,7 +152,7 @@ def test_only_whole_blocks_are_reported_the_highest_first() -> None:
     assert allocator.unreported_blocks() == [12 * MIB, 8 * MIB, 4 * MIB]
 
 
-def test_a_reported_block_is_forgotten_once_a_page_of_it_is_used() -> None:
+def test_a_reported_block_is_unreported_once_a_page_of_it_is_used() -> None:
     allocator = PageAllocator([(0, 16 * MIB)])
     for block in allocator.unreported_blocks():
         allocator.give(*allocator.take_block(block), reported=True)
@@ -220,7 +220,7 @@ async def test_closing_an_eventfd_wakes_its_waiter() -> None:
         event.close()
 
 
-# Rings; used entries are written by hand, as a device would
+# Rings; the tests write the device's used elements
 
 
 def finish(ring: DriverRing, head: int, length: int = 0) -> None:
@@ -232,7 +232,7 @@ def finish(ring: DriverRing, head: int, length: int = 0) -> None:
         ring.call_event.signal()
 
 
-def test_a_chain_in_the_ring_byte_for_byte() -> None:
+def test_the_bytes_of_a_chain_in_the_ring() -> None:
     with GuestRam.create(MIB) as ram:
         ring = DriverRing(ram, 8)
         head = ring.add([(0x1122334455667788, 0x400, False), (0xA000, 0x10, True)])
@@ -256,7 +256,7 @@ def test_an_indirect_chain_takes_one_descriptor() -> None:
         assert ram.read(table + 80, 16) == bytes.fromhex("0060000000000000 00100000 0200 0000")
 
 
-def test_a_full_ring_says_so_and_a_finished_request_makes_room() -> None:
+def test_a_full_ring_is_an_error_and_a_finished_request_makes_room() -> None:
     with GuestRam.create(MIB) as ram:
         ring = DriverRing(ram, 4)
         heads = [ring.add([(0, 1, False), (0, 1, False)]) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""vhost-balloonctl as a process of its own, and in this one."""
+"""Runs vhost-balloonctl, as a process or in this one."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ CTL = (sys.executable, "-m", "vhost_balloon.ctl")
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     status: int
     out: str
     err: str
 
     def json(self) -> Any:
-        """What it printed, on one line, after it succeeded."""
+        """Return the JSON on its one line of output; it must have succeeded."""
         assert (self.status, self.err, self.out.count("\n")) == (0, "", 1)
         return json.loads(self.out)
 
 
 async def ctl(folder: Path, *words: str) -> Done:
-    """Run a command as an operator does, for the VMs of a folder."""
+    """Run a command for the VMs of a folder."""
     done = await trio.run_process(
         [*CTL, f"--folder={folder}", *words], capture_stdout=True, capture_stderr=True, check=False
     )
@@ -41,7 +41,7 @@ async def ctl(folder: Path, *words: str) -> Done:
 
 
 def plain(*words: str) -> Done:
-    """Run a command as an operator does."""
+    """Run a command."""
     done = subprocess.run([*CTL, *words], capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> Done:
 
 
 def failure(capsys: pytest.CaptureFixture[str], *words: str, status: int = 1) -> str:
-    """The one line of a command that has to fail."""
+    """Return the one-line error of a command that must fail."""
     found, out, err = run(capsys, *words)
     assert (found, out) == (status, "")
     line, end, rest = err.partition("\n")
@@ -67,7 +67,7 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str, status: int = 1) ->
 
 @asynccontextmanager
 async def vm_served(folder: Path, name: str = "vm1", *options: str) -> AsyncIterator[Host]:
-    """A VM's daemon in this process, with NAME.sock and NAME.control in a folder."""
+    """Run a VM's daemon in this process, with NAME.sock and NAME.control in a folder."""
     control = f"--control-socket={folder / name}.control"
     async with serving(folder, control, *options, name=name) as host:
         yield host

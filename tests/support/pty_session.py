@@ -1,4 +1,4 @@
-"""A program in a pseudo-terminal, as a person at a screen has it."""
+"""Runs a program on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _END: Final = "\0"
 _CODES: Final = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|[78])")
 
 
-def _as_a_shell_does() -> None:
-    """Between fork and exec: the terminal is the session's, and Ctrl-C ends the program even if
-    these tests run in the background of a script, where it is ignored."""
+def _take_terminal() -> None:
+    """Between fork and exec, make the terminal the session's, and reset SIGINT, which is ignored if
+    the tests run in the background of a script."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class PtySession:
-    """One program, the leader of a session whose terminal is ours; killed at the end.
+    """One program, which leads a session on our terminal. It is killed at the end.
 
     Attributes:
-        text: all that it wrote, control sequences included.
+        text: its whole output, with control sequences.
     """
 
     def __init__(self, *command: str, columns: int = 100, rows: int = 20, **environment: str):
@@ -50,7 +50,7 @@ class PtySession:
             stderr=self._terminal,
             env=base | environment,
             start_new_session=True,
-            preexec_fn=_as_a_shell_does,
+            preexec_fn=_take_terminal,
         )
 
     def __enter__(self) -> Self:
@@ -71,8 +71,8 @@ class PtySession:
         os.close(self._terminal)
 
     def resize(self, columns: int, rows: int, *, tell: bool = True) -> None:
-        """Change the window's size; the program gets SIGWINCH from the kernel only as the
-        foreground group of its terminal, so it is sent here."""
+        """Change the window's size, and send SIGWINCH: the kernel sends it only to the terminal's
+        foreground group."""
         size = struct.pack("HHHH", rows, columns, 0, 0)
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, size)
         if tell:
@@ -86,36 +86,36 @@ class PtySession:
         os.write(self._master, keys.encode())
 
     def screen(self) -> list[str]:
-        """The frame in which wait_for() found its text, without control sequences.
+        """Return the frame in which wait_for() found its text, without control sequences.
 
-        A frame begins at the top left corner. What it ends with is what a test waits for: a later
-        one may have come only in part.
+        A frame begins at the top left corner. Wait for the text at its end: a later frame may be
+        incomplete.
         """
         start = self.text.rfind("\x1b[H", 0, self._seen)
         frame = self.text[start:].removeprefix("\x1b[H").partition("\x1b[H")[0]
         return [line.rstrip() for line in _CODES.sub("", frame).replace("\r", "").split("\n")]
 
     def wait_for(self, text: str, seconds: float = 15) -> None:
-        """Read until a text has come, behind what the last call has found."""
+        """Read until the text appears after that of the last call."""
         deadline = time.monotonic() + seconds
         while (found := self.text.find(text, self._seen)) < 0:
-            assert time.monotonic() < deadline, f"not within {seconds} s"
+            assert time.monotonic() < deadline, f"no {text!r} within {seconds} s"
             self._read(0.1)
         self._seen = found + len(text)
 
     def wait(self, seconds: float = 10) -> int:
-        """Read until it has ended; return its exit status."""
+        """Read until the program ends; return its exit status."""
         deadline = time.monotonic() + seconds
         while self._process.poll() is None:
-            assert time.monotonic() < deadline, f"still there after {seconds} s"
+            assert time.monotonic() < deadline, f"still running after {seconds} s"
             self._read(0.05)
-        os.write(self._terminal, _END.encode())  # behind all that it wrote
+        os.write(self._terminal, _END.encode())  # marks the end of its output
         self.wait_for(_END)
         self.text = self.text.removesuffix(_END)
         return self._process.returncode
 
     def is_restored(self) -> bool:
-        """Whether the terminal is as it was before the program."""
+        """Return whether the terminal has the attributes that it had before the program."""
         found: list[Any] = termios.tcgetattr(self._terminal)
         return found == self.attributes
 

@@ -1,8 +1,8 @@
-"""The smallest back end that a simulated guest can live with, for the simulator's own tests.
+"""The smallest back end that works for a simulated guest, for the simulator's tests.
 
-It records every message, answers as the specification asks, and finishes requests at once. It
-reads RAM through the descriptors it was sent, never through the guest's objects, and takes its
-numbers from the specification's text, not from `protocol`.
+It records every message, replies as the specification demands, and finishes requests immediately.
+It reads RAM only through the descriptors that it received, and takes its numbers from the text of
+the specification, not from `protocol`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Descriptor = tuple[int, int, int]
 
 @dataclass
 class ToyRing:
-    """What a back end knows of one ring."""
+    """A back end's state of one ring."""
 
     size: int = 0
     base: int = 0
@@ -46,10 +46,10 @@ class ToyRing:
 
 
 class ToyBackEnd:
-    """One connection's back end.
+    """The back end of one connection.
 
-    `hold` names the rings whose requests are left unfinished until `process` is called:
-    statistics to begin with, as their buffer comes back each time it is finished.
+    `hold` contains the rings whose requests stay unfinished until `process` is called: at first the
+    statistics ring, as the driver returns its buffer each time.
     """
 
     def __init__(self, sock: trio.socket.SocketType, *, offered: int, protocol: int) -> None:
@@ -71,7 +71,7 @@ class ToyBackEnd:
         return [message.request for message in self.messages]
 
     async def serve(self) -> None:
-        """Answer until the front end is gone."""
+        """Reply to messages until the front end disconnects."""
         try:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -79,7 +79,7 @@ class ToyBackEnd:
                     self._fds += message.fds
                     self.messages.append(message)
                     await self._answer(message, nursery)
-        except* BackEndGone:  # here: the front end
+        except* BackEndGone:  # here, the front end has gone
             pass
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class ToyBackEnd:
         self._channel.sendall(struct.pack("<III", 2, 0x9, 0))
 
     def channel_reply(self) -> bytes:
-        """Return what the front end has said on the back-end channel so far."""
+        """Return the front end's data on the back-end channel since the last call."""
         assert self._channel is not None
         data = b""
         with suppress(BlockingIOError):
@@ -105,7 +105,7 @@ class ToyBackEnd:
         return data
 
     def process(self, index: int) -> None:
-        """Finish everything that is available in a ring, and signal its call eventfd."""
+        """Finish all available requests of a ring, and signal its call eventfd."""
         ring = self.rings[index]
         while ring.base != (available := self._word(ring.addresses[2] + 2)):
             assert (available - ring.base) & 0xFFFF <= ring.size
@@ -145,7 +145,7 @@ class ToyBackEnd:
         return int.from_bytes(os.pread(fd, 2, offset), "little")
 
     def _chain(self, table: int, slot: int) -> list[Descriptor]:
-        """Read a chain; a table is addressed by user address, an indirect one by guest's."""
+        """Read a chain. A table has a user address, an indirect table a guest address."""
         chain: list[Descriptor] = []
         fd, offset = self._locate(table)
         while True:
@@ -204,7 +204,7 @@ class ToyBackEnd:
                 name = {12: "kick", 13: "call", 14: "err"}[message.request]
                 setattr(self.rings[payload[0]], name, fds[0])
                 if message.request == 13 and self.rings[payload[0]].kick >= 0:
-                    os.eventfd_write(fds[0], 1)  # the old one may have been told meanwhile
+                    os.eventfd_write(fds[0], 1)  # the old one may have been signalled
 
     def _add_region(self, payload: bytes, fd: int) -> None:
         address, size, user, offset = struct.unpack_from("<QQQQ", payload)
@@ -224,7 +224,7 @@ class ToyBackEnd:
 async def toy_back_end(
     offered: int = OFFERED, protocol: int = PROTOCOL
 ) -> AsyncIterator[tuple[ToyBackEnd, trio.socket.SocketType]]:
-    """Run one; also gives the socket for the front end."""
+    """Run a toy back end. Also yield the front end's socket."""
     theirs, ours = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     back_end = ToyBackEnd(ours, offered=offered, protocol=protocol)
     async with trio.open_nursery() as nursery:
@@ -240,7 +240,7 @@ async def toy_back_end(
 async def attached(
     ram: GuestRam | None = None, offered: int = OFFERED, protocol: int = PROTOCOL
 ) -> AsyncIterator[tuple[FrontEnd, ToyBackEnd]]:
-    """A front end that is connected to a toy, with 16 MiB of RAM unless some is given."""
+    """Connect a front end, by default with 16 MiB of RAM, to a toy back end."""
     with ram or GuestRam.create(16 * MIB) as memory:
         async with toy_back_end(offered, protocol) as (back_end, sock), FrontEnd(sock, memory) as f:
             yield f, back_end
@@ -250,10 +250,12 @@ async def attached(
 async def booted(
     options: DriverOptions = QUIET, ram: GuestRam | None = None, offered: int = OFFERED
 ) -> AsyncIterator[tuple[SimulatedGuest, ToyBackEnd]]:
-    """A guest that has booted on a toy; it reports nothing unless its options say so."""
+    """Boot a guest on a toy back end. By default it does not report free pages."""
     async with attached(ram, offered) as (front_end, back_end), trio.open_nursery() as nursery:
         guest = SimulatedGuest(front_end, nursery, options)
         await guest.boot()
-        await trio.testing.wait_all_tasks_blocked()  # all is received, and the target followed
+        await (
+            trio.testing.wait_all_tasks_blocked()
+        )  # everything is received, and the target reached
         yield guest, back_end
         nursery.cancel_scope.cancel()

@@ -1,9 +1,8 @@
-"""A guest's page allocator, reduced to what a balloon device can see of it.
+"""A guest's page allocator, reduced to the behaviour that a balloon device can see.
 
-Free memory is a sorted list of extents. Blocks of 4 MiB that are free as a whole can be
-reported; a reported block stays so until a part of it is used, as Linux's PageReported flag.
-Applications take memory from the bottom and the balloon from the top, so that a guest which
-does both shows two clear stretches. Extents never reach across the end of a RAM region.
+Free memory is a sorted list of extents. Wholly free blocks of 4 MiB can be reported. A block stays
+reported until a part of it is used, like Linux's PageReported flag. Applications take memory from
+the bottom and the balloon from the top. Extents never cross the end of a RAM region.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ class GuestOutOfMemory(Exception):
 
 
 class PageAllocator:
-    """Free extents of guest memory, given out and taken back in bytes."""
+    """Free extents of guest memory."""
 
     def __init__(self, extents: Iterable[Extent]) -> None:
-        """Start with all of `extents` free and unreported; each is a region of its own."""
+        """Start with all `extents` free and unreported. Each is one region."""
         self._regions = sorted(extents)
         self._free = list(self._regions)
         self._reported: set[int] = set()
@@ -39,7 +38,7 @@ class PageAllocator:
 
     @property
     def reported(self) -> int:
-        """Bytes of free blocks that the host knows of."""
+        """Bytes of free blocks that were reported."""
         return len(self._reported) * BLOCK_SIZE
 
     @property
@@ -56,7 +55,7 @@ class PageAllocator:
         """Take `length` bytes, from the bottom (extents ascend) or the top (they descend).
 
         Raises:
-            GuestOutOfMemory: there is less; nothing was taken.
+            GuestOutOfMemory: less is free. Nothing was taken.
         """
         if length > self.free:
             raise GuestOutOfMemory(f"{length} bytes are wanted, {self.free} are free")
@@ -75,7 +74,7 @@ class PageAllocator:
         return taken
 
     def take_block(self, address: int) -> Extent:
-        """Take one free block out, as reporting and hinting do while the host looks at it."""
+        """Take one free block, as Linux does while the device processes its report."""
         position = bisect.bisect_right(self._free, (address, 1 << 64)) - 1
         start, size = self._free.pop(position)
         end = start + size
@@ -85,7 +84,7 @@ class PageAllocator:
         return address, BLOCK_SIZE
 
     def give(self, address: int, length: int, *, reported: bool = False) -> None:
-        """Take back an extent; `reported`: it is a block that the host has been told of."""
+        """Free an extent. `reported`: it is a block that was reported."""
         position = bisect.bisect(self._free, (address, length))
         start, end = address, address + length
         if position < len(self._free) and self._joins(end, self._free[position][0]):
@@ -98,7 +97,7 @@ class PageAllocator:
             self._reported.add(address)
 
     def unreported_blocks(self) -> list[int]:
-        """Addresses of free blocks that the host has not been told of, highest first."""
+        """Return the addresses of free blocks that were not reported, the highest first."""
         blocks = []
         for address, length in reversed(self._free):
             first = -(-address // BLOCK_SIZE) * BLOCK_SIZE
@@ -117,3 +116,16 @@ class PageAllocator:
         address, length = extent
         first = address // BLOCK_SIZE * BLOCK_SIZE
         self._reported.difference_update(range(first, address + length, BLOCK_SIZE))
+
+
+def pop_extents(extents: list[Extent], length: int) -> list[Extent]:
+    """Remove up to `length` bytes from the end of a list of extents and return them."""
+    taken: list[Extent] = []
+    while length and extents:
+        address, size = extents.pop()
+        part = min(length, size)
+        if part < size:
+            extents.append((address + part, size - part))
+        taken.append((address, part))
+        length -= part
+    return taken

@@ -1,4 +1,4 @@
-"""The front end's socket: single messages, well-formed or not, and their answers."""
+"""The front end's socket: sends single messages, well-formed or not, and receives replies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Refused(Exception):
 
 
 class UnexpectedReply(Exception):
-    """A reply to another request, or with other flags than 0x5 (QEMU compares both)."""
+    """A reply to another request, or with flags other than 0x5 (QEMU compares both)."""
 
 
 class Connection:
@@ -38,7 +38,7 @@ class Connection:
         self._lock = trio.Lock()
 
     def close(self) -> None:
-        """End the connection as a QEMU that is killed does: without a word."""
+        """Close the connection without notice, as a killed QEMU does."""
         self._sock.close()
 
     async def __aenter__(self) -> Self:
@@ -54,7 +54,7 @@ class Connection:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send any bytes."""
+        """Send arbitrary bytes."""
         await send_bytes(self._sock, data, fds)
 
     async def send(
@@ -65,12 +65,12 @@ class Connection:
         *,
         need_reply: bool = False,
     ) -> None:
-        """Send one message and wait for nothing."""
+        """Send one message without waiting for a reply."""
         flags = vu.VERSION | (vu.HeaderFlag.NEED_REPLY if need_reply else 0)
         await send_message(self._sock, request, flags, payload, fds)
 
     async def receive_reply(self) -> Message:
-        """Read the next message from the back end.
+        """Receive the next message from the back end.
 
         Raises:
             BackEndGone: end of stream.
@@ -85,10 +85,10 @@ class Connection:
         *,
         need_reply: bool = False,
     ) -> bytes:
-        """Send a request that has an answer, and return the answer's payload.
+        """Send a request and return the payload of its reply.
 
         Raises:
-            UnexpectedReply: what came is not its answer.
+            UnexpectedReply: the next message is not its reply.
         """
         async with self._lock:
             await self.send(request, payload, fds, need_reply=need_reply)
@@ -100,7 +100,7 @@ class Connection:
         return reply.payload
 
     async def command(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a request that QEMU wants acknowledged; without REPLY_ACK nothing is awaited.
+        """Send a request that QEMU wants acknowledged. Without REPLY_ACK, do not wait.
 
         Raises:
             Refused: the acknowledgement is not 0.
@@ -113,31 +113,30 @@ class Connection:
             raise Refused(request, code)
 
     async def tell(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a request that QEMU wants no acknowledgement for, not between a request and its
-        answer."""
+        """Send a request without acknowledgement, but never between a request and its reply."""
         async with self._lock:
             await self.send(request, payload, fds)
 
     async def cancel(self, scope: trio.CancelScope) -> None:
-        """Cancel `scope` while no request made in it is waiting for its answer, which would
-        otherwise be taken for the next one's."""
+        """Cancel `scope` while none of its requests waits for a reply, which the next request would
+        receive otherwise."""
         async with self._lock:
             scope.cancel()
 
     async def get_u64(self, request: int) -> int:
-        """Send a request without payload that is answered by a number."""
+        """Send a request without payload and return the number in the reply."""
         return payloads.parse_u64(await self.call(request))
 
     async def set_u64(self, request: int, value: int) -> None:
-        """Send a number, unacknowledged."""
+        """Send a number, without acknowledgement."""
         await self.tell(request, bytes(payloads.U64.build(value)))
 
 
 async def connect_socket(path: str | os.PathLike[str]) -> trio.socket.SocketType:
-    """Return a stream socket that is connected to `path`.
+    """Return a stream socket connected to `path`.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: nothing listens there.
     """
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -1,9 +1,9 @@
-"""A balloon driver that does to the device what Linux's virtio_balloon does.
+"""A balloon driver that behaves towards the device like Linux's virtio_balloon.
 
-Source: Linux drivers/virtio/virtio_balloon.c and mm/page_reporting.c. What matters to a device
-is kept: 256 PFNs a request, downwards, one request at a time; the config space read and
-`actual` written between two of them; one statistics buffer that the device holds; free blocks
-of 4 MiB reported from the top, 32 in a chain, a pass every two seconds.
+Source: Linux drivers/virtio/virtio_balloon.c and mm/page_reporting.c. It keeps the traits that
+matter to a device: requests of 256 descending PFNs, one at a time; the config space read and
+`actual` written between two requests; one statistics buffer, held by the device; free blocks of
+4 MiB reported from the top, 32 in a chain, with a pass every two seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 from protocol import virtio_balloon as vb
 from protocol.virtio_balloon import BalloonFeature, Queue
 from protocol.virtio_ring import RingFeature
-from vhost_balloon.simulator.allocator import BLOCK_SIZE, Extent, PageAllocator
+from vhost_balloon.simulator.allocator import BLOCK_SIZE, Extent, PageAllocator, pop_extents
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.options import DriverOptions, queue_indexes
 from vhost_balloon.simulator.ring import Buffer, DriverRing, Used
@@ -26,15 +26,15 @@ from vhost_balloon.simulator.wire import BackEndGone
 PFNS_PER_REQUEST: Final = 256
 BLOCKS_PER_REPORT: Final = 32
 OUT_OF_PUFF_DELAY: Final = 0.2
-"""Seconds to wait when no page is to be had for the balloon."""
+"""Seconds to wait when no page is free for the balloon."""
 
 ACTUAL_FIELD: Final = slice(4, 8)
 POISON_FIELD: Final = slice(12, 16)
-"""The fields of the config space that a driver writes, as bytes of it."""
+"""The fields of the config space that a driver writes, as slices of it."""
 
 
 class BalloonDriver:
-    """The driver: `start` loads it (again), `run` is what it does then."""
+    """The driver. `start` loads it, also repeatedly; `run` then does its work."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class BalloonDriver:
         options: DriverOptions,
         statistics: Callable[[], Mapping[int, int]],
     ) -> None:
-        """`statistics` gives the values to answer with, by tag.
+        """statistics: returns the values to send, by tag.
 
         Raises:
             MemoryError: the driver area is too small for the rings.
@@ -61,8 +61,8 @@ class BalloonDriver:
         self._statistics = statistics
         self._pfns = ram.allocate(PFNS_PER_REQUEST * vb.PFN_SIZE, 4)
         self._stats = ram.allocate(len(options.stat_tags) * vb.STAT.size, 8)
-        self._actual = 0  # pages that the device was told of
-        self._balloon: list[Extent] = []  # the pages inside, the newest last
+        self._actual = 0  # pages, as last written to the device
+        self._balloon: list[Extent] = []  # the pages in it, the newest last
         self._command = ram.allocate(4, 4)
         self._balloon_lock = trio.Lock()
         self._report_lock = trio.Lock()
@@ -78,7 +78,7 @@ class BalloonDriver:
     # Loading and unloading.
 
     async def start(self) -> None:
-        """Negotiate, set the queues up, and set DRIVER_OK."""
+        """Negotiate features, set up the queues, and set DRIVER_OK."""
         offered = self._front_end.features
         known = self._options.features
         if self._options.poison_value is None:
@@ -89,7 +89,7 @@ class BalloonDriver:
             self.rings[queue].reset()
         self._balloon, self.balloon_pages, self._actual = [], 0, 0
         self._config_changed = trio.Event()
-        self._config_changed.set()  # a target may have been there before us
+        self._config_changed.set()  # there may already be a target
         if Queue.STATS in self.indexes:
             self._add_statistics()
         poison = self._options.poison_value
@@ -99,7 +99,7 @@ class BalloonDriver:
         self.running.set()
 
     async def run(self) -> None:
-        """Do the driver's work until cancelled."""
+        """Work until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_target)
             if Queue.STATS in self.indexes:
@@ -108,29 +108,29 @@ class BalloonDriver:
                 nursery.start_soon(self._report_regularly, self._options.report_delay)
 
     async def settle(self, work: trio.CancelScope) -> None:
-        """End `work`, the scope that `run` runs in, between two requests, not inside one."""
+        """Cancel `work`, the scope of `run`, between two requests."""
         async with self._report_lock, self._balloon_lock:
             await self._front_end.cancel(work)
 
     async def empty_balloon(self) -> None:
-        """Give all pages back to the guest and say so, as the driver's unloading does."""
+        """Return all pages to the guest and write `actual`, as on unloading."""
         while await self.deflate(PFNS_PER_REQUEST):
             pass
         await self._write_actual()
 
     def config_changed(self) -> None:
-        """The device's config interrupt."""
+        """Handle the device's config interrupt."""
         self._config_changed.set()
 
     def back_end_gone(self) -> None:
-        """Nothing will come from the device any more."""
+        """Note that the device will not answer any more."""
         self._back_end_gone = True
         self._note_change()
 
     # Inflating and deflating.
 
     async def inflate(self, pages: int) -> int:
-        """Put up to `pages`, at most 256, into the balloon; return how many it were."""
+        """Put up to `pages`, at most 256, into the balloon; return the number."""
         async with self._balloon_lock:
             pages = min(pages, PFNS_PER_REQUEST, self.allocator.free >> vb.PFN_SHIFT)
             if pages <= 0:
@@ -143,9 +143,9 @@ class BalloonDriver:
         return pages
 
     async def deflate(self, pages: int) -> int:
-        """Take up to `pages`, at most 256, out of the balloon; return how many it were."""
+        """Take up to `pages`, at most 256, out of the balloon; return the number."""
         async with self._balloon_lock:
-            extents = self._pop_extents(min(pages, PFNS_PER_REQUEST) << vb.PFN_SHIFT)
+            extents = pop_extents(self._balloon, min(pages, PFNS_PER_REQUEST) << vb.PFN_SHIFT)
             if not extents:
                 return 0
             # The device is told first, whether MUST_TELL_HOST was negotiated or not.
@@ -158,7 +158,7 @@ class BalloonDriver:
         return freed
 
     async def release_for_guest(self) -> int:
-        """Deflate on OOM: free up to 256 pages, write `actual`, return the number of pages."""
+        """Deflate on OOM: free up to 256 pages and write `actual`. Return the number of pages."""
         if not self.negotiated & BalloonFeature.DEFLATE_ON_OOM:
             return 0
         freed = await self.deflate(PFNS_PER_REQUEST)
@@ -170,7 +170,7 @@ class BalloonDriver:
         """Wait until exactly `pages` are in the balloon and `actual` says so.
 
         Raises:
-            BackEndGone: it will not happen any more.
+            BackEndGone: the device will not answer any more.
         """
         while not self.balloon_pages == self._actual == pages:
             if self._back_end_gone:
@@ -180,9 +180,9 @@ class BalloonDriver:
     # Reporting and hinting.
 
     async def report(self, requests: int | None = None) -> int:
-        """Report free blocks that were not reported yet, at most `requests` chains of them.
+        """Report free blocks that were not reported yet, in at most `requests` chains.
 
-        Returns the number of bytes. The blocks are not free while the device has them.
+        Return the number of bytes. The blocks are not free while the device has them.
         """
         total = 0
         most = min(BLOCKS_PER_REPORT, self._options.queue_size)
@@ -200,15 +200,15 @@ class BalloonDriver:
         return total
 
     async def wait_reported(self) -> None:
-        """Wait until no block is out for a report."""
+        """Wait until the device has no block."""
         async with self._report_lock:
             pass
 
     async def hint(self, command_id: int) -> int:
-        """Hint all free blocks under `command_id`, framed by it and STOP; return the bytes.
+        """Hint all free blocks between `command_id` and STOP. Return the bytes.
 
-        The blocks stay in the guest's allocator: it may use them at any time, as Linux does
-        with hinted pages under memory pressure.
+        The blocks stay free: the guest may use them at any time, as Linux does with hinted pages
+        under memory pressure.
         """
         blocks = self.allocator.unreported_blocks()
         await self._send_command(command_id)
@@ -241,7 +241,7 @@ class BalloonDriver:
     async def _report_regularly(self, delay: float) -> None:
         while True:
             await trio.sleep(delay)
-            # Linux's budget: one chain for every 512 free blocks, or part of that.
+            # Linux's budget: one chain for each 512 free blocks, rounded up.
             free_blocks = self.allocator.free // BLOCK_SIZE
             await self.report(-(-free_blocks // (BLOCKS_PER_REPORT * 16)))
 
@@ -260,7 +260,7 @@ class BalloonDriver:
         self._note_change()
 
     async def _tell_pages(self, queue: Queue, extents: list[Extent]) -> None:
-        """Send the PFNs of `extents`, the highest page of each first."""
+        """Send the PFNs of `extents`, each from its highest page down."""
         pfns: list[int] = []
         for address, length in extents:
             first, last = address >> vb.PFN_SHIFT, (address + length) >> vb.PFN_SHIFT
@@ -274,7 +274,7 @@ class BalloonDriver:
         await self._submit(Queue.FREE_PAGE, [(self._command, 4, False)])
 
     async def _submit(self, queue: Queue, buffers: list[Buffer]) -> Used:
-        """Send one request; neither sent nor noticed as done while the machine is stopped."""
+        """Send one request and wait for it. A stopped machine neither sends nor notices."""
         await self.running.wait()
         indirect = len(buffers) > 1 and bool(self.negotiated & RingFeature.INDIRECT_DESC)
         used = await self.rings[queue].submit(buffers, indirect=indirect)
@@ -287,18 +287,6 @@ class BalloonDriver:
         data = b"".join(vb.STAT.pack(tag, values[tag]) for tag in tags)
         self._ram.write(self._stats, data)
         self.rings[Queue.STATS].add([(self._stats, len(data), False)])
-
-    def _pop_extents(self, length: int) -> list[Extent]:
-        """Take `length` bytes, or what there is, out of the balloon, the newest pages first."""
-        extents: list[Extent] = []
-        while length and self._balloon:
-            address, size = self._balloon.pop()
-            part = min(length, size)
-            if part < size:
-                self._balloon.append((address + part, size - part))
-            extents.append((address, part))
-            length -= part
-        return extents
 
     def _note_change(self) -> None:
         changed, self._balloon_changed = self._balloon_changed, trio.Event()

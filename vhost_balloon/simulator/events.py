@@ -1,4 +1,4 @@
-"""Eventfds as QEMU makes them: non-blocking, closed on exec, waited for in trio."""
+"""Eventfds as QEMU creates them, non-blocking and closed on exec, with trio."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import trio
 
 
 class EventFd:
-    """One eventfd that this object owns and closes once."""
+    """One eventfd, owned by this object."""
 
     def __init__(self, initial: int = 0) -> None:
         self._fd = os.eventfd(initial, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
-        """The descriptor, or -1 once closed."""
+        """Return the descriptor, -1 once closed."""
         return self._fd
 
     def signal(self) -> None:
@@ -23,7 +23,7 @@ class EventFd:
         os.eventfd_write(self._fd, 1)
 
     def take(self) -> int:
-        """Return the counter and set it to 0, without waiting."""
+        """Return the counter and reset it to 0, without waiting."""
         try:
             return os.eventfd_read(self._fd)
         except BlockingIOError:
@@ -33,7 +33,7 @@ class EventFd:
         """Wait until the counter is not 0, then take it.
 
         Raises:
-            trio.ClosedResourceError: closed meanwhile.
+            trio.ClosedResourceError: it was closed.
         """
         while True:
             if self._fd == -1:
@@ -44,7 +44,7 @@ class EventFd:
             await trio.lowlevel.wait_readable(self._fd)
 
     def close(self) -> None:
-        """Wake whoever waits, then close; a second call does nothing."""
+        """Wake waiting tasks, then close. A second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd == -1:
             return
@@ -62,3 +62,25 @@ class EventFd:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class QueuePorts:
+    """The eventfds of one queue, with QEMU's names."""
+
+    def __init__(self) -> None:
+        self.kick: EventFd | None = None
+        self.call = EventFd()
+        self.masked_call = EventFd()
+        self.err = EventFd()
+
+    def renew_kick(self) -> EventFd:
+        """Replace the kick eventfd, as QEMU does at each start: by one that is readable."""
+        if self.kick is not None:
+            self.kick.close()
+        self.kick = EventFd(1)
+        return self.kick
+
+    def close(self) -> None:
+        for event in (self.kick, self.call, self.masked_call, self.err):
+            if event is not None:
+                event.close()

@@ -1,11 +1,11 @@
-"""A vhost-user front end that sends what QEMU's vhost-user-test-device-pci sends, in its order.
+"""A vhost-user front end that sends what QEMU's vhost-user-test-device-pci does, in the same order.
 
-Source: the vhost-user specification, and a log of QEMU 11.1 (in which order, with which flags).
-Which requests ask for an acknowledgement is QEMU's choice too: memory regions, ring enables,
-config writes and the back-end channel do, ring addresses and eventfds do not.
+Source: the vhost-user specification, and a log of QEMU 11.1 for order and flags. Like QEMU, it asks
+for acknowledgements of memory regions, ring enables, config writes and the back-end channel, but
+not of ring addresses and eventfds.
 
-`handshake`, `start_device`, `stop_device` and the config accesses are the well-behaved part;
-`send`, `send_raw`, `receive_reply` and `call` are for tests that behave otherwise.
+`handshake`, `start_device`, `stop_device` and the config accesses are well-behaved. Tests that are
+not use `send`, `send_raw`, `receive_reply` and `call`.
 """
 
 from __future__ import annotations
@@ -22,39 +22,17 @@ from protocol import vhost_user_payloads as payloads
 from protocol.virtio_balloon import CONFIG_SIZE, NUM_QUEUES
 from protocol.virtio_ring import DeviceStatus
 from vhost_balloon.simulator.connection import Connection, UnexpectedReply, connect_socket
-from vhost_balloon.simulator.events import EventFd
+from vhost_balloon.simulator.events import EventFd, QueuePorts
 from vhost_balloon.simulator.memory import GuestRam, RamRegion
 from vhost_balloon.simulator.ring import DriverRing
 from vhost_balloon.simulator.wire import BackEndGone, Message, receive_message, send_message
 
 QEMU_PROTOCOL_FEATURES: Final = (1 << 24) - 1
-"""QEMU acknowledges every bit below its maximum, also those that it has no code for."""
-
-
-class QueuePorts:
-    """The eventfds of one queue, named as QEMU names them."""
-
-    def __init__(self) -> None:
-        self.kick: EventFd | None = None
-        self.call = EventFd()
-        self.masked_call = EventFd()
-        self.err = EventFd()
-
-    def renew_kick(self) -> EventFd:
-        """Return a new kick eventfd that is readable already: QEMU makes one at each start."""
-        if self.kick is not None:
-            self.kick.close()
-        self.kick = EventFd(1)
-        return self.kick
-
-    def close(self) -> None:
-        for event in (self.kick, self.call, self.masked_call, self.err):
-            if event is not None:
-                event.close()
+"""QEMU acknowledges every bit below its maximum, even those that it does not implement."""
 
 
 class FrontEnd(Connection):
-    """What QEMU is to the back end. An async context manager; does not own the RAM."""
+    """QEMU as the back end sees it. An async context manager. It does not own the RAM."""
 
     def __init__(
         self, sock: trio.socket.SocketType, ram: GuestRam, *, queues: int = NUM_QUEUES
@@ -66,8 +44,7 @@ class FrontEnd(Connection):
         self.features = 0  # offered, from the last GET_FEATURES
         self.queue_num = 0
         self.memory_slots = 0
-        self.config = bytearray(CONFIG_SIZE)  # QEMU's copy: written back whole
-        self.status = 0
+        self.config = bytearray(CONFIG_SIZE)  # QEMU's copy, which it writes back whole
         self._channel: trio.socket.SocketType | None = None
         self._started: list[int] = []
         self._told_regions: list[RamRegion] = []
@@ -79,12 +56,12 @@ class FrontEnd(Connection):
         """Connect to the socket at `path`.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: nothing listens there.
         """
         return cls(await connect_socket(path), ram, queues=queues)
 
     def close(self) -> None:
-        """End the connection without a word, as a QEMU that is killed does."""
+        """Close the connection without notice, as a killed QEMU does."""
         super().close()
         if self._channel is not None:
             self._channel.close()
@@ -94,11 +71,11 @@ class FrontEnd(Connection):
     # Rings.
 
     async def set_vring(self, request: int, index: int, num: int) -> None:
-        """Send a vring state, unacknowledged."""
+        """Send a vring state, without acknowledgement."""
         await self.tell(request, payloads.build_vring_state(index, num))
 
     async def set_vring_fd(self, request: int, index: int, event: EventFd | None) -> None:
-        """Send a kick, call or err eventfd, or say that there is none."""
+        """Send a kick, call or err eventfd, or NO_FD."""
         value = index if event is not None else index | vu.NO_FD
         fds = [event.fileno()] if event is not None else []
         await self.tell(request, bytes(payloads.U64.build(value)), fds)
@@ -106,7 +83,7 @@ class FrontEnd(Connection):
     # QEMU's sequences.
 
     async def handshake(self, protocol_features: int = QEMU_PROTOCOL_FEATURES) -> None:
-        """What QEMU says when it starts. `protocol_features`: those to accept if offered."""
+        """Send QEMU's messages at its start. protocol_features: those to accept if offered."""
         request, offered = vu.Request, vu.ProtocolFeature
         self.features = await self.get_u64(request.GET_FEATURES)
         if self.features & vu.VhostFeature.PROTOCOL_FEATURES:
@@ -132,12 +109,12 @@ class FrontEnd(Connection):
         features: int,
         bases: Mapping[int, int] | None = None,
     ) -> None:
-        """What QEMU says at DRIVER_OK and at `cont`.
+        """Send QEMU's messages at DRIVER_OK and at `cont`.
 
         Args:
-            rings: those that the driver set up, by queue index.
-            features: what the guest negotiated; PROTOCOL_FEATURES is added where offered.
-            bases: what `stop_device` returned, after `cont`; after a reset all are 0.
+            rings: the rings that the driver set up, by queue index.
+            features: the guest's negotiated features; PROTOCOL_FEATURES is added if offered.
+            bases: the result of `stop_device` at `cont`; after a reset, all bases are 0.
         """
         request = vu.Request
         protocol_bit = self.features & vu.VhostFeature.PROTOCOL_FEATURES
@@ -152,7 +129,7 @@ class FrontEnd(Connection):
             await self._unmask(index)
 
     async def start_ring(self, index: int, ring: DriverRing, base: int = 0) -> None:
-        """Hand one ring over: its size, base, addresses (as user addresses) and eventfds."""
+        """Send one ring's size, base, addresses (as user addresses) and eventfds."""
         request, ports = vu.Request, self.ports[index]
         await self.set_vring(request.SET_VRING_NUM, index, ring.size)
         await self.set_vring(request.SET_VRING_BASE, index, base)
@@ -163,7 +140,7 @@ class FrontEnd(Connection):
         await self.set_vring_fd(request.SET_VRING_CALL, index, ports.masked_call)
 
     async def set_vring_addr(self, index: int, ring: DriverRing) -> None:
-        """Send where the ring's three parts are."""
+        """Send the user addresses of the ring's three parts."""
         parts = {
             "index": index,
             "flags": 0,
@@ -175,34 +152,34 @@ class FrontEnd(Connection):
         await self.tell(vu.Request.SET_VRING_ADDR, bytes(payloads.VringAddr.build(parts)))
 
     async def enable_rings(self, enable: bool) -> None:
-        """Enable or disable every queue the device has, whether it was set up or not."""
+        """Enable or disable every queue of the device, even those that were not set up."""
         for index in range(len(self.ports)):
             state = payloads.build_vring_state(index, int(enable))
             await self.command(vu.Request.SET_VRING_ENABLE, state)
 
     async def stop_device(self) -> dict[int, int]:
-        """What QEMU says at `stop`, reboot, driver unload and exit. Returns each ring's base."""
+        """Send QEMU's messages at `stop`, reboot, driver unload and exit. Return all bases."""
         await self.enable_rings(False)
         bases = {index: await self.get_vring_base(index) for index in self._started}
         self._started = []
         return bases
 
     async def get_vring_base(self, index: int) -> int:
-        """Stop one ring and return the available index that it has got to."""
+        """Stop one ring and return the available index that the device has reached."""
         state = payloads.build_vring_state(index, 0)
         reply = await self.call(vu.Request.GET_VRING_BASE, state)
         returned, base = payloads.parse_vring_state(reply)
         if returned != index:
-            raise UnexpectedReply(f"asked for ring {index}'s base, was told of ring {returned}")
+            raise UnexpectedReply(f"asked for the base of ring {index}, got that of {returned}")
         return base
 
     # Memory.
 
     async def add_region(self, region: RamRegion) -> None:
-        """ADD_MEM_REG with the region's descriptor.
+        """Send ADD_MEM_REG with the region's descriptor.
 
         Raises:
-            Refused: the back end does not want it.
+            Refused: the back end rejects the region.
         """
         payload = payloads.SingleMemoryRegion.build(
             {"padding": 0, "region": _region_fields(region.region)}
@@ -211,14 +188,14 @@ class FrontEnd(Connection):
         self._told_regions.append(region)
 
     async def remove_region(self, region: RamRegion) -> None:
-        """REM_MEM_REG as QEMU sends it: no descriptor, and 0 for the offset into the file."""
+        """Send REM_MEM_REG like QEMU: without descriptor, and with file offset 0."""
         fields = {**_region_fields(region.region), "mmap_offset": 0}
         payload = payloads.SingleMemoryRegion.build({"padding": 0, "region": fields})
         await self.command(vu.Request.REM_MEM_REG, bytes(payload))
         self._told_regions.remove(region)
 
     async def set_mem_table(self, regions: Sequence[RamRegion] | None = None) -> None:
-        """SET_MEM_TABLE with all of RAM, or just `regions` (at most 8)."""
+        """Send SET_MEM_TABLE with all of RAM, or only `regions` (at most 8)."""
         regions = self.ram.regions if regions is None else regions
         table = {
             "num_regions": len(regions),
@@ -232,17 +209,17 @@ class FrontEnd(Connection):
     # Config space.
 
     async def get_config(self) -> bytes:
-        """Read all 16 bytes; QEMU does that for every single field the guest reads."""
+        """Read all 16 bytes, as QEMU does for each field that the guest reads."""
         request = payloads.CONFIG.pack(0, CONFIG_SIZE, vu.ConfigFlag.WRITABLE) + bytes(CONFIG_SIZE)
         reply = payloads.parse_config(await self.call(vu.Request.GET_CONFIG, request))
         self.config[:] = reply.payload
         return reply.payload
 
     async def set_config(self, field: slice, data: bytes) -> None:
-        """Write one field: QEMU changes its copy and sends all 16 bytes of it.
+        """Write one field. Like QEMU, change the copy and send all its 16 bytes.
 
         Raises:
-            Refused: never by a back end that keeps to the balloon's rules.
+            Refused: a conforming back end never does.
         """
         self.config[field] = data
         header = payloads.CONFIG.pack(0, CONFIG_SIZE, vu.ConfigFlag.WRITABLE)
@@ -251,10 +228,10 @@ class FrontEnd(Connection):
     # The back end's own requests.
 
     async def receive_backend_request(self) -> Message:
-        """Wait for a request of the back end, and acknowledge it where it asks for that.
+        """Wait for a request of the back end, and acknowledge it if it asks for that.
 
         Raises:
-            BackEndGone: it closed the channel, or never got one.
+            BackEndGone: it closed the channel, or there is none.
         """
         if self._channel is None:
             raise BackEndGone("there is no back-end channel")
@@ -273,11 +250,11 @@ class FrontEnd(Connection):
     async def _add_status(self, bits: int) -> None:
         if not self.protocol_features & vu.ProtocolFeature.STATUS:
             return
-        self.status = await self.get_u64(vu.Request.GET_STATUS) | bits
-        await self.set_u64(vu.Request.SET_STATUS, self.status)
+        status = await self.get_u64(vu.Request.GET_STATUS)
+        await self.set_u64(vu.Request.SET_STATUS, status | bits)
 
     async def _tell_memory(self) -> None:
-        """Tell the regions that the back end does not know yet: all of them at first."""
+        """Send the regions that the back end does not know yet."""
         if not self.protocol_features & vu.ProtocolFeature.CONFIGURE_MEM_SLOTS:
             await self.set_mem_table()
             return
@@ -286,7 +263,7 @@ class FrontEnd(Connection):
                 await self.add_region(region)
 
     async def _unmask(self, index: int) -> None:
-        """Point the queue's call at the guest, and pass on what arrived while it was masked."""
+        """Direct the queue's calls to the guest, and forward one that arrived while masked."""
         ports = self.ports[index]
         await self.set_vring_fd(vu.Request.SET_VRING_CALL, index, ports.call)
         if ports.masked_call.take():

@@ -1,8 +1,8 @@
-"""A whole simulated guest: applications that use memory, and the life of its machine.
+"""A whole simulated guest: its machine's life cycle, and applications that use memory.
 
-What `touch` uses is really written, page for page, with a stamp that `verify` checks later;
-what `free` frees goes back to the guest's allocator and stays resident on the host until the
-guest reports it. So the figures of a simulated guest are the host kernel's.
+`touch` writes every page with a stamp that `verify` checks. `free` returns pages to the guest's
+allocator; they stay resident on the host until the guest reports them. So the figures of a
+simulated guest come from the host's kernel.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vhost_balloon.simulator.options import DriverOptions
 from vhost_balloon.simulator.wire import BackEndGone
 
 STEP: Final = MIB
-"""Bytes that are touched before other tasks get their turn."""
+"""Bytes that are touched before other tasks run."""
 
 
 class SimulatedGuest:
-    """A guest with a balloon driver. Its tasks run in the nursery it is given."""
+    """A guest with a balloon driver. Its tasks run in the given nursery."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class SimulatedGuest:
         nursery: trio.Nursery,
         options: DriverOptions | None = None,
     ) -> None:
-        """Nothing is sent before `boot`."""
+        """Send nothing before `boot`."""
         self.front_end = front_end
         self.ram = front_end.ram
         self.options = options or DriverOptions()
@@ -45,7 +45,7 @@ class SimulatedGuest:
         self.driver = BalloonDriver(front_end, self.allocator, self.options, self.statistics)
         self.back_end_gone = trio.Event()
         self._nursery = nursery
-        self._used: list[Extent] = []  # what applications use, the newest last
+        self._used: list[Extent] = []  # memory of applications, the newest last
         self._used_bytes = 0
         self._faults = 0
         self._bases: dict[int, int] = {}
@@ -56,10 +56,10 @@ class SimulatedGuest:
     # The machine's life.
 
     async def boot(self) -> None:
-        """Start the machine (the first time: connect the device) and load the driver.
+        """Start the machine and load the driver. The first time, also connect the device.
 
         Raises:
-            Refused: the back end does not take the memory.
+            Refused: the back end rejects the memory.
             BackEndGone: it closed the connection.
         """
         if not self._attached:
@@ -75,20 +75,20 @@ class SimulatedGuest:
         self._nursery.start_soon(self._drive, self._work, self._work_ended)
 
     async def stop(self) -> dict[int, int]:
-        """QEMU's `stop`: halt the guest, then the device. Returns the rings' bases."""
+        """QEMU's `stop`: halt the guest, then the device. Return the rings' bases."""
         self.driver.running = trio.Event()
         self._bases = await self.front_end.stop_device()
         return self._bases
 
     async def cont(self) -> None:
-        """QEMU's `cont`: everything goes on where it was."""
+        """QEMU's `cont`: continue where `stop` halted."""
         await self.front_end.start_device(
             self.driver.started_rings, features=self.driver.negotiated, bases=self._bases
         )
         self.driver.running.set()
 
     async def reboot(self) -> None:
-        """Reset the machine and boot again: all memory is free, and nobody told the host."""
+        """Reset the machine and boot again. All memory is free, without a report to the host."""
         await self._end_work()
         await self.stop()
         self._used.clear()
@@ -97,7 +97,7 @@ class SimulatedGuest:
         await self.boot()
 
     async def unload(self) -> None:
-        """Unload the driver: it empties the balloon first, then resets the device."""
+        """Unload the driver: empty the balloon, then reset the device."""
         if self._work is not None:
             await self.driver.settle(self._work)
             await self._work_ended.wait()
@@ -105,10 +105,10 @@ class SimulatedGuest:
         await self.front_end.stop_device()
 
     async def plug(self, size: int, guest_address: int) -> RamRegion:
-        """Hot-plug a DIMM: the back end is told, then the guest has its pages.
+        """Hot-plug a DIMM: send it to the back end, then give its pages to the guest.
 
         Raises:
-            Refused: the back end does not take it.
+            Refused: the back end rejects it.
         """
         region = self.ram.add(size, guest_address)
         await self.front_end.add_region(region)
@@ -121,8 +121,8 @@ class SimulatedGuest:
         """Use `size` more bytes (rounded up to pages) and write every page of them.
 
         Raises:
-            GuestOutOfMemory: not so much is free, and the balloon gives nothing back. What
-                was touched until then stays in use.
+            GuestOutOfMemory: less is free, and the balloon gives nothing back. The memory
+                touched until then stays in use.
         """
         while size > 0:
             await self.driver.running.wait()
@@ -136,7 +136,7 @@ class SimulatedGuest:
             await trio.lowlevel.checkpoint()
 
     async def free(self, size: int | None = None) -> int:
-        """Stop using `size` bytes, the newest first, or everything; return the bytes freed."""
+        """Free `size` bytes, the newest first, or everything. Return the bytes freed."""
         size = self._used_bytes if size is None else min(size, self._used_bytes)
         left = size
         while left > 0:
@@ -152,7 +152,7 @@ class SimulatedGuest:
         return size - left
 
     async def verify(self) -> int:
-        """Read back what applications use; return how many pages have lost their content."""
+        """Read the applications' memory. Return the number of pages that lost their contents."""
         lost = 0
         for address, length in self._used:
             for page in range(address, address + length, PAGE_SIZE):
@@ -162,22 +162,22 @@ class SimulatedGuest:
 
     @property
     def in_use(self) -> int:
-        """Bytes that the guest needs: what applications touched, and the driver's own."""
+        """Bytes in use by applications and the driver."""
         return self.ram.driver_area_end - self.ram.regions[0].start + self._used_bytes
 
     def resident(self) -> int:
-        """Bytes that the host spends on the guest's RAM."""
+        """Return the bytes that the host spends on the guest's RAM."""
         return self.ram.resident()
 
     def statistics(self) -> dict[int, int]:
-        """The values that the driver answers the device with, by tag."""
+        """Return the statistics that the driver sends, by tag."""
         values = dict.fromkeys(map(int, StatTag), 0)
         values[StatTag.MINFLT] = self._faults
         values[StatTag.MEMFREE] = values[StatTag.AVAIL] = self.allocator.free
         values[StatTag.MEMTOT] = self.ram.size
         return values
 
-    # Inside.
+    # Implementation.
 
     def _fresh_allocator(self) -> PageAllocator:
         first = self.ram.driver_area_end
@@ -190,16 +190,16 @@ class SimulatedGuest:
         self._faults += len(pages)
 
     async def _allocate(self, size: int) -> list[Extent]:
-        """Take pages for applications, out of the balloon if need be."""
+        """Take pages for applications, from the balloon if necessary."""
         if self.allocator.free < size:
-            await self.driver.wait_reported()  # blocks that the device has are not lost
+            await self.driver.wait_reported()  # blocks that the device has come back
         while self.allocator.free < size:
             if not await self.driver.release_for_guest():
                 raise GuestOutOfMemory(f"{size} bytes are wanted, {self.allocator.free} are free")
         return self.allocator.take(size)
 
     def _release(self, address: int, length: int) -> None:
-        """Free an extent; a guest that poisons or clears free pages writes them now."""
+        """Free an extent. A guest that poisons or clears free pages writes them now."""
         if self.options.poison_value is not None:
             self.ram.write(address, struct.pack("<I", self.options.poison_value) * (length // 4))
         self.allocator.give(address, length)
@@ -214,13 +214,13 @@ class SimulatedGuest:
             ended.set()
 
     async def _end_work(self) -> None:
-        """Cut the driver off in the middle of whatever it does, as a reset does."""
+        """Interrupt the driver in the middle of its work, as a reset does."""
         if self._work is not None:
             await self.front_end.cancel(self._work)
             await self._work_ended.wait()
 
     async def _watch_config(self) -> None:
-        """QEMU's side of the back-end channel: config changes become config interrupts."""
+        """Serve the back-end channel: turn config changes into config interrupts."""
         try:
             while True:
                 message = await self.front_end.receive_backend_request()
@@ -240,16 +240,16 @@ async def running_guest(
     ram: GuestRam | int = 64 * MIB,
     options: DriverOptions | None = None,
 ) -> AsyncIterator[SimulatedGuest]:
-    """Boot a guest on the back end at `path`; at the end it is gone as if killed.
+    """Boot a guest on the back end at `path`. At the end it disappears as if killed.
 
     Args:
         path: the back end's socket.
-        ram: the guest's RAM, closed at the end, or the size in bytes of a plain one.
-        options: what kind of driver it has.
+        ram: the guest's RAM, closed at the end, or its size in bytes.
+        options: the kind of driver.
 
     Raises:
-        OSError: nobody listens at `path`.
-        Refused: the back end does not take the memory.
+        OSError: nothing listens at `path`.
+        Refused: the back end rejects the memory.
     """
     with ram if isinstance(ram, GuestRam) else GuestRam.create(ram) as memory:
         async with (
@@ -263,5 +263,5 @@ async def running_guest(
 
 
 def _stamp(page: int) -> bytes:
-    """What a used page contains: its own address, everywhere, so that no two are alike."""
+    """Return the contents of a used page: its own address, repeated, so that all pages differ."""
     return struct.pack("<Q", page | 1) * (PAGE_SIZE // 8)

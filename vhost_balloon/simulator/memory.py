@@ -1,10 +1,10 @@
-"""Guest RAM on memfds (or files given by the caller), laid out and mapped as QEMU does it.
+"""Guest RAM on memfds (or the caller's files), laid out and mapped like QEMU's.
 
-Guest memory is real shared memory: what the back end punches out of it is gone here too, and
-`GuestRam.resident` asks the kernel, not this program, how much of it exists.
+It is real shared memory: holes that the back end punches appear here too, and `GuestRam.resident`
+asks the kernel how much of it exists.
 
-Whoever reads a hole through a mapping fills it. So reads go through pread, which does not;
-only rings' index words are read through the mapping, as a guest's processor would.
+Reading a hole through a mapping fills it. So reads use pread, which does not. Only the rings' index
+words are read through the mapping, as by a guest's processor.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from vhost_balloon.simulator.residency import page_residency
 PAGE_SIZE: Final = 4096
 MIB: Final = 1 << 20
 PCI_HOLE_START: Final = 2 << 30
-"""Where QEMU's q35 stops RAM when the guest has more than fits below the hole."""
+"""Where RAM below the hole ends on QEMU's q35 if the guest has more than fits."""
 PCI_HOLE_END: Final = 4 << 30
 USER_ADDRESS: Final = 0x7F5A_0000_0000
-"""Where the front end pretends to have its first RAM file mapped; never a guest address."""
+"""The pretended address of the first RAM file in the front end; never a guest address."""
 USER_ADDRESS_STRIDE: Final = 1 << 43
 DRIVER_AREA: Final = MIB
-"""Bytes at the start of RAM that are kept for rings and the driver's buffers."""
+"""Bytes at the start of RAM reserved for rings and the driver's buffers."""
 
 QEMU_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_MFD_HUGE_2MB: Final = 21 << 26  # linux/memfd.h; Python names it only from some versions on
+_MFD_HUGE_2MB: Final = 21 << 26  # linux/memfd.h; missing in some Pythons
 _MAP_NORESERVE: Final = 0x4000  # asm-generic/mman-common.h; in Python's mmap from 3.13 on
 
 
 def create_memfd(size: int, *, hugetlb: bool = False, sealed: bool = True) -> int:
-    """Return a new memfd of `size` bytes, with QEMU's seals unless switched off.
+    """Return a new memfd of `size` bytes, with QEMU's seals if `sealed`.
 
     Raises:
-        OSError: no descriptors, or hugetlb pages are not supported.
+        OSError: there are no free descriptors, or no support for hugetlb pages.
     """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     if hugetlb:
@@ -56,11 +56,14 @@ def create_memfd(size: int, *, hugetlb: bool = False, sealed: bool = True) -> in
 
 
 class RamRegion:
-    """One region: a stretch of a file, mapped shared, at a guest address."""
+    """One region of RAM: a part of a file, mapped shared, at a guest address."""
 
     def __init__(self, fd: int, region: Region, *, reserve: bool = True) -> None:
-        """Take ownership of `fd`. `reserve`: a hugetlb mapping takes its pages from the pool
-        now, as QEMU's does; without, the first touch of a missing page may be a SIGBUS."""
+        """Take ownership of `fd`.
+
+        reserve: a hugetlb mapping reserves its pages in the pool now, like QEMU's; otherwise
+        touching a page may raise SIGBUS.
+        """
         self.fd = fd
         self.region = region
         flags = mmap.MAP_SHARED | (0 if reserve else _MAP_NORESERVE)
@@ -81,7 +84,7 @@ class RamRegion:
         return self.region.guest_address + self.region.size
 
     def residency(self, offset: int, length: int) -> Sequence[bool]:
-        """One truth value for each 4 KiB page: whether the file has it in memory."""
+        """Return for each 4 KiB page whether the file has it in memory."""
         return page_residency(self._map, offset, length)
 
     def close(self) -> None:
@@ -92,15 +95,15 @@ class RamRegion:
 
 
 class GuestRam:
-    """All of a guest's RAM, addressed by guest physical address. A context manager."""
+    """A guest's RAM, addressed by guest physical address. A context manager."""
 
     def __init__(self, regions: Sequence[RamRegion], *, driver_area: int = DRIVER_AREA) -> None:
-        """Take ownership of `regions`. The first `driver_area` bytes of the lowest one are
-        for `allocate`; the guest's page allocator gets everything else."""
+        """Take ownership of `regions`. The first `driver_area` bytes of the lowest one are for
+        `allocate`; the rest is for the guest's page allocator."""
         self.regions = sorted(regions, key=lambda region: region.start)
         first = self.regions[0]
         self.driver_area_end = first.start + min(driver_area, first.region.size)
-        self._next_free = first.start + PAGE_SIZE  # never hand out address 0
+        self._next_free = first.start + PAGE_SIZE  # never allocate address 0
 
     @classmethod
     def create(
@@ -114,7 +117,7 @@ class GuestRam:
         fd: int | None = None,
         driver_area: int = DRIVER_AREA,
     ) -> GuestRam:
-        """One region of `size` bytes: a memfd, or `fd` (of at least that size; taken over)."""
+        """Create one region of `size` bytes, on a memfd or on `fd` (owned; at least that large)."""
         if fd is None:
             fd = create_memfd(size, hugetlb=hugetlb, sealed=sealed)
         region = Region(guest_address, size, USER_ADDRESS, 0)
@@ -124,7 +127,7 @@ class GuestRam:
     def around_pci_hole(
         cls, size: int, *, hole_start: int = PCI_HOLE_START, hole_end: int = PCI_HOLE_END
     ) -> GuestRam:
-        """Two regions of one memfd, below and above a hole, as QEMU makes of 4 GiB."""
+        """Create two regions of one memfd, below and above a hole, as QEMU does for 4 GiB."""
         fd = create_memfd(size)
         above = Region(hole_end, size - hole_start, USER_ADDRESS + hole_start, hole_start)
         return cls(
@@ -144,7 +147,7 @@ class GuestRam:
         reserve: bool = True,
         fd: int | None = None,
     ) -> RamRegion:
-        """Plug in another region with a file of its own: a DIMM, or another NUMA node's RAM."""
+        """Add a region with a separate file: a DIMM, or another NUMA node's RAM."""
         if fd is None:
             fd = create_memfd(size, hugetlb=hugetlb, sealed=sealed)
         user_address = USER_ADDRESS + len(self.regions) * USER_ADDRESS_STRIDE
@@ -160,11 +163,11 @@ class GuestRam:
 
     @property
     def size(self) -> int:
-        """Sum of the regions' sizes in bytes: QEMU's -m."""
+        """The sum of the regions' sizes in bytes: QEMU's -m."""
         return sum(region.region.size for region in self.regions)
 
     def allocate(self, length: int, alignment: int = 16) -> int:
-        """Return the guest address of `length` bytes of the driver area, never given back.
+        """Allocate `length` bytes of the driver area for good. Return their guest address.
 
         Raises:
             MemoryError: the driver area is full.
@@ -176,10 +179,10 @@ class GuestRam:
         return address
 
     def pieces(self, address: int, length: int) -> Iterator[tuple[RamRegion, int, int]]:
-        """Yield (region, offset into it, bytes) for a range; adjacent regions may share it.
+        """Yield (region, offset into it, bytes) for a range, which may span adjacent regions.
 
         Raises:
-            ValueError: a part of the range is no RAM.
+            ValueError: a part of the range is not RAM.
         """
         while length:
             region = self._find(address)
@@ -194,14 +197,14 @@ class GuestRam:
         return address - region.start + region.region.user_address
 
     def read(self, address: int, length: int) -> bytes:
-        """Read without filling holes; they read as zeros."""
+        """Read without filling holes, which read as zeros."""
         return b"".join(
             os.pread(region.fd, size, region.region.mmap_offset + offset)
             for region, offset, size in self.pieces(address, length)
         )
 
     def write(self, address: int, data: bytes) -> None:
-        """Write through the mapping; the pages become resident."""
+        """Write through the mapping, which makes the pages resident."""
         for region, offset, size in self.pieces(address, len(data)):
             region.bytes[offset : offset + size] = data[:size]
             data = data[size:]
@@ -217,7 +220,7 @@ class GuestRam:
         region.words[(address - region.start) >> 1] = value
 
     def resident(self) -> int:
-        """Bytes that the host really spends on this RAM: st_blocks, each inode once."""
+        """Return the bytes that the host spends on this RAM: st_blocks, each inode once."""
         blocks = {}
         for region in self.regions:
             status = os.fstat(region.fd)
@@ -225,21 +228,21 @@ class GuestRam:
         return sum(blocks.values()) * 512
 
     def is_resident(self, address: int, length: int = PAGE_SIZE) -> bool:
-        """Whether every page of the range is in memory. Both numbers are page-aligned."""
+        """Return whether every page of the page-aligned range is in memory."""
         return all(
             all(region.residency(offset, size))
             for region, offset, size in self.pieces(address, length)
         )
 
     def resident_in(self, address: int, length: int) -> int:
-        """Bytes of the page-aligned range that are in memory."""
+        """Return the bytes of the page-aligned range that are in memory."""
         return PAGE_SIZE * sum(
             sum(region.residency(offset, size))
             for region, offset, size in self.pieces(address, length)
         )
 
     def close(self) -> None:
-        """Unmap and close every region; a second call does nothing."""
+        """Unmap and close every region. A second call does nothing."""
         while self.regions:
             self.regions.pop().close()
 
@@ -258,4 +261,4 @@ class GuestRam:
         for region in self.regions:
             if region.start <= address < region.end:
                 return region
-        raise ValueError(f"guest address {address:#x} is no RAM")
+        raise ValueError(f"guest address {address:#x} is not RAM")

@@ -1,4 +1,4 @@
-"""What kind of balloon driver a simulated guest has."""
+"""The kinds of balloon drivers that a simulated guest can have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from protocol.virtio_balloon import Queue, StatTag
 from protocol.virtio_ring import RingFeature
 
 REPORT_DELAY: Final = 2.0
-"""Seconds between a page's becoming free and the pass that reports it (mm/page_reporting.c)."""
+"""Seconds from freeing a page to the pass that reports it (mm/page_reporting.c)."""
 
 BALLOON_FEATURES: Final = (1 << 6) - 1
 RING_FEATURES: Final = int(RingFeature.INDIRECT_DESC | RingFeature.VERSION_1)
@@ -19,7 +19,7 @@ LINUX_FEATURES: Final = BALLOON_FEATURES | RING_FEATURES
 
 
 class Numbering(enum.Enum):
-    """How the indexes of the optional queues come about when one of them is missing."""
+    """How the optional queues are numbered when one of them is missing."""
 
     SPECIFICATION = "fixed: 2, 3 and 4"
     OFFERED = "counting the queues whose feature the device offers, as QEMU's device does"
@@ -44,16 +44,16 @@ def queue_indexes(numbering: Numbering, offered: int, negotiated: int) -> dict[Q
 
 @dataclass(frozen=True, slots=True)
 class DriverOptions:
-    """What kind of driver it is.
+    """The kind of driver.
 
     Attributes:
-        features: those the driver knows; without INDIRECT_DESC its chains are direct.
+        features: the features that the driver knows; without INDIRECT_DESC, chains are direct.
         numbering: the convention for optional queues.
         queue_size: descriptors of each ring.
-        poison_value: what the guest fills freed pages with (0: init_on_free); None when it
-            does not, and then PAGE_POISON is not accepted, as Linux does it.
+        poison_value: the value that fills freed pages (0: init_on_free); None: they are not filled,
+            and PAGE_POISON is not accepted, as in Linux.
         report_delay: seconds between reporting passes; None: only when `report` is called.
-        stat_tags: statistics that the driver knows; kernels before 6.12 have fewer.
+        stat_tags: statistics that the driver knows; kernels before 6.12 know fewer.
     """
 
     features: int = LINUX_FEATURES

@@ -1,4 +1,4 @@
-"""Which pages of a mapping are in memory: mincore(2), through ctypes."""
+"""Finds which pages of a mapping are in memory: mincore(2), through ctypes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _mincore.restype = ctypes.c_int
 
 
 def page_residency(mapping: mmap.mmap, offset: int, length: int) -> Sequence[bool]:
-    """Return one truth value for each host page of a page-aligned part of a shared mapping.
+    """Return for each host page of a page-aligned part of a shared mapping whether it is in memory.
 
-    For tmpfs and memfd that is whether the file has the page. For hugetlb it is whether this
-    process has it mapped, which a punch undoes too.
+    For tmpfs and memfd: whether the file has the page. For hugetlb: whether this process has mapped
+    it, which punching a hole undoes too.
 
     Raises:
         OSError: the offset is not page-aligned.
     """
     pages = -(-length // mmap.PAGESIZE)
     vector = (ctypes.c_ubyte * pages)()
-    # The anchor keeps the mapping alive and unmovable during the call; it must not outlive it,
-    # or the mapping could never be closed.
+    # The anchor pins the mapping during the call. It must not outlive the call, or the mapping
+    # could not be closed.
     anchor = ctypes.c_char.from_buffer(mapping, offset)
     try:
         failed = _mincore(ctypes.addressof(anchor), length, vector)

@@ -1,10 +1,10 @@
 """The driver's side of a split virtqueue in simulated guest RAM.
 
-`add` + `kick` + `wait_used`, or `submit` for all three, are what an honest driver does. The
-write_* and publish_* methods underneath are public so that a test can forge a broken ring.
+A conforming driver uses `add`, `kick` and `wait_used`, or `submit` for all three. The write_* and
+publish_* methods are public so that a test can forge a broken ring.
 
-The order of stores is the whole protocol: descriptors, then the slot in the available ring,
-then the index. x86-64 keeps it; indexes go out as single 16-bit stores (GuestRam.write_word).
+The protocol is the order of stores: descriptors, then the slot in the available ring, then the
+index. x86-64 preserves it; indexes are written as single 16-bit stores (GuestRam.write_word).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from vhost_balloon.simulator.events import EventFd
 from vhost_balloon.simulator.memory import PAGE_SIZE, GuestRam
 
 Buffer = tuple[int, int, bool]
-"""Guest address, length in bytes, and whether the device may write (else: read) it."""
+"""Guest address, length in bytes, and whether the device may write it (otherwise: read)."""
 
 
 class RingFull(Exception):
-    """There are fewer free descriptors than the request needs."""
+    """The request needs more descriptors than are free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """A finished request: the head that `add` returned, and the bytes that were written."""
+    """A finished request: the head returned by `add`, and the bytes that the device wrote."""
 
     head: int
     length: int
 
 
 class DriverRing:
-    """One split virtqueue. `kick_event` and `call_event` are set by whoever starts it."""
+    """One split virtqueue. The front end sets `kick_event` and `call_event` when it starts it."""
 
     def __init__(self, ram: GuestRam, size: int = 64) -> None:
-        """Take the ring's three parts out of the driver area of `ram`.
+        """Allocate the ring's three parts in the driver area of `ram`.
 
         Raises:
             MemoryError: the driver area is full.
@@ -52,10 +52,10 @@ class DriverRing:
         self.reset()
 
     def reset(self, index: int = 0) -> None:
-        """Make it a fresh ring, as a driver that loads does.
+        """Reset the ring, as a driver does when it loads.
 
-        `index`: where both indexes start; a real driver starts at 0, a test may start shortly
-        before the wrap at 65536 (and then has to set the base to match).
+        index: where both indexes start. A real driver starts at 0; a test may start shortly before
+        the wrap at 65536, and must then set the base to match.
         """
         self.ram.write(self.descriptors, bytes(vr.descriptor_table_size(self.size)))
         self.ram.write(self.available, bytes(vr.available_ring_size(self.size)))
@@ -67,10 +67,10 @@ class DriverRing:
         self._chains: dict[int, list[int]] = {}
         self._finished: list[Used] = []
 
-    # What an honest driver does.
+    # A conforming driver.
 
     def add(self, buffers: Sequence[Buffer], *, indirect: bool = False) -> int:
-        """Publish a chain and return its head; the device still has to be kicked.
+        """Publish a chain and return its head. This does not kick the device.
 
         Raises:
             RingFull: more descriptors are needed than are free.
@@ -87,12 +87,12 @@ class DriverRing:
         return head
 
     def kick(self) -> None:
-        """Tell the device; without a kick eventfd (ring not started) nobody is told."""
+        """Kick the device, unless the ring was not started."""
         if self.kick_event is not None:
             self.kick_event.signal()
 
     def pop_used(self) -> list[Used]:
-        """Return what was finished since the last call, in the device's order, and free it."""
+        """Return and free the requests finished since the last call, in the device's order."""
         finished, self._finished = self._finished, []
         while self._seen != self.used_index:
             used = self.used_element(self._seen % self.size)
@@ -102,7 +102,7 @@ class DriverRing:
         return finished
 
     async def wait_used(self) -> list[Used]:
-        """Wait for the call eventfd until at least one request is finished; return all."""
+        """Wait until at least one request is finished, and return all finished ones."""
         while True:
             if self.call_event is None:
                 raise RuntimeError("the ring was never started")
@@ -112,7 +112,7 @@ class DriverRing:
             await self.call_event.wait()
 
     async def submit(self, buffers: Sequence[Buffer], *, indirect: bool = False) -> Used:
-        """Add, kick, and wait for this very request."""
+        """Add a request, kick, and wait for it."""
         head = self.add(buffers, indirect=indirect)
         self.kick()
         others: list[Used] = []
@@ -126,7 +126,7 @@ class DriverRing:
         finally:
             self._finished += others
 
-    # The ring's words, for tests that look or lie.
+    # The ring's words, for tests.
 
     @property
     def available_index(self) -> int:
@@ -144,12 +144,12 @@ class DriverRing:
     def write_descriptor(
         self, slot: int, address: int, length: int, flags: int = 0, next_slot: int = 0
     ) -> None:
-        """Write one descriptor of the ring's own table, whatever it may say."""
+        """Write one descriptor of the ring's table, without checks."""
         data = vr.DESCRIPTOR.pack(address, length, flags, next_slot)
         self.ram.write(self.descriptors + slot * vr.DESCRIPTOR_SIZE, data)
 
     def publish(self, head: int) -> None:
-        """Put `head` into the available ring and move its index on by one."""
+        """Put `head` into the available ring and increment its index."""
         index = self.available_index
         self.ram.write_word(self.available + 4 + 2 * (index % self.size), head)
         self.publish_index(index + 1)
@@ -160,7 +160,7 @@ class DriverRing:
 
     def _take(self, count: int) -> list[int]:
         if not count:
-            raise ValueError("a chain has at least one buffer")
+            raise ValueError("a chain needs at least one buffer")
         if count > len(self._free):
             raise RingFull(f"{count} descriptors are needed, {len(self._free)} are free")
         return [self._free.pop() for _ in range(count)]
@@ -175,7 +175,7 @@ class DriverRing:
             self.ram.write(table + slots[position] * vr.DESCRIPTOR_SIZE, data)
 
     def _indirect_table(self, head: int, buffers: Sequence[Buffer]) -> tuple[int, int]:
-        """Return address and bytes of a table; each head keeps the memory of its largest."""
+        """Return the address and bytes of a table. Each head keeps the memory of its largest."""
         length = vr.descriptor_table_size(len(buffers))
         address, room = self._tables.get(head, (0, 0))
         if room < length:

@@ -1,4 +1,4 @@
-"""Whole vhost-user messages, with their descriptors, over a trio socket."""
+"""Sends and receives vhost-user messages, with their file descriptors, on a trio socket."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FD_BYTES = array.array("i").itemsize
 
 
 class BackEndGone(Exception):
-    """The back end closed the connection, or broke off inside a message."""
+    """The back end closed the connection, perhaps inside a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message as it came: header words, payload, and descriptors the receiver owns."""
+    """One message: header words, payload, and descriptors, which the receiver owns."""
 
     request: int
     flags: int
@@ -30,10 +30,10 @@ class Message:
 
 
 async def send_bytes(sock: trio.socket.SocketType, data: bytes, fds: Sequence[int] = ()) -> None:
-    """Send bytes; the descriptors go with the first of them.
+    """Send bytes, with the descriptors attached to the first of them.
 
     Raises:
-        BackEndGone: nobody reads any more.
+        BackEndGone: the back end closed the connection.
     """
     try:
         if fds:
@@ -52,12 +52,12 @@ async def send_message(
     payload: bytes = b"",
     fds: Sequence[int] = (),
 ) -> None:
-    """Send header and payload in one piece, as QEMU does."""
+    """Send header and payload together, as QEMU does."""
     await send_bytes(sock, HEADER.pack(request, flags, len(payload)) + payload, fds)
 
 
 async def receive_message(sock: trio.socket.SocketType) -> Message:
-    """Read exactly one message: header alone first, so that no byte of the next is taken.
+    """Receive exactly one message: the header first, so as not to read into the next message.
 
     Raises:
         BackEndGone: end of stream.
