@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.rig.packages import TREES
+from vhost_balloon.sizes import format_size
 
 
 def machine() -> dict[str, str]:
@@ -22,7 +23,7 @@ def machine() -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()}",
         "processor": models[0] if models else platform.machine(),
         "cores": str(os.cpu_count()),
-        "memory": f"{int(memory[1]) / (1 << 20):.1f} GiB" if memory else "unknown",
+        "memory": format_size(int(memory[1]) << 10) if memory else "unknown",
         "python": sys.version.split()[0],
         "trio": version("trio"),
         "qemu": packages.get("qemu-system-x86", "unknown"),
