@@ -75,7 +75,7 @@ def test_a_guest_that_cannot_give_so_much(both: Attached) -> None:
     """It has less than 64 MiB beyond what its kernel and shell need."""
     said = ctl(both.daemon, "set", "vm", "16M", "--wait", "--timeout=90", status=1)
     assert "vm is out of memory: actual" in said or "vm is stuck: actual" in said
-    assert "16 MiB was asked for" in said
+    assert "target 16 MiB" in said
     ctl(both.daemon, "set", "vm", "1G", "--wait", "--timeout=60")
 
 

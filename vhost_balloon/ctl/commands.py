@@ -1,4 +1,4 @@
-"""Runs the parsed command. The larger commands have modules of their own."""
+"""Runs a parsed command. The larger ones are in separate modules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from vhost_balloon.ctl import folder, listing, model, orders, qemu_args
+from vhost_balloon.ctl import folder, listing, model, orders, qemu_args, upkeep
 from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.options import COMPLETION_SCRIPTS
@@ -80,42 +80,26 @@ def _last_sample(client: Client) -> dict[str, Any]:
     return {"stats": model.sizes(raw, "stats"), "last-update": last_update}
 
 
+# The modules imported in these functions are slow to load.
+
+
 def _watch(options: argparse.Namespace, output: Output) -> None:
-    from vhost_balloon.ctl import watch  # slow to import
+    from vhost_balloon.ctl import watch
 
     watch.run(options, output)
 
 
-def _upgrade(options: argparse.Namespace, output: Output) -> None:
-    from vhost_balloon.ctl import upkeep
-
-    upkeep.upgrade(options, output)
-
-
-def _reload(options: argparse.Namespace, output: Output) -> None:
-    from vhost_balloon.ctl import upkeep
-
-    upkeep.reload(options, output)
-
-
 def _monitoring(options: argparse.Namespace, output: Output) -> None:
+    from vhost_balloon.ctl import shipped
+
     name = {"rules": "alerts.yml", "dashboard": "dashboard.json"}[options.what]
-    _print_file("monitoring", name, output)
+    output.write(shipped.read("monitoring", name))
 
 
 def _completion(options: argparse.Namespace, output: Output) -> None:
-    _print_file("completion", COMPLETION_SCRIPTS[options.shell], output)
+    from vhost_balloon.ctl import shipped
 
-
-def _print_file(folder: str, name: str, output: Output) -> None:
-    """Print a data file of the package. Raises CtlError."""
-    from importlib import resources
-
-    try:
-        text = (resources.files("vhost_balloon") / folder / name).read_text("utf-8")
-    except OSError as error:
-        raise CtlError(f"{name} is not installed: {error.strerror}") from None
-    output.write(text)
+    output.write(shipped.read("completion", COMPLETION_SCRIPTS[options.shell]))
 
 
 def _install_units(options: argparse.Namespace, output: Output) -> None:
@@ -135,8 +119,8 @@ _COMMANDS: Final[Mapping[str, Command]] = {
     "list": _list,
     "watch": _watch,
     "qemu-args": qemu_args.run,
-    "reload": _reload,
-    "upgrade": _upgrade,
+    "reload": upkeep.reload,
+    "upgrade": upkeep.upgrade,
     "monitoring": _monitoring,
     "install-units": _install_units,
     "completion": _completion,

@@ -11,6 +11,7 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
+from vhost_balloon.ctl import shipped
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.printable import printable
@@ -35,7 +36,6 @@ FORMER: Final[dict[str, str]] = {
 
 _DAEMON: Final = "vhost-balloon"
 _PLACEHOLDER: Final = "@BINARY@"
-_SOURCES: Final = Path(__file__).parents[1] / "units"
 _HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 """Folders hidden from the services (ProtectHome=, PrivateTmp=)."""
 _PLAIN: Final = re.compile(r"/[A-Za-z0-9._/+@:-]+")
@@ -49,7 +49,9 @@ def run(options: argparse.Namespace, output: Output) -> None:
         done = [target for target in known if _remove(target, dry_run=options.dry_run)]
     else:
         binary = _binary(options.binary)
-        texts = {name: _read(name).replace(_PLACEHOLDER, binary) for name in targets}
+        texts = {
+            name: shipped.read("units", name).replace(_PLACEHOLDER, binary) for name in targets
+        }
         for name, target in targets.items():
             if not options.dry_run:
                 _write(target, texts[name])
@@ -87,13 +89,6 @@ def _installed() -> str:
     if found is None:
         raise CtlError(f"no {_DAEMON} beside this program or in $PATH: use --binary=PATH")
     return os.path.abspath(found)
-
-
-def _read(name: str) -> str:
-    try:
-        return (_SOURCES / name).read_text("utf-8")
-    except OSError as error:
-        raise CtlError(f"{name} is not installed: {error.strerror}") from None
 
 
 def _write(target: Path, text: str) -> None:
