@@ -25,6 +25,7 @@ from tests.support.fake_daemons import (
     say_nothing,
 )
 from tests.support.pty_session import PtySession
+from vhost_balloon.ctl.terminal import decode_keys
 
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -264,3 +265,13 @@ def test_ctrl_c_ends_waiting(tmp_path: Path) -> None:
         assert terminal.text.endswith("\r\x1b[K")
         bars = terminal.text.replace("^C", "").split("\r\x1b[K")
         assert max(map(len, bars)) < 20  # one line of the narrow terminal
+
+
+# Keys
+
+
+def test_keys() -> None:
+    assert decode_keys(b"q") == "q"
+    assert decode_keys(b"\x1b[A\x1b[Bj\x1bOA\x1b[5~\x1b[6~\x1b[H\x1b[F") == "kjjkb gG"
+    assert "q" not in decode_keys(b"\x00\xff\x1b\xc3\xa9")
+    assert decode_keys(b"") == ""

@@ -6,7 +6,6 @@ log of QEMU 11.1.
 
 from __future__ import annotations
 
-import itertools
 import socket
 import struct
 
@@ -14,12 +13,10 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.virtio_balloon import Queue
 from tests.support.toy_back_end import PROTOCOL, ToyBackEnd, attached
 from vhost_balloon.simulator.connection import Refused, UnexpectedReply
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.memory import GuestRam
-from vhost_balloon.simulator.options import Numbering, queue_indexes
 from vhost_balloon.simulator.ring import DriverRing
 from vhost_balloon.simulator.wire import BackEndGone
 
@@ -34,9 +31,6 @@ def sent(back_end: ToyBackEnd) -> list[str]:
         + (f" +{len(m.fds)}" if m.fds else "")
         for m in back_end.messages
     ]
-
-
-# Messages
 
 
 async def test_the_handshake_has_qemus_messages() -> None:
@@ -211,39 +205,3 @@ async def test_the_kick_eventfd_is_readable_before_the_ring_is_enabled() -> None
         assert ring.kick_event is not None
         assert ring.kick_event.take() == 1
         assert not back_end.rings[0].enabled
-
-
-# Numbering
-
-STATS, HINT, REPORTING = 1 << 1, 1 << 3, 1 << 5
-
-
-@pytest.mark.parametrize(
-    ("numbering", "offered", "negotiated", "expected"),
-    [
-        (Numbering.SPECIFICATION, 0x3F, STATS | HINT | REPORTING, (2, 3, 4)),
-        (Numbering.OFFERED, 0x3F, STATS | HINT | REPORTING, (2, 3, 4)),
-        (Numbering.NEGOTIATED, 0x3F, STATS | HINT | REPORTING, (2, 3, 4)),
-        (Numbering.SPECIFICATION, 0x37, STATS | REPORTING, (2, None, 4)),
-        (Numbering.OFFERED, 0x37, STATS | REPORTING, (2, None, 3)),
-        (Numbering.OFFERED, 0x3F, REPORTING, (None, None, 4)),
-        (Numbering.NEGOTIATED, 0x3F, REPORTING, (None, None, 2)),
-        (Numbering.NEGOTIATED, 0x3F, HINT | REPORTING, (None, 2, 3)),
-        (Numbering.NEGOTIATED, 0x3F, 0, (None, None, None)),
-    ],
-)
-def test_queue_indexes(
-    numbering: Numbering, offered: int, negotiated: int, expected: tuple[int | None, ...]
-) -> None:
-    indexes = queue_indexes(numbering, offered, negotiated)
-    assert (indexes[Queue.INFLATE], indexes[Queue.DEFLATE]) == (0, 1)
-    optional = (Queue.STATS, Queue.FREE_PAGE, Queue.REPORTING)
-    assert tuple(indexes.get(queue) for queue in optional) == expected
-
-
-def test_all_feature_subsets_keep_the_order_of_the_queues() -> None:
-    for numbering, bits in itertools.product(Numbering, range(8)):
-        negotiated = sum(f for n, f in enumerate((STATS, HINT, REPORTING)) if bits >> n & 1)
-        for offered in (0x3F, negotiated):
-            values = list(queue_indexes(numbering, offered, negotiated).values())
-            assert values == sorted(set(values))

@@ -148,7 +148,7 @@ class BalloonDriver:
             extents = pop_extents(self._balloon, min(pages, PFNS_PER_REQUEST) << vb.PFN_SHIFT)
             if not extents:
                 return 0
-            # The device is told first, whether MUST_TELL_HOST was negotiated or not.
+            # Tell the device first, whether or not MUST_TELL_HOST was negotiated.
             await self._tell_pages(Queue.DEFLATE, extents)
             for extent in extents:
                 self.allocator.give(*extent)
