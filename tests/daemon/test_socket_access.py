@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import stat
 import subprocess
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from tests.support.command import COMMAND, listening
 from tests.support.end_to_end import LogLines, by_hand, serving
 from tests.support.restarting import hosting, upgrade
 from tests.support.tampering import EVERY, Found, Kind
+from vhost_balloon.ctl.client import Client
 
 
 def mode(path: Path) -> int:
@@ -116,10 +116,5 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def ask_reload(control: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rw") as lines:
-        sock.connect(str(control))
-        lines.readline()
-        for name in ("qmp_capabilities", "config-reload"):
-            lines.write(f'{{"execute": "{name}"}}\n')
-            lines.flush()
-            assert '"return"' in lines.readline()
+    with Client(str(control)) as client:
+        client.execute("config-reload")
