@@ -18,9 +18,9 @@ from tests.rig.fixtures import (  # noqa: F401
 )
 from tests.support.control_client import Client, MemoryListener, web1
 from tests.support.end_to_end import LogLines
+from tests.support.fakes.pure_front_end import PureFrontEnd, negotiated
 from tests.support.helpers import GIB, MIB, mapped, memfd
 from tests.support.huge_pages import HugePages, need_root
-from tests.support.pure_front_end import PureFrontEnd, negotiated
 from vhost_balloon.control.server import serve_control
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log.lines import logger

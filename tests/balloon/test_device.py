@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.virtio_balloon import BalloonFeature, Queue, StatTag
+from tests.support.fakes.pure_front_end import ALL_BALLOON_FEATURES
 from tests.support.helpers import GIB, MIB, PAGE
-from tests.support.pure_front_end import ALL_BALLOON_FEATURES
 from vhost_balloon.balloon.device import MAX_PAGES, Balloon
 from vhost_balloon.balloon.queue_map import map_queues
 from vhost_balloon.errors import FrontEndError

@@ -1,6 +1,6 @@
 """Processes: what a VM notices of its daemon's ends under real systemd, and what each costs.
 
-The VMs are simulated front ends (tests.support.crowd) in the system's PID namespace.
+The VMs are simulated front ends (tests.support.vms.crowd) in the system's PID namespace.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from protocol.vhost_user import HEADER_SIZE
 from tests.rig.memory import MiB
 from tests.rig.packages import SYSTEMD, provision
 from tests.rig.systemd import WEB1, Instance, SystemdHost
-from tests.support.crowd import Crowd
 from tests.support.helpers import receive
+from tests.support.vms.crowd import Crowd
 
 from .clocks import cpu_seconds
 from .report import Bar, Row

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.ctl_command import CTL, failure, run
-from tests.support.fake_daemons import (
+from tests.support.fakes.daemons import (
     EVENT,
     GREETING,
     OK,

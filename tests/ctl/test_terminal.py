@@ -13,7 +13,7 @@ import pytest
 
 from tests.rig.daemon import Daemon
 from tests.support.ctl_command import CTL
-from tests.support.fake_daemons import (
+from tests.support.fakes.daemons import (
     EVENT,
     GREETING,
     OK,

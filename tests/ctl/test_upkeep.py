@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.command import daemon
 from tests.support.ctl_command import failure, run
-from tests.support.fake_daemons import (
+from tests.support.fakes.daemons import (
     GREETING,
     OK,
     VM,

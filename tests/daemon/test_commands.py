@@ -11,7 +11,7 @@ import trio
 
 from tests.support.control_client import Client, MemoryListener
 from tests.support.end_to_end import by_hand
-from tests.support.operated import operated
+from tests.support.vms.operated import operated
 from vhost_balloon.config.config import parse
 from vhost_balloon.control.server import serve_control
 from vhost_balloon.daemon.commands import service_commands

@@ -25,8 +25,8 @@ from tests.support.end_to_end import (
     open_fds,
     to_target,
 )
-from tests.support.operated import operated
-from tests.support.tampering import Found
+from tests.support.hostile.tampering import Found
+from tests.support.vms.operated import operated
 from vhost_balloon.config.file import MAX_SIZE
 from vhost_balloon.daemon import reload as reload_module
 from vhost_balloon.front_end.connection import FrontEndConnection

@@ -21,10 +21,10 @@ import pytest
 from tests.rig.qmp import QMPClient
 from tests.support.command import listening, run
 from tests.support.end_to_end import MIB, by_hand, eventually
-from tests.support.handing_over import handed
 from tests.support.paths import TLS
-from tests.support.restarting import hosting
-from tests.support.service_manager import ServiceManager
+from tests.support.restarting.handing_over import handed
+from tests.support.restarting.scenario import hosting
+from tests.support.restarting.service_manager import ServiceManager
 from vhost_balloon import fds
 
 

@@ -14,9 +14,8 @@ import trio
 
 from tests.support.command import COMMAND, listening
 from tests.support.end_to_end import LogLines, by_hand, serving
-from tests.support.restarting import hosting, upgrade
-from tests.support.tampering import EVERY, Found, Kind
-from vhost_balloon.ctl.client import Client
+from tests.support.hostile.tampering import EVERY, Found, Kind
+from tests.support.restarting.scenario import hosting, upgrade
 
 
 def mode(path: Path) -> int:

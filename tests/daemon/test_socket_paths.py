@@ -21,10 +21,7 @@ import pytest
 
 from tests.support.command import COMMAND, listening
 from tests.support.end_to_end import LogLines, by_hand, eventually, serving
-from tests.support.huge_pages import need_root
-from tests.support.restarting import hosting
-from tests.support.service_manager import ServiceManager
-from tests.support.tampering import (
+from tests.support.hostile.tampering import (
     EVERY,
     Found,
     Kind,
@@ -34,6 +31,9 @@ from tests.support.tampering import (
     folder_replaced,
     removed,
 )
+from tests.support.huge_pages import need_root
+from tests.support.restarting.scenario import hosting
+from tests.support.restarting.service_manager import ServiceManager
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,18 @@ import pytest
 from trio.testing import MockClock
 
 from protocol.vhost_user import HEADER, HeaderFlag, Request
-from tests.support.bad_requests import (
+from tests.support.end_to_end import (
+    MIB,
+    PAGE,
+    LogLines,
+    by_hand,
+    guest_mappings,
+    is_refused,
+    open_fds,
+    serving,
+    starts_over,
+)
+from tests.support.hostile.bad_requests import (
     BAD,
     MEMORY_USER,
     REFUSED_BY_REPLY,
@@ -24,17 +35,6 @@ from tests.support.bad_requests import (
     descriptors,
     slot,
     state,
-)
-from tests.support.end_to_end import (
-    MIB,
-    PAGE,
-    LogLines,
-    by_hand,
-    guest_mappings,
-    is_refused,
-    open_fds,
-    serving,
-    starts_over,
 )
 from vhost_balloon.simulator.connection import Connection, connect_socket
 from vhost_balloon.simulator.memory import GuestRam

@@ -14,12 +14,6 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protocol.vhost_user import HEADER
-from tests.support.bad_requests import (
-    G,
-    R,
-    descriptors,
-    slot,
-)
 from tests.support.end_to_end import (
     PAGE,
     LogLines,
@@ -29,6 +23,12 @@ from tests.support.end_to_end import (
     open_fds,
     serving,
     starts_over,
+)
+from tests.support.hostile.bad_requests import (
+    G,
+    R,
+    descriptors,
+    slot,
 )
 from vhost_balloon.simulator.connection import Connection, connect_socket
 from vhost_balloon.simulator.wire import BackEndGone

@@ -16,7 +16,7 @@ import trio
 from protocol.vhost_user import HEADER, VERSION, HeaderFlag, Request
 from protocol.vhost_user_payloads import build_vring_state
 from tests.support.end_to_end import BLOCK, MIB, by_hand, eventually, fill, is_filled
-from tests.support.restarting import CRASHING, Host, damage, hosting, records
+from tests.support.restarting.scenario import CRASHING, Host, damage, hosting, records
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.store.record import MAGIC, STATE_VERSION
 from vhost_balloon.store.shelf import ENDS

@@ -10,8 +10,8 @@ from protocol.vhost_user import Request as R
 from tests.fuzz.descriptors import KINDS, MEMORY_SIZE
 from tests.fuzz.rings_by_hand import AVAILABLE, DESCRIPTORS, RING_SIZE, USED, ring_offset
 from tests.fuzz.source import Source
-from tests.support.bad_requests import U64, addr, config, slot, state, table
-from tests.support.bad_requests import region as region_of
+from tests.support.hostile.bad_requests import U64, addr, config, slot, state, table
+from tests.support.hostile.bad_requests import region as region_of
 from vhost_balloon.session.session import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 
 USER: Final = 0x7F00_0000_0000

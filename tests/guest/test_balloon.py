@@ -9,7 +9,7 @@ import pytest
 
 from tests.rig import workload
 from tests.rig.memory import GiB, MiB
-from tests.support.guests import Attached, attached, corruption, wait_until
+from tests.support.vms.guests import Attached, attached, corruption, wait_until
 
 pytestmark = pytest.mark.guest
 

@@ -15,8 +15,8 @@ from tests.rig import workload
 from tests.rig.daemon import Daemon
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
-from tests.support.guests import Attached, attached, wait_until
 from tests.support.pty_session import PtySession
+from tests.support.vms.guests import Attached, attached, wait_until
 
 pytestmark = pytest.mark.guest
 

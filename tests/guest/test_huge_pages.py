@@ -8,8 +8,8 @@ import pytest
 
 from tests.rig import workload
 from tests.rig.memory import GiB, Memory, MiB
-from tests.support.guests import HUGE_PAGE, Attached, attached, corruption, wait_until
 from tests.support.huge_pages import HugePages, need_root
+from tests.support.vms.guests import HUGE_PAGE, Attached, attached, corruption, wait_until
 
 pytestmark = pytest.mark.guest
 

@@ -12,7 +12,7 @@ from tests.rig.daemon import Daemon
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.qmp import QMPClient
-from tests.support.guests import attached, corruption, wait_until
+from tests.support.vms.guests import attached, corruption, wait_until
 
 pytestmark = pytest.mark.guest
 

@@ -14,8 +14,8 @@ from tests.rig.daemon import Daemon
 from tests.rig.memory import GiB, MiB
 from tests.rig.packages import PROMETHEUS
 from tests.rig.prometheus import Prometheus, promtool
-from tests.support.guests import Attached, attached, wait_until
 from tests.support.paths import TLS
+from tests.support.vms.guests import Attached, attached, wait_until
 from vhost_balloon.metrics.accept import OPENMETRICS, negotiate
 from vhost_balloon.metrics.http import RequestReader
 

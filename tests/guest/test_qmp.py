@@ -11,7 +11,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from tests.rig.memory import GiB, MiB
-from tests.support.guests import Attached, attached
+from tests.support.vms.guests import Attached, attached
 
 pytestmark = pytest.mark.guest
 
@@ -138,7 +138,7 @@ def test_a_vm_without_a_front_end_is_not_active(both: Attached) -> None:
     both.guest.kill()
 
     async def act(client: QMPClient) -> None:
-        while (await vm(client))["attached"]:
+        while (await vm(client))["attached"]:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.05)
         with pytest.raises(ExecuteError) as caught:
             await client.execute("query-balloon")

@@ -8,7 +8,8 @@ import pytest
 
 from tests.rig import workload
 from tests.rig.memory import GiB, Memory, MiB
-from tests.support.guests import (
+from tests.support.huge_pages import HugePages, need_root
+from tests.support.vms.guests import (
     HUGE_PAGE,
     Attached,
     attached,
@@ -18,7 +19,6 @@ from tests.support.guests import (
     resident_between,
     wait_until,
 )
-from tests.support.huge_pages import HugePages, need_root
 
 pytestmark = pytest.mark.guest
 

@@ -20,7 +20,7 @@ import trio
 
 import vhost_balloon
 from tests.support.command import daemon
-from tests.support.host_vms import daemons, good, saying
+from tests.support.fakes.host_vms import daemons, good, saying
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import raise_descriptor_limit
 from vhost_balloon.hub.options import ADDRESS, FOLDER, parse

@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.end_to_end import LogLines
-from tests.support.host_vms import (
+from tests.support.fakes.host_vms import (
     DONE,
     DOWN,
     EVENT,

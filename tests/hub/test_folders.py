@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.support.end_to_end import LogLines
-from tests.support.host_vms import daemons, good
+from tests.support.fakes.host_vms import daemons, good
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.hub import vms
 from vhost_balloon.hub.__main__ import RESERVE, most_vms

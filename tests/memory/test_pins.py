@@ -31,8 +31,8 @@ from tests.support.end_to_end import (
     refused,
     serving,
 )
+from tests.support.hostile.pinning import pinned
 from tests.support.huge_pages import need_root
-from tests.support.pinning import pinned
 from vhost_balloon.front_end.peer import is_peer, peer_pid
 from vhost_balloon.memory.pins import CACHE_SECONDS, PinGuard, PinState
 
@@ -250,7 +250,7 @@ def cannot_pin(reason: str) -> NoReturn:
 @contextmanager
 def process_that(what: str, size: int) -> Iterator[int]:
     """A process that pins or locks memory, by its id."""
-    command = [sys.executable, "-m", "tests.support.pinning", what, str(size)]
+    command = [sys.executable, "-m", "tests.support.hostile.pinning", what, str(size)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

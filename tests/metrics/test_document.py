@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.host_vms import full_document
+from tests.support.fakes.host_vms import full_document
 from vhost_balloon.metrics.document import MAX_NUMBER, BadDocument, checked
 from vhost_balloon.metrics.families import FAMILIES
 

@@ -21,8 +21,8 @@ from tests.rig.daemon import Daemon
 from tests.rig.errors import GuestError, RigTimeout
 from tests.rig.qmp import QMPClient
 from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand, eventually, fill, is_filled
+from tests.support.hostile.neighbours import hostile, neighbour, serves
 from tests.support.huge_pages import need_root
-from tests.support.neighbours import hostile, neighbour, serves
 from vhost_balloon.simulator.connection import Refused
 from vhost_balloon.simulator.wire import BackEndGone
 

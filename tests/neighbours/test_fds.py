@@ -19,9 +19,9 @@ import trio
 from protocol import vhost_user_payloads as payloads
 from protocol.vhost_user import Request
 from protocol.virtio_balloon import Queue
-from tests.support.bad_requests import slot
 from tests.support.end_to_end import BLOCK, MIB, ByHand, by_hand, fill, is_refused
-from tests.support.neighbours import PATIENCE, answers, hostile, neighbour, serves
+from tests.support.hostile.bad_requests import slot
+from tests.support.hostile.neighbours import PATIENCE, answers, hostile, neighbour, serves
 
 R = Request
 KICKS: Final = 3000

@@ -13,12 +13,19 @@ import trio
 
 from protocol import vhost_user_payloads as payloads
 from protocol.vhost_user import Request
-from tests.support.bad_requests import slot
 from tests.support.end_to_end import MIB, ByHand, by_hand, eventually
-from tests.support.neighbours import PATIENCE, Neighbour, answers, hostile, neighbour, serves
-from tests.support.restarting import Host
-from tests.support.service_manager import ServiceManager
-from tests.support.silent_fuse import SilentFuse, silent_fuse
+from tests.support.hostile.bad_requests import slot
+from tests.support.hostile.neighbours import (
+    PATIENCE,
+    Neighbour,
+    answers,
+    hostile,
+    neighbour,
+    serves,
+)
+from tests.support.hostile.silent_fuse import SilentFuse, silent_fuse
+from tests.support.restarting.scenario import Host
+from tests.support.restarting.service_manager import ServiceManager
 
 R = Request
 ROLES = {

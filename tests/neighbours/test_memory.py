@@ -12,8 +12,8 @@ import trio
 from protocol.virtio_balloon import Queue
 from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand, fill, is_refused
 from tests.support.helpers import GIB, memfd
+from tests.support.hostile.neighbours import PATIENCE, answers, hostile, neighbour, serves
 from tests.support.huge_pages import HugePages
-from tests.support.neighbours import PATIENCE, answers, hostile, neighbour, serves
 from vhost_balloon.memory.syscalls import punch_hole
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.ring import DriverRing

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.support.end_to_end import BLOCK, PAGE
-from tests.support.neighbours import INFLATED, KEPT, LIMIT, Neighbour, neighbour
+from tests.support.hostile.neighbours import INFLATED, KEPT, LIMIT, Neighbour, neighbour
 
 
 def memory_of(beside: Neighbour) -> int:

@@ -18,9 +18,9 @@ from protocol.vhost_user import HEADER, VERSION, Request
 from tests.rig.daemon import Daemon
 from tests.support.end_to_end import BLOCK, MIB, by_hand, fill, is_filled
 from tests.support.helpers import GIB
+from tests.support.hostile.neighbours import PATIENCE, answers, hostile, neighbour, serves
 from tests.support.huge_pages import need_root
-from tests.support.neighbours import PATIENCE, answers, hostile, neighbour, serves
-from tests.support.restarting import hosting
+from tests.support.restarting.scenario import hosting
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.ring import DriverRing
 

@@ -12,9 +12,9 @@ import trio
 
 from protocol.virtio_balloon import Queue
 from tests.support.end_to_end import BLOCK, MIB, ByHand, by_hand, eventually, fill
-from tests.support.neighbours import PATIENCE, answers, hostile, neighbour, serves
-from tests.support.restarting import hosting
-from tests.support.unserved_page import UnservedPage
+from tests.support.hostile.neighbours import PATIENCE, answers, hostile, neighbour, serves
+from tests.support.hostile.unserved_page import UnservedPage
+from tests.support.restarting.scenario import hosting
 
 
 def sleeps(pid: int) -> bool:

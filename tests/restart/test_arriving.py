@@ -7,7 +7,7 @@ from pathlib import Path
 import trio
 
 from tests.support.end_to_end import MIB, by_hand, eventually
-from tests.support.restarting import hosting
+from tests.support.restarting.scenario import hosting
 
 PROGRAM = """\
 import os, pathlib, runpy, signal

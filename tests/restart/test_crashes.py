@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.crashing import POINTS
 from tests.support.end_to_end import eventually
-from tests.support.restarting import KEPT, Scenario, hosting
+from tests.support.restarting.crashing import POINTS
+from tests.support.restarting.scenario import KEPT, Scenario, hosting
 
 CRASHES = 8
 """At most so many in one scenario: each process has a step of its own at which it ends."""

@@ -12,7 +12,7 @@ import pytest
 from tests.rig.errors import QMPError
 from tests.support.command import listening
 from tests.support.end_to_end import MIB, by_hand, eventually
-from tests.support.restarting import KEPT, Host, damage, hosting
+from tests.support.restarting.scenario import KEPT, Host, damage, hosting
 
 
 def restart_with(host: Host, *options: str, without: str = "") -> None:

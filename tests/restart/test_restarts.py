@@ -14,7 +14,7 @@ from protocol import vhost_user_payloads as payloads
 from protocol.vhost_user import HEADER, VERSION, HeaderFlag, ProtocolFeature, Request
 from protocol.virtio_balloon import Queue, StatTag
 from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, eventually, fill, is_filled
-from tests.support.restarting import CRASHING, GUEST, Host, hosting
+from tests.support.restarting.scenario import CRASHING, GUEST, Host, hosting
 from vhost_balloon.simulator.connection import Refused
 from vhost_balloon.simulator.events import EventFd
 

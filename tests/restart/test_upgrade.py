@@ -17,7 +17,7 @@ from protocol.virtio_balloon import Queue
 from tests.rig.qmp import QMPClient
 from tests.support.command import daemon
 from tests.support.end_to_end import MIB, ByHand, by_hand, eventually
-from tests.support.restarting import KEPT, Host, hosting
+from tests.support.restarting.scenario import KEPT, Host, hosting
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.memory import GuestRam
 

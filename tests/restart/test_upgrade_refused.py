@@ -18,7 +18,7 @@ import pytest
 from tests.rig.errors import QMPError
 from tests.support.end_to_end import ByHand, by_hand, eventually
 from tests.support.paths import TLS
-from tests.support.restarting import Host, hosting
+from tests.support.restarting.scenario import Host, hosting
 
 
 async def is_refused(host: Host, guest: ByHand, *reasons: str) -> None:

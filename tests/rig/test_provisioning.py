@@ -16,8 +16,7 @@ import pytest
 from tests.rig import packages
 from tests.rig.errors import RigUnavailable
 from tests.rig.packages import Tree, provision
-from tests.support import fake_debian
-from tests.support.fake_debian import (
+from tests.support.fakes.debian import (
     EMULATOR,
     HOLDS,
     INIT,
@@ -26,6 +25,7 @@ from tests.support.fake_debian import (
     SERVER,
     TREES,
     FakeDebian,
+    archives,
 )
 from tests.support.paths import ROOT
 
@@ -39,7 +39,7 @@ def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDebian:
     debian = FakeDebian(tmp_path)
     for name, value in debian.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("tests.rig.packages.debian_archives", fake_debian.archives)
+    monkeypatch.setattr("tests.rig.packages.debian_archives", archives)
     return debian
 
 
@@ -99,7 +99,7 @@ def test_backports_are_for_the_tree_that_asks_for_them() -> None:
 def provisioned_apart(debian: FakeDebian, **environment: str) -> int:
     """Provision all in a process of its own; its exit status."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.support.fake_debian", *(tree.name for tree in TREES)],
+        [sys.executable, "-m", "tests.support.fakes.debian", *(tree.name for tree in TREES)],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -135,7 +135,7 @@ def test_after_a_kill_the_rest_is_made_in_one_go(debian: FakeDebian) -> None:
 
 
 def test_two_at_a_time_do_the_work_of_one(debian: FakeDebian) -> None:
-    command = [sys.executable, "-m", "tests.support.fake_debian", *(tree.name for tree in TREES)]
+    command = [sys.executable, "-m", "tests.support.fakes.debian", *(tree.name for tree in TREES)]
     both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in "12"]
     assert [process.wait(60) for process in both] == [0, 0]
     assert_whole(TREES)
@@ -216,7 +216,7 @@ def test_a_cache_folder_that_cannot_be_used_is_a_reason(tmp_path: Path, in_the_w
 
 TESTS = """
 import pytest
-from tests.support.fake_debian import EMULATOR, READER, SERVER
+from tests.support.fakes.debian import EMULATOR, READER, SERVER
 
 @pytest.mark.rig(EMULATOR, SERVER)
 def test_of_two_trees():
@@ -230,11 +230,11 @@ def test_of_none():
     pass
 """
 CONFTEST = """
-from tests.support import fake_debian
+from tests.support.fakes import debian
 from tests.rig import packages
 from tests.rig.fixtures import *
 
-packages.debian_archives = fake_debian.archives
+packages.debian_archives = debian.archives
 """
 
 

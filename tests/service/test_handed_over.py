@@ -11,8 +11,8 @@ import pytest
 
 from tests.rig.qmp import QMPClient
 from tests.support.command import listening
-from tests.support.handing_over import handed
 from tests.support.helpers import receive
+from tests.support.restarting.handing_over import handed
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.service.handed_over import take_sockets

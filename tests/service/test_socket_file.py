@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import tampering
 from tests.support.command import listening
 from tests.support.end_to_end import open_fds
+from tests.support.hostile import tampering
+from tests.support.hostile.tampering import REPLACED, Found, Kind, removed
 from tests.support.huge_pages import need_root
-from tests.support.tampering import REPLACED, Found, Kind, removed
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.service import listeners
 from vhost_balloon.service.listeners import SocketOptions

@@ -8,8 +8,7 @@ import pytest
 
 from protocol.vhost_user import Request
 from protocol.virtio_balloon import BalloonFeature
-from tests.support.helpers import GIB
-from tests.support.pure_front_end import (
+from tests.support.fakes.pure_front_end import (
     ACK,
     EVERY_FEATURE,
     MEMORY,
@@ -22,6 +21,7 @@ from tests.support.pure_front_end import (
     config,
     start_all,
 )
+from tests.support.helpers import GIB
 from vhost_balloon.session import effects
 from vhost_balloon.session.session import TRANSPORT_FEATURES
 

@@ -8,8 +8,7 @@ import pytest
 
 from protocol.vhost_user import MAX_MEMORY_REGIONS
 from protocol.vhost_user_payloads import Region
-from tests.support.helpers import GIB, PAGE
-from tests.support.pure_front_end import (
+from tests.support.fakes.pure_front_end import (
     ACK,
     MEMORY,
     NACK,
@@ -20,6 +19,7 @@ from tests.support.pure_front_end import (
     config,
     region,
 )
+from tests.support.helpers import GIB, PAGE
 from vhost_balloon.session import effects
 
 # Memory

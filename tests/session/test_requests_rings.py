@@ -8,7 +8,7 @@ import pytest
 
 from protocol.vhost_user import Request
 from protocol.vhost_user_payloads import VringAddress
-from tests.support.pure_front_end import (
+from tests.support.fakes.pure_front_end import (
     ACK,
     NACK,
     NO_FD,

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from protocol.virtio_balloon import Queue
-from tests.support.toy_back_end import OFFERED, PROTOCOL, QUIET, ToyBackEnd, booted
+from tests.support.fakes.toy_back_end import OFFERED, PROTOCOL, QUIET, ToyBackEnd, booted
 from vhost_balloon.simulator.allocator import GuestOutOfMemory
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.guest import SimulatedGuest, running_guest

@@ -15,8 +15,8 @@ from tests.rig.guest import Guest
 from tests.rig.memory import Memory, MiB
 from tests.rig.packages import SYSTEMD, TREES, provision
 from tests.rig.systemd import Instance, SystemdHost
-from tests.support.guests import wait_until
-from tests.support.remote import Remote
+from tests.support.vms.guests import wait_until
+from tests.support.vms.remote import Remote
 
 REAL_RAM: Final = 512 * MiB
 SIMULATED_RAM: Final = 16 * MiB

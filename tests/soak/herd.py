@@ -17,7 +17,7 @@ import trio
 from protocol.virtio_balloon import Queue
 from tests.soak.bad_visitor import visit
 from tests.support.end_to_end import MIB, PAGE, by_hand, fill
-from tests.support.remote import serve
+from tests.support.vms.remote import serve
 from vhost_balloon.simulator.allocator import GuestOutOfMemory
 from vhost_balloon.simulator.guest import SimulatedGuest, running_guest
 

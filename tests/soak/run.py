@@ -11,7 +11,7 @@ from tests.rig import workload
 from tests.rig.memory import MiB
 from tests.soak.fleet import Costs, Fleet, running
 from tests.soak.play import BESIDE, Play
-from tests.support.guests import corruption
+from tests.support.vms.guests import corruption
 
 MEMORY_TOLERANCE: Final = 2 * MiB
 """A daemon may hold so much more at the end than at the start, on average; of descriptors, none."""

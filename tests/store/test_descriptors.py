@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.end_to_end import LogLines
-from tests.support.service_manager import same_file
+from tests.support.restarting.service_manager import same_file
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.service.systemd import Notifier
 from vhost_balloon.store.descriptors import (

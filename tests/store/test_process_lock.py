@@ -16,7 +16,7 @@ import trio
 from protocol.virtio_balloon import Queue
 from tests.rig.errors import QMPError
 from tests.support.end_to_end import BLOCK, MIB, by_hand, eventually, fill, is_filled
-from tests.support.restarting import KEPT, Host, hosting, upgrade
+from tests.support.restarting.scenario import KEPT, Host, hosting, upgrade
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.wire import BackEndGone

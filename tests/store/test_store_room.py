@@ -17,7 +17,7 @@ import pytest
 
 from protocol.vhost_user import HEADER, VERSION, Request
 from tests.support.end_to_end import ByHand, by_hand, eventually
-from tests.support.restarting import KEPT, Host, hosting
+from tests.support.restarting.scenario import KEPT, Host, hosting
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.memory import GuestRam
 

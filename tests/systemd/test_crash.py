@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.rig.systemd import SystemdHost
-from tests.support import restarts
-from tests.support.dying import GUEST_STEPS, INJECTED, ORDER, START_STEPS, STEPS
-from tests.support.restarts import Watched, death, keep_busy, order
+from tests.support.restarting import under_systemd
+from tests.support.restarting.dying import GUEST_STEPS, INJECTED, ORDER, START_STEPS, STEPS
+from tests.support.restarting.under_systemd import Watched, death, keep_busy, order
 from tests.systemd.test_restart import MOMENTS, chance, finished, integrity
 
 __all__ = ["chance"]
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.guest
 
 @pytest.fixture(scope="module")
 def served(systemd_host: SystemdHost) -> Iterator[Watched]:
-    with restarts.dying(systemd_host), restarts.watched(systemd_host) as found:
+    with under_systemd.dying(systemd_host), under_systemd.watched(systemd_host) as found:
         yield found
 
 
@@ -47,12 +47,12 @@ def test_death_at_each_step(served: Watched, chance: random.Random, how: str) ->
         # A kill has its other half at random moments: test_systemd_restart.
         for step, when in points(chance, MOMENTS if how == "raise" else MOMENTS // 2):
             # Only messages and rings that are busy with something get there.
-            kinds = restarts.BUSY[:1] if step in GUEST_STEPS else restarts.BUSY[::2]
+            kinds = under_systemd.BUSY[:1] if step in GUEST_STEPS else under_systemd.BUSY[::2]
             busy, count = chance.choice(kinds), chance.randint(1, 12)
             if step == "put":  # only messages with descriptors get there
-                busy = restarts.stopping
+                busy = under_systemd.stopping
             if step in START_STEPS:
-                busy, count = restarts.restarting, 1  # more there are not
+                busy, count = under_systemd.restarting, 1  # more there are not
             name = f"{how} {when} {step} ({count}) while {busy.__name__}"
             print(name)
             with death(host) as end:

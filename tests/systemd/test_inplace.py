@@ -9,16 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rig.systemd import SERVICE, SystemdHost
-from tests.support import restarts
-from tests.support.guests import wait_until
-from tests.support.restarts import Watched, death
+from tests.support.restarting import under_systemd
+from tests.support.restarting.under_systemd import Watched, death
+from tests.support.vms.guests import wait_until
 
 pytestmark = pytest.mark.guest
 
 
 @pytest.fixture(scope="module")
 def served(systemd_host: SystemdHost) -> Iterator[Watched]:
-    with restarts.watched(systemd_host) as found:
+    with under_systemd.watched(systemd_host) as found:
         yield found
 
 

@@ -17,9 +17,9 @@ import pytest
 
 from tests.rig import workload
 from tests.rig.systemd import SERVICE, SystemdHost
-from tests.support import restarts
-from tests.support.guests import corruption
-from tests.support.restarts import Watched, death, keep_busy
+from tests.support.restarting import under_systemd
+from tests.support.restarting.under_systemd import Watched, death, keep_busy
+from tests.support.vms.guests import corruption
 
 pytestmark = pytest.mark.guest
 
@@ -32,7 +32,7 @@ LATEST = 1.5
 @pytest.fixture(scope="module")
 def served(systemd_host: SystemdHost) -> Iterator[Watched]:
     """One guest for all."""
-    with restarts.dying(systemd_host), restarts.watched(systemd_host) as found:
+    with under_systemd.dying(systemd_host), under_systemd.watched(systemd_host) as found:
         yield found
 
 
@@ -54,7 +54,7 @@ def integrity(served: Watched) -> Iterator[None]:
     assert (report.bad_bytes, corruption(served.guest)) == (0, [])
     assert report.verified > 5
     log = served.host.journal()[logged:]
-    assert [text for text in restarts.STRANGE if text in log] == []
+    assert [text for text in under_systemd.STRANGE if text in log] == []
     served.stop_and_cont()
     served.check()
     served.guest.reset()
@@ -82,7 +82,7 @@ def restart_in(host: SystemdHost, seconds: float) -> float:
 def test_systemctl_restart(served: Watched, chance: random.Random) -> None:
     with integrity(served), ThreadPoolExecutor(1) as worker:
         for number in range(MOMENTS):
-            busy = restarts.BUSY[number % len(restarts.BUSY)]
+            busy = under_systemd.BUSY[number % len(under_systemd.BUSY)]
             served.pause(chance.random() < 0.5)
             with death(served.host) as end:
                 since = worker.submit(restart_in, served.host, chance.uniform(0, LATEST))
@@ -95,7 +95,7 @@ def test_systemctl_restart(served: Watched, chance: random.Random) -> None:
 def test_sigkill_at_random_moments(served: Watched, chance: random.Random) -> None:
     with integrity(served), ThreadPoolExecutor(1) as worker:
         for number in range(MOMENTS // 2):  # the others are at steps: test_systemd_crash
-            busy = restarts.BUSY[number % len(restarts.BUSY)]
+            busy = under_systemd.BUSY[number % len(under_systemd.BUSY)]
             served.pause(chance.random() < 0.5)
             with death(served.host) as end:
                 moment = chance.uniform(0, LATEST)

@@ -20,9 +20,9 @@ from typing import Final
 import pytest
 
 from tests.rig.systemd import HUB, VENV, Instance, SystemdHost
-from tests.support.crowd import Crowd
+from tests.support.hostile.sandbox_probe import DONE, TOLD
 from tests.support.paths import ROOT
-from tests.support.sandbox_probe import DONE, TOLD
+from tests.support.vms.crowd import Crowd
 
 HOSTILE: Final = Instance("hostile")
 VICTIM: Final = Instance("victim")
@@ -71,7 +71,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(systemd_host: SystemdHost) -> Iterator[Place]:
     host = systemd_host
-    host.write(TOLD, (ROOT / "tests/support/sandbox_probe.py").read_text())
+    host.write(TOLD, (ROOT / "tests/support/hostile/sandbox_probe.py").read_text())
     host.drop_in(HOSTILE.service, PROBE)
     with host.options("--discard=always"), Crowd(host) as crowd:
         host.systemctl("start", HOSTILE.socket, HOSTILE.service, VICTIM.socket, HUB)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.rig import process
 from tests.rig.systemd import SERVICE, SystemdHost
-from tests.support import restarts
-from tests.support.guests import wait_until
-from tests.support.restarts import Watched
+from tests.support.restarting import under_systemd
+from tests.support.restarting.under_systemd import Watched
+from tests.support.vms.guests import wait_until
 
 pytestmark = pytest.mark.guest
 
@@ -29,7 +29,7 @@ OURS = {
 
 @pytest.fixture(scope="module")
 def served(systemd_host: SystemdHost) -> Iterator[Watched]:
-    with restarts.watched(systemd_host, slots=1) as found:
+    with under_systemd.watched(systemd_host, slots=1) as found:
         yield found
 
 

@@ -11,10 +11,10 @@ import pytest
 from tests.rig.memory import MiB
 from tests.rig.systemd import SERVICE, WEB1, SystemdHost
 from tests.rig.wheel import SHIPPED, build_wheel
-from tests.support import restarts
-from tests.support.guests import wait_until
 from tests.support.paths import ROOT
-from tests.support.restarts import death
+from tests.support.restarting import under_systemd
+from tests.support.restarting.under_systemd import death
+from tests.support.vms.guests import wait_until
 from vhost_balloon.store.record import STATE_VERSION
 
 pytestmark = pytest.mark.guest
@@ -57,7 +57,7 @@ def test_upgrade_and_downgrade_under_a_running_guest(systemd_host: SystemdHost) 
     host = systemd_host
     with tempfile.TemporaryDirectory() as old, tempfile.TemporaryDirectory() as new:
         this, later = build_wheel(Path(old)), next_build(Path(new))
-        with restarts.watched(host) as served:
+        with under_systemd.watched(host) as served:
 
             def restart() -> str:
                 """What the daemon says when it starts anew."""

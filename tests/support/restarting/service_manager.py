@@ -62,7 +62,7 @@ class ServiceManager:
         environment: dict[str, str] | None = None,
         crashes: Sequence[str] = (),
     ) -> None:
-        """crashes: CRASH_AT of tests.support.crashing, of one process after the other."""
+        """crashes: CRASH_AT (see restarting.crashing) of each process in turn."""
         self._folder = tempfile.TemporaryDirectory()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"{self._folder.name}/notify")

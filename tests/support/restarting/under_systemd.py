@@ -18,8 +18,8 @@ from tests.rig.errors import GuestError, QMPError
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.systemd import SERVICE, VENV, WEB1, SystemdHost
-from tests.support.dying import FOLDER, ORDER
-from tests.support.guests import wait_until
+from tests.support.restarting.dying import FOLDER, ORDER
+from tests.support.vms.guests import wait_until
 
 PATIENCE: Final = 60.0
 _PROGRAM: Final = f"{VENV}/dying.py"
@@ -45,7 +45,7 @@ FIGURES: Final = (
 
 @contextmanager
 def dying(host: SystemdHost) -> Iterator[None]:
-    """The service runs tests.support.dying in the daemon's place: order() says where it ends."""
+    """Run dying.py in the daemon's place; order() tells it where to end."""
     host.write(_PROGRAM, Path(__file__).with_name("dying.py").read_text())
     host.run("mkdir", "--parents", "--mode=0777", FOLDER)
     host.drop_in(SERVICE, _DYING, "dying")
@@ -54,7 +54,7 @@ def dying(host: SystemdHost) -> Iterator[None]:
 
 
 def order(host: SystemdHost, step: str, when: str, count: int, how: str) -> None:
-    """Have the daemon end where it reaches a step of tests.support.dying for the count-th time."""
+    """Have the daemon end at the count-th call of a step of dying.STEPS."""
     new = host.path(f"{ORDER}.new")
     new.write_text(f"{step} {when} {count} {how}")
     new.rename(host.path(str(ORDER)))

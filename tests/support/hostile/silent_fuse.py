@@ -1,4 +1,4 @@
-"""A file system whose server falls silent: python -m tests.support.silent_fuse FOLDER.
+"""A file system whose server falls silent: python -m tests.support.hostile.silent_fuse FOLDER.
 
 It has one file, "file", of SIZE bytes, which can be opened and stat'ed until the server reads a
 line from stdin. From then on it takes requests and answers none of them, or, if the line is

@@ -37,7 +37,7 @@ class Remote:
     """
 
     def __init__(self, module: str, forker: ThreadPoolExecutor = process.OWN_FORKER) -> None:
-        self._log = tempfile.NamedTemporaryFile(prefix="rig-remote-")
+        self._log = tempfile.NamedTemporaryFile(prefix="rig-remote-")  # noqa: SIM115
         ours, theirs = socket.socketpair()
         with theirs:
             self._process: subprocess.Popen[bytes] = process.spawn(

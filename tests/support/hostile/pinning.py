@@ -1,4 +1,4 @@
-"""A process that really pins or locks memory; `python -m tests.support.pinning pin|lock SIZE` is one."""
+"""Pins or locks memory: `python -m tests.support.hostile.pinning pin|lock SIZE`."""
 
 from __future__ import annotations
 

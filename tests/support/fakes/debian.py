@@ -1,7 +1,7 @@
-"""Debian's archive and tools as far as the rig uses them, without the network, in a folder.
+"""A fake Debian archive in a folder, with fake tools, as far as the rig uses them.
 
-`python -m tests.support.fake_debian NAME...` provisions the trees of these names, with what install() put
-on PATH. KILL_AT=N in the environment kills whoever gives the tools their Nth order, at that order.
+`python -m tests.support.fakes.debian NAME...` provisions the named trees with the tools on PATH.
+KILL_AT=N in the environment kills the caller of the tools at its Nth call.
 """
 
 from __future__ import annotations

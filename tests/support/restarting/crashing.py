@@ -1,9 +1,10 @@
-"""The daemon, killed or failing at a chosen step: python -m tests.support.crashing OPTIONS.
+"""The daemon, killed or failing at a chosen step.
+
+    python -m tests.support.restarting.crashing OPTIONS
 
 CRASH_AT=POINT:SIDE:COUNT kills it (SIGKILL) before or after the COUNTth call of a point, which is
-a key of POINTS or "any". SIDE "bug" raises an exception there instead, as a bug would. STEPS_TO
-names a file to which every step is written, for a test that wants to know what there is.
-SPARE_PACKETS is the shelf's.
+a key of POINTS or "any". SIDE "bug" raises an exception before the call instead. STEPS_TO names a
+file that receives every step, so that a test can list them. SPARE_PACKETS replaces the shelf's.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ POINTS: Final[dict[str, tuple[Any, str]]] = {
 
 
 class Bug(Exception):
-    """Stands for any mistake in this program."""
+    """Any bug of the daemon."""
 
 
 class Crash:
-    """Counts the steps, and ends this process at the one that was asked for."""
+    """Counts steps and ends this process at the requested one."""
 
     def __init__(self, wanted: str, steps_to: str) -> None:
         self._point, self._side, count = (wanted or "::0").split(":")

@@ -17,12 +17,12 @@ from protocol.virtio_balloon import Queue, StatTag
 from tests.rig.errors import GuestError
 from tests.rig.qmp import QMPClient
 from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand, eventually, fill, is_filled
-from tests.support.service_manager import ServiceManager
+from tests.support.restarting.service_manager import ServiceManager
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.wire import BackEndGone
 
-CRASHING: Final = ("-m", "tests.support.crashing")
+CRASHING: Final = ("-m", "tests.support.restarting.crashing")
 GUEST: Final = 64 * MIB
 KEPT: Final = 9
 """What a VM without a front end leaves in the store: lock, record, reply pipe, four ends of the
@@ -87,7 +87,7 @@ async def hosting(
     program: Sequence[str] | None = None,
     environment: dict[str, str] | None = None,
 ) -> AsyncIterator[Host]:
-    """Run the daemon, or program instead; with crashes it is tests.support.crashing."""
+    """Run the daemon, or program instead; with crashes it is tests.support.restarting.crashing."""
     sockets = [f"--socket-path={folder}/vm1.sock", f"--control-socket={folder}/control"]
     options = ("--stats-interval=0", *options)
     more: dict[str, Any] = {} if program is None else {"program": program}

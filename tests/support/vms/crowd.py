@@ -15,7 +15,7 @@ import trio
 from protocol.virtio_balloon import Queue, StatTag
 from tests.rig.systemd import SystemdHost
 from tests.support.end_to_end import MIB, PAGE, ByHand, by_hand, fill
-from tests.support.remote import Remote, serve
+from tests.support.vms.remote import Remote, serve
 
 RAM: Final = 2 * MIB
 """One for the driver's area, one for the rest."""
@@ -39,7 +39,7 @@ class Crowd(Remote):
     """The process, seen from a test."""
 
     def __init__(self, host: SystemdHost) -> None:
-        super().__init__("tests.support.crowd", host.forker)
+        super().__init__("tests.support.vms.crowd", host.forker)
 
     def attach(self, paths: Mapping[str, Path], timeout: float = 240) -> float:
         """Connect one VM to each path and start its device; seconds that all of it took."""

@@ -1,8 +1,8 @@
-"""The daemon, run as a program in its place, which ends at a step that a test names.
+"""Runs in the daemon's place under systemd, and dies at the step that a test names.
 
-A test puts a line into ORDER: a step of STEPS, "before" or "after", how many times it has to be
-reached, and "kill" (SIGKILL) or "raise" (an unhandled exception). The line goes when it is carried
-out. Copied into a system of its own by tests.support.restarts; it imports nothing of these tests.
+A test writes a line to ORDER: a step of STEPS, "before" or "after", the number of the call, and
+"kill" (SIGKILL) or "raise" (an unhandled exception). The file is removed when the order is carried
+out. Copied into the test system by restarting.under_systemd, so it imports nothing from tests.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
     "splice": (os, "splice"),
     "sent": (journal.Journal, "sent"),
 }
-"""What a message of the front end goes through, in this order."""
+"""The steps of a front end's message, in order."""
 
 GUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
     "punch": (processors, "punch"),
@@ -49,13 +49,13 @@ GUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
     "publish": (queues.Virtqueue, "publish"),
     "signal": (fds.EventFd, "signal"),
 }
-"""What a request in a ring goes through."""
+"""The steps of a request in a ring."""
 
 START_STEPS: Final[dict[str, tuple[Any, str]]] = {
     "load": (shelf.Shelf, "load"),
     "notify": (systemd.Notifier, "send"),
 }
-"""What a start goes through that finds a front end."""
+"""The steps of a start that reattaches a front end."""
 
 STEPS: Final = {**REQUEST_STEPS, **GUEST_STEPS, **START_STEPS}
 
@@ -63,7 +63,7 @@ _reached: Counter[str] = Counter()
 
 
 def reach(step: str, when: str) -> None:
-    """End here if that was ordered."""
+    """End here if ordered to."""
     try:
         order = ORDER.read_text()
     except FileNotFoundError:
@@ -81,7 +81,7 @@ def reach(step: str, when: str) -> None:
 
 
 def wrapped(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that may end this program before and after its work."""
+    """Wrap a function so that it may end this program before or after its work."""
 
     @functools.wraps(function)
     async def wait(*args: Any, **kwargs: Any) -> Any:
@@ -103,7 +103,7 @@ def wrapped(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
 if __name__ == "__main__":
     for name, (owner, attribute) in STEPS.items():
         setattr(owner, attribute, wrapped(name, getattr(owner, attribute)))
-    # A front end that ends the daemon ever again is given up; here it is not its fault.
+    # Repeated crashes normally give up the front end; here they are not its fault.
     if "MANY_CRASHES" in os.environ:
         revival.MAX_CRASHES = 1000  # type: ignore[misc]
     main()

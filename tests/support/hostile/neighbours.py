@@ -1,8 +1,12 @@
 """A well-behaved VM beside a hostile one: whether it notices anything.
 
-Both VMs have real daemons, each a process. The neighbour's front end is a process, too (python -m
-tests.support.neighbours SOCKET REPORT PID), so that nothing a test does delays it: it makes requests all
-the time, checks each answer and what became of its memory, and writes one line a request.
+Each VM has a real daemon in a process of its own. So has the neighbour's front end, which nothing
+in the test can delay:
+
+    python -m tests.support.hostile.neighbours SOCKET REPORT PID
+
+It makes requests continuously, checks each answer and the effect on its memory, and writes one
+line per request.
 """
 
 from __future__ import annotations
@@ -197,7 +201,7 @@ class Neighbour:
     async def goes_on(self, count: int = ENOUGH) -> None:
         """Wait until that many more requests were answered, and see that all was well."""
         enough = len(self.answered()) + count
-        while len(self.answered()) < enough and not self.problems():
+        while len(self.answered()) < enough and not self.problems():  # noqa: ASYNC110 - a file
             await trio.sleep(0.01)
         self.is_well()
 

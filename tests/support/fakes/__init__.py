@@ -1,0 +1,1 @@
+"""Stand-ins for other programs: front ends, back ends, daemons, a package archive."""

@@ -1,0 +1,1 @@
+"""Front ends, guests and neighbours that misbehave, and what they misuse."""

@@ -1,0 +1,1 @@
+"""VMs: real guests, and simulated ones that live in other processes."""
