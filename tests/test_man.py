@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import vhost_balloon
-from tests.rig.packages import MANDOC
-from tests.support.parsers import arguments, commands
+from tests.rig.provisioning.packages import MANDOC
 from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
 from vhost_balloon.hub import options as hub_options

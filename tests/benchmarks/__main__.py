@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tests.benchmarks import device, faults, processes, real_guest
+from tests.benchmarks.machine import load, machine
+from tests.benchmarks.programs.compiled import NoCompiler
+from tests.benchmarks.report import Row, table
 from tests.rig.errors import RigError
 from tests.rig.memory import MiB
-from tests.rig.packages import provision
-
-from . import device, faults, processes, real_guest
-from .compiled import NoCompiler
-from .machine import load, machine
-from .report import Row, table
+from tests.rig.provisioning.packages import provision
 
 Options = argparse.Namespace
 

@@ -16,10 +16,9 @@ from typing import Final
 import trio
 
 from protocol.virtio_balloon import Queue
+from tests.benchmarks.programs.quiet_vm import answered
 from tests.support.command import daemon
 from tests.support.end_to_end import MIB, PAGE, by_hand
-
-from .quiet_vm import answered
 
 TENTHS: Final = 10
 

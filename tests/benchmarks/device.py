@@ -23,16 +23,15 @@ from typing import Final
 import trio
 
 from protocol.virtio_balloon import Queue
+from tests.benchmarks.clocks import cpu_seconds
+from tests.benchmarks.programs.neighbour import Neighbour
+from tests.benchmarks.report import Bar, Row
+from tests.benchmarks.sides import Side, daemon_side, guest_ram, qemu_side
+from tests.benchmarks.vcpu import BusyProcessor
+from tests.benchmarks.works import FIRST, Work, inflates, reports, single_pages
 from tests.rig.memory import GiB, MiB
 from vhost_balloon.memory.ranges import merge, subtract, total
 from vhost_balloon.simulator.memory import GuestRam
-
-from .clocks import cpu_seconds
-from .neighbour import Neighbour
-from .report import Bar, Row
-from .sides import Side, daemon_side, guest_ram, qemu_side
-from .vcpu import BusyProcessor
-from .works import FIRST, Work, inflates, reports, single_pages
 
 LOADED: Final = "busy vCPU: "
 """Begins the names of works whose memory a running processor has mapped."""

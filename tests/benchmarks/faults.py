@@ -16,12 +16,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from tests.benchmarks.programs.compiled import program
+from tests.benchmarks.report import Bar, Row
 from tests.rig.daemon import Daemon
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
-
-from .compiled import program
-from .report import Bar, Row
 
 FILLED_SHARE: Final = 0.9
 """Of the memory that the guest calls available, what is touched once."""

@@ -9,8 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.rig.packages import TREES
-from vhost_balloon.sizes import format_size
+from tests.rig.provisioning.packages import TREES
 
 
 def machine() -> dict[str, str]:

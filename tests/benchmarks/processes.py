@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from protocol.vhost_user import HEADER_SIZE
+from tests.benchmarks.clocks import cpu_seconds
+from tests.benchmarks.report import Bar, Row
 from tests.rig.memory import MiB
-from tests.rig.packages import SYSTEMD, provision
+from tests.rig.provisioning.packages import SYSTEMD, provision
 from tests.rig.systemd import WEB1, Instance, SystemdHost
 from tests.support.helpers import receive
 from tests.support.vms.crowd import Crowd
-
-from .clocks import cpu_seconds
-from .report import Bar, Row
 
 IDLE_VMS: Final = 200
 IDLE_SECONDS: Final = 60.0

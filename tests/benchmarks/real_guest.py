@@ -12,13 +12,12 @@ import time
 from contextlib import ExitStack
 from typing import Final
 
+from tests.benchmarks.report import Bar, Row
 from tests.rig.daemon import Daemon
 from tests.rig.guest import Guest
+from tests.rig.inside.workload import fill, free
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.qmp import QMPClient
-from tests.rig.workload import fill, free
-
-from .report import Bar, Row
 
 POLL_SECONDS: Final = 0.005
 MOVE_SECONDS: Final = 300.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .summary import Summary, ratios, summarise
+from tests.benchmarks.summary import Summary, ratios, summarise
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,18 @@ from typing import Final
 from protocol import virtio_balloon as vb
 from protocol.virtio_balloon import BalloonFeature, Queue
 from protocol.virtio_ring import RingFeature
+from tests.benchmarks.programs.neighbour import Neighbour
+from tests.benchmarks.qtest import Qtest
+from tests.benchmarks.virtio_pci import VirtioPci
+from tests.benchmarks.works import BUFFER_PAGES, FIRST, PAGE, Request
 from tests.rig import process, qemu
 from tests.rig.daemon import Daemon
 from tests.rig.memory import MiB
-from tests.rig.packages import QEMU
+from tests.rig.provisioning.packages import QEMU
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.options import Numbering, queue_indexes
 from vhost_balloon.simulator.ring import DriverRing
-
-from .neighbour import Neighbour
-from .qtest import Qtest
-from .virtio_pci import VirtioPci
-from .works import BUFFER_PAGES, FIRST, PAGE, Request
 
 RING_SIZE: Final = 64
 REPORTING_SIZE: Final = 32

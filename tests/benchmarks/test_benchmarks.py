@@ -22,7 +22,7 @@ from tests.benchmarks.works import FIRST, PAGE, Work, inflates, reports, single_
 from tests.rig.errors import RigUnavailable
 from tests.rig.fixtures import refuse
 from tests.rig.memory import MiB
-from tests.rig.packages import SYSTEMD
+from tests.rig.provisioning.packages import SYSTEMD
 from vhost_balloon.memory.ranges import merge
 
 MEMORY = FIRST + 128 * MiB

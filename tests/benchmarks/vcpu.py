@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from .works import PAGE
+from tests.benchmarks.works import PAGE
 
 
 class BusyProcessor:

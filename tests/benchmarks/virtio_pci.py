@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.virtio_ring import DeviceStatus
+from tests.benchmarks.qtest import Qtest, QtestError, write_command
 from vhost_balloon.simulator.ring import DriverRing
-
-from .qtest import Qtest, QtestError, write_command
 
 BAR_BASE: Final = 0xE000_0000
 """Where BARs are put: inside q35's PCI hole, above any RAM that a benchmark uses."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rig import workload
+from tests.rig.inside import workload
 from tests.rig.memory import GiB, MiB
 from tests.support.vms.guests import Attached, attached, corruption, wait_until
 

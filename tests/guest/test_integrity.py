@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.rig import workload
 from tests.rig.daemon import Daemon
 from tests.rig.guest import Guest
+from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.qmp import QMPClient
 from tests.support.vms.guests import attached, corruption, wait_until

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.rig import workload
+from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
 from tests.support.huge_pages import HugePages, need_root
 from tests.support.vms.guests import (

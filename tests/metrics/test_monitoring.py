@@ -11,8 +11,8 @@ from typing import Any, Final
 import pytest
 
 import vhost_balloon
-from tests.rig.packages import PROMETHEUS
 from tests.rig.prometheus import promtool
+from tests.rig.provisioning.packages import PROMETHEUS
 from tests.support.control_client import attach
 from tests.support.scrapes import exposition, no_vms, two_vms
 from vhost_balloon.containment import InternalErrors

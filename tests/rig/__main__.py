@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from .errors import RigError
-from .guest import Guest
-from .human import attach
-from .memory import Memory, MiB
-from .packages import EVERY_TREE, provision
+from tests.rig.errors import RigError
+from tests.rig.guest import Guest
+from tests.rig.human import attach
+from tests.rig.memory import Memory, MiB
+from tests.rig.provisioning.packages import EVERY_TREE, provision
 
 Options = argparse.Namespace
 
@@ -83,9 +83,8 @@ def _boot_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: Options) -> int:
-    from vhost_balloon.demo.errors import DemoError
-
-    from . import demo  # only this command needs the daemon's packages
+    from tests.rig import demo
+    from vhost_balloon.demo.player import DemoError  # only this command needs the daemon's packages
 
     provision()
     try:

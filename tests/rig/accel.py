@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .packages import QEMU, cache_folder
+from tests.rig.provisioning.packages import QEMU, cache_folder
 
 
 def accelerator(boots_under_kvm: Callable[[], bool]) -> str:

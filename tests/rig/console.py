@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from .errors import CommandError, GuestError, RigTimeout
+from tests.rig.errors import CommandError, GuestError, RigTimeout
 
 READY: Final = b"@@ready\n"
 _LINE: Final = 512

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from . import process
-from .errors import DaemonError
-from .qmp import QMPClient
+from tests.rig import process
+from tests.rig.errors import DaemonError
+from tests.rig.qmp import QMPClient
 
 START_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 3.0

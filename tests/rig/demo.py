@@ -8,6 +8,10 @@ from typing import Final
 
 import trio
 
+from tests.rig.daemon import Daemon
+from tests.rig.errors import GuestError
+from tests.rig.guest import Guest
+from tests.rig.memory import Memory, MiB
 from vhost_balloon.demo import picture
 from vhost_balloon.demo.errors import DemoError
 from vhost_balloon.demo.history import History
@@ -15,11 +19,6 @@ from vhost_balloon.demo.player import FREE_MARK, PLAY_SECONDS, play
 from vhost_balloon.demo.qmp import QmpClient
 from vhost_balloon.demo.screen import Screen
 from vhost_balloon.sizes import format_size
-
-from .daemon import Daemon
-from .errors import GuestError
-from .guest import Guest
-from .memory import Memory, MiB
 
 SECONDS: Final = 2 * PLAY_SECONDS
 """An emulated processor takes its time."""

@@ -14,9 +14,9 @@ from typing import Final, NoReturn
 
 import pytest
 
-from .errors import RigUnavailable
-from .packages import SYSTEMD, TREES, Tree, provision
-from .systemd import SystemdHost
+from tests.rig.errors import RigUnavailable
+from tests.rig.provisioning.packages import SYSTEMD, TREES, Tree, provision
+from tests.rig.systemd import SystemdHost
 
 _missing: Final[dict[Tree, str]] = {}
 """Why a tree cannot be had here."""

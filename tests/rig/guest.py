@@ -12,16 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
 
-from . import memory as ram
-from . import qemu
-from .accel import accelerator
-from .console import Console
-from .errors import CommandError, GuestError, RigTimeout
-from .initramfs import kernel
-from .job import Job
-from .memory import GiB, Memory
-from .process import OWN_FORKER, Started, ended, kill, spawn, text_tail
-from .qmp import QMPClient
+from tests.rig import memory as ram
+from tests.rig import qemu
+from tests.rig.accel import accelerator
+from tests.rig.console import Console
+from tests.rig.errors import CommandError, GuestError, RigTimeout
+from tests.rig.inside.initramfs import kernel
+from tests.rig.job import Job
+from tests.rig.memory import GiB, Memory
+from tests.rig.process import OWN_FORKER, Started, ended, kill, spawn, text_tail
+from tests.rig.qmp import QMPClient
 
 BOOT_SECONDS: Final = 120.0
 _DRIVER: Final = "/lib/modules/virtio_balloon.ko"

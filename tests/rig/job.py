@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .errors import CommandError, RigTimeout
+from tests.rig.errors import CommandError, RigTimeout
 
 
 class Job:

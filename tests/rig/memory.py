@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from .process import fds, rss
+from tests.rig.process import fds, rss
 
 MiB: Final = 1 << 20
 GiB: Final = 1 << 30

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from . import process
-from .errors import RigError
-from .packages import PROMETHEUS
+from tests.rig import process
+from tests.rig.errors import RigError
+from tests.rig.provisioning.packages import PROMETHEUS
 
 START_SECONDS: Final = 30.0
 _LISTENS: Final = re.compile(r'msg="Listening on" address=(127\.0\.0\.1:\d+)')

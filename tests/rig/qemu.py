@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from .initramfs import Kernel
-from .memory import Memory
-from .packages import QEMU
+from tests.rig.inside.initramfs import Kernel
+from tests.rig.memory import Memory
+from tests.rig.provisioning.packages import QEMU
 
 DEVICE_ID: Final = "balloon0"
 # Saves a fifth of the boot time under TCG, and a TSC that TCG cannot keep stable is not judged.

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import GuestError, QMPError, RigTimeout
-from .process import Closing
+from tests.rig.errors import GuestError, QMPError, RigTimeout
+from tests.rig.process import Closing
 
 Message = Mapping[str, Any]
 DEFAULT_SECONDS: Final = 30.0

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from . import namespace, process
-from .errors import RigUnavailable, SystemdError
-from .packages import SYSTEMD
-from .qmp import QMPClient
-from .wheel import build_wheel
+from tests.rig import namespace, process
+from tests.rig.errors import RigUnavailable, SystemdError
+from tests.rig.provisioning.packages import SYSTEMD
+from tests.rig.qmp import QMPClient
+from tests.rig.wheel import build_wheel
 
 BOOT_SECONDS: Final = 60.0
 VENV: Final = "/opt/vhost-balloon"

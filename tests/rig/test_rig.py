@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import workload
 from tests.rig.errors import CommandError, GuestError, RigTimeout
 from tests.rig.guest import Guest
+from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
-from tests.rig.sources import debian_archives
+from tests.rig.provisioning.sources import debian_archives
 from tests.support.helpers import receive
 from tests.support.paths import ROOT
 
@@ -252,7 +252,7 @@ def test_embedded_keys_survive(tmp_path: Path) -> None:
 
 
 def test_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.rig.packages import cache_folder
+    from tests.rig.provisioning.packages import cache_folder
 
     monkeypatch.setenv("VHOST_BALLOON_RIG", str(tmp_path))
     assert cache_folder() == tmp_path

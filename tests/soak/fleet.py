@@ -13,7 +13,7 @@ from typing import Any, Final
 from tests.rig import process
 from tests.rig.guest import Guest
 from tests.rig.memory import Memory, MiB
-from tests.rig.packages import SYSTEMD, TREES, provision
+from tests.rig.provisioning.packages import SYSTEMD, TREES, provision
 from tests.rig.systemd import Instance, SystemdHost
 from tests.support.vms.guests import wait_until
 from tests.support.vms.remote import Remote

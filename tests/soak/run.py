@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.rig import workload
+from tests.rig.inside import workload
 from tests.rig.memory import MiB
 from tests.soak.fleet import Costs, Fleet, running
 from tests.soak.play import BESIDE, Play

@@ -8,7 +8,7 @@ import pytest
 
 from tests.rig.errors import RigUnavailable
 from tests.rig.fixtures import refuse
-from tests.rig.packages import SYSTEMD
+from tests.rig.provisioning.packages import SYSTEMD
 from tests.soak.run import soak
 
 pytestmark = [pytest.mark.guest, pytest.mark.rig(SYSTEMD)]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.rig import workload
+from tests.rig.inside import workload
 from tests.rig.systemd import SERVICE, SystemdHost
 from tests.support.restarting import under_systemd
 from tests.support.restarting.under_systemd import Watched, death, keep_busy

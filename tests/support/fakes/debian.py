@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.rig import packages
-from tests.rig.packages import Tree
-from tests.rig.sources import Archive
+from tests.rig.provisioning import packages
+from tests.rig.provisioning.packages import Tree
+from tests.rig.provisioning.sources import Archive
 
 DEPENDS: Final[Mapping[str, Sequence[str]]] = {
     "libc": (),

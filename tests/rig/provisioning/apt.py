@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .errors import RigUnavailable
-from .sources import Archive
+from tests.rig.errors import RigUnavailable
+from tests.rig.provisioning.sources import Archive
 
 SUITES: Final = ("trixie", "trixie-backports")
 _KEYRING: Final = "usr/share/keyrings/debian-archive-keyring.gpg"

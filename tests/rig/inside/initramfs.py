@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .packages import BUSYBOX, CLOUD_KERNEL, GENERIC_KERNEL, Tree, cache_folder
+from tests.rig.provisioning.packages import (
+    BUSYBOX,
+    CLOUD_KERNEL,
+    GENERIC_KERNEL,
+    Tree,
+    cache_folder,
+)
 
 KERNELS: Final = {"cloud": CLOUD_KERNEL, "generic": GENERIC_KERNEL}
 # Both kernels have the virtio core, its PCI transport, tmpfs and the serial port built in.

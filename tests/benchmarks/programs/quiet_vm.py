@@ -1,7 +1,9 @@
-"""A VM that gives a little memory away now and then, and measures how long the answers take.
+"""A VM that gives back a little memory now and then, and measures the answers' latency.
 
-`python -m tests.benchmarks.quiet_vm SOCKET`: each line of standard input is a number of seconds to
-measure for, each line of standard output the latencies of that round, in seconds, by kind.
+    python -m tests.benchmarks.programs.quiet_vm SOCKET
+
+Each line of standard input is the duration of a round in seconds; each line of standard output has
+the latencies of that round, in seconds, by kind.
 """
 
 from __future__ import annotations

@@ -15,12 +15,11 @@ from typing import Final
 
 import trio
 
+from tests.benchmarks.programs.compiled import program
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.guest import SimulatedGuest
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.options import DriverOptions
-
-from .compiled import program
 
 DESCRIPTORS: Final = 60
 """About what a QEMU with a disk and a network card has open."""

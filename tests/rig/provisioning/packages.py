@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from .apt import PrivateApt, unpack
-from .errors import RigUnavailable
-from .sources import debian_archives
+from tests.rig.errors import RigUnavailable
+from tests.rig.provisioning.apt import PrivateApt, unpack
+from tests.rig.provisioning.sources import debian_archives
 
 _LOCK_SECONDS: Final = 1200.0
 

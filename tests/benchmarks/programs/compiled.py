@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.rig.packages import cache_folder
+from tests.rig.provisioning.packages import cache_folder
 
 _FOLDER = Path(__file__).parent
 

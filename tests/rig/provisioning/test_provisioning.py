@@ -13,9 +13,9 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.rig import packages
 from tests.rig.errors import RigUnavailable
-from tests.rig.packages import Tree, provision
+from tests.rig.provisioning import packages
+from tests.rig.provisioning.packages import Tree, provision
 from tests.support.fakes.debian import (
     EMULATOR,
     HOLDS,
@@ -39,7 +39,7 @@ def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDebian:
     debian = FakeDebian(tmp_path)
     for name, value in debian.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("tests.rig.packages.debian_archives", archives)
+    monkeypatch.setattr("tests.rig.provisioning.packages.debian_archives", archives)
     return debian
 
 

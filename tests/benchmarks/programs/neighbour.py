@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterable
 
+from tests.benchmarks.programs.compiled import program
 from tests.rig.process import Closing
 from vhost_balloon.memory.ranges import Range
-
-from .compiled import program
 
 
 class Neighbour(Closing):

@@ -1,4 +1,6 @@
-"""A VM that floods all its rings and its socket: `python -m tests.benchmarks.flooding_vm SOCKET`.
+"""A VM that floods all its rings and its socket.
+
+    python -m tests.benchmarks.programs.flooding_vm SOCKET
 
 Every chain is written once; to give all of them again is one store into the available index, so
 that the flood costs this process as little as it can and the daemon as much.

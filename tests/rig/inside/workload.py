@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .errors import GuestError, RigTimeout
-from .guest import Guest
-from .job import Job
-from .memory import MiB
-from .qmp import QMPClient
+from tests.rig.errors import GuestError, RigTimeout
+from tests.rig.guest import Guest
+from tests.rig.job import Job
+from tests.rig.memory import MiB
+from tests.rig.qmp import QMPClient
 
 _INTEGRITY: Final = Path(__file__).with_name("guest_integrity.sh")
 

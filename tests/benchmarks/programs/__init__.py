@@ -1,0 +1,1 @@
+"""Programs that the benchmarks run beside the daemon, each in a process of its own."""

@@ -1,0 +1,1 @@
+"""What runs inside a guest: its initramfs with the scripts, and workloads."""

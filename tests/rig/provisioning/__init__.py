@@ -1,0 +1,1 @@
+"""What the rig downloads: Debian packages, unpacked below the cache folder."""
