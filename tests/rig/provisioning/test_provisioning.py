@@ -231,7 +231,7 @@ def test_of_none():
 """
 CONFTEST = """
 from tests.support.fakes import debian
-from tests.rig import packages
+from tests.rig.provisioning import packages
 from tests.rig.fixtures import *
 
 packages.debian_archives = debian.archives
