@@ -8,12 +8,12 @@ from typing import Final
 
 import pytest
 
-from tests.metrics.test_monitoring import ALERTS, RULES, expressions, filled_in
 from tests.rig.daemon import Daemon
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, MiB
 from tests.rig.prometheus import Prometheus, promtool
 from tests.rig.provisioning.packages import PROMETHEUS
+from tests.support.monitoring import ALERTS, RULES, expressions, filled_in
 from tests.support.paths import TLS
 from tests.support.vms.guests import Attached, attached, wait_until
 from vhost_balloon.metrics.accept import OPENMETRICS, negotiate

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import pytest
 
-import vhost_balloon
 from tests.rig.prometheus import promtool
 from tests.rig.provisioning.packages import PROMETHEUS
 from tests.support.control_client import attach
+from tests.support.monitoring import ALERTS, DASHBOARD, RULES, RULES_TEXT, expressions, filled_in
 from tests.support.scrapes import exposition, no_vms, two_vms
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
@@ -21,29 +21,10 @@ from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.metrics.exposition import Exposition
 from vhost_balloon.metrics.families import HubErrorCollector
 
-FOLDER: Final = Path(vhost_balloon.__file__).with_name("monitoring")
-RULES: Final = FOLDER / "alerts.yml"
-RULES_TEXT: Final = RULES.read_text()
-ALERTS: Final = re.findall(r"^ +- alert: (\w+)$", RULES_TEXT, re.MULTILINE)
-DASHBOARD: Final[dict[str, Any]] = json.loads((FOLDER / "dashboard.json").read_text())
-
 METRIC: Final = re.compile(r"\b(?:vhost_balloon|process)_\w+\b")
 needs_promtool = pytest.mark.rig(PROMETHEUS)
 
 LABEL: Final = re.compile(r'\b(state|reason)(=~|!~|=)"([^"]+)"')
-
-
-def expressions() -> list[str]:
-    """All PromQL of the dashboard."""
-    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
-
-
-def filled_in(expression: str, vm: str = "web1") -> str:
-    """An expression as Grafana asks it."""
-    for name, value in {"$__rate_interval": "1m", "$instance": ".*", "$vm": vm}.items():
-        expression = expression.replace(name, value)
-    assert "$" not in expression
-    return expression
 
 
 async def known_names() -> set[str]:

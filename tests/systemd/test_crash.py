@@ -1,35 +1,26 @@
 """The daemon dies at each step of answering its front end and its guest, and no VM notices.
 
-Real QEMU under real systemd, which waits for a reply at many of these moments. The environment
-variables are those of test_systemd_restart.
+Real QEMU under real systemd; QEMU waits for a reply at many of these moments. The environment
+variables are described in tests.support.restarting.moments.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.rig.systemd import SystemdHost
 from tests.support.restarting import under_systemd
 from tests.support.restarting.dying import GUEST_STEPS, INJECTED, ORDER, START_STEPS, STEPS
+from tests.support.restarting.moments import MOMENTS, finished, integrity
 from tests.support.restarting.under_systemd import Watched, death, keep_busy, order
-from tests.systemd.test_restart import MOMENTS, chance, finished, integrity
 
-__all__ = ["chance"]
 pytestmark = pytest.mark.guest
 
 
-@pytest.fixture(scope="module")
-def served(systemd_host: SystemdHost) -> Iterator[Watched]:
-    with under_systemd.dying(systemd_host), under_systemd.watched(systemd_host) as found:
-        yield found
-
-
 def points(chance: random.Random, most: int) -> list[tuple[str, str]]:
-    """Steps, each before and after it, in an order of which any beginning has all kinds."""
+    """Return `most` steps with "before" or "after", shuffled so that any prefix has all kinds."""
     names = list(STEPS)
     first = [(name, chance.choice(("before", "after"))) for name in names]
     other = {"before": "after", "after": "before"}
@@ -44,15 +35,15 @@ def points(chance: random.Random, most: int) -> list[tuple[str, str]]:
 def test_death_at_each_step(served: Watched, chance: random.Random, how: str) -> None:
     host = served.host
     with integrity(served), ThreadPoolExecutor(1) as worker:
-        # A kill has its other half at random moments: test_systemd_restart.
+        # test_restart.py has the other half of the kills, at random moments.
         for step, when in points(chance, MOMENTS if how == "raise" else MOMENTS // 2):
-            # Only messages and rings that are busy with something get there.
+            # Only busy messages and rings reach these steps.
             kinds = under_systemd.BUSY[:1] if step in GUEST_STEPS else under_systemd.BUSY[::2]
             busy, count = chance.choice(kinds), chance.randint(1, 12)
-            if step == "put":  # only messages with descriptors get there
+            if step == "put":  # only messages with descriptors reach it
                 busy = under_systemd.stopping
             if step in START_STEPS:
-                busy, count = under_systemd.restarting, 1  # more there are not
+                busy, count = under_systemd.restarting, 1  # a start has each step once
             name = f"{how} {when} {step} ({count}) while {busy.__name__}"
             print(name)
             with death(host) as end:
@@ -60,6 +51,6 @@ def test_death_at_each_step(served: Watched, chance: random.Random, how: str) ->
                 order(host, step, when, count, how)
                 keep_busy(served, busy, chance, end)
             finished(served, died.result(), name)
-            assert not host.path(str(ORDER)).exists(), f"{name}: it never got there"
+            assert not host.path(str(ORDER)).exists(), f"{name}: the step was not reached"
             if how == "raise":
                 host.wait_logged(f"{INJECTED} {when} {step}")
