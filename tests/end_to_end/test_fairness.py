@@ -146,8 +146,8 @@ async def test_a_request_of_one_piece_is_answered_in_one_go(
     async def others() -> None:
         raise AssertionError("somebody else had a turn")
 
-    monkeypatch.setattr("vhost_balloon.queues.processor.others", others)
-    monkeypatch.setattr("vhost_balloon.queues.deflate.others", others)
+    for module in ("processor", "discarding", "deflate"):
+        monkeypatch.setattr(f"vhost_balloon.queues.{module}.yield_to_others", others)
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         fill(guest.ram, 8 * MIB, 2 * BLOCK)
         await guest.report((8 * MIB, 2 * BLOCK))

@@ -35,7 +35,7 @@ def slow_discards(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) ->
         autojump_clock.jump(0.03 / 8)
         return punch(piece)
 
-    monkeypatch.setattr("vhost_balloon.queues.processor.punch", slow)
+    monkeypatch.setattr("vhost_balloon.queues.discarding.punch", slow)
 
 
 @pytest.mark.parametrize("size", [512 * MIB, 2 * GIB, 16 * GIB])

@@ -165,11 +165,11 @@ async def test_a_deflate_calls_off_a_discard_that_has_not_begun(
                 deflates.kick()
             return punch(piece)
 
-        monkeypatch.setattr("vhost_balloon.queues.processor.punch", punching)
+        monkeypatch.setattr("vhost_balloon.queues.discarding.punch", punching)
         other = guest.pfns([(BASE + 2 * page_size) // PAGE - 1])
         ring = guest.rings[Queue.INFLATE]
         waiting = [guest.pfns([BASE // PAGE]), other]
-        monkeypatch.setattr("vhost_balloon.queues.processor.others", turns(deflates))
+        monkeypatch.setattr("vhost_balloon.queues.discarding.yield_to_others", turns(deflates))
         await ring.submit(waiting)
         assert deflates.used_index == 1
         assert guest.ram.resident_in(BASE, page_size) == 0

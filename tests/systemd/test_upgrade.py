@@ -20,25 +20,29 @@ from vhost_balloon.store.record import STATE_VERSION
 pytestmark = pytest.mark.guest
 
 NEXT = STATE_VERSION + 1
-MIGRATIONS = "MIGRATIONS: Final[dict[int, Callable[[Document], Document]]] = {}"
 RENAMED = f"""
 def _renamed(areas: Document) -> Document:
     areas["vm"]["halted"] = areas["vm"].pop("paused")
     return areas
 
 
-MIGRATIONS: Final[dict[int, Callable[[Document], Document]]] = {{{STATE_VERSION}: _renamed}}
+MIGRATIONS[{STATE_VERSION}] = _renamed
 """
 
 
-def replaced(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert text.count(old) == 1, f"{old!r} is in {path.name} {text.count(old)} times"
-    path.write_text(text.replace(old, new))
+def module_with(package: Path, text: str) -> Path:
+    """Find the one module of a package that contains a text."""
+    (found,) = (path for path in package.rglob("*.py") if text in path.read_text())
+    return found
+
+
+def replace(package: Path, old: str, new: str) -> None:
+    path = module_with(package, old)
+    path.write_text(path.read_text().replace(old, new))
 
 
 def next_build(folder: Path) -> Path:
-    """A wheel of the next state version, which calls a member of a document by another name."""
+    """Build a wheel of the next state version, which renames a member of a document."""
     source = folder / "next"
     source.mkdir()
     for name in SHIPPED:
@@ -46,10 +50,11 @@ def next_build(folder: Path) -> Path:
         copy(ROOT / name, source / name)
     package = source / "vhost_balloon"
     version = "STATE_VERSION: Final = "
-    replaced(package / "record.py", f"{version}{STATE_VERSION}\n", f"{version}{NEXT}\n")
-    replaced(package / "state.py", MIGRATIONS, RENAMED)
-    replaced(package / "vm.py", '"paused": self.paused', '"halted": self.paused')
-    replaced(package / "vm.py", 'flag(document["paused"])', 'flag(document["halted"])')
+    replace(package, f"{version}{STATE_VERSION}\n", f"{version}{NEXT}\n")
+    replace(package, '"paused": self.paused', '"halted": self.paused')
+    replace(package, 'flag(document["paused"])', 'flag(document["halted"])')
+    with module_with(package, "\nMIGRATIONS: Final").open("a") as migrations:
+        migrations.write(RENAMED)
     return build_wheel(folder, source)
 
 
@@ -60,7 +65,7 @@ def test_upgrade_and_downgrade_under_a_running_guest(systemd_host: SystemdHost) 
         with under_systemd.watched(host) as served:
 
             def restart() -> str:
-                """What the daemon says when it starts anew."""
+                """Restart the daemon; return what it logs."""
                 logged = len(host.journal())
                 with death(host) as end:
                     host.systemctl("restart", SERVICE)
@@ -75,10 +80,10 @@ def test_upgrade_and_downgrade_under_a_running_guest(systemd_host: SystemdHost) 
             assert f"record of version {STATE_VERSION} was read as {NEXT}" in restart()
             served.check()
             served.pause(True)
-            assert "was read as" not in restart(), "it was written anew"
+            assert "was read as" not in restart(), "the record was rewritten"
             served.check()
 
-            # Back: the state may mean more than is understood.
+            # Back: the state may mean more than this version understands.
             host.install(this)
             assert f"record of version {NEXT} was read as {STATE_VERSION}" in restart()
             vm = served.vm()
@@ -92,7 +97,7 @@ def test_upgrade_and_downgrade_under_a_running_guest(systemd_host: SystemdHost) 
             assert after["refused-bytes"]["foreign-state"] >= 32 * MiB
             served.stop_and_cont()
 
-            # It stays so for this front end, whatever serves it.
+            # That stays so for this front end, whichever version serves it.
             host.install(later)
             restart()
             assert served.vm()["pause-reasons"] == ["foreign-state"]

@@ -22,7 +22,7 @@ from vhost_balloon.fds import EventFd
 from vhost_balloon.front_end.channel import BackendChannel
 from vhost_balloon.front_end.connection import FrontEndConnection
 from vhost_balloon.front_end.transport import Transport
-from vhost_balloon.queues import processor as processors
+from vhost_balloon.queues import discarding
 from vhost_balloon.queues.virtqueue import Virtqueue
 from vhost_balloon.service.systemd import Notifier
 from vhost_balloon.store import shelf
@@ -53,7 +53,7 @@ POINTS: Final[dict[str, tuple[Any, str]]] = {
     "queue.publish": (Virtqueue, "publish"),
     "eventfd.signal": (EventFd, "signal"),
     "notifier.send": (Notifier, "_send"),
-    "discard": (processors, "punch"),
+    "discard": (discarding, "punch"),
 }
 
 

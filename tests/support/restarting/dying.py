@@ -19,7 +19,7 @@ from typing import Any, Final
 from vhost_balloon import fds
 from vhost_balloon.__main__ import main
 from vhost_balloon.front_end import keeper, transport
-from vhost_balloon.queues import processor as processors
+from vhost_balloon.queues import discarding
 from vhost_balloon.queues import virtqueue as queues
 from vhost_balloon.restart import revival
 from vhost_balloon.service import systemd
@@ -44,7 +44,7 @@ REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
 """The steps of a front end's message, in order."""
 
 GUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
-    "punch": (processors, "punch"),
+    "punch": (discarding, "punch"),
     "push": (queues.Virtqueue, "push"),
     "publish": (queues.Virtqueue, "publish"),
     "signal": (fds.EventFd, "signal"),
