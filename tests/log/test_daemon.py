@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import resource
-import select
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ import pytest
 
 from tests.rig.qmp import QMPClient
 from tests.support.command import COMMAND
+from tests.support.helpers import readable
 from vhost_balloon import __version__
 from vhost_balloon.ctl.client import Client
 
@@ -78,7 +78,7 @@ def read_until(reader: int, text: str) -> str:
     said = b""
     deadline = time.monotonic() + SECONDS
     while text.encode() not in said:
-        assert select.select([reader], [], [], max(deadline - time.monotonic(), 0))[0], said[-2000:]
+        assert readable(reader, max(deadline - time.monotonic(), 0)), said[-2000:]
         said += os.read(reader, 1 << 16)
     return said.decode()
 
@@ -413,7 +413,7 @@ def test_hundreds_of_clients_without_descriptors_are_a_handful_of_lines(
         assert len(os.listdir(f"/proc/{pid}/fd")) <= limit[0]
         time.sleep(1)  # trio tries ten times a second
         said += read_until(reader, "\n") if "LimitNOFILE" not in said else ""
-        while select.select([reader], [], [], 0)[0]:
+        while readable(reader):
             said += os.read(reader, 1 << 16).decode()
         assert "Traceback" not in said
         shown = [line for line in said.splitlines() if "wait" in line or "refused" in line]

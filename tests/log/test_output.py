@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pty
-import select
 import socket
 import stat
 import termios
@@ -20,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.helpers import readable
 from tests.support.logs import Entry, FakeJournal, StandardError, removed_at_the_end
 from vhost_balloon.log import output as log_output
 from vhost_balloon.log.lines import VmLog, logger
@@ -49,7 +49,7 @@ def fill(output: Output, line: bytes = LINE) -> int:
 def drained(number: int) -> bytes:
     """All that can be read by now."""
     data = b""
-    while select.select([number], [], [], 0)[0] and (more := os.read(number, 1 << 16)):
+    while readable(number) and (more := os.read(number, 1 << 16)):
         data += more
     return data
 
@@ -98,7 +98,7 @@ def test_a_reader_that_stops_costs_lines_and_no_line_is_torn(
         monkeypatch.setattr(os, "open", _refused)
     with closing(Output(number)) as output:
         monkeypatch.undo()
-        assert not select.select([reader], [], [], 0)[0]
+        assert not readable(reader)
         flags = os.get_blocking(number)
         went = fill(output)
         assert went > 20

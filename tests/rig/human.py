@@ -19,15 +19,18 @@ def attach(console: socket.socket) -> None:
     """Copy between this terminal and the console until Ctrl-], the end of input or of the guest."""
     print("Ctrl-] ends the guest.", file=sys.stderr)
     console.setblocking(True)
+    either = select.poll()
+    either.register(console, select.POLLIN)
+    either.register(sys.stdin, select.POLLIN)
     with _raw(sys.stdin.fileno()):
         while True:
-            readable, _, _ = select.select([console, sys.stdin], [], [])
-            if console in readable:
+            ready = dict(either.poll())
+            if console.fileno() in ready:
                 data = console.recv(65536)
                 if not data:
                     return
                 os.write(sys.stdout.fileno(), data)
-            if sys.stdin in readable:
+            if sys.stdin.fileno() in ready:
                 typed = os.read(sys.stdin.fileno(), 4096)
                 if not typed or _LEAVE in typed:
                     return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 from collections.abc import Iterable
 from itertools import groupby
@@ -68,6 +69,13 @@ def pieces(parts: Iterable[Part]) -> list[Piece]:
         for part in parts
         for start, end in part.ranges
     ]
+
+
+def readable(fd: int, seconds: float = 0) -> bool:
+    """Wait until a descriptor is readable; return whether it is."""
+    poll = select.poll()  # select() refuses descriptors above 1023
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def receive(sock: socket.socket, size: int) -> bytes:

@@ -7,7 +7,6 @@ import fcntl
 import os
 import pty
 import re
-import select
 import signal
 import struct
 import subprocess
@@ -15,6 +14,8 @@ import termios
 import time
 from types import TracebackType
 from typing import Any, Final, Self
+
+from tests.support.helpers import readable
 
 _END: Final = "\0"
 _CODES: Final = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|[78])")
@@ -120,5 +121,5 @@ class PtySession:
         return found == self.attributes
 
     def _read(self, seconds: float) -> None:
-        if select.select([self._master], [], [], seconds)[0]:
+        if readable(self._master, seconds):
             self.text += self._decoder.decode(os.read(self._master, 65536))

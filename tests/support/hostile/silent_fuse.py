@@ -74,9 +74,11 @@ def _answer(operation: int, node: int) -> bytes | int:
 
 def serve(device: int) -> None:
     """Until the first line; then say nothing any more."""
+    either = select.poll()
+    either.register(device, select.POLLIN)
+    either.register(0, select.POLLIN)
     while True:
-        ready, _, _ = select.select([device, 0], [], [])
-        if 0 in ready:
+        if 0 in dict(either.poll()):
             deaf = sys.stdin.readline().strip() == "deaf"
             print("silent", flush=True)
             break

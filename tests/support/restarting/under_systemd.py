@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from tests.rig.errors import GuestError, QMPError
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.systemd import SERVICE, VENV, WEB1, SystemdHost
+from tests.support.helpers import readable
 from tests.support.restarting.dying import FOLDER, ORDER
 from tests.support.vms.guests import wait_until
 
@@ -228,16 +228,14 @@ class Death:
         host.systemctl("reset-failed", SERVICE)  # or the service manager's pause grows each time
         self.pid = host.daemon_pid()
         self._fd = os.pidfd_open(self.pid)
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
 
     def came(self, seconds: float) -> bool:
-        """Whether it comes within so many seconds."""
-        return bool(self._poll.poll(seconds * 1000))
+        """Wait for it for some seconds; return whether it came."""
+        return readable(self._fd, seconds)
 
     def wait(self) -> float:
-        """Wait for it, in another thread than came(); when it was."""
-        assert select.select([self._fd], [], [], PATIENCE)[0], "the daemon does not end"
+        """Wait for it; return its time."""
+        assert self.came(PATIENCE), "the daemon does not end"
         return time.monotonic()
 
     def kill_in(self, seconds: float) -> float:
