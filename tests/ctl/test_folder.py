@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,6 @@ def check_lines(
 ) -> None:
     """Check that `list` and `watch` show a, z and the text of `name`, also as JSON."""
     where = f"--folder={folder}"
-    started = time.monotonic()
     for words in (["list"], ["watch", "--count=1"]):
         done = run(capsys, where, *words)
         assert (done.status, done.err) == (0, "")
@@ -102,7 +100,6 @@ def check_lines(
     assert found["a"] == VM | {"id": "a"}
     assert found["z"] == VM | {"id": "z"}
     assert found[name].keys() == {"id", "error"}
-    assert time.monotonic() - started < 10
 
 
 def test_a_full_backlog_and_a_socket_without_a_listener(
@@ -212,15 +209,20 @@ def test_a_missing_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         assert failure(capsys, "--folder=", *words)
 
 
-def test_many_silent_daemons_cost_one_second_together(
+def test_many_silent_ones_are_waited_for_together(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     names = [f"vm{number:03}" for number in range(120)]
-    serves = {name: (answering(), say_nothing)[name.endswith("0")] for name in names}
+    all_connected = threading.Barrier(12)
+
+    def wait_for_all(connection: socket.socket) -> None:
+        all_connected.wait(10)
+        say_nothing(connection)
+
+    serves = {name: (answering(), wait_for_all)[name.endswith("0")] for name in names}
     with fake_daemons(tmp_path, serves):
-        started = time.monotonic()
         vms = run(capsys, f"--folder={tmp_path}", "list", "--json").json()
-        assert 1 <= time.monotonic() - started < 5
+    assert not all_connected.broken
     assert [vm["id"] for vm in vms] == names
     silent = [vm["id"] for vm in vms if vm.get("error") == SILENT]
     assert silent == [name for name in names if name.endswith("0")]

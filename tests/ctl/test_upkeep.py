@@ -165,7 +165,7 @@ def test_upgrade_of_real_daemons(
         lines = "web1: version 0.1.0, disconnected\nweb2: version 0.1.0, disconnected\n"
         assert done == (0, lines, "")
         for running in (one, two):
-            status, _, log = running.end()
+            status, log = running.end()
             assert status == 0
             assert "re-executing" in log
 

@@ -34,7 +34,7 @@ def test_permissions_and_what_is_left_at_the_end(tmp_path: Path) -> None:
         assert stat.S_IMODE(vm.stat().st_mode) == 0o600
         assert stat.S_IMODE(control.stat().st_mode) == 0o660
         assert control.stat().st_gid == 1
-        code, _, log = running.end()
+        code, log = running.end()
         assert (code, "Traceback" in log) == (0, False)
     assert list(tmp_path.iterdir()) == []
 
@@ -79,9 +79,7 @@ def test_another_daemons_socket_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_it_ends_within_3_seconds_with_a_front_end(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+async def test_it_ends_with_a_front_end(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "vm1.sock"
     with daemon(f"--socket-path={path}") as running:
         async with running_guest(path, 128 * MIB, QUIET) as guest:
@@ -89,9 +87,8 @@ async def test_it_ends_within_3_seconds_with_a_front_end(
             await guest.free()
             await guest.driver.report()
             assert guest.resident() < 8 * MIB
-            code, seconds, log = await trio.to_thread.run_sync(running.end, number)
+            code, log = await trio.to_thread.run_sync(running.end, number)
             assert code == 0
-            assert seconds < 3
             assert "Traceback" not in log
             with trio.fail_after(5):
                 await guest.back_end_gone.wait()
@@ -99,13 +96,11 @@ async def test_it_ends_within_3_seconds_with_a_front_end(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_within_3_seconds_without_a_front_end(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_it_ends_without_a_front_end(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "vm1.sock"
     with daemon(f"--socket-path={path}") as running:
-        code, seconds, log = running.end(number)
-    assert (code, seconds < 3, "Traceback" in log, path.exists()) == (0, True, False, False)
+        code, log = running.end(number)
+    assert (code, "Traceback" in log, path.exists()) == (0, False, False)
 
 
 async def test_it_ends_while_a_front_end_is_half_way(tmp_path: Path) -> None:
@@ -113,9 +108,7 @@ async def test_it_ends_while_a_front_end_is_half_way(tmp_path: Path) -> None:
     with daemon(f"--socket-path={path}") as running, socket.socket(socket.AF_UNIX) as silent:
         silent.connect(str(path))
         silent.send(b"\1\0\0")
-        code, seconds, _ = running.end()
-        assert code == 0
-        assert seconds < 3
+        assert running.end()[0] == 0
 
 
 async def test_an_inherited_connection(tmp_path: Path) -> None:
@@ -141,7 +134,7 @@ async def test_the_log_as_json(tmp_path: Path) -> None:
             await guest.inflate([1 << 30])
             await guest.front_end.send(1000)
             await guest.front_end.get_u64(1)
-        _, _, log = running.end()
+        _, log = running.end()
     entries = [json.loads(line) for line in [running.first_line, *log.splitlines()]]
     assert all(set(entry) >= {"time", "level", "message"} for entry in entries)
     warnings = {entry["message"]: entry for entry in entries if entry["level"] == "warning"}
@@ -154,7 +147,7 @@ async def test_the_log_level(tmp_path: Path) -> None:
     with daemon(f"--socket-path={path}", "--log-level=warning", wait_for=path) as running:
         async with by_hand(path) as guest:
             await guest.inflate([1 << 30])
-        code, _, log = running.end()
+        code, log = running.end()
     assert (code, log) == (0, "warning: vm1: inflate: not discarded: outside-memory\n")
 
 

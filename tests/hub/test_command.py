@@ -24,7 +24,6 @@ from tests.support.fakes.host_vms import daemons, good, saying
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import raise_descriptor_limit
 from vhost_balloon.hub.options import ADDRESS, FOLDER, parse
-from vhost_balloon.hub.vms import PATIENCE
 
 COMMAND: Final = (sys.executable, "-m", "vhost_balloon.hub")
 
@@ -139,9 +138,7 @@ def test_real_daemons_beside_one_that_hangs(tmp_path: Path) -> None:
         assert "process_open_fds" in text
         hanging.process.send_signal(signal.SIGSTOP)
         time.sleep(0.2)  # the text is the same for a moment
-        began = time.monotonic()
         text = get(url)
-        assert PATIENCE * 0.9 < time.monotonic() - began < PATIENCE + 2
         assert up(text) == {"web1": 1, "web2": 0}
         assert 'vhost_balloon_connected{vm="web1"} 0' in text
         assert 'vhost_balloon_connected{vm="web2"}' not in text
@@ -203,18 +200,14 @@ def test_a_service_manager_hands_over_the_socket_and_is_told(tmp_path: Path) -> 
 
 
 async def test_500_vms_of_which_50_hang(tmp_path: Path) -> None:
-    """Within the limit of one VM, and the work. The other side's work is in this process."""
+    """They are asked at the same time: one after another would take longer than get() waits."""
     raise_descriptor_limit()  # both ends' and the listeners' are more than a thousand
     vms = {f"web{n}": saying() if n % 10 == 0 else good(n) for n in range(500)}
     with hub(f"--folder={tmp_path}") as (_, url):
         async with daemons(tmp_path, vms):
             for _ in range(2):
                 await trio.sleep(0.2)
-                began = time.monotonic()
                 text = await trio.to_thread.run_sync(get, url)
-                took = time.monotonic() - began
-                print(f"{took * 1000:.0f} ms")
-                assert took < PATIENCE + 4
                 found = up(text)
                 assert len(found) == 500
                 assert [name for name in found if not found[name]] == [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +33,6 @@ ROLES = {
     "memory": (R.ADD_MEM_REG, slot(1 << 32, 16 * MIB)),
     "channel": (R.SET_BACKEND_REQ_FD, b""),
 }
-RESTART = 5.0
-"""Seconds in which the next process is ready, on a busy machine."""
 
 
 class Stubborn(ServiceManager):
@@ -116,9 +113,7 @@ async def test_the_service_is_restarted_meanwhile(tmp_path: Path, role: str) -> 
             await hangs(beside, manager)
             stuck = manager.process
             stuck.kill()
-            started = time.monotonic()
             await trio.to_thread.run_sync(manager.start_beside)
-            assert time.monotonic() - started < RESTART
             assert await trio.to_thread.run_sync(told, host) == "stuck"
             await beside.goes_on()
             assert stuck.poll() is None

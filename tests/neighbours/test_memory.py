@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import trio
@@ -98,10 +97,8 @@ async def test_a_large_vm_that_ends() -> None:
             os.posix_fallocate(ram.regions[0].fd, 0, size)
             ram.close()
             await beside.goes_on()
-        started = time.monotonic()
         await serves(daemon.socket)
         await beside.goes_on()
-        assert time.monotonic() - started < PATIENCE
 
 
 async def test_a_ring_that_is_moved_over_holes() -> None:

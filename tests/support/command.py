@@ -1,4 +1,4 @@
-"""The vhost-balloon command as a process of its own."""
+"""The vhost-balloon command in a process of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(*arguments: object, fd: int | None = None) -> subprocess.CompletedProces
 
 
 class Daemon:
-    """A daemon that serves."""
+    """A running daemon."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -36,26 +36,25 @@ class Daemon:
         self.first_line = ""
 
     def wait_for_line(self) -> None:
-        """Wait for the line that says what is served. A front end that was connected before may be
-        attached by then."""
+        """Wait for the line that says what is served. An earlier front end may be attached by
+        then."""
         while "serving" not in self.first_line:
             self.first_line = self._stderr.readline()
-            assert self.first_line, "it ended"
+            assert self.first_line, "the daemon ended"
 
     def wait_for_socket(self, path: Path) -> None:
-        """Wait until somebody listens."""
+        """Wait until the socket accepts connections."""
         while True:
             with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
                 return sock.connect(str(path))
             time.sleep(0.01)
 
-    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float, str]:
-        """Send a signal; exit status, seconds, and what was logged."""
-        started = time.monotonic()
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; return the exit status and the rest of the log."""
         self.process.send_signal(number)
-        log = self._stderr.read()  # first: a daemon could wait for the reader of a full pipe
+        log = self._stderr.read()  # before wait(): the daemon could block on a full pipe
         code = self.process.wait(timeout=10)
-        return code, time.monotonic() - started, log
+        return code, log
 
 
 @contextmanager
@@ -81,7 +80,7 @@ def daemon(
 
 
 def listening(path: Path) -> socket.socket:
-    """A socket that somebody listens on."""
+    """Return a listening socket."""
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
     sock.listen()

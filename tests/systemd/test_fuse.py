@@ -1,8 +1,7 @@
-"""A file whose server is silent, as a VM's memory: it holds up that VM's own process alone."""
+"""A memory file whose FUSE server is silent blocks only the daemon of its own VM."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from tests.support.vms.crowd import Crowd
 from tests.support.vms.guests import wait_until
 
 NEIGHBOUR = Instance("neighbour")
-LONGEST = 1.0
-"""Seconds that systemd, and a request of the neighbour, take at most meanwhile."""
+ENOUGH = 20
+"""Uses of the neighbour's balloon meanwhile; undisturbed, it is used hundreds of times."""
 STOP = "[Service]\nTimeoutStopSec=2s\n"
-"""The unit says 10 s, and systemd waits twice for what it cannot kill."""
+"""Instead of the unit's 10 s: systemd waits twice for a process that it cannot kill."""
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def host(systemd_host: SystemdHost) -> Iterator[SystemdHost]:
 
 
 async def send_memory(guest: ByHand, server: SilentFuse) -> None:
-    """The file, which is open nowhere else then."""
+    """Send the file; afterwards it is open nowhere else."""
     request = Request.ADD_MEM_REG
     await guest.front_end.send(request, slot(1 << 32, 16 * MIB), [server.fd], need_reply=True)
     server.let_go()
@@ -52,10 +51,8 @@ def is_there(pid: int) -> bool:
 
 
 def is_stuck(host: SystemdHost) -> bool:
-    """Whether the next process runs, and waits for the one before it; systemd answers at once."""
-    began = time.monotonic()
+    """Whether the next process runs and waits for the one before it. Systemd still answers."""
     host.systemctl("is-active", NEIGHBOUR.service)
-    assert time.monotonic() - began < LONGEST
     try:
         with host.qmp() as qmp:
             return bool(qmp.execute("query-vms", timeout=1)[0]["state"] == "stuck")
@@ -78,8 +75,8 @@ async def test_a_silent_file_holds_up_its_own_vm_alone(host: SystemdHost, tmp_pa
             await trio.to_thread.run_sync(wait_until, lambda: is_stuck(host), 40)
             uses = crowd.end_using()
             assert is_there(pid), "it cannot be killed"
+            assert uses.times > ENOUGH
             assert uses.kept == 0
-            assert uses.longest < LONGEST
             server.end()
             with trio.fail_after(20):
                 reply = await guest.front_end.receive_reply()

@@ -1,4 +1,4 @@
-"""Whatever is done to the daemon of one VM, the VM beside it notices nothing."""
+"""A VM notices nothing of what is done to the daemon of another VM."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.vms.guests import wait_until
 
 NEIGHBOUR = Instance("neighbour")
 TIMES = 3
-LONGEST = 0.5
-"""Seconds that a request of the neighbour takes at most, on two processors that others use, too."""
+ENOUGH = 20
+"""Uses of the neighbour's balloon during each act; undisturbed, it is used hundreds of times."""
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def kill(host: SystemdHost) -> None:
 
 
 def upgrade(host: SystemdHost) -> None:
-    """The process stays, so its log tells."""
+    """The process stays, so wait for its log."""
     said, pid = host.journal().count("front end resumed"), host.kill(signal.SIGHUP)
     wait_until(lambda: host.journal().count("front end resumed") > said, 30)
     assert host.daemon_pid() == pid
 
 
 def hang(host: SystemdHost) -> None:
-    """Stopped for a while, and then killed."""
+    """Stop it for a second, then kill it."""
     host.kill(signal.SIGSTOP)
     host.run("sleep", "1")
     kill(host)
@@ -55,14 +55,12 @@ def test_a_neighbour_notices_nothing(host: SystemdHost, act: Callable[[SystemdHo
         crowd.attach({vm.vm: host.path(vm.path) for vm in vms})
         crowd.use()
         pid, log = host.daemon_pid(NEIGHBOUR.service), host.journal(NEIGHBOUR.service)
-        crowd.begin_using(NEIGHBOUR.vm)
         for _ in range(TIMES):
+            crowd.begin_using(NEIGHBOUR.vm)
             act(host)
+            uses = crowd.end_using()
+            assert uses.times > ENOUGH
+            assert uses.kept == 0
             crowd.use([WEB1.vm])
-        uses = crowd.end_using()
-        print(f"{uses.times} uses, the longest took {uses.longest * 1000:.0f} ms")
-        assert uses.times > 20
-        assert uses.kept == 0
-        assert uses.longest < LONGEST
         assert host.daemon_pid(NEIGHBOUR.service) == pid
         assert host.journal(NEIGHBOUR.service) == log

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -32,9 +31,6 @@ from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand, fill, is
 LIMIT: Final = 1.0
 """Seconds within which every request of a neighbour is answered, without the time for which its
 two processes waited for a processor: this machine has other work, too."""
-MEDIAN: Final = 0.05
-"""Seconds within which half of its requests are answered, likewise; some ten times what they
-take on a busy machine."""
 HARD_LIMIT: Final = 10.0
 """Seconds within which every request is answered, whatever else this machine does."""
 KEPT_BACK: Final = "kept"
@@ -168,10 +164,6 @@ class Neighbour:
                 found.append(Answered(float(at), float(seconds), float(waited), what))
         return found
 
-    def median(self, since: float = 0.0) -> float:
-        """Seconds a request."""
-        return statistics.median(each.own for each in self.answered() if each.at >= since)
-
     def problems(self) -> list[str]:
         """All that it noticed."""
         found, now = [], time.monotonic()
@@ -184,8 +176,6 @@ class Neighbour:
         silence = now - answered[-1].at - answered[-1].seconds
         if silence > HARD_LIMIT:
             found.append(f"nothing was answered for {silence:.3f} s")
-        if len(answered) > 2 * ENOUGH and (median := self.median()) > MEDIAN:
-            found.append(f"half of all requests took more than {median:.4f} s")
         if not self.daemon.running():
             found.append(f"its daemon ended with status {self.daemon.status()}")
         if self.ended() is not None and not found:
