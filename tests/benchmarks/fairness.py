@@ -41,7 +41,7 @@ SHARE: Final = 0.1
 @contextmanager
 def vm(module: str, path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that is a VM, once it says that it is attached."""
-    command = [sys.executable, "-m", f"tests.benchmarks.{module}", str(path)]
+    command = [sys.executable, "-m", f"tests.benchmarks.programs.{module}", str(path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
