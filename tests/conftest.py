@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from tests.rig.fixtures import (  # noqa: F401
+    needs_rig,
     pytest_collection_finish,
     pytest_runtest_setup,
     pytest_terminal_summary,
@@ -27,10 +28,21 @@ from vhost_balloon.log.lines import logger
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.vm.vm import Vm
 
+SLOW = {"benchmarks", "neighbours", "restart", "soak"}
+"""Folders whose tests take long: most start several processes, or wait for real time."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as slow before -m selects."""
+    for item in items:
+        if item.path.parent.name in SLOW or needs_rig(item):
+            item.add_marker("slow")
+
 
 @pytest.fixture
 def log_lines() -> Iterator[LogLines]:
-    """What the daemon logs in this process, down to debug."""
+    """The log of this process, from debug up."""
     handler, level = LogLines(), logger.level
     logger.addHandler(handler)
     logger.setLevel("DEBUG")
@@ -41,13 +53,13 @@ def log_lines() -> Iterator[LogLines]:
 
 @pytest.fixture
 def still_clock() -> trio.testing.MockClock:
-    """Time that passes only when the test says so: nothing is late, however slow this machine."""
+    """A clock that only the test moves: nothing is late, however slow the machine."""
     return trio.testing.MockClock()
 
 
 @pytest.fixture
 def memory() -> Iterator[GuestMemory]:
-    """1 MiB at 0 and 1 MiB at 4 GiB, from one file in the opposite order; a hole between."""
+    """1 MiB at 0 and 1 MiB at 4 GiB, in one file in the opposite order with a hole between them."""
     low = memfd(3 * MIB)
     high = OwnedFd(os.dup(low.fileno()))
     memory = GuestMemory()
@@ -59,19 +71,19 @@ def memory() -> Iterator[GuestMemory]:
 
 @pytest.fixture
 def front_end() -> PureFrontEnd:
-    """A front end without I/O that has negotiated as QEMU does."""
+    """A front end without I/O that has negotiated like QEMU."""
     return negotiated()
 
 
 @pytest.fixture
 def fresh() -> PureFrontEnd:
-    """One that has just connected."""
+    """A front end without I/O that has only connected."""
     return PureFrontEnd()
 
 
 @pytest.fixture
 def huge_pages() -> Iterator[HugePages]:
-    """A pool of huge pages (2 MiB) for this test alone; needs root."""
+    """A pool of 64 huge pages of 2 MiB for this test alone; needs root."""
     need_root("HUGE PAGES")
     with HugePages(64) as pool:
         yield pool
@@ -79,7 +91,7 @@ def huge_pages() -> Iterator[HugePages]:
 
 @pytest.fixture
 def shmem_huge_pages() -> Iterator[None]:
-    """Memfds get transparent huge pages; needs root."""
+    """Give memfds transparent huge pages; needs root."""
     setting = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
     need_root("SHMEM HUGE PAGES")
     old = setting.read_text().split("[")[1].split("]")[0]
@@ -93,13 +105,13 @@ def shmem_huge_pages() -> Iterator[None]:
 
 @pytest.fixture
 async def vm() -> Vm:
-    """web1, with nobody attached."""
+    """A VM named web1 without a front end."""
     return web1()
 
 
 @pytest.fixture
 async def server(vm: Vm, nursery: trio.Nursery) -> MemoryListener:
-    """The control server of vm, over streams in memory."""
+    """The control server of vm, on in-memory streams."""
     listener = MemoryListener()
     await nursery.start(serve_control, listener, vm)
     return listener

@@ -1,13 +1,19 @@
-"""Lint, format and types are tests like all others."""
+"""Lint, format, types, and the layout of tests/ are tests like all others."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
+
+TESTS = ROOT / "tests"
+SOURCES = sorted(path for path in TESTS.rglob("*.py") if path.is_file())
 
 
 @pytest.mark.parametrize(
@@ -20,3 +26,37 @@ def test_linter(command: list[str]) -> None:
         [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def imported(source: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports, each `from a import b` as a.b."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def names_test_file(name: str) -> bool:
+    """Whether a dotted name is a test file's, or that of a definition in one."""
+    *_, module, last = name.split(".")
+    return module.startswith("test_") or (
+        last.startswith("test_") and ROOT.joinpath(*name.split(".")).with_suffix(".py").exists()
+    )
+
+
+def test_no_file_imports_a_test_file() -> None:
+    found = [
+        (str(source.relative_to(ROOT)), name)
+        for source in SOURCES
+        for name in imported(source)
+        if name.startswith("tests.") and names_test_file(name)
+    ]
+    assert found == []
+
+
+def test_a_folder_is_not_too_full() -> None:
+    for folder in {source.parent for source in SOURCES}:
+        files = [path for path in folder.iterdir() if path.is_file()]
+        assert len(files) <= 21, folder

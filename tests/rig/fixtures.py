@@ -1,8 +1,8 @@
-"""pytest support: the trees that a test needs are there before it runs.
+"""pytest support: provisions the trees that the chosen tests need.
 
-`@pytest.mark.guest` asks for what guests need, `@pytest.mark.rig(TREE, ...)` for other trees, the
-fixture systemd_host for its own. All that the chosen tests ask for is fetched before the first of
-them: no test's time limit counts then, and pytest captures nothing, so whoever waits sees why.
+`@pytest.mark.guest` asks for the trees of a guest, `@pytest.mark.rig(TREE, ...)` for others, the
+fixture systemd_host for its own. All are fetched before the first test, outside of any test's time
+limit and while pytest does not capture output, so that the user sees the reason for the wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.rig.provisioning.packages import SYSTEMD, TREES, Tree, provision
 from tests.rig.systemd import SystemdHost
 
 _missing: Final[dict[Tree, str]] = {}
-"""Why a tree cannot be had here."""
+"""Why a tree cannot be provisioned here."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -31,8 +31,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let no test start without its trees; those of others are not its concern."""
+    """Skip or fail a test whose trees are missing."""
     require_rig(tuple(_needed(item)))
+
+
+def needs_rig(item: pytest.Item) -> bool:
+    """Whether a test needs any tree."""
+    return any(_needed(item))
 
 
 def _needed(item: pytest.Item) -> Iterator[Tree]:
@@ -45,10 +50,10 @@ def _needed(item: pytest.Item) -> Iterator[Tree]:
 
 
 def require_rig(trees: tuple[Tree, ...] = TREES) -> None:
-    """Make sure of trees.
+    """Provision trees.
 
-    Where this machine cannot have them, the test is skipped and the summary says so, except with
-    CI or VHOST_BALLOON_REQUIRE_RIG=1 in the environment: there it fails.
+    Where that is impossible, skip the test and say so in the summary, or fail it if CI or
+    VHOST_BALLOON_REQUIRE_RIG=1 is in the environment.
     """
     _provision(trees)
     for tree in trees:
@@ -57,7 +62,7 @@ def require_rig(trees: tuple[Tree, ...] = TREES) -> None:
 
 
 def _provision(trees: Iterable[Tree]) -> None:
-    """Try to get trees, each of them once in this run."""
+    """Try to provision trees, each once per run."""
     wanted = tuple(tree for tree in dict.fromkeys(trees) if tree not in _missing)
     try:
         provision(wanted)
@@ -68,34 +73,36 @@ def _provision(trees: Iterable[Tree]) -> None:
 
 
 def required() -> bool:
-    """Whether a missing rig is a failure here."""
+    """Whether a missing rig is a failure."""
     return bool(os.environ.get("CI")) or os.environ.get("VHOST_BALLOON_REQUIRE_RIG") == "1"
 
 
 @pytest.fixture(scope="module")
 def systemd_host() -> Iterator[SystemdHost]:
-    """Real systemd with the daemon installed, one for the tests of a module."""
+    """Real systemd with the daemon installed, shared by the tests of a module."""
     with ExitStack() as stack:
         try:
             host = stack.enter_context(SystemdHost())
         except RigUnavailable as error:
-            refuse(error.reason)  # guests may be had all the same
+            refuse(error.reason)  # guests may work all the same
         host.install()
         yield host
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly what was not run."""
+    """Report loudly which tests were not run."""
     if _missing and not required():
         terminalreporter.section("REAL-GUEST TESTS SKIPPED", yellow=True, bold=True)
         for reason in dict.fromkeys(_missing.values()):
             names = ", ".join(tree.name for tree in _missing if _missing[tree] == reason)
-            terminalreporter.line(f"This machine cannot have {names}: {reason}", yellow=True)
-        terminalreporter.line("Nothing that needs it was shown in this run.", yellow=True)
+            terminalreporter.line(
+                f"{names} cannot be provisioned on this machine: {reason}", yellow=True
+            )
+        terminalreporter.line("Nothing that needs the rig was tested in this run.", yellow=True)
 
 
 def refuse(reason: str) -> NoReturn:
-    """Skip the test, or fail it where the rig is required."""
+    """Skip the test, or fail it if the rig is required."""
     if required():
         pytest.fail(f"the rig is required here but unavailable: {reason}", pytrace=False)
     pytest.skip(f"the rig is unavailable: {reason}")
