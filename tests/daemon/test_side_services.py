@@ -10,15 +10,15 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.rig.qmp import QMPClient
+from tests.rig.waiting import wait_until
 from tests.support.command import listening, run
 from tests.support.end_to_end import MIB, by_hand, eventually
 from tests.support.paths import TLS
@@ -212,16 +212,9 @@ def test_the_second_of_two_instances_with_one_metrics_address_serves_its_vm(
                 assert [vm["id"] for vm in qmp.execute("query-vms")] == ["web2"]
             started.wait_logged("Address already in use; it is tried again until it works")
             taken.close()
-            wait_until(lambda: scraped(address))
+            wait_until(lambda: scraped(address), 10)
             code, log = started.end()
     assert (code, "Address already in use" in log) == (0, False), "it is said once"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_without_guests_a_taken_port_is_the_operators_mistake(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, MiB
-from tests.support.vms.guests import Attached, attached, corruption, wait_until
+from tests.rig.waiting import wait_until
+from tests.support.vms.guests import Attached, attached, corruption
 
 pytestmark = pytest.mark.guest
 

@@ -15,8 +15,9 @@ from tests.rig.daemon import Daemon
 from tests.rig.guest import Guest
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
+from tests.rig.waiting import wait_until
 from tests.support.pty_session import PtySession
-from tests.support.vms.guests import Attached, attached, wait_until
+from tests.support.vms.guests import Attached, attached
 
 pytestmark = pytest.mark.guest
 

@@ -8,8 +8,9 @@ import pytest
 
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
+from tests.rig.waiting import wait_until
 from tests.support.huge_pages import HugePages, need_root
-from tests.support.vms.guests import HUGE_PAGE, Attached, attached, corruption, wait_until
+from tests.support.vms.guests import HUGE_PAGE, Attached, attached, corruption
 
 pytestmark = pytest.mark.guest
 

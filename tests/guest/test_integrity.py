@@ -12,7 +12,8 @@ from tests.rig.guest import Guest
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.qmp import QMPClient
-from tests.support.vms.guests import attached, corruption, wait_until
+from tests.rig.waiting import wait_until
+from tests.support.vms.guests import attached, corruption
 
 pytestmark = pytest.mark.guest
 

@@ -13,9 +13,10 @@ from tests.rig.inside import workload
 from tests.rig.memory import GiB, MiB
 from tests.rig.prometheus import Prometheus, promtool
 from tests.rig.provisioning.packages import PROMETHEUS
+from tests.rig.waiting import wait_until
 from tests.support.monitoring import ALERTS, RULES, expressions, filled_in
 from tests.support.paths import TLS
-from tests.support.vms.guests import Attached, attached, wait_until
+from tests.support.vms.guests import Attached, attached
 from vhost_balloon.metrics.accept import OPENMETRICS, negotiate
 from vhost_balloon.metrics.http import RequestReader
 

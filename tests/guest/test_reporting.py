@@ -8,6 +8,8 @@ import pytest
 
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
+from tests.rig.waiting import wait_until
+from tests.support.helpers import resident
 from tests.support.huge_pages import HugePages, need_root
 from tests.support.vms.guests import (
     HUGE_PAGE,
@@ -15,9 +17,7 @@ from tests.support.vms.guests import (
     attached,
     corruption,
     memory_files,
-    resident,
     resident_between,
-    wait_until,
 )
 
 pytestmark = pytest.mark.guest

@@ -1,4 +1,4 @@
-"""The daemon as a subprocess, started as an operator would start it."""
+"""The daemon as a subprocess, started the way an operator starts it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import Final
 from tests.rig import process
 from tests.rig.errors import DaemonError
 from tests.rig.qmp import QMPClient
+from tests.rig.waiting import wait_until
 
 START_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 3.0
@@ -55,7 +55,7 @@ class Daemon(process.Started):
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Terminate the daemon; its failure to end well counts unless something else failed."""
+        """Terminate the daemon. A bad end is an error unless something else failed."""
         try:
             if kind is None and self.running():
                 self.terminate()
@@ -82,17 +82,18 @@ class Daemon(process.Started):
         """Start it and wait for the control socket, which opens last.
 
         Raises:
-            DaemonError: it ended, or the socket did not come within timeout seconds.
+            DaemonError: it ended, or there was no socket within timeout seconds.
         """
         with (self.folder / "daemon.log").open("ab") as log:
             self._process = process.spawn(self.command(), output=log, environment=self._environment)
-        deadline = time.monotonic() + timeout
-        while not connectable(self.control):
+
+        def serves() -> bool:
             if not self.running():
                 raise DaemonError(f"it ended with status {self.status()}\n{self.log()}")
-            if time.monotonic() > deadline:
-                raise DaemonError(f"no control socket within {timeout} s\n{self.log()}")
-            time.sleep(0.05)
+            return connectable(self.control)
+
+        late = f"no control socket within {timeout} s"
+        wait_until(serves, timeout, lambda: DaemonError(f"{late}\n{self.log()}"), pause=0.05)
 
     def terminate(self, timeout: float = STOP_SECONDS) -> None:
         """SIGTERM.
@@ -113,12 +114,12 @@ class Daemon(process.Started):
             process.kill(self._process)
 
     def close(self) -> None:
-        """Kill it if it still runs, and throw its folder away; may be called twice."""
+        """Kill it if it still runs, and delete its folder. May be called twice."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def running(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def status(self) -> int | None:
@@ -126,20 +127,24 @@ class Daemon(process.Started):
         return self._started().poll()
 
     def log(self) -> str:
-        """All it wrote to stdout and stderr."""
+        """Its stdout and stderr."""
         return process.text_tail(self.folder / "daemon.log", 1 << 20)
 
     def wait_logged(self, pattern: str, timeout: float = START_SECONDS) -> re.Match[str]:
-        """Wait until a part of the log matches a regular expression.
+        """Wait until the log has a match of a regular expression.
 
         Raises:
-            DaemonError: none did within timeout seconds.
+            DaemonError: there was none within timeout seconds.
         """
-        deadline = time.monotonic() + timeout
-        while (match := re.search(pattern, self.log())) is None:
-            if time.monotonic() > deadline:
-                raise DaemonError(f"no {pattern!r} within {timeout} s\n{self.log()}")
-            time.sleep(0.05)
+        late = f"no {pattern!r} within {timeout} s"
+        wait_until(
+            lambda: re.search(pattern, self.log()) is not None,
+            timeout,
+            lambda: DaemonError(f"{late}\n{self.log()}"),
+            pause=0.05,
+        )
+        match = re.search(pattern, self.log())
+        assert match is not None
         return match
 
     def qmp(self) -> QMPClient:
@@ -147,7 +152,7 @@ class Daemon(process.Started):
         return QMPClient(self.control)
 
     def rss(self) -> int:
-        """Resident set size in bytes; guest pages that it touched through its mapping count."""
+        """Resident set size in bytes, including the guest pages it touched through its mapping."""
         return process.rss(self.pid)
 
     def pss(self) -> int:
@@ -169,7 +174,7 @@ class Daemon(process.Started):
 
 
 def connectable(path: Path) -> bool:
-    """Whether somebody listens on a socket file."""
+    """Whether a socket file accepts connections."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

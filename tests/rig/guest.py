@@ -22,6 +22,7 @@ from tests.rig.job import Job
 from tests.rig.memory import GiB, Memory
 from tests.rig.process import OWN_FORKER, Started, ended, kill, spawn, text_tail
 from tests.rig.qmp import QMPClient
+from tests.rig.waiting import wait_until
 
 BOOT_SECONDS: Final = 120.0
 _DRIVER: Final = "/lib/modules/virtio_balloon.ko"
@@ -33,7 +34,7 @@ class Guest(Started):
 
     Args:
         balloon: "qemu" for QEMU's own device, None for none, else the path of the socket on
-            which a vhost-user back end listens already.
+            which a vhost-user back end already listens.
         memory: the guest's RAM.
         flavour: kernel, "cloud" or "generic" (PAGE_POISONING=y).
         kernel_arguments: more of them, such as "init_on_free=1".
@@ -113,7 +114,7 @@ class Guest(Started):
             raise GuestError(f"the guest did not boot: {error}\n{self.logs()}") from error
 
     def close(self) -> None:
-        """Kill QEMU if it still runs and throw the logs away; may be called twice."""
+        """Kill QEMU if it still runs, and delete the logs. May be called twice."""
         self.kill()
         for name in ("console", "qmp"):
             if name in self.__dict__:
@@ -128,7 +129,7 @@ class Guest(Started):
         return self._process.pid
 
     def running(self) -> bool:
-        """Whether the QEMU process is there."""
+        """Whether the QEMU process runs."""
         return self._process is not None and self._process.poll() is None
 
     def logs(self) -> str:
@@ -147,7 +148,7 @@ class Guest(Started):
         self.qmp.execute("cont")
 
     def reset(self, timeout: float = BOOT_SECONDS) -> None:
-        """Reset the machine as its reset button does, and wait for the shell."""
+        """Press the machine's reset button, and wait for the shell."""
         self.qmp.execute("system_reset")
         self.console.wait_ready(timeout)
 
@@ -182,7 +183,7 @@ class Guest(Started):
         self.run(f"insmod {_DRIVER}")
 
     def unload_driver(self, timeout: float = 120) -> None:
-        """Unload virtio_balloon, which first takes every page back from the balloon."""
+        """Unload virtio_balloon, which first deflates the balloon."""
         self.run("rmmod virtio_balloon", timeout)
 
     def meminfo(self) -> dict[str, int]:
@@ -194,7 +195,7 @@ class Guest(Started):
         }
 
     def vmstat(self) -> dict[str, int]:
-        """/proc/vmstat: events since boot and pages in some state."""
+        """/proc/vmstat: events since boot, and pages by state."""
         lines = (line.split() for line in self.run("cat /proc/vmstat").splitlines())
         return {name: int(value) for name, value in lines}
 
@@ -205,11 +206,11 @@ class Guest(Started):
     # The guest's memory
 
     def resident(self) -> int:
-        """Bytes the host really spends on the guest's RAM."""
+        """Bytes of host memory that the guest's RAM takes."""
         return ram.resident(self.pid)
 
     def hotplug_dimm(self, timeout: float = 60) -> None:
-        """Plug in a DIMM of 1 GiB with a backend of its own and put it online in the guest."""
+        """Plug in a DIMM of 1 GiB with its own backend, and put it online in the guest."""
         number = next(self._dimms)
         before = self.meminfo()["MemTotal"]
         backend = self.memory.backend(f"dimmmem{number}", GiB)
@@ -218,14 +219,15 @@ class Guest(Started):
             "device_add",
             {"driver": "pc-dimm", "id": f"dimm{number}", "memdev": f"dimmmem{number}"},
         )
-        deadline = time.monotonic() + timeout
-        while self._online() < before + GiB // 2:
-            if time.monotonic() > deadline:
-                raise RigTimeout(f"no DIMM within {timeout} s\n{self.logs()}")
-            time.sleep(0.5)
+        wait_until(
+            lambda: self._online() > before + GiB // 2,
+            timeout,
+            lambda: RigTimeout(f"no DIMM within {timeout} s\n{self.logs()}"),
+            pause=0.5,
+        )
 
     def _online(self) -> int:
-        """Put every memory block online; bytes of memory then."""
+        """Put all memory blocks online; return the total memory in bytes."""
         self.run(
             "for state in /sys/devices/system/memory/memory*/state; do"
             " grep -q offline $state && echo online >$state; done; true"
@@ -235,7 +237,7 @@ class Guest(Started):
     # Inner workings
 
     def _connected_qmp(self) -> QMPClient:
-        """QEMU opens this socket right after the console's, which has been connected to."""
+        """Connect; QEMU opens this socket right after the console's."""
         deadline = time.monotonic() + 30
         while True:
             self._check_process()
@@ -251,7 +253,7 @@ class Guest(Started):
             raise GuestError(f"QEMU ended with status {self._process.returncode}")
 
     def _check(self) -> None:
-        """Nothing more will come from a guest whose QEMU ended or gave it up."""
+        """Raise GuestError if QEMU has ended or stopped the guest for good."""
         self._check_process()
         status = self.qmp.execute("query-status")["status"]
         if status in _DEAD_STATES:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from tests.rig.errors import CommandError, RigTimeout
+from tests.rig.waiting import wait_until
 
 
 class Job:
@@ -36,11 +36,13 @@ class Job:
             CommandError: it ended with a non-zero status.
             RigTimeout: it still runs after timeout seconds.
         """
-        deadline = time.monotonic() + timeout
-        while (status := self.status()) is None:
-            if time.monotonic() > deadline:
-                raise RigTimeout(f"{self.command!r} still runs; so far: {self.output()}")
-            time.sleep(1)
-        if status != 0:
+        wait_until(
+            lambda: self.status() is not None,
+            timeout,
+            lambda: RigTimeout(f"{self.command!r} still runs; so far: {self.output()}"),
+            pause=1,
+        )
+        if (status := self.status()) != 0:
+            assert status is not None
             raise CommandError(self.command, status, self.output())
         return self.output()

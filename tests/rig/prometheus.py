@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final
 from tests.rig import process
 from tests.rig.errors import RigError
 from tests.rig.provisioning.packages import PROMETHEUS
+from tests.rig.waiting import wait_until
 
 START_SECONDS: Final = 30.0
 _LISTENS: Final = re.compile(r'msg="Listening on" address=(127\.0\.0\.1:\d+)')
@@ -144,11 +144,9 @@ class Prometheus(process.Started):
         ]
         with (self.folder / "prometheus.log").open("wb") as log:
             self._process = process.spawn(command, output=log)
-        deadline = time.monotonic() + START_SECONDS
-        while not self._ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise PrometheusError(f"it does not start\n{self.log()}")
-            time.sleep(0.1)
+        wait_until(
+            self._ready, START_SECONDS, lambda: PrometheusError(f"it does not start\n{self.log()}")
+        )
 
     def _ready(self) -> bool:
         match = _LISTENS.search(self.log())

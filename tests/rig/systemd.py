@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tests.rig import namespace, process
 from tests.rig.errors import RigUnavailable, SystemdError
 from tests.rig.provisioning.packages import SYSTEMD
 from tests.rig.qmp import QMPClient
+from tests.rig.waiting import wait_until
 from tests.rig.wheel import build_wheel
 
 BOOT_SECONDS: Final = 60.0
@@ -124,13 +124,15 @@ class SystemdHost(process.Started):
         command = (*own_mounts, "sh", _BOOT, SYSTEMD.folder, self.folder / "work", self._cgroup)
         with (self.folder / "systemd.log").open("wb") as log:
             self._process = process.spawn(command, output=log)
-        deadline = time.monotonic() + timeout
-        while not self._booted():
-            if self._process.poll() is not None:
-                raise RigUnavailable(f"systemd cannot be had here: {self._log()}")
-            if time.monotonic() > deadline:
-                raise SystemdError(f"no systemd within {timeout} s: {self._log()}")
-            time.sleep(0.05)
+        booting = self._process
+
+        def booted() -> bool:
+            if booting.poll() is not None:
+                raise RigUnavailable(f"systemd does not run here: {self._log()}")
+            return self._booted()
+
+        late = f"no systemd within {timeout} s"
+        wait_until(booted, timeout, lambda: SystemdError(f"{late}: {self._log()}"), pause=0.05)
         state = self.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
         if state != "running":
             raise SystemdError(f"it is {state}:\n{self.systemctl('--failed')}{self._log()}")
@@ -184,11 +186,15 @@ class SystemdHost(process.Started):
 
     def wait_logged(self, text: str, unit: str = SERVICE, timeout: float = 30) -> str:
         """Wait until a unit's log has text; all of the log."""
-        deadline = time.monotonic() + timeout
-        while text not in (log := self.journal(unit)):
-            if time.monotonic() > deadline:
-                raise SystemdError(f"no {text!r} within {timeout} s\n{log}")
-            time.sleep(0.1)
+        log = ""
+
+        def logged() -> bool:
+            nonlocal log
+            log = self.journal(unit)
+            return text in log
+
+        late = f"no {text!r} within {timeout} s"
+        wait_until(logged, timeout, lambda: SystemdError(f"{late}\n{log}"))
         return log
 
     def path(self, inside: str) -> Path:
@@ -257,14 +263,16 @@ class SystemdHost(process.Started):
 
     def wait_replaced(self, old: int, unit: str = SERVICE, timeout: float = 30) -> float:
         """Wait until the unit is active again with another process than old; seconds it took."""
-        started = time.monotonic()
-        while True:
+
+        def replaced() -> bool:
             with contextlib.suppress(ProcessLookupError):
-                if self.show(unit, "ActiveState") == "active" and self.daemon_pid(unit) != old:
-                    return time.monotonic() - started
-            if time.monotonic() - started > timeout:
-                raise SystemdError(f"{unit} is not back\n{self.journal(unit)}")
-            time.sleep(0.05)
+                return self.show(unit, "ActiveState") == "active" and self.daemon_pid(unit) != old
+            return False
+
+        def failure() -> SystemdError:
+            return SystemdError(f"{unit} is not back\n{self.journal(unit)}")
+
+        return wait_until(replaced, timeout, failure, pause=0.05)
 
     def stored(self, unit: str = SERVICE) -> list[str]:
         """Names of the descriptors in the unit's store."""

@@ -6,8 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests.rig.guest import Guest
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.provisioning.sources import debian_archives
+from tests.rig.waiting import wait_until
 from tests.support.helpers import receive
 from tests.support.paths import ROOT
 
@@ -26,15 +26,6 @@ def guest() -> Iterator[Guest]:
     """One guest with QEMU's own balloon for all tests that leave it as it was."""
     with Guest("qemu") as booted:
         yield booted
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> float:
-    """Wait for condition, looking five times a second; return the seconds it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, "it did not happen in time"
-        time.sleep(0.2)
-    return time.monotonic() - started
 
 
 @pytest.mark.guest

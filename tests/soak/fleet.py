@@ -15,7 +15,7 @@ from tests.rig.guest import Guest
 from tests.rig.memory import Memory, MiB
 from tests.rig.provisioning.packages import SYSTEMD, TREES, provision
 from tests.rig.systemd import Instance, SystemdHost
-from tests.support.vms.guests import wait_until
+from tests.rig.waiting import wait_until
 from tests.support.vms.remote import Remote
 
 REAL_RAM: Final = 512 * MiB

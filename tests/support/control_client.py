@@ -10,12 +10,11 @@ from typing import Any, cast
 import trio
 import trio.testing
 
+from tests.support.helpers import GIB as GIB
 from vhost_balloon.front_end.connection import FrontEndConnection
 from vhost_balloon.vm.settings import VmSettings
 from vhost_balloon.vm.snapshot import VmStatistics
 from vhost_balloon.vm.vm import Vm
-
-GIB = 1 << 30
 
 
 class FakeFrontEnd:

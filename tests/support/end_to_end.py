@@ -22,6 +22,8 @@ import trio.testing
 
 from protocol import virtio_balloon as vb
 from protocol.virtio_balloon import BalloonFeature, Queue
+from tests.support.helpers import MIB as MIB
+from tests.support.helpers import PAGE as PAGE
 from vhost_balloon.config import config
 from vhost_balloon.daemon import daemon
 from vhost_balloon.log.lines import TextFormatter
@@ -35,8 +37,6 @@ from vhost_balloon.simulator.ring import DriverRing, Used
 from vhost_balloon.simulator.wire import BackEndGone
 from vhost_balloon.vm.vm import Vm
 
-PAGE: Final = 4096
-MIB: Final = 1 << 20
 BLOCK: Final = 4 * MIB
 
 QUIET: Final = "--stats-interval=0"

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Final
 
 from protocol.vhost_user_payloads import Region
@@ -35,9 +36,9 @@ def memfd(size: int, *, seals: int = QEMU_SEALS, flags: int = 0) -> OwnedFd:
     return fd
 
 
-def resident(fd: OwnedFd) -> int:
-    """Bytes that the host spends on a file."""
-    return os.fstat(fd.fileno()).st_blocks * 512
+def resident(file: OwnedFd | Path) -> int:
+    """Return the bytes of host memory that a file takes."""
+    return os.stat(file if isinstance(file, Path) else file.fileno()).st_blocks * 512
 
 
 def mapped(

@@ -12,9 +12,8 @@ import pytest
 
 from protocol.vhost_user_payloads import Region
 from tests.rig.fixtures import required
+from tests.support.helpers import MIB
 from vhost_balloon.simulator.memory import GuestRam, RamRegion, create_memfd
-
-MIB: Final = 1 << 20
 
 
 def need_root(what: str) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rig.systemd import WEB1, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.helpers import MIB
 from tests.support.vms.crowd import Crowd
-from tests.support.vms.guests import wait_until
 
 USED = 256 * MIB
 

@@ -12,11 +12,11 @@ from protocol.vhost_user import Request
 from protocol.vhost_user_payloads import parse_u64
 from tests.rig.errors import GuestError, QMPError
 from tests.rig.systemd import WEB1, Instance, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.end_to_end import MIB, ByHand, by_hand
 from tests.support.hostile.bad_requests import slot
 from tests.support.hostile.silent_fuse import SilentFuse, silent_fuse
 from tests.support.vms.crowd import Crowd
-from tests.support.vms.guests import wait_until
 
 NEIGHBOUR = Instance("neighbour")
 ENOUGH = 20

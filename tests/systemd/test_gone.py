@@ -9,8 +9,8 @@ from tests.rig.errors import RigError
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory
 from tests.rig.systemd import SERVICE, WEB1, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.restarting.under_systemd import Watched
-from tests.support.vms.guests import wait_until
 
 pytestmark = pytest.mark.guest
 

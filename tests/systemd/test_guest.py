@@ -10,9 +10,11 @@ import pytest
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.systemd import OPTIONS, VENV, WEB1, Instance, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.end_to_end import PAGE
+from tests.support.helpers import resident
 from tests.support.vms.crowd import Crowd
-from tests.support.vms.guests import memory_files, resident, wait_until
+from tests.support.vms.guests import memory_files
 
 pytestmark = pytest.mark.guest
 

@@ -13,10 +13,10 @@ from typing import Final
 import pytest
 
 from tests.rig.systemd import HUB, WEB1, Instance, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.helpers import receive
 from tests.support.paths import ROOT
 from tests.support.vms.crowd import Crowd
-from tests.support.vms.guests import wait_until
 
 DB: Final = Instance("db")
 README: Final = ROOT / "README.md"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.rig.systemd import SERVICE, WEB1, SystemdHost
-from tests.support.vms.guests import wait_until
+from tests.rig.waiting import wait_until
 
 pytestmark = pytest.mark.guest
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.rig import process
 from tests.rig.systemd import Instance, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.end_to_end import PAGE
 from tests.support.vms.crowd import Crowd
-from tests.support.vms.guests import wait_until
 
 VMS = [Instance(f"sim{number}") for number in range(30)]
 STORED = 10

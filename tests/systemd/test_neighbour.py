@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.rig.systemd import WEB1, Instance, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.vms.crowd import Crowd
-from tests.support.vms.guests import wait_until
 
 NEIGHBOUR = Instance("neighbour")
 TIMES = 3

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rig.systemd import SERVICE, WEB1, SystemdHost
-from tests.support.vms.guests import wait_until
+from tests.rig.waiting import wait_until
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 
 from tests.rig import process
 from tests.rig.systemd import SERVICE, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.restarting import under_systemd
 from tests.support.restarting.under_systemd import Watched
-from tests.support.vms.guests import wait_until
 
 pytestmark = pytest.mark.guest
 

@@ -10,11 +10,11 @@ import pytest
 
 from tests.rig.memory import MiB
 from tests.rig.systemd import SERVICE, WEB1, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.rig.wheel import SHIPPED, build_wheel
 from tests.support.paths import ROOT
 from tests.support.restarting import under_systemd
 from tests.support.restarting.under_systemd import death
-from tests.support.vms.guests import wait_until
 from vhost_balloon.store.record import STATE_VERSION
 
 pytestmark = pytest.mark.guest

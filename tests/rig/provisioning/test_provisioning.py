@@ -298,4 +298,7 @@ def test_a_reason_for_all_is_said_once(debian: FakeDebian, tmp_path: Path) -> No
     only = {"PATH": f"{tmp_path}/bin"}
     out, err = run_tests(tmp_path, environment=only)
     assert ("1 passed, 2 skipped" in out, err) == (True, "")
-    assert out.count("reader cannot be provisioned on this machine: needs apt-cache (a Debian host)") == 1
+    assert (
+        out.count("reader cannot be provisioned on this machine: needs apt-cache (a Debian host)")
+        == 1
+    )

@@ -13,7 +13,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.virtio_balloon import Queue, StatTag
-from tests.support.control_client import GIB
+from tests.support.helpers import GIB
 from tests.support.scrapes import Samples, samples
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.control.report import describe_vm

@@ -9,14 +9,12 @@ file that receives every step, so that a test can list them. SPARE_PACKETS repla
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, Final
 
+from tests.support.restarting.dying import wrapped
 from vhost_balloon import __main__
 from vhost_balloon.fds import EventFd
 from vhost_balloon.front_end.channel import BackendChannel
@@ -84,28 +82,7 @@ class Crash:
 
     def patch(self, point: str) -> None:
         owner, name = POINTS[point]
-        setattr(owner, name, self._wrapped(point, getattr(owner, name)))
-
-    def _wrapped(self, point: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def later(*arguments: Any, **named: Any) -> Any:
-                self.step(point, "before")
-                result = await function(*arguments, **named)
-                self.step(point, "after")
-                return result
-
-            return later
-
-        @functools.wraps(function)
-        def now(*arguments: Any, **named: Any) -> Any:
-            self.step(point, "before")
-            result = function(*arguments, **named)
-            self.step(point, "after")
-            return result
-
-        return now
+        setattr(owner, name, wrapped(point, getattr(owner, name), self.step))
 
 
 if __name__ == "__main__":

@@ -80,8 +80,10 @@ def reach(step: str, when: str) -> None:
     raise RuntimeError(f"{INJECTED} {when} {step}")
 
 
-def wrapped(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that it may end this program before or after its work."""
+def wrapped(
+    step: str, function: Callable[..., Any], reach: Callable[[str, str], None]
+) -> Callable[..., Any]:
+    """Wrap a function to call reach(step, "before") and reach(step, "after") around it."""
 
     @functools.wraps(function)
     async def wait(*args: Any, **kwargs: Any) -> Any:
@@ -102,7 +104,7 @@ def wrapped(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     for name, (owner, attribute) in STEPS.items():
-        setattr(owner, attribute, wrapped(name, getattr(owner, attribute)))
+        setattr(owner, attribute, wrapped(name, getattr(owner, attribute), reach))
     # Repeated crashes normally give up the front end; here they are not its fault.
     if "MANY_CRASHES" in os.environ:
         revival.MAX_CRASHES = 1000  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Starts a daemon with listening sockets, as a service manager hands them over."""
+"""Starts a daemon that is handed listening sockets, as by a service manager."""
 
 from __future__ import annotations
 
@@ -11,22 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What systemd does between fork and exec: the descriptors from 3 on, and who they are meant for.
-_EXEC = """
-import os, sys
-names, fds, *command = sys.argv[1:]
-for number, fd in enumerate(fds.split(",")):
-    os.dup2(int(fd), 60 + number)
-for number, _ in enumerate(fds.split(",")):
-    os.dup2(60 + number, 3 + number)
-    os.close(60 + number)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(number + 1), LISTEN_FDNAMES=names)
-os.execv(command[0], command)
-"""
+from tests.support.restarting.service_manager import EXEC
 
 
 class Started:
-    """A daemon that was handed sockets, and that tells when it serves."""
+    """A daemon that was handed sockets and notifies its service manager."""
 
     def __init__(self, sockets: dict[str, socket.socket], options: tuple[str, ...]) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -36,7 +25,7 @@ class Started:
         fds = [sock.fileno() for sock in sockets.values()]
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-c", _EXEC, ":".join(sockets), ",".join(map(str, fds))),
+                *(sys.executable, "-c", EXEC, ":".join(sockets), ",".join(map(str, fds))),
                 *(sys.executable, "-m", "vhost_balloon", *options),
             ],
             pass_fds=fds,
@@ -46,17 +35,17 @@ class Started:
         )
 
     def told(self) -> str:
-        """The next that it tells the service manager."""
+        """Return its next message to the service manager."""
         return self._manager.recv(4096).decode()
 
     def wait_logged(self, text: str) -> None:
-        """Read its log up to a line with this text."""
+        """Read its log up to a line with a text."""
         assert self.process.stderr is not None
         while text not in (line := self.process.stderr.readline()):
-            assert line, "it ended"
+            assert line, "the daemon ended"
 
     def end(self) -> tuple[int, str]:
-        """SIGTERM; exit status, and what it logged."""
+        """Send SIGTERM; return the exit status and the rest of the log."""
         self.process.send_signal(signal.SIGTERM)
         _, log = self.process.communicate(timeout=10)
         return self.process.returncode, log

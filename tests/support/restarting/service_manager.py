@@ -1,7 +1,7 @@
-"""A service manager with a descriptor store, as far as the daemon can see it, and restarts.
+"""A service manager with a descriptor store that restarts the daemon.
 
-It does what systemd does with FDSTORE=1, FDSTOREREMOVE=1 and LISTEN_FDS, the duplicates that it
-silently ignores included (kcmp). The real one is tested in test_systemd_*.
+It treats FDSTORE=1, FDSTOREREMOVE=1 and LISTEN_FDS as systemd does, and also ignores duplicates
+silently (kcmp). tests/systemd runs the real one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from types import TracebackType
 from typing import Final, Self
 
 MAX_FAILURES: Final = 20
-"""Processes in a row that ended before they were ready, until none is started any more."""
+"""After so many processes in a row that ended before they were ready, start no more."""
 
 _SYS_KCMP: Final = 312  # x86-64
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# What systemd does between fork and exec: the descriptors from 3 on, and who they are meant for.
-_EXEC: Final = """
+EXEC: Final = """
 import os, sys
 names, fds, *command = sys.argv[1:]
 fds = [int(fd) for fd in fds.split(",") if fd]
@@ -40,6 +39,8 @@ os.closerange(3 + len(high), 2000)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high)), LISTEN_FDNAMES=names)
 os.execv(command[0], command)
 """
+"""Does what systemd does between fork and exec: moves descriptors to 3 and up, and sets LISTEN_*.
+Arguments: names, descriptors, command."""
 
 
 def same_file(one: int, other: int) -> bool:
@@ -48,10 +49,9 @@ def same_file(one: int, other: int) -> bool:
 
 
 class ServiceManager:
-    """Runs one daemon, keeps what it stores, and starts it again when it was killed.
+    """Runs one daemon, keeps what it stores, and restarts it when it is killed. A context manager.
 
-    A context manager. limit is its FileDescriptorStoreMax; program: what to run instead of the
-    daemon's module.
+    limit: FileDescriptorStoreMax. program: arguments for Python in place of the daemon's module.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ServiceManager:
             assert time.monotonic() < deadline, self.log.read_text()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End the daemon for now; its exit status."""
+        """End the daemon for now; return its exit status."""
         self._ending = True
         self.process.send_signal(number)
         assert self._watcher is not None
@@ -133,8 +133,7 @@ class ServiceManager:
         return self.process.returncode
 
     def abandon(self) -> None:
-        """Take the daemon, which cannot be killed, for one that has ended; its process is the
-        caller's."""
+        """Treat the daemon, which cannot be killed, as ended. The caller owns its process."""
         self._ending = True
         assert self._watcher is not None
         os.eventfd_write(self._abandoned, 1)
@@ -142,7 +141,7 @@ class ServiceManager:
         self._read_all()
 
     def kill(self, number: signal.Signals = signal.SIGKILL, *, wait: bool = True) -> None:
-        """End the daemon, and wait until the next one is ready, or has been started."""
+        """End the daemon, and wait until the next one has started and, if wait, is ready."""
         self._ready.clear()
         restarts = self.restarts
         self.process.send_signal(number)
@@ -152,7 +151,7 @@ class ServiceManager:
             time.sleep(0.01)
 
     def wait_restarts(self, count: int, seconds: float = 30) -> None:
-        """Wait until the daemon was started again so often, and is ready."""
+        """Wait until the daemon was restarted count times and is ready."""
         deadline = time.monotonic() + seconds
         while self.restarts < count:
             assert time.monotonic() < deadline, self.log.read_text()
@@ -160,12 +159,12 @@ class ServiceManager:
         self.wait_ready()
 
     def names(self) -> list[str]:
-        """What is stored, once all that was sent so far is read."""
+        """Names of the stored descriptors, after all messages so far."""
         self._read_all()
         return sorted(name for name, _ in self.stored)
 
     def forget(self, *prefixes: str) -> None:
-        """Lose what is stored under names that begin so."""
+        """Lose the stored descriptors whose names have these prefixes."""
         for entry in [entry for entry in self.stored if entry[0].startswith(prefixes)]:
             os.close(entry[1])
             self.stored.remove(entry)
@@ -179,7 +178,7 @@ class ServiceManager:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
                     [
-                        *(sys.executable, "-c", _EXEC, names, ",".join(map(str, fds))),
+                        *(sys.executable, "-c", EXEC, names, ",".join(map(str, fds))),
                         *(sys.executable, *self.program, *self.options),
                     ],
                     pass_fds=fds,
@@ -203,10 +202,10 @@ class ServiceManager:
                 self._spawn()
 
     def _has_ended(self) -> bool:
-        """Wait until the daemon has; False if it was abandoned before."""
+        """Wait until the daemon ends; return False if it is abandoned first."""
         pidfd = os.pidfd_open(self.process.pid)
         try:
-            either = select.poll()  # select() knows no descriptor from 1024 on
+            either = select.poll()
             either.register(pidfd, select.POLLIN)
             either.register(self._abandoned, select.POLLIN)
             ready = [fd for fd, _ in either.poll()]
@@ -219,7 +218,7 @@ class ServiceManager:
         return True
 
     def _read_all(self) -> None:
-        """Read what it sent last, as systemd does before it starts it again."""
+        """Read the daemon's last messages, as systemd does before a restart."""
         with self._reading, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"LAST=1", self._socket.getsockname())
             self._last_read.wait()

@@ -17,9 +17,9 @@ from tests.rig.errors import GuestError, QMPError
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.systemd import SERVICE, VENV, WEB1, SystemdHost
+from tests.rig.waiting import wait_until
 from tests.support.helpers import readable
 from tests.support.restarting.dying import FOLDER, ORDER
-from tests.support.vms.guests import wait_until
 
 PATIENCE: Final = 60.0
 _PROGRAM: Final = f"{VENV}/dying.py"

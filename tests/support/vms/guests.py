@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.process import fds
 from tests.rig.qmp import QMPClient
+from tests.rig.waiting import wait_until
 
 HUGE_PAGE: Final = 2 * MiB
 
@@ -59,15 +59,6 @@ def attached(
         yield both
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> float:
-    """Wait for a condition outside this process; return the seconds it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"not within {seconds} s"
-        time.sleep(0.1)
-    return time.monotonic() - started
-
-
 def memory_files(guest: Guest) -> list[Path]:
     """A path to each of the guest's memfds, each file once, in no particular order."""
     files = {}
@@ -76,11 +67,6 @@ def memory_files(guest: Guest) -> list[Path]:
             path = Path(f"/proc/{guest.pid}/fd/{number}")
             files[path.stat().st_ino] = path
     return list(files.values())
-
-
-def resident(file: Path) -> int:
-    """Bytes that the host spends on a memory file."""
-    return file.stat().st_blocks * 512
 
 
 def resident_between(file: Path, start: int, end: int) -> int:
