@@ -28,15 +28,18 @@ from vhost_balloon.log.lines import logger
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.vm.vm import Vm
 
-SLOW = {"benchmarks", "neighbours", "restart", "soak"}
-"""Folders whose tests take long: most start several processes, or wait for real time."""
+SLOW = {
+    *("benchmarks", "fuzz", "neighbours", "provisioning", "restart", "soak"),
+    *("test_inert", "test_shelf_deaths", "test_side_services"),
+}
+"""Folders and files whose tests take long: most start several processes, or wait for real time."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests as slow before -m selects."""
     for item in items:
-        if item.path.parent.name in SLOW or needs_rig(item):
+        if {item.path.parent.name, item.path.stem} & SLOW or needs_rig(item):
             item.add_marker("slow")
 
 

@@ -1,4 +1,4 @@
-"""What guest memory may live on, end to end: tmpfs, other file systems, huge pages, terabytes."""
+"""Backings of guest memory, end to end: tmpfs, other file systems, huge pages, terabytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HUGE = 2 * MIB
 
 
 async def report_one_block(guest: ByHand, vm: Vm) -> int:
-    """Fill and report a block that is off by one page; return what is left of it."""
+    """Fill and report a block that is off by one page; return the bytes that remain."""
     fill(guest.ram, 8 * MIB, 2 * BLOCK)
     await guest.report((8 * MIB + PAGE, BLOCK))
     assert is_filled(guest.ram, 8 * MIB, PAGE)
@@ -45,7 +45,7 @@ async def report_one_block(guest: ByHand, vm: Vm) -> int:
 
 
 def file_on(directory: str | Path, size: int) -> int:
-    """A new file without a name."""
+    """Create a file without a name."""
     fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC)
     os.ftruncate(fd, size)
     return fd

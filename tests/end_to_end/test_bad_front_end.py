@@ -1,4 +1,4 @@
-"""Front ends that ask for what is wrong, end to end: refused, said, counted, nothing lost."""
+"""Bad requests of front ends, end to end: refused, logged and counted; nothing is lost."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_509_regions_and_no_more(
             for number in range(509):
                 payload = slot(G + number * PAGE, PAGE, (1 << 46) + number * PAGE, number * PAGE)
                 assert await is_refused(guest.front_end, R.ADD_MEM_REG, payload, *fds) == (
-                    number == 508  # there is one already
+                    number == 508  # it already exists
                 )
         assert log_lines.having("more than 509 regions")
         assert guest.front_end.memory_slots == 509

@@ -1,4 +1,4 @@
-"""Streams that are no vhost-user, stop half-way, or find no descriptors left, end to end."""
+"""Streams that are not vhost-user, stop half-way, or exhaust descriptors, end to end."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_front_end_that_does_not_go_on_is_complained_about_once(
         await trio.sleep(112)
         assert host.vm().counters.front_end_stalls == 1
         assert len(log_lines.having("warning: vm1", "does not finish its message")) == 1
-        # It may go on all the same.
+        # The stream may continue.
         await silent.send_raw((header(size=8) + bytes(8))[len(begun) :])
         assert await silent.get_u64(R.GET_FEATURES)
         await trio.sleep(100)
@@ -106,7 +106,7 @@ async def test_a_message_byte_by_byte_is_a_message(tmp_path: Path, still_clock: 
             await wait_all_tasks_blocked()
         for _ in range(2):
             assert (await raw.receive_reply()).request == R.GET_FEATURES
-        await raw.send_raw(message * 100)  # and many in one piece
+        await raw.send_raw(message * 100)  # and many in one write
         for _ in range(100):
             assert (await raw.receive_reply()).request == R.GET_FEATURES
 

@@ -1,4 +1,4 @@
-"""The daemon's memory stays bounded, whatever a guest and its front end give it."""
+"""The daemon's memory stays bounded, whatever a guest and its front end send."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vhost_balloon.simulator.memory import GuestRam
 LONGEST = 32768
 HOLE = 1 << 40
 BOUND = 64 * MIB
-"""What one guest may make the daemon grow by: five chains of 32768 buffers, some 5 MB each."""
+"""How much one guest may make the daemon grow: five chains of 32768 buffers, some 5 MB each."""
 
 
 def peak(pid: int) -> int:
-    """The most memory that a process has ever had resident, in bytes."""
+    """A process's peak resident set size in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -61,7 +61,7 @@ async def greedy_rings(guest: ByHand) -> None:
 
 
 async def greedy_messages(connection: Connection) -> None:
-    """Payloads of all sizes, descriptors that nobody asked for, requests that do not exist."""
+    """Payloads of all sizes, unexpected descriptors, unknown requests."""
     eventfd = EventFd()
     for request in range(1, 60):
         for size in (0, 8, 4096, vu.MAX_PAYLOAD_SIZE, vu.MAX_PAYLOAD_SIZE + 1, 4 * MIB):

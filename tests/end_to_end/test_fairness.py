@@ -1,4 +1,4 @@
-"""Bounded work between two turns of everything else; and a flood hurts its own process alone."""
+"""The work between two turns of other tasks is bounded, and a flood hurts only its own process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST = 32768
 
 
 def scattered(address: int, length: int) -> bytes:
-    """Guest memory whose every word is another page number, none of them beside another."""
+    """Guest memory of which each word is a page number; no two are adjacent."""
     return struct.pack(f"<{length // 4}I", *range(address // 2, address // 2 + length // 2, 2))
 
 
@@ -144,7 +144,7 @@ async def test_a_request_of_one_piece_is_answered_in_one_go(
     tmp_path: Path, still_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def others() -> None:
-        raise AssertionError("somebody else had a turn")
+        raise AssertionError("another task had a turn")
 
     for module in ("processor", "discarding", "deflate"):
         monkeypatch.setattr(f"vhost_balloon.queues.{module}.yield_to_others", others)

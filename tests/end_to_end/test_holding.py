@@ -1,4 +1,4 @@
-"""How long a request is held, end to end: never for more than half a second."""
+"""A request is never held for more than half a second, end to end."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_a_ring_that_is_never_empty_is_not_late_for_ever(
             fill(guest.ram, 8 * MIB, PAGE)
             ring.add([(8 * MIB, PAGE, True)])
             ring.kick()
-            await trio.sleep(0.02)  # the next one is there before this one is done
+            await trio.sleep(0.02)  # the next one arrives before this one is done
 
         for number in range(60):
             await add(number)
@@ -119,7 +119,7 @@ async def test_what_waited_through_a_gap_is_not_discarded(
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         await wait_all_tasks_blocked()
         fill(guest.ram, 8 * MIB, 2 * BLOCK)
-        still_clock.jump(0.7)  # as after SIGSTOP: nothing of the daemon ran meanwhile
+        still_clock.jump(0.7)  # as after SIGSTOP: the daemon did not run meanwhile
         await guest.report((8 * MIB, BLOCK))
         assert guest.ram.resident_in(8 * MIB, BLOCK) == BLOCK
         assert refused(host.vm()) == {"late": BLOCK}

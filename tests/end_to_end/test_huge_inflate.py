@@ -1,4 +1,4 @@
-"""Host pages larger than the balloon's, end to end: they go once all of each was given."""
+"""Host pages larger than the balloon's, end to end: freed once the guest has given all of one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HUGE = 2 * MIB
 
 @pytest.fixture(params=SIZES, ids=["16 KiB", "64 KiB", "2 MiB"])
 def page_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The host's pages are as large as this, for all that the daemon knows."""
+    """Make the daemon believe in host pages of this size."""
     size: int = request.param
     monkeypatch.setattr(syscalls, "filesystem", lambda fd: Filesystem(TMPFS_MAGIC, size))
     return size
@@ -57,7 +57,7 @@ async def guest_of(
 
 
 def numbers(start: int, end: int) -> range:
-    """Page numbers of a part of memory from BASE on, in bytes."""
+    """Page numbers of the byte range start to end, relative to BASE."""
     return range((BASE + start) // PAGE, (BASE + end) // PAGE)
 
 
@@ -179,7 +179,7 @@ async def test_a_deflate_calls_off_a_discard_that_has_not_begun(
 
 
 def turns(ring: DriverRing) -> Callable[[], Awaitable[None]]:
-    """As many turns of all others as it takes until a request of this ring is used."""
+    """Yield to other tasks until a request of this ring is used."""
 
     async def others() -> None:
         while ring.used_index < ring.available_index:
@@ -217,7 +217,7 @@ class Driver:
             self.balloon -= set(run)
             if run:
                 await deflate(self.guest, run)
-            for number in run:  # acknowledged: they are the guest's, and are used at once
+            for number in run:  # acknowledged: the guest owns them and uses them at once
                 fill(self.guest.ram, number * PAGE, PAGE)
             self.held |= set(run)
             await trio.lowlevel.checkpoint()
@@ -236,7 +236,7 @@ async def test_no_page_that_the_guest_has_is_ever_lost(
             nursery.start_soon(driver.take, 60)
         await driver.give(20)
         assert all(is_filled(guest.ram, number * PAGE, PAGE) for number in driver.held)
-        await guest.inflate(sorted(driver.held))  # what is left of it: all is in the balloon now
+        await guest.inflate(sorted(driver.held))  # the rest: everything is in the balloon now
         assert guest.ram.resident_in(BASE, count * page_size) == 0
         assert vm.counters.huge_pages_freed >= count
         assert not refused(vm)

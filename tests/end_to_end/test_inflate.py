@@ -1,4 +1,4 @@
-"""Inflate and deflate, end to end: every page number, and what the guest is told to do."""
+"""Inflate and deflate, end to end: every page number counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pack(*numbers: int) -> bytes:
 
 
 def freed_pages(guest: ByHand) -> set[int]:
-    """Which of the COUNT pages from FIRST on are gone, counted from FIRST."""
+    """Which of the COUNT pages from FIRST are gone, relative to FIRST."""
     return {n for n in range(COUNT) if not guest.ram.is_resident((FIRST + n) * PAGE)}
 
 

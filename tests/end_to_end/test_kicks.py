@@ -91,7 +91,7 @@ async def test_a_new_kick_on_a_running_ring(tmp_path: Path, still_clock: MockClo
         before = open_fds()
         ring = guest.rings[Queue.INFLATE]
         for _ in range(3):
-            await wait_all_tasks_blocked()  # nobody looks at the ring without a kick
+            await wait_all_tasks_blocked()  # without a kick the ring is not read
             ring.add([guest.pfns([0])])  # its kick is lost with the old eventfd
             ring.kick_event = guest.front_end.ports[0].renew_kick()
             await guest.front_end.set_vring_fd(Request.SET_VRING_KICK, 0, ring.kick_event)
@@ -113,7 +113,7 @@ async def test_a_new_call_on_a_running_ring(tmp_path: Path, still_clock: MockClo
         with EventFd() as call:
             ring.call_event = call
             await guest.front_end.set_vring_fd(Request.SET_VRING_CALL, 0, call)
-            await call.wait()  # what was used before is signalled to the new one
+            await call.wait()  # earlier used entries are signalled on the new one
             ring.pop_used()
             await guest.works(host.vm())
             assert call.take() == 0
@@ -175,7 +175,7 @@ async def test_a_kick_that_cannot_be_waited_for_is_refused(
 
 
 def entries(pid: int) -> int:
-    """What is registered in all epoll objects of a process."""
+    """Count the entries of all epoll objects of a process."""
     folder = Path(f"/proc/{pid}")
     return sum(
         (folder / "fdinfo" / link.name).read_text().count("tfd:")
@@ -185,25 +185,25 @@ def entries(pid: int) -> int:
 
 
 async def test_replaced_kicks_leave_nothing_behind(tmp_path: Path) -> None:
-    """The front end keeps them all open, as a hostile one may."""
+    """A hostile front end may keep them all open."""
     path = tmp_path / "vm1.sock"
     with ExitStack() as kept, daemon(f"--socket-path={path}", "--stats-interval=0") as served:
         async with by_hand(path) as guest:
             ring = guest.rings[Queue.INFLATE]
             await guest.inflate([0])
             before = entries(served.process.pid)
-            assert before >= 5, "one a ring at least"
+            assert before >= 5, "at least one per ring"
             for _ in range(KEPT):
                 kick = kept.enter_context(EventFd(1))
                 await guest.front_end.set_vring_fd(Request.SET_VRING_KICK, 0, kick)
             ring.kick_event = kick
             await guest.inflate([0])
-            assert entries(served.process.pid) < before + 10, "some come and go all the time"
+            assert entries(served.process.pid) < before + 10, "a few come and go"
         assert served.end()[0] == 0
 
 
 class Semaphore(EventFd):
-    """One whose reads take one each. Its count is the largest that a new one can have."""
+    """An eventfd whose reads take one each, with the largest initial count."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd((1 << 32) - 1, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)

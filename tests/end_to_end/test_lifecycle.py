@@ -78,7 +78,7 @@ async def test_a_reboot_after_a_stop_is_a_new_driver_too(
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         await guest.works(host.vm())
         await guest.front_end.set_config(slice(4, 8), (512).to_bytes(4, "little"))
-        for _ in range(2):  # the second time nothing was used in between
+        for _ in range(2):  # the second time without requests in between
             await guest.start(bases=await guest.stop())
             assert host.vm().statistics().balloon == 512 * PAGE
         await guest.stop()

@@ -1,4 +1,4 @@
-"""Which ring carries what: optional queues under three conventions, and maps that make no sense."""
+"""Three conventions for numbering optional queues, and inconsistent maps."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_each_queue_is_found(
 async def test_queues_that_do_not_fit_are_left_unread(
     tmp_path: Path, autojump_clock: MockClock, log_lines: LogLines
 ) -> None:
-    """Statistics alone are negotiated, but two optional rings are set up."""
+    """Negotiate only statistics, but set up two optional rings."""
     async with serving(tmp_path) as host, by_hand(host.path(), features=None) as guest:
         rings = [guest.rings[queue] for queue in (Queue.INFLATE, Queue.DEFLATE)]
         first, second = guest.rings[Queue.STATS], guest.rings[Queue.REPORTING]
@@ -125,7 +125,7 @@ async def test_queues_that_do_not_fit_are_left_unread(
         assert (first.used_index, second.used_index) == (0, 0)
         assert is_filled(guest.ram, 8 * MIB, BLOCK)
         await guest.works(host.vm())
-        # The front end puts it right: what is left is the statistics ring.
+        # The front end corrects it: the statistics ring remains.
         await guest.front_end.get_vring_base(3)
         assert not host.vm().statistics().queue_map_ambiguous
         assert host.vm().statistics().queues[2].queue is Queue.STATS

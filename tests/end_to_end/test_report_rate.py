@@ -1,4 +1,4 @@
-"""--report-rate: what reports may have discarded, and what becomes of the rest."""
+"""--report-rate limits what reports discard; the rest is acknowledged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_reports_beyond_the_rate_are_kept(
     tmp_path: Path, still_clock: MockClock, log_lines: LogLines
 ) -> None:
     async def let_pass(tenths: int) -> None:
-        """In steps, so that the daemon does not think that it was away."""
+        """Advance in steps, so that the daemon does not believe it was stopped."""
         for _ in range(tenths):
             still_clock.jump(0.1)
             await wait_all_tasks_blocked()
@@ -60,7 +60,7 @@ async def test_reports_beyond_the_rate_are_kept(
         by_hand(host.path()) as guest,
     ):
         fill(guest.ram, 8 * MIB, 4 * BLOCK)
-        # Two seconds' worth is 6 MiB, and the piece goes to its end: 2 MiB are owed.
+        # Two seconds' worth is 6 MiB, and the piece is finished: 2 MiB are owed.
         await guest.report((8 * MIB, 3 * BLOCK))
         assert guest.ram.resident_in(8 * MIB, 3 * BLOCK) == BLOCK
         await let_pass(6)
@@ -77,7 +77,7 @@ async def test_reports_beyond_the_rate_are_kept(
 
 
 async def test_no_request_waits_for_the_rate(tmp_path: Path, still_clock: MockClock) -> None:
-    """No time passes here, so whatever waited for some would never be answered."""
+    """No time passes here: a request that waited for time would never be answered."""
     async with serving(tmp_path, "--report-rate=1") as host, by_hand(host.path(), 9 * GIB) as guest:
         fill(guest.ram, 8 * MIB, BLOCK)
         for number in range(8):

@@ -1,4 +1,4 @@
-"""Free page reporting, end to end: what goes back to the host, to the page, and what never does."""
+"""Free page reporting, end to end: exactly which pages are freed, and which never are."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_regions_with_holes_are_freed_each_in_its_file(
             first = max(region.start, BLOCK)
             fill(ram, first, region.end - first)
         before = ram.resident()
-        blocks = [(288 * MIB - n * BLOCK, BLOCK) for n in range(1, 7)]  # over the seam
+        blocks = [(288 * MIB - n * BLOCK, BLOCK) for n in range(1, 7)]  # across the boundary
         blocks += [(72 * MIB, BLOCK), (28 * MIB, BLOCK)]
         await guest.report(*blocks, indirect=True)
         assert before - ram.resident() == host.vm().counters.freed_bytes == len(blocks) * BLOCK
@@ -202,7 +202,7 @@ async def test_poison_rules(
         assert guest.ram.resident_in(8 * MIB, BLOCK) == (0 if dropped else BLOCK)
         assert refused(host.vm()) == ({} if dropped else {"poison": BLOCK})
         assert host.vm().counters.reported_bytes == BLOCK
-        await guest.works(host.vm())  # inflated pages go in any case
+        await guest.works(host.vm())  # inflated pages are freed in any case
 
 
 @pytest.mark.parametrize("forget", [None, "reset", "status"])

@@ -1,4 +1,4 @@
-"""Guest memory statistics, end to end: when they are asked for, and what counts as a sample."""
+"""Guest memory statistics, end to end: when the daemon asks, and what counts as a sample."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def seen(host: Host) -> dict[StatTag, int]:
 
 
 def ask(host: Host) -> None:
-    """Ask for a fresh sample, now."""
+    """Request a fresh sample now."""
     connection = host.vm().front_end
     assert isinstance(connection, FrontEndConnection)
     connection._rings.stats.request()
@@ -83,11 +83,11 @@ async def test_without_a_timer_only_on_demand(tmp_path: Path, autojump_clock: Mo
         ring = await give(guest, free(1))
         await trio.sleep(100)
         assert ring.used_index == 0
-        assert seen(host) == free(1), "what the driver sends at its start counts"
+        assert seen(host) == free(1), "the driver's first buffer counts"
         assert host.vm().statistics().stats_age == pytest.approx(100, abs=1)
         ask(host)
         await ring.wait_used()
-        ask(host)  # the guest has not given its buffer again: it is asked as soon as it does
+        ask(host)  # the request waits until the guest returns its buffer
         await give(guest, free(2))
         assert (seen(host), ring.used_index) == (free(2), 2)
         await give(guest, free(3))
@@ -106,7 +106,7 @@ async def test_a_fresh_sample_is_waited_for(tmp_path: Path, autojump_clock: Mock
             nursery.start_soon(wait)
             await ring.wait_used()
             await trio.sleep(4)
-            assert samples == [], "the old one would be no answer"
+            assert samples == [], "the old sample is no answer"
             await give(guest, free(2))
         assert samples == [free(2)]
         with pytest.raises(CommandError, match="within 5 s"):
@@ -246,7 +246,7 @@ async def test_a_stale_buffer_is_no_new_sample(tmp_path: Path, autojump_clock: M
             await trio.sleep(50)
             assert host.vm().statistics().stats_age == pytest.approx(100, abs=1)
             await guest.start(bases=bases)
-            assert len(await ring.wait_used()) == 1, "a fresh one is asked for at once"
+            assert len(await ring.wait_used()) == 1, "a fresh sample is requested at once"
             assert host.vm().statistics().stats_age == pytest.approx(100, abs=1)
             assert host.vm().statistics().stats_last_update >= updated
             assert seen(host) == free(number)
@@ -277,7 +277,7 @@ async def test_a_new_drivers_first_buffer_is_a_sample(
         await guest.stop()
         guest.fresh()
         await guest.start()
-        assert seen(host) == {}, "what the old driver said is gone"
+        assert seen(host) == {}, "the old driver's sample is gone"
         ring = await give(guest, free(2))
         assert (seen(host), ring.used_index) == (free(2), 0)
 
@@ -289,7 +289,7 @@ async def test_a_broken_ring_keeps_the_buffer(tmp_path: Path, still_clock: MockC
         ring.kick()
         await guest.front_end.ports[guest.indexes[Queue.STATS]].err.wait()
         ask(host)
-        assert ring.used_index == 0, "nothing is written to a ring that was stopped"
+        assert ring.used_index == 0, "nothing is written to a stopped ring"
         bases = await guest.stop()
         assert bases[guest.indexes[Queue.STATS]] == 0
 

@@ -1,4 +1,4 @@
-"""A front end that wants its ring or memory back, end to end: it waits for one piece at most."""
+"""A front end takes back a ring or memory, end to end: it waits for at most one piece."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LIMIT = 0.5
 
 @pytest.fixture
 def slow_pieces(monkeypatch: pytest.MonkeyPatch) -> list[list[Part]]:
-    """Each piece takes 5 ms of real time, as on a slow host; those that were discarded."""
+    """Make each piece take 5 ms, as on a slow host; return the discarded pieces."""
     done: list[list[Part]] = []
 
     def slow(piece: list[Part]) -> Discarded:
@@ -61,7 +61,7 @@ def slow_pieces(monkeypatch: pytest.MonkeyPatch) -> list[list[Part]]:
     return done
 
 
-# Rings that are wanted back
+# Rings that are taken back
 
 
 @pytest.mark.parametrize("size", [64 * GIB, 504 * GIB])
@@ -175,16 +175,16 @@ async def test_whoever_wants_the_ring_waits_for_a_piece_at_most(
             await eventually_begun(slow_pieces)
             before = len(slow_pieces)
             await want(host, guest)
-            most = 4 if want is get_vring_base else 40  # of several messages, or it goes on
-            assert len(slow_pieces) - before <= most, "as many turns as the messages take"
-            if want is not rem_mem_reg:  # after which it names nothing any more
+            most = 4 if want is get_vring_base else 40  # several messages, or the work resumes
+            assert len(slow_pieces) - before <= most, "only as many turns as the messages take"
+            if want is not rem_mem_reg:  # afterwards the ring names no memory
                 assert (ring.used_index, vm.counters.requests[Queue.REPORTING]) == (0, 0)
         await gone(host)
         assert guest_mappings() == 0
 
 
 async def eventually_begun(pieces: list[list[Part]]) -> None:
-    """Until a piece was discarded. No time passes on the test's clock."""
+    """Wait until a piece is discarded. No time passes on the test's clock."""
     while not pieces:
         await trio.lowlevel.checkpoint()
 
@@ -235,7 +235,7 @@ async def test_sigterm_comes_while_a_request_is_served(
 
 
 class EndlessQueue:
-    """A guest that gives one buffer after the other, as fast as they are used."""
+    """A guest that adds buffers as fast as they are used."""
 
     def __init__(self) -> None:
         self.popped = 0
@@ -245,7 +245,7 @@ class EndlessQueue:
 
     def popping(self) -> Iterator[Chain]:
         self.popped += 1
-        assert self.popped < 100_000, "nobody else had a turn"
+        assert self.popped < 100_000, "no other task had a turn"
         yield Chain(0, [Buffer(0, 0, False)])
 
     def pending(self) -> int:

@@ -1,4 +1,4 @@
-"""What the guest is to keep, end to end: when it is told, and what it may write."""
+"""The target, end to end: when the guest is told, and what it may write."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_the_guest_is_told_once_of_each_target(
         vm.set_target(64 * MIB)
         assert await told(guest) == 3
         vm.set_target(1 << 62)
-        assert await told(guest) == 3, "more than there is means all, as before"
+        assert await told(guest) == 3, "more than all memory means all, as before"
         vm.set_target(1)
         assert num_pages(await guest.front_end.get_config()) == 64 * MIB // PAGE - 1
         assert await told(guest) == vm.counters.config_changes == 4

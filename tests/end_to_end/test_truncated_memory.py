@@ -1,4 +1,4 @@
-"""Guest memory files that get smaller or larger while the daemon has them mapped."""
+"""Guest memory files that shrink or grow while the daemon has them mapped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_memory_that_was_cut_before_it_came_is_refused(
 def test_a_seal_that_comes_after_the_size_was_looked_at_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Between the two the peer could have cut the file."""
+    """The peer could have truncated the file between the two."""
     look, memory = os.fstat, memfd(MIB, seals=0)
 
     def fstat(fd: int) -> os.stat_result:
@@ -80,7 +80,7 @@ async def test_a_file_that_grows_is_served_as_far_as_it_was_told(
         os.posix_fallocate(fd, 64 * MIB, BLOCK)
         spent = ram.resident()
         await guest.report((64 * MIB, BLOCK))
-        assert ram.resident() == spent, "what was not told is not the guest's"
+        assert ram.resident() == spent, "memory that was not announced is not the guest's"
         assert host.vm().counters.refused_bytes["outside-memory"] == BLOCK
         await guest.works(host.vm())
         added = ram.add(64 * MIB, GIB, sealed=False, fd=os.dup(fd))
@@ -93,7 +93,7 @@ async def test_a_file_that_grows_is_served_as_far_as_it_was_told(
 async def test_unsealed_memory_may_come_where_sealed_memory_is(
     tmp_path: Path, still_clock: MockClock, log_lines: LogLines
 ) -> None:
-    """Each region is looked at by itself: what is sealed does not vouch for the others."""
+    """Each region is checked: a sealed one does not vouch for the others."""
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         assert not log_lines.having("not sealed")
         added = guest.ram.add(16 * MIB, GIB, sealed=False)

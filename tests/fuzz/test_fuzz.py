@@ -27,6 +27,7 @@ from vhost_balloon.metrics.accept import MediaType, negotiate
 from vhost_balloon.metrics.http import Request, RequestReader
 from vhost_balloon.queues.virtqueue import Virtqueue
 from vhost_balloon.restart import reattach as resume
+from vhost_balloon.session import requests as session_requests
 from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import Session
 
@@ -66,7 +67,7 @@ left_open: list[OwnedFd] = []
 
 
 def _no_reply(session: Session, message: Message) -> None:
-    """Of a refused request."""
+    """Give a refused request no reply."""
 
 
 async def _keep_region(connection: FrontEndConnection, region: Region) -> None:
@@ -108,7 +109,7 @@ def _no_check(regions: object, region: Region) -> None:
 
 
 BUGS = [
-    ("messages", Session, "refuse", _no_reply),
+    ("messages", session_requests, "refuse", _no_reply),
     ("messages", FrontEndConnection, "_remove_region", _keep_region),
     ("rings", guest_memory, "subtract", _protect_nothing),
     ("rings", Virtqueue, "publish", _publish_more),
