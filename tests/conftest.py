@@ -30,7 +30,7 @@ from vhost_balloon.vm.vm import Vm
 
 SLOW = {
     *("benchmarks", "fuzz", "neighbours", "provisioning", "restart", "soak"),
-    *("test_inert", "test_shelf_deaths", "test_side_services"),
+    *("test_inert", "test_shelf_deaths", "test_side_services", "test_socket_paths"),
 }
 """Folders and files whose tests take long: most start several processes, or wait for real time."""
 

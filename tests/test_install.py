@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vhost_balloon
-from tests.rig.wheel import build_wheel
+from tests.rig.provisioning.wheel import build_wheel
 from tests.support.paths import ROOT
 from vhost_balloon.ctl import units
 from vhost_balloon.ctl.options import COMPLETION_SCRIPTS

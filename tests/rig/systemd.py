@@ -17,9 +17,9 @@ from typing import Final
 from tests.rig import namespace, process
 from tests.rig.errors import RigUnavailable, SystemdError
 from tests.rig.provisioning.packages import SYSTEMD
+from tests.rig.provisioning.wheel import build_wheel
 from tests.rig.qmp import QMPClient
 from tests.rig.waiting import wait_until
-from tests.rig.wheel import build_wheel
 
 BOOT_SECONDS: Final = 60.0
 VENV: Final = "/opt/vhost-balloon"

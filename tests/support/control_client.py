@@ -1,4 +1,4 @@
-"""A QMP client in memory, and VMs with a front end that only pretends."""
+"""A QMP client over in-memory streams, and VMs with a fake front end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vhost_balloon.vm.vm import Vm
 
 
 class FakeFrontEnd:
-    """What a Vm asks of its connection."""
+    """Stands in for a VM's connection."""
 
     def __init__(self, vm: Vm, **known: Any) -> None:
         known = {"guest_memory": GIB, "actual": GIB, "driver_ready": True} | known
@@ -47,7 +47,7 @@ class FakeFrontEnd:
 
 
 def web1() -> Vm:
-    """A VM of that name, with nobody attached."""
+    """A VM of that name without a front end."""
     return Vm("web1", VmSettings(offered=0))
 
 
@@ -115,7 +115,7 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
         self._accept.close()
 
     def connect(self, *, lockstep: bool = False) -> Client:
-        """lockstep: nothing is buffered between the two, so a server waits for its reader."""
+        """lockstep: buffer nothing, so that the server waits for its reader."""
         make = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
         ours, theirs = make()
         self._send.send_nowait(theirs)

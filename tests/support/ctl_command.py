@@ -1,4 +1,4 @@
-"""Runs vhost-balloonctl, as a process or in this one."""
+"""vhost-balloonctl, in a process of its own and in this one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Done(NamedTuple):
     err: str
 
     def json(self) -> Any:
-        """Return the JSON on its one line of output; it must have succeeded."""
+        """Parse the one line that a successful command printed."""
         assert (self.status, self.err, self.out.count("\n")) == (0, "", 1)
         return json.loads(self.out)
 
@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> Done:
 
 
 def failure(capsys: pytest.CaptureFixture[str], *words: str, status: int = 1) -> str:
-    """Return the one-line error of a command that must fail."""
+    """Run a command that must fail; return its one line."""
     found, out, err = run(capsys, *words)
     assert (found, out) == (status, "")
     line, end, rest = err.partition("\n")

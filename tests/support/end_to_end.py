@@ -1,7 +1,7 @@
-"""What the end-to-end tests share: the daemon in this process, and a guest driven by hand.
+"""Helpers of end-to-end tests: the daemon in this process, and a guest driven by hand.
 
-The daemon is the real one on real sockets; the memory is real, and so is what the host spends
-on it. `ByHand` is a front end with rings but without a driver: a test says each request itself.
+The daemon is the real one on real sockets, with real memory. `ByHand` is a front end with rings
+but without a driver: a test makes each request itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LINUX: Final = int(
     | BalloonFeature.PAGE_REPORTING
     | RING_FEATURES
 )
-"""What Linux negotiates when it neither poisons pages nor is migrated."""
+"""The features that Linux negotiates without page poisoning."""
 
 
 class LogLines(logging.Handler):
@@ -82,13 +82,13 @@ class Host:
 
 @asynccontextmanager
 async def serving(directory: Path, *options: str, name: str = "vm1") -> AsyncIterator[Host]:
-    """Run the daemon; statistics are polled only if asked for."""
+    """Run the daemon; it polls statistics only if an option says so."""
     path = directory / f"{name}.sock"
     settings = config.parse([f"--socket-path={path}", QUIET, *options])
     with pytest.MonkeyPatch.context() as patch:
         clock = trio.lowlevel.current_clock()
         if isinstance(clock, trio.testing.MockClock):
-            # A clock that jumps by itself does so in the middle of the loop's round.
+            # An autojump clock jumps in the middle of the loop's pass.
             jumps = clock.autojump_threshold < math.inf
             patch.setattr(wakefulness, "monotonic", (lambda: 0.0) if jumps else trio.current_time)
         async with trio.open_nursery() as nursery:
@@ -123,7 +123,7 @@ class ByHand:
         return await self.front_end.stop_device()
 
     def fresh(self) -> None:
-        """Make all rings new, as a driver that loads does."""
+        """Reset all rings, as a driver does when it loads."""
         for ring in self.rings.values():
             ring.reset()
 
@@ -150,7 +150,7 @@ class ByHand:
         return await self.rings[Queue.REPORTING].submit(buffers, indirect=indirect)
 
     async def works(self, vm: Vm) -> None:
-        """Prove that inflating still frees one page, and exactly that."""
+        """Prove that inflating frees exactly one page."""
         page = self.ram.regions[0].end - PAGE
         fill(self.ram, page, PAGE)
         before = vm.counters.freed_bytes
@@ -160,7 +160,7 @@ class ByHand:
         assert not self.ram.is_resident(page)
 
     async def watch_config(self) -> None:
-        """Count what the device says of its config space."""
+        """Count config change messages."""
         try:
             while True:
                 await self.front_end.receive_backend_request()
@@ -178,7 +178,7 @@ async def by_hand(
     numbering: Numbering = Numbering.NEGOTIATED,
     queue_size: int = 64,
 ) -> AsyncIterator[ByHand]:
-    """Connect and start the device, or with features=None only connect; gone at the end."""
+    """Connect and start the device, or with features=None only connect; disconnect at the end."""
     with ram if isinstance(ram, GuestRam) else GuestRam.create(ram) as memory:
         async with (
             await FrontEnd.connect(path, memory) as front_end,
@@ -204,7 +204,7 @@ async def starts_over(vm: Vm, guest: ByHand) -> None:
 
 
 async def to_target(vm: Vm, guest: SimulatedGuest, target: int) -> None:
-    """Give the guest a target and wait until it has reached it."""
+    """Set the target and wait until the guest reaches it."""
     vm.set_target(target)
     with trio.fail_after(20):
         await guest.driver.wait_balloon((guest.ram.size - target) // PAGE)
@@ -212,21 +212,21 @@ async def to_target(vm: Vm, guest: SimulatedGuest, target: int) -> None:
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for something that no event tells, such as the host's memory."""
+    """Poll a condition that no event announces, such as the host's memory."""
     with trio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - the kernel has no event for it
             await trio.sleep(0.002)
 
 
 async def told(guest: ByHand) -> int:
-    """How many config changes the front end knows of, once nothing is under way."""
+    """Return the number of config changes, once none is in flight."""
     await guest.front_end.get_u64(1)  # GET_FEATURES: all before it was served
     await trio.testing.wait_all_tasks_blocked(0.01)
     return guest.config_changes
 
 
 async def is_refused(connection: Connection, request: int, payload: bytes, *fds: int) -> bool:
-    """Send a request that wants an ack; whether it was refused."""
+    """Send a request with need_reply; return whether it was refused."""
     try:
         await connection.command(request, payload, fds)
     except Refused:
@@ -235,7 +235,7 @@ async def is_refused(connection: Connection, request: int, payload: bytes, *fds:
 
 
 def fill(ram: GuestRam, address: int, length: int) -> None:
-    """Use every page of a range."""
+    """Write every page of a range."""
     ram.write(address, b"\xa5" * length)
 
 
@@ -258,12 +258,12 @@ def ring_pages(rings: Iterable[DriverRing]) -> set[int]:
 
 
 def refused(vm: Vm) -> dict[str, int]:
-    """What was not discarded: bytes by reason, as far as there are any."""
+    """Return the bytes not discarded, by reason, without zeros."""
     return dict(+Counter(vm.counters.refused_bytes))
 
 
 def open_fds() -> Counter[str]:
-    """What this process has open: how many of each kind, or of each file."""
+    """Count this process's open descriptors by kind or file."""
     links = []
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -275,5 +275,5 @@ def open_fds() -> Counter[str]:
 
 
 def guest_mappings() -> int:
-    """How many mappings of simulated guests' memory this process has."""
+    """Count this process's mappings of simulated guests' memory."""
     return Path("/proc/self/maps").read_text().count("simulated-guest-ram")

@@ -1,4 +1,4 @@
-"""What several test files share: memory, descriptors and sockets."""
+"""Small helpers: memory, descriptors and sockets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Piece = tuple[MappedRegion, int, int]
 
 
 def parts(*pieces: Piece) -> list[Part]:
-    """What punch() takes; pieces of one region that follow on from each other are one part."""
+    """Turn pieces into parts for punch(); consecutive pieces of one region make one part."""
     found: list[Part] = []
     for region, items in groupby(pieces, itemgetter(0)):
         to_guest = -region.to_file
@@ -64,7 +64,7 @@ def parts(*pieces: Piece) -> list[Part]:
 
 
 def pieces(parts: Iterable[Part]) -> list[Piece]:
-    """The other way round."""
+    """Turn parts into pieces."""
     return [
         (part.region, start + part.region.to_file, end - start)
         for part in parts
@@ -80,7 +80,7 @@ def readable(fd: int, seconds: float = 0) -> bool:
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
-    """Exactly so many bytes of a stream, however they come; fewer only at its end."""
+    """Receive exactly size bytes of a stream, fewer only at its end."""
     data = b""
     while len(data) < size and (part := sock.recv(size - len(data))):
         data += part

@@ -1,4 +1,4 @@
-"""What tests of the log share."""
+"""Helpers of the log's tests: standard error and the journal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Entry: TypeAlias = dict[str, bytes]
 
 @contextmanager
 def removed_at_the_end() -> Iterator[None]:
-    """Whatever log_setup.set_up() does is taken back."""
+    """Undo what log.setup does."""
     level = logging.root.level
     yield
     for handler in logging.root.handlers[:]:
@@ -90,7 +90,7 @@ class FakeJournal:
         self._bind()
 
     def entries(self) -> list[Entry]:
-        """All that came since the last look."""
+        """Return the entries since the last call."""
         found = []
         while True:
             try:

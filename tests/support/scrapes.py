@@ -1,4 +1,4 @@
-"""What the metrics tests share: scraping VMs that only pretend, and reading the text back."""
+"""Helpers of the metrics tests: scraping fake VMs and parsing the text."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def scrape(vms: Vms) -> Samples:
 
 @asynccontextmanager
 async def serving(options: MetricsOptions | None = None) -> AsyncIterator[MetricsServer]:
-    """A server of two VMs that nobody is attached to."""
+    """Serve two VMs without front ends."""
     vms = two_vms()
 
     async def ask() -> Rows:
@@ -89,7 +89,7 @@ async def serving(options: MetricsOptions | None = None) -> AsyncIterator[Metric
 
 @asynccontextmanager
 async def serving_in_memory() -> AsyncIterator[MemoryListener]:
-    """A server of two VMs whose clients have no sockets, so that time can be made to jump."""
+    """Serve two VMs over in-memory streams, so that the clock can jump."""
     vms, listener = two_vms(), MemoryListener()
 
     async def ask() -> Rows:

@@ -1,4 +1,4 @@
-"""What tests of the shelf share: files with marks, a shelf's next process, children."""
+"""Helpers of the shelf's tests: marked files, a successor process's shelf, children."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ def ended(pid: int) -> int:
 
 
 def open_now() -> Counter[str]:
-    """What is open, without what tests before left in cycles."""
+    """Count open descriptors after a garbage collection."""
     gc.collect()
     return open_fds()

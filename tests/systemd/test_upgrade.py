@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.rig.memory import MiB
+from tests.rig.provisioning.wheel import SHIPPED, build_wheel
 from tests.rig.systemd import SERVICE, WEB1, SystemdHost
 from tests.rig.waiting import wait_until
-from tests.rig.wheel import SHIPPED, build_wheel
 from tests.support.paths import ROOT
 from tests.support.restarting import under_systemd
 from tests.support.restarting.under_systemd import death

@@ -1,4 +1,4 @@
-"""Control sockets in a folder that answer as a daemon does, or as none should."""
+"""Fake control sockets in a folder, good and bad, each served by a thread."""
 
 from __future__ import annotations
 

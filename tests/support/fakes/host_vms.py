@@ -1,4 +1,4 @@
-"""Control sockets of VMs that only pretend, for the hub: good ones, and all kinds of bad ones."""
+"""Fake control sockets for the hub: good ones and many kinds of bad ones."""
 
 from __future__ import annotations
 

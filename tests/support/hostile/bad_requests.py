@@ -1,4 +1,4 @@
-"""Requests that a front end must not make, and what the log says of each."""
+"""Requests that a front end must not make, with the log text of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A well-behaved VM beside a hostile one: whether it notices anything.
+"""A well-behaved VM beside a hostile one, which must not notice anything.
 
 Each VM has a real daemon in a process of its own. So has the neighbour's front end, which nothing
 in the test can delay:

@@ -1,4 +1,4 @@
-"""What somebody may do to a socket's file while its daemon runs."""
+"""Ways to tamper with a socket's file while its daemon runs."""
 
 from __future__ import annotations
 

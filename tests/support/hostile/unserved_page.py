@@ -1,4 +1,4 @@
-"""A page whose faults nobody serves until it is released: whoever touches it waits."""
+"""A page whose faults block until it is released (userfaultfd)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What restart tests share: the daemon under a service manager, and a guest that goes on."""
+"""Helpers of restart tests: the daemon under a service manager, and a guest that survives it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Host:
         return self.folder / "control"
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """One order on a control connection of its own."""
+        """Run one command on a new control connection."""
         with QMPClient(self.control) as qmp:
             return qmp.execute(command, {k.replace("_", "-"): v for k, v in arguments.items()})
 
@@ -56,7 +56,7 @@ class Host:
         return found
 
     def insist(self, command: str, **arguments: Any) -> Any:
-        """An order that is given again until a daemon that does not die has taken it."""
+        """Repeat a command until a daemon lives long enough to answer."""
         while True:
             try:
                 return self.ask(command, **arguments)
@@ -120,7 +120,7 @@ class Scenario:
 
     @classmethod
     async def run(cls, host: Host) -> None:
-        """From the first connection to the last word."""
+        """Run it from the connection to the last request."""
         try:
             await cls._run(host)
         except* BackEndGone:
@@ -215,7 +215,7 @@ class Scenario:
 
 
 async def upgrade(host: Host) -> None:
-    """Have it re-execute itself in place, and wait until it serves again."""
+    """Make the daemon re-execute itself in place, and wait until it serves again."""
     serves = "info: serving"
     before = host.log().count(serves)
     host.manager.process.send_signal(signal.SIGHUP)

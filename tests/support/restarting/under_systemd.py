@@ -1,4 +1,4 @@
-"""A real guest on a daemon under a real systemd, seen across the daemon's ends."""
+"""A real guest on a daemon under a real systemd, observed across the daemon's restarts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ExecStart={VENV}/bin/python {_PROGRAM} --name=%i $VHOST_BALLOON_OPTIONS
 """
 
 STRANGE: Final = ("nothing is done for it", "cannot be used", "was lost", "start anew", "refused")
-"""What the daemon's log must not say while all goes well."""
+"""Texts that must not be logged while all is well."""
 
 FIGURES: Final = (
     "reported-bytes",
@@ -61,7 +61,7 @@ def order(host: SystemdHost, step: str, when: str, count: int, how: str) -> None
 
 
 def figures(vm: dict[str, Any]) -> dict[str, int]:
-    """All that only ever grows in an entry of query-vms."""
+    """Return the monotonic counters of an entry of query-vms."""
     found = {name: int(vm[name]) for name in FIGURES}
     found["ring-errors"] = sum(sum(by.values()) for by in vm["ring-errors"].values())
     for name in ("refused-bytes", "requests"):
@@ -85,7 +85,7 @@ class Watched:
     _floor: dict[str, int] = field(default_factory=dict)
 
     def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Have the daemon carry out a command, however often it ends meanwhile."""
+        """Run a command, however often the daemon ends meanwhile."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:

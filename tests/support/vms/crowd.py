@@ -1,6 +1,6 @@
-"""Many simulated VMs in one process, each driven by hand: attach all, have each use its balloon.
+"""Many simulated VMs in one process, each driven by hand.
 
-Run by Crowd in the daemon's PID namespace: the daemon looks at the process of its front ends.
+Crowd runs it in the daemon's PID namespace, since the daemon inspects its front ends' processes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the real-guest tests share: a daemon with a guest on it, and how to look at both."""
+"""Helpers of real-guest tests: a daemon with a guest attached, and how to observe both."""
 
 from __future__ import annotations
 
