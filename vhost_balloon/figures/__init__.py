@@ -1,4 +1,4 @@
-"""Values that other rooms only read: counters, refusal reasons, states, discard policy, statistics.
+"""Values that other rooms read: counters, refusal reasons, states, discard policy, statistics.
 
-Pure. It decides nothing and holds nothing open.
+Pure. It decides nothing and holds no resources.
 """

@@ -1,4 +1,4 @@
-"""What is counted of one VM, from its configuration on. Plain numbers, for one thread. Pure."""
+"""Counters of one VM, and the document that carries them over a restart. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vhost_balloon.checked import Document, number, reading, real
 from vhost_balloon.errors import RingErrorReason
 
 DISCARD_BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5)
-"""Upper bounds in seconds: one merged range at the low end, the longest allowed hold at the top."""
+"""Upper bounds in seconds, from one merged range to the longest permitted hold."""
 
 
 @dataclass(slots=True)
 class Histogram:
-    """counts has one entry a bound, and one more for what is above the last."""
+    """counts has one entry per bound, and one for the values above the last bound."""
 
     bounds: tuple[float, ...]
     counts: list[int] = field(default_factory=list)
@@ -33,13 +33,14 @@ class Histogram:
 
 @dataclass(slots=True)
 class Counters:
-    """All sizes in bytes.
+    """Sizes in bytes.
 
-    reported, inflated, deflated: what the guest named, as far as it lies in memory.
-    freed: what really came back to the host. refused: what was named and not discarded, by
-    reason (refusal.Refusal). requests: chains completed, by queue. ring_errors: by queue name (or
-    "ring" where it was not known) and reason. front_end_stalls: times it said nothing, or half.
-    huge_pages_freed: the host's pages that went because all of each was in the balloon.
+    reported, inflated, deflated: memory that the guest named, counted as far as it exists.
+    freed: memory that the host got back. refused: memory that was named but not discarded, by
+    reason (refusal.Refusal). requests: completed chains, by queue. ring_errors: by queue name
+    ("ring" if the queue is unknown) and reason. front_end_stalls: how often the front end sent
+    nothing, or half a message. huge_pages_freed: host pages that were freed because all of their
+    balloon pages were in the balloon.
     """
 
     reported_bytes: int = 0
@@ -90,21 +91,6 @@ def counters_document(counters: Counters) -> Document:
     }
 
 
-def counters_mark(counters: Counters) -> tuple[float, ...]:
-    """What is another one whenever counters changed, at a tenth of a document's cost."""
-    return (
-        counters.reported_bytes,
-        counters.deflated_bytes,
-        counters.front_end_errors,
-        counters.front_end_stalls,
-        counters.config_changes,
-        counters.discard_seconds.sum,
-        sum(counters.requests.values()),
-        sum(counters.refused_ranges.values()),
-        len(counters.ring_errors) and sum(counters.ring_errors.values()),
-    )
-
-
 def restore_counters(counters: Counters, document: Document) -> None:
     """Raises StateError."""
     with reading("counters"):
@@ -125,5 +111,5 @@ def restore_counters(counters: Counters, document: Document) -> None:
     counters.refused_ranges.update(refused_ranges)
     counters.requests.update({queue: count for queue, count in requests.items() if count})
     counters.ring_errors.update(errors)
-    if len(counts) == len(counters.discard_seconds.counts):  # other buckets: start anew
+    if len(counts) == len(counters.discard_seconds.counts):  # start at 0 if the buckets changed
         counters.discard_seconds.counts, counters.discard_seconds.sum = counts, seconds

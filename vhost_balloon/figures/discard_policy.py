@@ -1,4 +1,4 @@
-"""Which memory the operator lets the daemon discard."""
+"""Which memory the operator permits the daemon to discard. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class DiscardMode(enum.Enum):
-    """The operator's word on pinned memory: look for pins, do not look, or discard nothing."""
+    """Whether to look for pinned memory (auto), ignore it (always), or discard nothing (never)."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -16,7 +16,7 @@ class DiscardMode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class DiscardPolicy:
-    """Which memory may be discarded at all; mode says whether pinned memory may."""
+    """mode: how to treat pinned memory. The others permit memory that is not on tmpfs."""
 
     mode: DiscardMode = DiscardMode.AUTO
     hugetlb: bool = False

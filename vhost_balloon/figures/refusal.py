@@ -1,4 +1,4 @@
-"""Why bytes that a guest named were not discarded; the values are the metric's label. Pure."""
+"""Why memory that a guest named was not discarded. The values are metric labels. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 
 class Refusal:
-    """Content that is wrong, or that a rule of this device keeps."""
+    """Either the request is wrong, or a rule keeps the memory (BY_RULE)."""
 
     OUTSIDE: Final = "outside-memory"
     UNALIGNED: Final = "unaligned"
@@ -43,10 +43,10 @@ BY_RULE: Final = frozenset(
         Refusal.FOREIGN,
     }
 )
-"""Reasons that are no fault of the request's: they are counted, and not logged each time."""
+"""Reasons that are not the guest's fault: counted, but not logged for each request."""
 
 OPERATOR: Final = "operator"
-"""The operator paused reports: what is refused for it counts as Refusal.PAUSED."""
+"""The operator paused reporting. Memory refused for this counts as Refusal.PAUSED."""
 
 PAUSE_REASONS: Final = (
     OPERATOR,
@@ -55,8 +55,7 @@ PAUSE_REASONS: Final = (
     Refusal.NEVER,
     Refusal.POISON,
 )
-"""Why reports may be acknowledged and not discarded, all of them; the values are a metric's label.
-"""
+"""Every reason to acknowledge reports without discarding. The values are metric labels."""
 
 EVERY_REASON: Final = tuple(
     value for name, value in vars(Refusal).items() if not name.startswith("_")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What other rooms show of a VM: its state, its memory regions, its queues. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from protocol.virtio_balloon import Queue
 
 @dataclass(frozen=True, slots=True)
 class RegionStatistics:
-    """One memory region: sizes in bytes, backing is "tmpfs", "hugetlb" or "other"."""
+    """One memory region. Sizes in bytes; backing is "tmpfs", "hugetlb" or "other"."""
 
     guest_address: int
     size: int
@@ -20,7 +20,8 @@ class RegionStatistics:
 
 
 class HugePages(NamedTuple):
-    """Host pages with balloon pages in them, and the bytes that wait in the partial ones."""
+    """Host pages that are partly or wholly in the balloon, and the balloon's bytes in the partial
+    ones, which wait for the rest."""
 
     partial: int
     whole: int
@@ -29,7 +30,7 @@ class HugePages(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QueueStatistics:
-    """One started ring; queue is None while it is not served."""
+    """One started ring. queue is None while no task serves it."""
 
     index: int
     queue: Queue | None
@@ -41,7 +42,7 @@ class QueueStatistics:
 
 
 class VmState(enum.Enum):
-    """What a VM's balloon is doing; the values are those of query-vms and of the metric."""
+    """The balloon's state. The values appear in query-vms and as metric labels."""
 
     DISCONNECTED = "disconnected"
     INERT = "inert"

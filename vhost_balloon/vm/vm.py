@@ -15,7 +15,6 @@ from vhost_balloon.errors import CommandError
 from vhost_balloon.figures.counters import (
     Counters,
     counters_document,
-    counters_mark,
     restore_counters,
 )
 from vhost_balloon.figures.refusal import OPERATOR
@@ -116,7 +115,6 @@ class Vm:
         self.crashes = 0
         """How often this front end's connection ended this program by a bug."""
         self._crashed_at = -CRASH_MEMORY
-        self._saved: tuple[float, ...] = ()
         self._paused = False
         self._stats_interval = self.settings.stats_interval
         self.stats_interval_changed = trio.Event()
@@ -188,12 +186,8 @@ class Vm:
         record.save("counters", counters_document(self.counters))
 
     def save_counters(self) -> None:
-        """What is shown of them must never be less later: save before showing."""
-        if self.saved_to is None:
-            return
-        mark = counters_mark(self.counters)
-        if mark != self._saved:
-            self._saved = mark
+        """Save before showing: a counter that was shown must never be lower later."""
+        if self.saved_to is not None:
             self.saved_to.save("counters", counters_document(self.counters))
 
     def close(self) -> None:
