@@ -1,4 +1,4 @@
-"""Who asks again at once is looked at for a moment, and nobody else."""
+"""A peer that sends its next request immediately is polled for a moment, and no other peer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vhost_balloon.pace.polling import POLL_SECONDS, SHORT, SOON, Polling
 
 
 class Clock:
-    """Stands in for the real clock: some five looks fit into a poll."""
+    """Replaces the real clock. Some five looks fit into a poll."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -20,14 +20,14 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def asked_at_look(self, number: int) -> Callable[[], bool]:
-        def asks() -> bool:
+    def request_at_look(self, number: int) -> Callable[[], bool]:
+        def has_request() -> bool:
             self.looks += 1
             self.now += POLL_SECONDS / 4.5
             return self.looks == number
 
         self.looks = 0
-        return asks
+        return has_request
 
 
 @pytest.fixture
@@ -39,55 +39,55 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def answered_and_woken(clock: Clock, after: float) -> Polling:
-    asker = Polling()
-    asker.answered()
+    peer = Polling()
+    peer.answered()
     clock.now += after
-    asker.woken()
-    asker.answered()
-    return asker
+    peer.woken()
+    peer.answered()
+    return peer
 
 
-async def test_who_asked_soon_is_looked_at_until_it_asks(clock: Clock) -> None:
-    asker = answered_and_woken(clock, SOON * 0.9)
+async def test_a_peer_with_a_prompt_request_is_polled_until_the_next(clock: Clock) -> None:
+    peer = answered_and_woken(clock, SOON * 0.9)
     for look in (1, 3, 4):
-        assert await asker.finds(clock.asked_at_look(look))
+        assert await peer.finds(clock.request_at_look(look))
         assert clock.looks == look
-        asker.answered()
+        peer.answered()
 
 
-async def test_who_does_not_ask_in_a_moment_is_left_to_the_kernel(clock: Clock) -> None:
-    asker = answered_and_woken(clock, SOON * 0.9)
-    assert not await asker.finds(clock.asked_at_look(100))
+async def test_polling_ends_after_a_moment_until_the_next_prompt_request(clock: Clock) -> None:
+    peer = answered_and_woken(clock, SOON * 0.9)
+    assert not await peer.finds(clock.request_at_look(100))
     assert clock.looks == 5
-    asker.answered()
-    assert not await asker.finds(clock.asked_at_look(1))
-    assert clock.looks == 0, "until it asks soon again"
-    asker.woken()
-    assert await asker.finds(clock.asked_at_look(1))
+    peer.answered()
+    assert not await peer.finds(clock.request_at_look(1))
+    assert clock.looks == 0, "polled again before the next prompt request"
+    peer.woken()
+    assert await peer.finds(clock.request_at_look(1))
 
 
 @pytest.mark.parametrize("after", [SOON * 1.1, 2.0])
-async def test_who_asks_rarely_costs_nothing(clock: Clock, after: float) -> None:
-    assert not await answered_and_woken(clock, after).finds(clock.asked_at_look(1))
+async def test_rare_requests_cost_nothing(clock: Clock, after: float) -> None:
+    assert not await answered_and_woken(clock, after).finds(clock.request_at_look(1))
     assert clock.looks == 0
 
 
-async def test_who_asks_for_much_is_not_looked_at(clock: Clock) -> None:
-    asker = answered_and_woken(clock, SOON * 0.9)
-    assert await asker.finds(clock.asked_at_look(1))
+async def test_there_is_no_polling_after_a_long_request(clock: Clock) -> None:
+    peer = answered_and_woken(clock, SOON * 0.9)
+    assert await peer.finds(clock.request_at_look(1))
     clock.now += SHORT * 1.1
-    asker.answered()
-    assert not await asker.finds(clock.asked_at_look(1))
+    peer.answered()
+    assert not await peer.finds(clock.request_at_look(1))
 
 
-async def test_who_was_never_answered_is_not_looked_at(clock: Clock) -> None:
-    asker = Polling()
-    asker.woken()
-    assert not await asker.finds(clock.asked_at_look(1))
+async def test_there_is_no_polling_before_the_first_answer(clock: Clock) -> None:
+    peer = Polling()
+    peer.woken()
+    assert not await peer.finds(clock.request_at_look(1))
 
 
-async def test_nobody_is_looked_at_with_a_single_processor(
+async def test_there_is_no_polling_with_a_single_processor(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(polling, "_ALONE", True)
-    assert not await answered_and_woken(clock, 0).finds(clock.asked_at_look(1))
+    assert not await answered_and_woken(clock, 0).finds(clock.request_at_look(1))

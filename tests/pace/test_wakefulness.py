@@ -1,4 +1,4 @@
-"""Knowing how long what is found may have waited: figures by hand, then real processes."""
+"""How long a request may have waited: with scheduler figures made up here, then real processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DATA = 8 * MIB
 
 
 class Kernel:
-    """Stands in for the clock and the scheduler's figures."""
+    """Replaces the clock and the scheduler's figures."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now, self.delay, self.times = 1000.0, 5.0, 77
@@ -44,7 +44,7 @@ class Kernel:
         delay: float = 0.0,
         timeout: float = 10.0,
     ) -> float:
-        """One round of the loop; what is found at its end may have waited so long."""
+        """One round of the loop. Returns how long a request found at its end may have waited."""
         self.now += busy
         self.seen.before_io_wait(timeout)
         self.now, self.times, self.delay = self.now + sleep, self.times + times, self.delay + delay
@@ -74,7 +74,7 @@ def test_a_wait_for_a_processor_counts(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("times", [0, 2, 3])
-def test_a_sleep_that_was_stopped_may_have_waited_all_the_time(kernel: Kernel, times: int) -> None:
+def test_without_proof_of_a_single_sleep_all_its_time_counts(kernel: Kernel, times: int) -> None:
     assert kernel.round(sleep=0.7, times=times) == pytest.approx(0.7)
 
 
@@ -82,17 +82,17 @@ def test_a_wait_for_a_processor_is_no_sleep(kernel: Kernel) -> None:
     assert kernel.round(busy=0.02, sleep=0.7, delay=0.69) == pytest.approx(0.72)
 
 
-def test_a_busy_gap_counts_where_nothing_was_slept(kernel: Kernel) -> None:
+def test_a_busy_gap_counts_where_there_was_no_sleep(kernel: Kernel) -> None:
     assert kernel.round(busy=0.6, times=0, timeout=0) == pytest.approx(0.6)
     kernel.round()
     assert kernel.round(busy=0.6, times=0) == pytest.approx(0.6)
 
 
-def test_what_was_slept_after_a_busy_gap_is_clean(kernel: Kernel) -> None:
+def test_a_sleep_after_a_busy_gap_is_clean(kernel: Kernel) -> None:
     assert kernel.round(busy=0.6, sleep=3.0) == 0
 
 
-def test_the_step_at_hand_counts(kernel: Kernel) -> None:
+def test_time_since_the_last_look_counts(kernel: Kernel) -> None:
     kernel.round(sleep=1.0)
     kernel.now += 0.6
     assert kernel.seen.waited() == pytest.approx(0.6)
@@ -116,7 +116,7 @@ def test_figures_that_cannot_be_read_prove_nothing(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"0 0 0\n", b"1 2\n"])
-async def test_without_figures_the_loop_comes_round_often_enough(
+async def test_without_figures_the_loop_wakes_often_enough(
     content: bytes | None,
     tmp_path: Path,
     autojump_clock: MockClock,
@@ -139,7 +139,7 @@ async def test_without_figures_the_loop_comes_round_often_enough(
     nursery.cancel_scope.cancel()
 
 
-async def test_with_figures_it_wakes_for_nothing(
+async def test_with_figures_an_idle_loop_never_wakes(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     before = len(os.listdir("/proc/self/fd"))
@@ -168,7 +168,7 @@ Hold = Callable[[int], AbstractContextManager[None]]
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """As by SIGSTOP, until the end."""
+    """Stopped by SIGSTOP until the end."""
     os.kill(pid, signal.SIGSTOP)
     while "T (stopped)" not in Path(f"/proc/{pid}/status").read_text():
         time.sleep(0.001)
@@ -178,7 +178,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """By the freezer of a cgroup of its own."""
+    """Frozen by the freezer of a separate cgroup until the end."""
     need_root("FREEZER")
     with freezer() as (group, freeze, thaw):
         (group / "cgroup.procs").write_text(str(pid))
@@ -213,7 +213,7 @@ def freezer() -> Iterator[tuple[Path, Callable[[], object], Callable[[], object]
 
 
 async def offer(guest: ByHand) -> bool:
-    """Report a block that is in use; whether it was discarded."""
+    """Report a block that is in use. Returns whether it was discarded."""
     fill(guest.ram, DATA, BLOCK)
     await guest.report((DATA, BLOCK))
     return guest.ram.resident_in(DATA, BLOCK) == 0
@@ -221,7 +221,7 @@ async def offer(guest: ByHand) -> bool:
 
 @pytest.mark.parametrize("hold", [stopped, frozen])
 @pytest.mark.parametrize("idle", [0.0, 1.5], ids=["busy", "idle"])
-async def test_what_came_while_the_process_was_held_is_late(
+async def test_a_request_made_while_the_process_was_held_is_late(
     tmp_path: Path, hold: Hold, idle: float
 ) -> None:
     path = tmp_path / "vm1.sock"
@@ -234,9 +234,9 @@ async def test_what_came_while_the_process_was_held_is_late(
             with hold(served.process.pid):
                 ring.add([(DATA, BLOCK, True)])
                 ring.kick()
-                time.sleep(HOLD_LIMIT + 0.2)
+                time.sleep(HOLD_LIMIT + 0.2)  # noqa: ASYNC251 - another process waits
             await ring.wait_used()
-            assert guest.ram.resident_in(DATA, BLOCK) == BLOCK, "it was held for too long"
+            assert guest.ram.resident_in(DATA, BLOCK) == BLOCK, "a late request was discarded"
             await trio.sleep(1)
             assert await offer(guest)
         assert served.end()[0] == 0
@@ -252,12 +252,12 @@ async def test_an_idle_process_is_not_late(tmp_path: Path) -> None:
         assert served.end()[0] == 0
 
 
-async def test_a_step_that_took_too_long_makes_late_what_waited(
+async def test_a_step_that_took_too_long_makes_waiting_requests_late(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     async with serving(tmp_path, "--discard=always") as host, by_hand(host.path()) as guest:
         assert await offer(guest)
-        time.sleep(HOLD_LIMIT + 0.1)
+        time.sleep(HOLD_LIMIT + 0.1)  # noqa: ASYNC251 - the daemon runs in this loop
         assert not await offer(guest)
         await trio.sleep(2 * GRACE)
         assert await offer(guest)

@@ -1,4 +1,4 @@
-"""When to poll, how much at once, and whether a request may have waited.
+"""When to poll, how much to discard per second, and how long a request may have waited.
 
-It knows nothing of what is waited for.
+It does not know what it is used for.
 """

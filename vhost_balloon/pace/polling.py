@@ -1,9 +1,8 @@
-"""Adaptive polling: who was just answered often asks again at once.
+"""Adaptive polling: a peer that was just answered often sends the next request immediately.
 
-To sleep until a descriptor is readable, and to be woken, takes longer than a small request. So a
-ring or a front end is looked at for a moment before that, as QEMU's own event loops do it; but only
-if what it asked last was small and had come in such a moment: where requests are rare or large,
-nothing is spent.
+Sleeping until a descriptor is readable, and being woken, takes longer than a small request. So a
+ring or a front end is polled for a moment first, as QEMU's own event loops do. It is polled only if
+its last request was small and came within such a moment; rare or large requests cost nothing extra.
 """
 
 from __future__ import annotations
@@ -16,42 +15,43 @@ from typing import Final
 import trio
 
 POLL_SECONDS: Final = 200e-6
-"""How long it is looked at: as long as KVM by default looks before it lets a processor sleep."""
+"""How long to poll before sleeping; KVM's default halt-polling time."""
 
 SOON: Final = 250e-6
-"""What came within this time of an answer, a sleep and a wake included, would have been found."""
+"""Polling would have found a request that came this soon after an answer, sleep and wake included.
+"""
 
 SHORT: Final = 1e-3
-"""What takes longer to answer gains nothing, and its thread has use for this one's processor."""
+"""Polling gains nothing after requests that took longer, and the peer can use the processor."""
 
 _ALONE: Final = len(os.sched_getaffinity(0)) == 1
-"""With one processor nobody could ask while this process looks."""
+"""With a single processor, no peer can send anything while this process polls."""
 
 
 class Polling:
-    """Of one asker. The clock is the real one also where trio's stands still."""
+    """Decides when to poll one peer. It always uses the real clock, even under a mock trio clock."""
 
     def __init__(self) -> None:
-        self._asked_at = self._answered_at = float("-inf")
+        self._requested_at = self._answered_at = float("-inf")
         self._is_worth_it = False
 
     def answered(self) -> None:
-        """It has been answered."""
+        """The peer's request was answered."""
         self._answered_at = perf_counter()
-        self._is_worth_it &= self._answered_at - self._asked_at < SHORT
+        self._is_worth_it &= self._answered_at - self._requested_at < SHORT
 
     def woken(self) -> None:
-        """It asked while this process slept."""
-        self._asked_at = perf_counter()
-        self._is_worth_it = not _ALONE and self._asked_at - self._answered_at < SOON
+        """A request woke this process."""
+        self._requested_at = perf_counter()
+        self._is_worth_it = not _ALONE and self._requested_at - self._answered_at < SOON
 
-    async def finds(self, asks: Callable[[], bool]) -> bool:
-        """Whether it asks again within a moment of its answer."""
+    async def finds(self, has_request: Callable[[], bool]) -> bool:
+        """Poll for the next request, if that is worth it. Returns whether one came."""
         until = self._answered_at + POLL_SECONDS
         while self._is_worth_it:
             await trio.lowlevel.checkpoint()
-            if asks():
-                self._asked_at = perf_counter()
+            if has_request():
+                self._requested_at = perf_counter()
                 return True
             self._is_worth_it = perf_counter() < until
         return False

@@ -1,17 +1,17 @@
-"""The operator's limit of what reports may cost, beyond which they are acknowledged only. Pure."""
+"""The operator's limit on what reports may cost (--report-rate). Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
 REPORT_BURST: Final = 2.0
-"""Seconds of --report-rate that may be discarded at once: Linux reports every two seconds. The
-piece (8 MiB, or a huge page if that is larger) that goes beyond it is saved up for afterwards, so
-that any rate lets pages of any size go."""
+"""Seconds' worth of --report-rate that may be discarded at once: Linux reports every two seconds.
+The piece that exceeds it (8 MiB, or one larger huge page) is discarded and saved for afterwards, so
+that any rate permits pages of any size."""
 
 
 class Bucket:
-    """A token bucket: at most burst at once, and rate a second in the long run."""
+    """A token bucket: at most burst at once, and rate per second in the long run."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
@@ -20,15 +20,15 @@ class Bucket:
         self._filled_at = 0.0
 
     def take(self, amount: float, now: float) -> None:
-        """Take amount; what is more than is left is owed.
+        """Take amount. What exceeds the remaining tokens is owed.
 
-        now is a monotonic clock in seconds.
+        now: a monotonic clock in seconds.
         """
         self._fill(now)
         self._left -= amount
 
     def is_spent(self, now: float) -> bool:
-        """Whether nothing is left now."""
+        """Whether no tokens remain."""
         self._fill(now)
         return self._left <= 0
 

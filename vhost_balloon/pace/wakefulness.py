@@ -1,14 +1,13 @@
-"""Knows how long what is found waiting may have waited.
+"""Bounds how long a request that is found now may have waited.
 
-A guest driver may wait a second and then use its pages again, whether they were acknowledged or
-not (Windows does). So a request that may have waited too long is acknowledged without being
-discarded. A kick carries no time. What can be known is when this process looked last, and whether
-it was woken at once where it slept since: it may have been stopped, frozen, or kept from a
-processor instead.
+Windows' driver waits one second, and then uses its pages again whether they were acknowledged or
+not. So a request that may have waited too long is acknowledged without discarding. A kick carries
+no time. All that is known is when this process last looked, and whether it slept since and was
+woken immediately; it may have been stopped, frozen, or kept waiting for a processor instead.
 
-The scheduler's own figures prove that it slept: it left the processor once, for that sleep, and
-they say how long it then waited for a processor. One gap is left: a stop in the few microseconds
-between reading these figures and a sleep that finds its event there already.
+The scheduler's figures prove a sleep: the thread left the processor exactly once, for that sleep,
+and they tell how long it then waited for a processor. One gap remains: a stop in the few
+microseconds between reading these figures and a sleep whose event is already there.
 
 Source: Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat"; getrusage(2).
 """
@@ -24,23 +23,23 @@ from typing import Final
 import trio
 
 HOLD_LIMIT: Final = 0.5
-"""Longest time in seconds that a request is held, half of what Windows' driver waits."""
+"""Seconds that a request may be held: half of the time that Windows' driver waits."""
 
 SHORT: Final = 0.05
-"""Seconds between two looks that need no proof: it is taken as time that was waited."""
+"""A gap of at most this many seconds between two looks needs no proof: it counts as waiting."""
 
 GRACE: Final = 0.1
-"""Seconds after a gap in which more may be found that waited, such as a message that starts a ring.
-"""
+"""Seconds after a gap in which requests that waited may still be found: for example, the message
+that starts their ring waited as well."""
 
 TICK: Final = 0.1
-"""Seconds between two looks where the scheduler's figures are not to be had."""
+"""Seconds between two looks where the scheduler's figures are not available."""
 
 _SCHEDSTAT: Final = "/proc/thread-self/schedstat"
 
 
 class Wakefulness(trio.abc.Instrument):
-    """Of the event loop that run() runs in."""
+    """Watches the event loop that run() runs in."""
 
     def __init__(self) -> None:
         self._looked = self._slept_from = self._since = monotonic()
@@ -50,12 +49,12 @@ class Wakefulness(trio.abc.Instrument):
         self._schedstat = -1
 
     async def run(self) -> None:
-        """Watch until cancelled. Where the kernel does not say how the process slept, the loop
-        comes round often enough to need no proof."""
+        """Watch until cancelled. Without the scheduler's figures, wake the loop often enough to
+        need no proof."""
         self._schedstat = _open()
         trio.lowlevel.add_instrument(self)
         try:
-            while self._schedstat < 0:
+            while self._schedstat < 0:  # noqa: ASYNC110 - waits for time, not for an event
                 await trio.sleep(TICK)
             await trio.sleep_forever()
         finally:
@@ -64,7 +63,7 @@ class Wakefulness(trio.abc.Instrument):
                 os.close(self._schedstat)
 
     def waited(self) -> float:
-        """The longest time, in seconds, that what is found now may have waited."""
+        """The longest time in seconds that a request found now may have waited."""
         return monotonic() - self._since
 
     def before_io_wait(self, timeout: float) -> None:
@@ -86,7 +85,7 @@ class Wakefulness(trio.abc.Instrument):
             self._gap_until = self._looked + GRACE
 
     def _was_woken_at_once(self) -> bool:
-        """Whether this was one sleep, and what is found now came at its end."""
+        """Whether the gap was a single sleep, so that the event found now came at its end."""
         before, after = self._delay, _delay(self._schedstat)
         if before is None or after is None or _switches() - self._switches != 1:
             return False
@@ -99,7 +98,7 @@ class Wakefulness(trio.abc.Instrument):
 
 
 def _open() -> int:
-    """A descriptor of this thread's figures; -1 if there are none."""
+    """A descriptor of this thread's scheduler figures, or -1 if there are none."""
     try:
         fd = os.open(_SCHEDSTAT, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -111,12 +110,12 @@ def _open() -> int:
 
 
 def _switches() -> int:
-    """How often this thread left the processor of its own accord."""
+    """How often this thread has left the processor voluntarily."""
     return getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
 def _delay(fd: int) -> float | None:
-    """Seconds that this thread has waited for a processor; None if the kernel does not count it."""
+    """Seconds that this thread has waited for a processor, or None if the kernel does not say."""
     try:
         _, delay, times = os.pread(fd, 100, 0).split()
         return int(delay) / 1e9 if int(times) else None
