@@ -19,7 +19,7 @@ from tests.support.end_to_end import (
     refused,
     serving,
 )
-from vhost_balloon.memory.discard import Discarded, punch
+from vhost_balloon.memory.discard import PunchResult, punch
 from vhost_balloon.memory.region import Part
 
 GIB = 1 << 30
@@ -31,7 +31,7 @@ LIMIT = 0.5
 def slow_discards(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
     """Each piece takes 3.75 ms, by trio's clock."""
 
-    def slow(piece: list[Part]) -> Discarded:
+    def slow(piece: list[Part]) -> PunchResult:
         autojump_clock.jump(0.03 / 8)
         return punch(piece)
 

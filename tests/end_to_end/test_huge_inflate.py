@@ -25,7 +25,7 @@ from tests.support.end_to_end import (
 )
 from tests.support.huge_pages import HugePages
 from vhost_balloon.memory import syscalls
-from vhost_balloon.memory.discard import Discarded, punch
+from vhost_balloon.memory.discard import PunchResult, punch
 from vhost_balloon.memory.region import Part
 from vhost_balloon.memory.syscalls import TMPFS_MAGIC, Filesystem
 from vhost_balloon.simulator.memory import GuestRam
@@ -159,7 +159,7 @@ async def test_a_deflate_calls_off_a_discard_that_has_not_begun(
         taken = guest.pfns(numbers(page_size, page_size + PAGE))
         deflates = guest.rings[Queue.DEFLATE]
 
-        def punching(piece: list[Part]) -> Discarded:
+        def punching(piece: list[Part]) -> PunchResult:
             if not deflates.available_index:
                 deflates.add([taken])
                 deflates.kick()

@@ -32,7 +32,7 @@ from tests.support.end_to_end import (
 )
 from vhost_balloon.figures.counters import Counters
 from vhost_balloon.log.lines import VmLog
-from vhost_balloon.memory.discard import Discarded, punch
+from vhost_balloon.memory.discard import PunchResult, punch
 from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.region import Part
 from vhost_balloon.queues.deflate import DeflateProcessor
@@ -52,7 +52,7 @@ def slow_pieces(monkeypatch: pytest.MonkeyPatch) -> list[list[Part]]:
     """Make each piece take 5 ms, as on a slow host; return the discarded pieces."""
     done: list[list[Part]] = []
 
-    def slow(piece: list[Part]) -> Discarded:
+    def slow(piece: list[Part]) -> PunchResult:
         time.sleep(0.005)
         done.append(piece)
         return punch(piece)
@@ -269,8 +269,8 @@ async def test_a_ring_that_is_never_empty_starves_nobody(queue: Queue) -> None:
     )
     processors: dict[Queue, Processor] = {
         Queue.STATS: StatsProcessor(device),
-        Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE),
-        Queue.FREE_PAGE: HintProcessor(device, Queue.FREE_PAGE),
+        Queue.DEFLATE: DeflateProcessor(device),
+        Queue.FREE_PAGE: HintProcessor(device),
     }
     async with trio.open_nursery() as nursery:
         nursery.start_soon(processors[queue].drain, ring)

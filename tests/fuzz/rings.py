@@ -25,7 +25,7 @@ from vhost_balloon.memory.region import MappedRegion, check_disjoint
 from vhost_balloon.pace.wakefulness import Wakefulness
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.deflate import DeflateProcessor
-from vhost_balloon.queues.discarding import DiscardProcessor
+from vhost_balloon.queues.discarding import InflateProcessor, ReportProcessor
 from vhost_balloon.queues.processor import HintProcessor
 from vhost_balloon.queues.ring import Processor, StartedRing, bind
 from vhost_balloon.queues.stats import StatsProcessor
@@ -82,11 +82,13 @@ def _processor(device: AttachedGuest, queue: Queue) -> Processor:
         case Queue.STATS:
             return StatsProcessor(device)
         case Queue.FREE_PAGE:
-            return HintProcessor(device, queue)
+            return HintProcessor(device)
         case Queue.DEFLATE:
-            return DeflateProcessor(device, queue)
-        case _:
-            return DiscardProcessor(device, queue)
+            return DeflateProcessor(device)
+        case Queue.INFLATE:
+            return InflateProcessor(device)
+        case Queue.REPORTING:
+            return ReportProcessor(device)
 
 
 def _used_index(ring: StartedRing) -> int:

@@ -16,9 +16,9 @@ from vhost_balloon.queues.decode import (
     READ_PFNS,
     SLICE_BUFFERS,
     SLICE_NUMBERS,
-    Named,
-    page_buffers_size,
+    Slice,
     pages,
+    pages_size,
     reported,
 )
 from vhost_balloon.queues.ring import BoundRing, bind
@@ -52,15 +52,15 @@ def _chains(bound: BoundRing, size: int) -> list[Chain]:
     return chains
 
 
-def _named(chain: Chain, memory: GuestMemory) -> list[Named]:
+def _named(chain: Chain, memory: GuestMemory) -> list[Slice]:
     """What the chain names as a report and as page numbers; it is parsed as statistics too."""
     everything = list(reported(chain.buffers))
     with suppress(RingError):
-        if page_buffers_size(chain.buffers) <= _MAX_NAMED * BALLOON_PAGE_SIZE:
+        if pages_size(chain.buffers) <= _MAX_NAMED * BALLOON_PAGE_SIZE:
             slices = list(pages(chain.buffers, memory.read))
             most = SLICE_NUMBERS + READ_PFNS + SLICE_BUFFERS
             assert all(len(named.ranges) <= most for named in slices)
-            assert sum(n.size for n in slices) == page_buffers_size(chain.buffers)
+            assert sum(n.size for n in slices) == pages_size(chain.buffers)
             everything += slices
         for address, length, _ in chain.buffers:
             values, tail = parse_stats(memory.read(address, min(length, 4096)))
@@ -69,7 +69,7 @@ def _named(chain: Chain, memory: GuestMemory) -> list[Named]:
     return everything
 
 
-def _check_named(named: Named, bound: BoundRing, memory: GuestMemory) -> None:
+def _check_named(named: Slice, bound: BoundRing, memory: GuestMemory) -> None:
     protected = merge(bound.ranges)
     parts, refusals, inside = memory.resolve(named.ranges, protected, _POLICY)
     assert inside == memory.inside(named.ranges)
@@ -80,7 +80,7 @@ def _check_named(named: Named, bound: BoundRing, memory: GuestMemory) -> None:
         _check_piece(piece, named, bound)
 
 
-def _check_piece(piece: Piece, named: Named, bound: BoundRing) -> None:
+def _check_piece(piece: Piece, named: Slice, bound: BoundRing) -> None:
     """A piece is whole pages of what was named, inside its region, and no part of a ring."""
     region, offset, length = piece
     page = region.page_size

@@ -16,12 +16,12 @@ from vhost_balloon.memory.ranges import merge
 from vhost_balloon.queues.decode import (
     READ_PFNS,
     SLICE_NUMBERS,
-    Named,
+    Slice,
     one_run,
-    page_buffers_size,
     pages,
-    report_size,
+    pages_size,
     reported,
+    reported_size,
 )
 from vhost_balloon.queues.virtqueue import Buffer
 
@@ -46,7 +46,7 @@ def pfns(*numbers: int) -> bytes:
     return struct.pack(f"<{len(numbers)}I", *numbers)
 
 
-def decode(memory: Memory, *buffers: Buffer) -> list[Named]:
+def decode(memory: Memory, *buffers: Buffer) -> list[Slice]:
     return list(pages(buffers, memory.read))
 
 
@@ -171,7 +171,7 @@ def test_any_pages_in_any_buffers(groups: list[list[int]], data: st.DataObject) 
     slices = decode(Memory(content), *buffers)
     named = {address // PAGE for s in slices for r in s.ranges for address in range(*r, PAGE)}
     assert named == {number for group in groups for number in group}
-    assert sum(s.size for s in slices) == page_buffers_size(buffers)
+    assert sum(s.size for s in slices) == pages_size(buffers)
 
 
 def test_a_report_names_its_buffers_themselves() -> None:
@@ -196,7 +196,7 @@ def test_any_report(entries: list[tuple[int, int, bool]]) -> None:
     assert {a for named in steps for r in named.ranges for a in range(*r)} == {
         a for b in taken for a in range(b.address, b.address + b.length)
     }
-    assert sum(named.size for named in steps) == report_size(buffers)
+    assert sum(named.size for named in steps) == reported_size(buffers)
     refused: Counter[str] = Counter()
     refusals = [refusal for named in steps for refusal in named.refusals]
     for reason, size in refusals:

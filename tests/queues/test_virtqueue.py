@@ -374,7 +374,7 @@ def test_a_resumed_queue_goes_on_at_what_was_published() -> None:
     assert (before.lead, before.base) == (1, 9)
     before.push(2)  # and dies before it publishes
     after = driver.queue(base=0)
-    after.resume(1)
+    after.recover(1)
     assert (after.base, after.lead) == (9, 1)
     assert heads([after.pop()]) == [2]
 
@@ -385,5 +385,5 @@ def test_a_lead_wraps() -> None:
     queue = driver.queue(base=0)
     assert queue.lead == 1
     after = driver.queue(base=5)
-    after.resume(1)
+    after.recover(1)
     assert (after.base, heads([after.pop()])) == (0, [1])

@@ -16,7 +16,7 @@ import trio
 
 from protocol.vhost_user import BackendRequest
 from protocol.vhost_user_payloads import Region
-from protocol.virtio_balloon import BalloonFeature, Queue
+from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon.balloon.convergence import Convergence
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.balloon.guest_stats import restore_stats
@@ -167,8 +167,8 @@ class FrontEndConnection:
         self._rings.calls.update(left.calls)
         self._rings.errs.update(left.errs)
         for ring in left.rings:
-            self._rings.resume(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
-        self._rings.stats.resume()
+            self._rings.take_over(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
+        self._rings.stats.expect_stale()
         self._follow()
         await self._rings.apply()
         self._tell_config()
@@ -378,7 +378,7 @@ class FrontEndConnection:
 
     def _pause_reasons(self) -> tuple[str, ...]:
         """Why reports are not discarded, as far as was seen at the last one."""
-        refusal = self._device.refusal(Queue.REPORTING)
+        refusal = self._device.report_refusal()
         return () if refusal is None else (OPERATOR if refusal == Refusal.PAUSED else refusal,)
 
     async def _poll_stats(self) -> None:

@@ -1,8 +1,8 @@
-"""Giving memory back to the host: hole punches in bounded pieces, and what really came back.
+"""Gives memory back to the host: punches holes in bounded pieces, and measures what came back.
 
-A hole is punched, because on shared memory MADV_DONTNEED reports success and frees nothing. What
-came back is read from the files' st_blocks before and after: an estimate while the guest runs,
-since it may touch other pages meanwhile, and exact while it does not.
+Holes are punched because on shared memory MADV_DONTNEED reports success and frees nothing. What
+came back is the change of the files' st_blocks. It is exact while the guest stands still, and an
+estimate while it runs, since it may touch other pages meanwhile.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from vhost_balloon.memory.region import MappedRegion, Part
 
 PIECE_BYTES: Final = 8 << 20
 PIECE_RANGES: Final = 256
-"""What is discarded at most before all else has its turn: some 2 ms. Scattered pages cost 7 to
-30 us each."""
+"""Bounds of a piece, after which all other tasks run: some 2 ms. Scattered pages cost 7 to 30 us
+each."""
 
 REMOVE_RANGES: Final = 16
-"""From here on one process_madvise for a region's ranges is cheaper than a call for each."""
+"""From this many ranges on, one process_madvise is cheaper than a call for each range."""
 
 BLOCK: Final = 512
+"""Bytes in a unit of st_blocks."""
 
 
 @dataclass(slots=True)
-class Discarded:
-    """Bytes: freed is what came back, failed what the kernel refused; error is its reason."""
+class PunchResult:
+    """freed: bytes that came back. failed: bytes that the kernel refused; error: its last error."""
 
     freed: int = 0
     failed: int = 0
@@ -41,8 +42,8 @@ class Discarded:
 def pieces(parts: list[Part]) -> Iterable[list[Part]]:
     """Cut parts into pieces of at most PIECE_BYTES and PIECE_RANGES, in order.
 
-    Cuts fall on multiples of PIECE_BYTES from a range's start, which keeps them aligned to every
-    page size up to it; a larger huge page is never cut.
+    Ranges are cut at multiples of PIECE_BYTES from their start, which are aligned to any page size
+    up to PIECE_BYTES. Larger huge pages are never cut.
     """
     if count_of(parts) <= PIECE_RANGES and size_of(parts) <= PIECE_BYTES:
         return (parts,) if parts else ()
@@ -82,9 +83,9 @@ def count_of(parts: list[Part]) -> int:
     return sum([len(part.ranges) for part in parts])
 
 
-def punch(piece: list[Part]) -> Discarded:
-    """Discard one piece. A range that fails is counted, the others are done."""
-    result = Discarded()
+def punch(piece: list[Part]) -> PunchResult:
+    """Punch one piece out of its files. A range that fails is counted, and the rest is punched."""
+    result = PunchResult()
     fds = _files(piece)
     started = time.perf_counter()
     before = _blocks(fds)
@@ -98,7 +99,7 @@ def punch(piece: list[Part]) -> Discarded:
     return result
 
 
-def _punch_each(region: MappedRegion, ranges: list[Range], result: Discarded) -> None:
+def _punch_each(region: MappedRegion, ranges: list[Range], result: PunchResult) -> None:
     fd, to_file = region.fd.fileno(), region.to_file
     for start, end in ranges:
         try:
@@ -109,9 +110,10 @@ def _punch_each(region: MappedRegion, ranges: list[Range], result: Discarded) ->
 
 
 def _remove(region: MappedRegion, ranges: list[Range]) -> int:
-    """Punch ranges through the region's mapping; return how many, from the first on.
+    """Punch ranges through the region's mapping, in order. Returns how many were punched.
 
-    Only on tmpfs: elsewhere they are few, or what MADV_REMOVE does is not known.
+    Only on tmpfs: hugetlb ranges are few, and on other file systems the effect of MADV_REMOVE is
+    unknown.
     """
     if region.filesystem.kind != "tmpfs":
         return 0
@@ -120,8 +122,7 @@ def _remove(region: MappedRegion, ranges: list[Range]) -> int:
         bits = origin
         for start, end in ranges:
             bits |= start | end
-        # What the kernel would round up to whole pages, or find beside the mapping, has no
-        # business here, whoever made the ranges.
+        # The kernel would round partial pages up, and also punch mappings beside this one.
         first, last = ranges[0][0] + region.to_file, ranges[-1][1] + region.to_file
         if bits % syscalls.PAGE_SIZE or not mapped.start <= first < last <= mapped.stop:
             return 0
@@ -129,14 +130,14 @@ def _remove(region: MappedRegion, ranges: list[Range]) -> int:
 
 
 def _files(piece: list[Part]) -> list[int]:
-    """A descriptor of each file that parts lie in."""
+    """A descriptor of each file that the piece lies in."""
     if len(piece) == 1:
         return [piece[0].region.fd.fileno()]
     return list({part.region.inode: part.region.fd.fileno() for part in piece}.values())
 
 
 def _blocks(fds: list[int]) -> int | None:
-    """None if their file system, which may be the front end's own, does not say."""
+    """The files' st_blocks, or None if their file system, which may be the front end's, fails."""
     try:
         return sum([os.fstat(fd).st_blocks for fd in fds])
     except OSError:

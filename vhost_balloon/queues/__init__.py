@@ -1,4 +1,4 @@
-"""From a kick to a used entry: rings, chains, decoding, and one processor for each kind of queue.
+"""From a kick to a used entry: rings, chains, decoding, and a processor for each kind of queue.
 
-The guest's hot path. No vhost-user message comes here.
+This is the guest's hot path. vhost-user messages are handled elsewhere.
 """

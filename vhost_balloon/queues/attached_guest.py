@@ -1,11 +1,11 @@
-"""What the queues of one attached guest share."""
+"""What all queues of one attached guest share, and the rules that they ask before they discard."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from protocol.virtio_balloon import BalloonFeature, Queue
+from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.figures.counters import Counters
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
@@ -21,22 +21,22 @@ from vhost_balloon.pace.wakefulness import Wakefulness
 
 _PIN_REFUSALS = {PinState.PINNED: Refusal.PINNED, PinState.UNKNOWN: Refusal.PINS_UNKNOWN}
 _PIN_MESSAGES = {
-    PinState.FREE: "the front end has no memory pinned any more: discarding goes on",
+    PinState.FREE: "the front end no longer has memory pinned: discarding again",
     PinState.PINNED: "nothing is discarded: the front end has memory pinned for a device",
-    PinState.UNKNOWN: "nothing is discarded: whether the front end has memory pinned for a "
-    "passed-through device cannot be told ({why}); if no device is passed through to the guest, "
+    PinState.UNKNOWN: "nothing is discarded: cannot determine whether the front end has memory "
+    "pinned for a passed-through device ({why}); if no device is passed through to the guest, "
     "start the daemon with --discard=always",
 }
 
 
 @dataclass(slots=True)
 class AttachedGuest:
-    """What processors ask before they act.
+    """State shared by all processors.
 
-    paused: the operator has paused reporting discards. foreign: its state was left by a later
-    version of this program, and may mean more than is understood. protected are the guest ranges
-    of all started rings, which are never discarded. report_limit: of bytes that reports may have
-    discarded, None for no limit. counted: called when counters change.
+    protected: guest ranges of all started rings, which are never discarded. paused: the operator
+    paused reporting. foreign: a later version of this program left the guest's state, which may
+    mean more than this version understands. report_limit: limits the bytes discarded for reports;
+    None for no limit. counted: called when counters change.
     """
 
     balloon: Balloon
@@ -54,8 +54,8 @@ class AttachedGuest:
     gathering: Gathering = field(default_factory=Gathering)
     _pins_seen: PinState | None = None
 
-    def refusal(self, queue: Queue) -> str | None:
-        """Why nothing on this queue is discarded, by the last look, or None if it is."""
+    def refusal(self) -> str | None:
+        """Why nothing is discarded, as of the last look for pins; None if no rule forbids it."""
         if self.foreign:
             return Refusal.FOREIGN
         mode = self.policy.mode
@@ -63,14 +63,18 @@ class AttachedGuest:
             return Refusal.NEVER
         if mode is DiscardMode.AUTO and self._pins_seen is not PinState.FREE:
             return _PIN_REFUSALS[self._pins_seen or PinState.UNKNOWN]
-        if queue is not Queue.REPORTING:
-            return None
+        return None
+
+    def report_refusal(self) -> str | None:
+        """Why no reported memory is discarded; None if no rule forbids it."""
+        if refusal := self.refusal():
+            return refusal
         if self.paused:
             return Refusal.PAUSED
         return None if self.balloon.may_drop_reported else Refusal.POISON
 
     def look_for_pins(self, now: float) -> None:
-        """See whether the front end has memory pinned; a change is logged."""
+        """Check whether the front end has memory pinned, and log a change."""
         if self.policy.mode is not DiscardMode.AUTO:
             return
         state = self.pins.check(self.memory.size, now)
@@ -81,32 +85,33 @@ class AttachedGuest:
     def protect(self, ranges: Iterable[Range]) -> None:
         self.protected = merge(ranges)
 
-    # Huge pages that come in small ones
+    # Huge pages that the guest gives in small pages
 
-    def gathering_for(self, queue: Queue) -> Gathering | None:
-        """Where what this queue gives is gathered, if it has to be and may be.
+    def inflate_gathering(self) -> Gathering | None:
+        """Where inflated pages wait until they make up a whole host page; None if they need not or
+        must not wait.
 
-        Reported pages are the guest's again with the answer; those in the balloon are only if
-        MUST_TELL_HOST was not negotiated.
+        They may wait where MUST_TELL_HOST was negotiated: without it, the guest may use them again
+        once it has the answer, as it may use reported pages.
         """
-        if queue is not Queue.INFLATE or not self.memory.has_grids:
+        if not self.memory.has_grids:
             return None
         may_wait = self.balloon.features & BalloonFeature.MUST_TELL_HOST
         return self.gathering if may_wait else None
 
     def forget_gathered(self) -> None:
-        """What is known of the balloon may be wrong from here on."""
+        """Forget all gathered pages, because the record of the balloon may be wrong from now on."""
         self.gathering.clear()
         self.count_forgotten()
 
     def count_forgotten(self) -> None:
-        """No later request can complete them: now they are refused."""
+        """Count forgotten pages as refused: no later request can complete them."""
         if size := self.gathering.forgotten():
             self.counters.refuse(Refusal.PARTIAL_HUGE_PAGE, size)
 
     def still_whole(self, piece: list[Part]) -> list[Part]:
-        """What of a piece may go where its huge pages may only if no deflate named a part of one
-        since they were complete."""
+        """The rest of a piece without the gathered huge pages that a deflate has broken up since
+        they were complete."""
         return [left for part in piece if (left := self._still_whole(part)).ranges]
 
     def _still_whole(self, part: Part) -> Part:

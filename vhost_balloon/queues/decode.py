@@ -1,11 +1,11 @@
-"""From a chain's buffers to the guest ranges that they name. Pure.
+"""Decodes a request's buffers into the guest ranges that they name. Pure.
 
-Source: virtio specification, "Traditional Memory Balloon Device": inflate and deflate buffers are
-arrays of 32-bit PFNs that the device reads; a reporting request's device-writable buffers are
-themselves the pages reported.
+Source: virtio specification, "Traditional Memory Balloon Device". Inflate and deflate buffers are
+arrays of 32-bit PFNs that the device reads; the device-writable buffers of a report are the
+reported pages themselves.
 
-One chain may name queue size x 2^30 pages, so it is decoded slice by slice, each in some two
-milliseconds at most. Ranges are merged within a slice.
+A chain may name queue size x 2^30 pages, so it is decoded in slices of at most some two
+milliseconds each. Ranges are merged within a slice.
 """
 
 from __future__ import annotations
@@ -20,25 +20,52 @@ from vhost_balloon.memory.ranges import Range, merge, merge_numbers
 from vhost_balloon.queues.virtqueue import Buffer, ReadMemory
 
 READ_PFNS: Final = 512
-"""Most page numbers that are read at once; drivers name 256 to 1024 pages in a request."""
+"""Most PFNs to read at once. Drivers put 256 to 1024 into a request."""
 
 SLICE_BUFFERS: Final = 256
 SLICE_NUMBERS: Final = 1024
 SLICE_BYTES: Final = 64 << 20
-"""What ends a slice: buffers, page numbers that are no run, and memory that is named by numbers
-(where it is gathered to huge pages, each of these has to be looked at)."""
+"""A slice ends at this many buffers, PFNs outside runs, or bytes named by PFNs. The last bounds the
+huge pages that gathering has to examine."""
 
 
 @dataclass(slots=True)
-class Named:
-    """One slice: ranges, sorted and disjoint, and what of the request names nothing usable.
+class Slice:
+    """A bounded part of a request.
 
-    size is how many bytes of guest memory the buffers name, counting repetitions.
+    size: bytes of guest memory named, repetitions included. ranges: sorted and disjoint once the
+    slice is flushed. refusals: (reason, bytes) for content that names no memory. buffers: how many
+    were decoded. numbers: PFNs that are not in ranges yet.
     """
 
     size: int = 0
     ranges: list[Range] = field(default_factory=list)
     refusals: list[tuple[str, int]] = field(default_factory=list)
+    buffers: int = 0
+    numbers: list[int] = field(default_factory=list)
+
+    def add_pages(self, data: bytes) -> None:
+        """Add at most READ_PFNS PFNs as read from guest memory."""
+        if run := one_run(data):
+            self.ranges.append(run)
+        else:
+            self.numbers += memoryview(data).cast("I")
+        self.size += _size_of_pages(len(data))
+
+    @property
+    def is_full(self) -> bool:
+        return (
+            self.buffers >= SLICE_BUFFERS
+            or self.size >= SLICE_BYTES
+            or len(self.numbers) >= SLICE_NUMBERS
+        )
+
+    def flush(self) -> Slice:
+        """Merge everything that was added into ranges. Returns the slice itself."""
+        numbered = merge_numbers(self.numbers, PFN_SHIFT)
+        self.ranges = merge([*self.ranges, *numbered]) if self.ranges else numbered
+        self.numbers = []
+        return self
 
 
 _SAME: Final = sum(1 << 8 * PFN_SIZE * place for place in range(READ_PFNS))
@@ -46,10 +73,10 @@ _RISING: Final = sum(place << 8 * PFN_SIZE * place for place in range(READ_PFNS)
 
 
 def one_run(data: bytes) -> Range | None:
-    """The range of page numbers that go up or down by one each: the usual inflate, told without
-    looking at each. None if they do not.
+    """Detects the common case, consecutive PFNs in rising or falling order, without examining each
+    one. Returns None for anything else.
 
-    data: one to READ_PFNS numbers, together one large number with a digit for each of them.
+    data: one to READ_PFNS PFNs, treated as one large number with a digit for each PFN.
     """
     mask = (1 << 8 * len(data)) - 1
     first, count = int.from_bytes(data[:PFN_SIZE], "little"), len(data) // PFN_SIZE
@@ -62,102 +89,69 @@ def one_run(data: bytes) -> Range | None:
     return None
 
 
-def pages(buffers: Sequence[Buffer], read: ReadMemory) -> Iterable[Named]:
-    """The pages of inflate or deflate buffers, in at least one slice.
+def pages(buffers: Sequence[Buffer], read: ReadMemory) -> Iterable[Slice]:
+    """The pages that inflate or deflate buffers name, in at least one slice.
 
-    Raises RingError where a buffer is not guest memory.
+    Raises RingError if a buffer is outside guest memory.
     """
-    if len(buffers) == 1:  # the usual request, told without the machinery for all others
+    if len(buffers) == 1:  # a shortcut for the usual request
         address, length, writable = buffers[0]
         if not writable and 0 < length <= READ_PFNS * PFN_SIZE and not length % PFN_SIZE:
             run = one_run(data := read(address, length))
             ranges = [run] if run else merge_numbers(list(memoryview(data).cast("I")), PFN_SHIFT)
-            return (Named(_named(length), ranges),)
+            return (Slice(_size_of_pages(length), ranges, []),)
     return _pages(buffers, read)
 
 
-def _pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Named]:
-    found = _Slice()
+def _pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Slice]:
+    current = Slice()
     for address, length, writable in buffers:
-        if found.is_full:
-            yield found.named()
-            found = _Slice()
-        found.looks += 1
+        if current.is_full:
+            yield current.flush()
+            current = Slice()
+        current.buffers += 1
         tail = length % PFN_SIZE
         if writable:
-            found.refusals.append((Refusal.DIRECTION, length))
+            current.refusals.append((Refusal.DIRECTION, length))
             continue
         if tail or not length:
-            found.refusals.append((Refusal.ODD_TAIL if tail else Refusal.EMPTY, tail))
+            current.refusals.append((Refusal.ODD_TAIL if tail else Refusal.EMPTY, tail))
         end = address + length - tail
         while address < end:
-            if found.is_full:
-                yield found.named()
-                found = _Slice()
+            if current.is_full:
+                yield current.flush()
+                current = Slice()
             data = read(address, min(end - address, READ_PFNS * PFN_SIZE))
-            found.add(data)
+            current.add_pages(data)
             address += len(data)
-    yield found.named()
+    yield current.flush()
 
 
-@dataclass(slots=True)
-class _Slice:
-    """What was found of a slice's page numbers so far."""
-
-    looks: int = 0
-    size: int = 0
-    runs: list[Range] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    refusals: list[tuple[str, int]] = field(default_factory=list)
-
-    def add(self, data: bytes) -> None:
-        """Page numbers were read."""
-        if run := one_run(data):
-            self.runs.append(run)
-        else:
-            self.numbers += memoryview(data).cast("I")
-        self.size += _named(len(data))
-
-    @property
-    def is_full(self) -> bool:
-        return (
-            self.looks >= SLICE_BUFFERS
-            or self.size >= SLICE_BYTES
-            or len(self.numbers) >= SLICE_NUMBERS
-        )
-
-    def named(self) -> Named:
-        ranges = merge_numbers(self.numbers, PFN_SHIFT)
-        if self.runs:
-            ranges = merge([*self.runs, *ranges])
-        return Named(self.size, ranges, self.refusals)
-
-
-def page_buffers_size(buffers: Iterable[Buffer]) -> int:
-    """Bytes of guest memory that inflate or deflate buffers name, as pages() counts them."""
-    return sum([_named(length) for _, length, writable in buffers if not writable])
-
-
-def _named(length: int) -> int:
-    """Bytes of guest memory that a buffer of so many bytes names by page numbers."""
-    return length // PFN_SIZE * BALLOON_PAGE_SIZE
-
-
-def report_size(buffers: Iterable[Buffer]) -> int:
-    """Bytes of guest memory that reporting buffers name, as reported() counts them."""
-    return sum([length for _, length, writable in buffers if writable])
-
-
-def reported(buffers: Sequence[Buffer]) -> Iterator[Named]:
-    """The ranges of reporting buffers, in at least one slice."""
+def reported(buffers: Sequence[Buffer]) -> Iterator[Slice]:
+    """The memory that reporting buffers name, in at least one slice."""
     for first in range(0, max(len(buffers), 1), SLICE_BUFFERS):
-        named = Named()
+        size = 0
         ranges: list[Range] = []
+        refusals: list[tuple[str, int]] = []
         for address, length, writable in buffers[first : first + SLICE_BUFFERS]:
             if writable and length:
                 ranges.append((address, address + length))
-                named.size += length
+                size += length
             else:
-                named.refusals.append((Refusal.DIRECTION if length else Refusal.EMPTY, length))
-        named.ranges = merge(ranges)
-        yield named
+                refusals.append((Refusal.DIRECTION if length else Refusal.EMPTY, length))
+        yield Slice(size, merge(ranges), refusals)
+
+
+def pages_size(buffers: Iterable[Buffer]) -> int:
+    """Bytes of guest memory that inflate or deflate buffers name: the sum of pages()' sizes."""
+    return sum([_size_of_pages(length) for _, length, writable in buffers if not writable])
+
+
+def reported_size(buffers: Iterable[Buffer]) -> int:
+    """Bytes of guest memory that reporting buffers name: the sum of reported()'s sizes."""
+    return sum([length for _, length, writable in buffers if writable])
+
+
+def _size_of_pages(length: int) -> int:
+    """Bytes of guest memory that length bytes of PFNs name."""
+    return length // PFN_SIZE * BALLOON_PAGE_SIZE

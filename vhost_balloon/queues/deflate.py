@@ -6,43 +6,46 @@ from typing import Final
 
 import trio
 
+from protocol.virtio_balloon import Queue
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.ranges import total
-from vhost_balloon.queues.decode import Named, page_buffers_size, pages
+from vhost_balloon.queues.decode import Slice, pages, pages_size
 from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, yield_to_others
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Chain
 
 _UNREAD: Final = {Refusal.LATE, Refusal.DIRECTION}
-"""Refusals that leave page numbers unread: nobody knows what else is the guest's again."""
+"""Refusals that leave PFNs unread, so that it is unknown which other pages the guest has back."""
 
 
 class DeflateProcessor(ChainProcessor):
-    """All that the guest waits for is the answer.
+    """The guest only waits for the answer; nothing is done to its memory.
 
-    Where huge pages are gathered, what is taken back leaves them before it. A piece of an inflate
-    that holds some of it was discarded before this was looked at, or is not discarded any more.
+    Where huge pages are gathered, the pages leave the gathering before the answer. An inflate's
+    piece that holds some of them has either been discarded before, or no longer will be.
     """
+
+    queue = Queue.DEFLATE
 
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         buffers = buffers_of(chains)
         tally, begun = Tally(), False
-        for named in pages(buffers, self._device.memory.read):
+        for named in pages(buffers, self._guest.memory.read):
             if begun:
                 await yield_to_others()
                 if trio.current_time() >= deadline:
-                    tally.refuse(Refusal.LATE, page_buffers_size(buffers) - tally.size)
+                    tally.refuse(Refusal.LATE, pages_size(buffers) - tally.size)
                     break
             if ring.stopping:
                 return None
             begun = True
             self._take_back(named, tally)
-        if self._device.gathering and _UNREAD & tally.refused.keys():
-            self._device.forget_gathered()
+        if self._guest.gathering and _UNREAD & tally.refused.keys():
+            self._guest.forget_gathered()
         return tally
 
-    def _take_back(self, named: Named, tally: Tally) -> None:
-        memory, gathering = self._device.memory, self._device.gathering
+    def _take_back(self, named: Slice, tally: Tally) -> None:
+        memory, gathering = self._guest.memory, self._guest.gathering
         if gathering:
             for grid, taken in memory.gridded(named.ranges):
                 gathering.remove(grid, taken)
@@ -51,3 +54,7 @@ class DeflateProcessor(ChainProcessor):
         tally.inside += inside
         tally.add(named.refusals)
         tally.refuse(Refusal.OUTSIDE, total(named.ranges) - inside)
+
+    def _count(self, requests: int, tally: Tally) -> None:
+        super()._count(requests, tally)
+        self._guest.counters.deflated_bytes += tally.inside

@@ -1,6 +1,10 @@
-"""TODO."""
+"""The inflate and reporting queues: the guest gives memory away, and it is discarded."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import trio
 
@@ -10,98 +14,153 @@ from vhost_balloon.memory.discard import count_of, pieces, punch, size_of
 from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.memory.region import Part
-from vhost_balloon.queues.decode import Named, page_buffers_size, pages, report_size, reported
+from vhost_balloon.queues.decode import Slice, pages, pages_size, reported, reported_size
 from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, yield_to_others
 from vhost_balloon.queues.ring import StartedRing
-from vhost_balloon.queues.virtqueue import Chain
+from vhost_balloon.queues.virtqueue import Buffer, Chain
 
 
 class DiscardProcessor(ChainProcessor):
-    """Inflate and reporting: the guest gives pages away."""
+    """Discards what requests name, slice by slice, and each slice piece by piece."""
+
+    examines_late: ClassVar[bool]
+    """Whether a late request's first slice is examined, so that other refusals count first."""
 
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         buffers = buffers_of(chains)
-        is_report = self._queue is Queue.REPORTING
-        slices = reported(buffers) if is_report else pages(buffers, self._device.memory.read)
-        done, begun = Tally(), False
-        for named in slices:
+        tally, begun = Tally(), False
+        for named in self._decode(buffers):
             if begun:
                 await yield_to_others()
             if ring.stopping:
                 return None
             now = trio.current_time()
-            if now >= deadline and (begun or not is_report):
-                size = report_size(buffers) if is_report else page_buffers_size(buffers)
-                done.refuse(Refusal.LATE, size - done.size)
+            if now >= deadline and (begun or not self.examines_late):
+                tally.refuse(Refusal.LATE, self._named_size(buffers) - tally.size)
                 break
             begun = True
-            if not await self._act(ring, named, now, deadline, done):
+            if not await self._discard_slice(ring, named, now, deadline, tally):
                 return None
-            done.size += named.size
-            done.add(named.refusals)
-        return done
+            tally.size += named.size
+            tally.add(named.refusals)
+        return tally
 
-    async def _act(
-        self, ring: StartedRing, named: Named, now: float, deadline: float, done: Tally
+    @abstractmethod
+    def _decode(self, buffers: Sequence[Buffer]) -> Iterable[Slice]:
+        """The memory that buffers name, in slices."""
+
+    @abstractmethod
+    def _named_size(self, buffers: Iterable[Buffer]) -> int:
+        """Bytes of guest memory that buffers name, without decoding them."""
+
+    async def _discard_slice(
+        self, ring: StartedRing, named: Slice, now: float, deadline: float, tally: Tally
     ) -> bool:
-        """Discard what was named, unless a rule keeps it; False if the ring is to stop."""
-        device = self._device
-        device.look_for_pins(now)
-        refusal = device.refusal(self._queue)
+        """Discard a slice unless a rule keeps its memory. Returns False if the ring has to stop."""
+        guest = self._guest
+        guest.look_for_pins(now)
+        refusal = self._refusal()
         if refusal is not None:
-            done.inside += device.memory.inside(named.ranges)
-            done.refuse(refusal, total(named.ranges))
+            tally.inside += guest.memory.inside(named.ranges)
+            tally.refuse(refusal, total(named.ranges))
             return True
-        gathering = device.gathering_for(self._queue)
-        parts, refusals, inside = device.memory.resolve(
-            named.ranges, device.protected, device.policy, gathering
+        gathering = self._gathering()
+        parts, refusals, inside = guest.memory.resolve(
+            named.ranges, guest.protected, guest.policy, gathering
         )
-        done.inside += inside
-        done.add(refusals)
+        tally.inside += inside
+        tally.add(refusals)
         if gathering is not None:
-            device.count_forgotten()
+            guest.count_forgotten()
         left = size_of(parts)
         for number, piece in enumerate(pieces(parts)):
             if number:
                 await yield_to_others()
                 if ring.stopping:
                     return False
-            size = size_of(piece)
-            reason = self._too_much(size, deadline)
+            size, now = size_of(piece), trio.current_time()
+            reason = Refusal.LATE if now >= deadline else self._over_limit(size, now)
             if reason is not None:
-                done.refuse(reason, left)
+                tally.refuse(reason, left)
                 break
             left -= size
-            self._discard(piece, gathering, done)
+            self._discard_piece(piece, gathering, tally)
         return True
 
-    def _too_much(self, size: int, deadline: float) -> str | None:
-        """Why a piece, and all after it, is acknowledged only: it comes too late, or there are too
-        many reports."""
-        now = trio.current_time()
-        if now >= deadline:
-            return Refusal.LATE
-        limit = self._device.report_limit
-        if limit is None or self._queue is not Queue.REPORTING:
+    def _refusal(self) -> str | None:
+        """Why nothing is discarded now, or None."""
+        return self._guest.refusal()
+
+    def _gathering(self) -> Gathering | None:
+        """Where to keep partial huge pages until the rest of each comes; None to refuse them."""
+        return None
+
+    def _over_limit(self, size: int, now: float) -> str | None:
+        """Why a piece of size bytes and all after it are only acknowledged, or None."""
+        return None
+
+    def _discard_piece(self, piece: list[Part], gathering: Gathering | None, tally: Tally) -> None:
+        """Discard a piece and count the result."""
+        if gathering is not None:
+            piece = self._guest.still_whole(piece)
+        if not piece:
+            return
+        result = punch(piece)
+        counters = self._guest.counters
+        counters.freed_bytes += result.freed
+        counters.discard_seconds.observe(result.seconds)
+        if result.error is not None:
+            tally.refuse(Refusal.FAILED, result.failed)
+            self._guest.log.misbehaved(f"memory cannot be discarded: {result.error.strerror}")
+        elif gathering is not None:
+            whole = [part for part in piece if part.region.grid is not None]
+            counters.huge_pages_freed += count_of(whole)
+
+
+class InflateProcessor(DiscardProcessor):
+    """Pages that the guest puts into its balloon, named by PFNs."""
+
+    queue = Queue.INFLATE
+    examines_late = False
+
+    def _decode(self, buffers: Sequence[Buffer]) -> Iterable[Slice]:
+        return pages(buffers, self._guest.memory.read)
+
+    def _named_size(self, buffers: Iterable[Buffer]) -> int:
+        return pages_size(buffers)
+
+    def _gathering(self) -> Gathering | None:
+        return self._guest.inflate_gathering()
+
+    def _count(self, requests: int, tally: Tally) -> None:
+        super()._count(requests, tally)
+        self._guest.counters.inflated_bytes += tally.inside
+
+
+class ReportProcessor(DiscardProcessor):
+    """Free pages that the guest reports, and may use again once it has the answer."""
+
+    queue = Queue.REPORTING
+    examines_late = True
+
+    def _decode(self, buffers: Sequence[Buffer]) -> Iterable[Slice]:
+        return reported(buffers)
+
+    def _named_size(self, buffers: Iterable[Buffer]) -> int:
+        return reported_size(buffers)
+
+    def _refusal(self) -> str | None:
+        return self._guest.report_refusal()
+
+    def _over_limit(self, size: int, now: float) -> str | None:
+        limit = self._guest.report_limit
+        if limit is None:
             return None
         if limit.is_spent(now):
             return Refusal.RATE
         limit.take(size, now)
         return None
 
-    def _discard(self, piece: list[Part], gathering: Gathering | None, done: Tally) -> None:
-        """Discard a piece, and count what came of it."""
-        if gathering is not None:
-            piece = self._device.still_whole(piece)
-        if not piece:
-            return
-        result = punch(piece)
-        counters = self._device.counters
-        counters.freed_bytes += result.freed
-        counters.discard_seconds.observe(result.seconds)
-        if result.error is not None:
-            done.refuse(Refusal.FAILED, result.failed)
-            self._device.log.misbehaved(f"memory cannot be discarded: {result.error.strerror}")
-        elif gathering is not None:
-            whole = [part for part in piece if part.region.grid is not None]
-            counters.huge_pages_freed += count_of(whole)
+    def _count(self, requests: int, tally: Tally) -> None:
+        super()._count(requests, tally)
+        self._guest.counters.reported_bytes += tally.inside

@@ -1,14 +1,14 @@
-"""What each kind of queue does with its chains.
+"""Base class of the processors: takes chains from a ring, serves them, uses and counts them.
 
-Rules kept here:
+Rules that all processors keep:
 - A chain is used only after the discards that it stands for have finished.
-- No chain is held for longer than HOLD_LIMIT: what is left of it then, or what was found waiting
-  for longer than that, is acknowledged without being discarded.
-- All is done in place, in pieces of some two milliseconds. Between two pieces everything else has
-  its turn: messages, a stop, the other queues, the control socket. A ring that is to stop gets to
-  the end of its piece; the chain is left unused, and doing it again later is harmless.
-- A huge page that was given in small ones is discarded only while no deflate named any of it (see
-  gathering, deflate_processor).
+- No chain is held longer than HOLD_LIMIT. What remains of a request by then, and a request that was
+  found waiting for longer, is acknowledged without discarding.
+- Work is done in the ring's own task, in pieces of some two milliseconds. Between two pieces
+  everything else runs: messages, stops, other queues, the control socket. A ring that has to stop
+  finishes the piece at hand and leaves the chain unused; serving it again later is harmless.
+- A huge page that the guest gave in small pages is discarded only while no deflate names any part
+  of it (see memory.gathering and queues.deflate).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain as joined
-from typing import Final
+from typing import ClassVar, Final
 
 import trio
 
@@ -31,18 +31,17 @@ from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Buffer, Chain
 
 MAX_TAKEN_BUFFERS: Final = 128
-"""Chains are taken together, so that their ranges merge, up to so many buffers."""
+"""Chains are taken together, so that their ranges merge, until they have this many buffers."""
 
 WORK_LIMIT: Final = HOLD_LIMIT - 0.05
-"""When to stop discarding for a request: a last piece and its answer come after it."""
+"""Seconds after which a request's discards end; the rest is for the last piece and the answer."""
 
 yield_to_others: Final = trio.lowlevel.cancel_shielded_checkpoint
-"""Lets everything else have its turn. A request is finished or left as it was, so nothing is
-cancelled here."""
+"""Lets all other tasks run. Shielded, because a request is either finished or left untouched."""
 
 
 async def take(ring: StartedRing) -> tuple[list[Chain], RingError | None]:
-    """Pop chains up to MAX_TAKEN_BUFFERS. A broken one is reported after those before it."""
+    """Pop chains up to MAX_TAKEN_BUFFERS. A broken chain's error comes with those before it."""
     chains: list[Chain] = []
     room = MAX_TAKEN_BUFFERS
     try:
@@ -59,10 +58,11 @@ async def take(ring: StartedRing) -> tuple[list[Chain], RingError | None]:
 
 @dataclass(slots=True)
 class Tally:
-    """What a request came to, counted once it is complete: one that is left will come again.
+    """The result of a request. It is counted only when the request is complete, because a request
+    that is left unused comes again.
 
-    size: bytes named. inside: of these, the bytes inside memory. refused: bytes that were refused,
-    and how often, by reason.
+    size: bytes named. inside: those of them that are guest memory. refused: by reason, the bytes
+    refused and how often.
     """
 
     size: int = 0
@@ -80,14 +80,16 @@ class Tally:
 
 
 class ChainProcessor(ABC):
-    """Takes chains together, serves them, uses them."""
+    """Takes several chains at once, serves them, and uses them."""
 
-    def __init__(self, device: AttachedGuest, queue: Queue) -> None:
-        self._device = device
-        self._queue = queue
+    queue: ClassVar[Queue]
+
+    def __init__(self, guest: AttachedGuest) -> None:
+        self._guest = guest
 
     async def drain(self, ring: StartedRing) -> None:
-        since = trio.current_time() - self._device.wakefulness.waited()
+        """See ring.Processor."""
+        since = trio.current_time() - self._guest.wakefulness.waited()
         ring.waiting_since = min(ring.waiting_since, since)
         while True:
             looked = trio.current_time()
@@ -99,32 +101,25 @@ class ChainProcessor(ABC):
                 if tally is None:
                     return
                 ring.complete([chain.head for chain in chains])
-                self._count(len(chains), tally)  # the guest does not wait for this
+                self._count(len(chains), tally)  # after the answer, which the guest waits for
             if error is not None:
                 raise error
             if not ring.virtqueue.pending():
                 ring.waiting_since = math.inf
                 return
             if sum([len(chain.buffers) for chain in chains]) < MAX_TAKEN_BUFFERS:
-                ring.waiting_since = looked  # all there was had been taken: these came later
+                ring.waiting_since = looked  # the ring was empty then: what waits is newer
             await yield_to_others()
 
     @abstractmethod
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
-        """Do what the chains ask for; None if the ring is to stop before it was done."""
+        """Do what the chains ask for. Returns None if the ring has to stop before that is done."""
 
     def _count(self, requests: int, tally: Tally) -> None:
-        """Count chains that were used, and what they came to."""
-        counters = self._device.counters
-        self._device.counted()
-        counters.requests[self._queue] += requests
-        match self._queue:
-            case Queue.INFLATE:
-                counters.inflated_bytes += tally.inside
-            case Queue.DEFLATE:
-                counters.deflated_bytes += tally.inside
-            case Queue.REPORTING:
-                counters.reported_bytes += tally.inside
+        """Count used chains and their result."""
+        counters = self._guest.counters
+        self._guest.counted()
+        counters.requests[self.queue] += requests
         if not tally.refused:
             return
         for reason, (refused, times) in tally.refused.items():
@@ -132,10 +127,10 @@ class ChainProcessor(ABC):
         faults = tally.refused.keys() - BY_RULE
         if faults:
             text = ", ".join(sorted(faults))
-            self._device.log.misbehaved(f"{self._queue.value}: not discarded: {text}")
+            self._guest.log.misbehaved(f"{self.queue.value}: not discarded: {text}")
 
-    def detach(self) -> None:
-        """See Processor."""
+    def detach(self) -> None:  # noqa: B027 - no state is kept between two drains
+        """See ring.Processor."""
 
 
 def buffers_of(chains: list[Chain]) -> Sequence[Buffer]:
@@ -147,11 +142,13 @@ def buffers_of(chains: list[Chain]) -> Sequence[Buffer]:
 
 
 class HintProcessor(ChainProcessor):
-    """Free page hints: acknowledged, never acted on.
+    """Free page hints: acknowledged, never acted on, because a guest may take a hinted page back
+    at any time.
 
-    A guest may take a hinted page back before we could act. The command id stays at STOP, so a
-    correct driver sends nothing here.
+    A correct driver sends none, since free_page_hint_cmd_id stays at STOP.
     """
+
+    queue = Queue.FREE_PAGE
 
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         return Tally()

@@ -1,4 +1,4 @@
-"""A started ring: its queue over mapped memory, its eventfds, and the task that serves it."""
+"""A started ring: a virtqueue bound to guest memory, its eventfds, and the task that serves it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vhost_balloon.session.effects import RingSetup
 
 @dataclass(slots=True)
 class BoundRing:
-    """A virtqueue over views of guest memory, the guest ranges that it lies in, and the regions."""
+    """A virtqueue over views of guest memory, and the guest ranges and regions that it lies in."""
 
     virtqueue: Virtqueue
     ranges: list[Range]
@@ -34,9 +34,9 @@ class BoundRing:
 
 
 def bind(setup: RingSetup, base: int, memory: GuestMemory) -> BoundRing:
-    """Lay a queue over guest memory, to go on at available index base.
+    """Bind a queue to guest memory, starting at available index base.
 
-    Raises FrontEndError where its parts are not all there.
+    Raises FrontEndError if a part of it is outside memory.
     """
     address = setup.address
     parts = (
@@ -63,7 +63,7 @@ def bind(setup: RingSetup, base: int, memory: GuestMemory) -> BoundRing:
 
 
 def stand_in(setup: RingSetup, base: int) -> BoundRing:
-    """What a broken ring has instead of memory that may be gone: only its base is asked for."""
+    """A queue for a broken ring whose memory may be gone. Only its base is used."""
     descriptors = memoryview(bytearray(descriptor_table_size(setup.size)))
     available = memoryview(bytearray(available_ring_size(setup.size)))
     used = memoryview(bytearray(used_ring_size(setup.size)))
@@ -82,17 +82,17 @@ class Processor(Protocol):
     """Serves one kind of queue."""
 
     async def drain(self, ring: StartedRing) -> None:
-        """Serve all that is available, or stop early if ring.stopping. Raises RingError.
+        """Serve all available chains, or return early if ring.stopping. Raises RingError.
 
-        A request is finished or left as it was, never cancelled in between.
+        A request is either finished or left untouched, never cancelled halfway.
         """
 
     def detach(self) -> None:
-        """The ring's task has ended; chains that were taken and not used will come again."""
+        """The ring's task has ended. Chains that were taken but not used come again later."""
 
 
 class StartedRing:
-    """Lives from SET_VRING_KICK to GET_VRING_BASE. It is active while a task serves it."""
+    """A ring from SET_VRING_KICK to GET_VRING_BASE. It is active while a task serves it."""
 
     def __init__(self, index: int, setup: RingSetup, bound: BoundRing, kick: Kick) -> None:
         self.index = index
@@ -105,8 +105,8 @@ class StartedRing:
         self.requests = 0
         self.stopping = False
         self.waiting_since = trio.current_time()
-        """Since when the oldest request that was not used may wait: while nobody serves the ring,
-        and while a processor is at work on it."""
+        """The earliest time at which the oldest unused request may have been made. Infinite while
+        an active ring is empty."""
         self._polling = Polling()
         self._scope = trio.CancelScope()
         self._ended: trio.Event | None = None
@@ -124,14 +124,14 @@ class StartedRing:
     def activate(
         self, nursery: trio.Nursery, queue: Queue, processor: Processor, broke: Broke
     ) -> None:
-        """Start the task; broke is called if the guest breaks the ring."""
+        """Start the task. broke is called if the guest breaks the ring."""
         self.queue, self._processor = queue, processor
         self._scope, self._ended = trio.CancelScope(), trio.Event()
         nursery.start_soon(self._serve, processor, broke, self._scope, self._ended)
 
     async def pop(self) -> Chain | None:
-        """The next chain, or None if there is none or the ring is to stop. Between the steps of a
-        long one all else has its turn. Raises RingError."""
+        """The next chain, or None if there is none or the ring has to stop. All other tasks run
+        between the steps of a long chain. Raises RingError."""
         for popped in self.virtqueue.popping():
             if popped is not None:
                 return popped
@@ -141,7 +141,7 @@ class StartedRing:
         return None
 
     async def deactivate(self) -> None:
-        """End the task, after the piece of work at hand; what it left undone is kept for later."""
+        """End the task after the piece of work at hand. Unused chains are kept for later."""
         if self._ended is None:
             return
         self.stopping = True
@@ -164,21 +164,21 @@ class StartedRing:
                     await processor.drain(self)
                     if self.stopping:
                         return
-                    if not await self._polling.finds(self._is_asked):
+                    if not await self._polling.finds(self._has_requests):
                         await self.kick.wait()
                         self._polling.woken()
                     self.kick.take()
         except RingError as error:
-            processor.detach()  # nothing more is written to this ring
+            processor.detach()  # so that nothing else is written to this ring
             broke(self, error)
         finally:
             ended.set()
 
-    def _is_asked(self) -> bool:
+    def _has_requests(self) -> bool:
         return self.virtqueue.pending() > 0
 
     def complete(self, heads: list[int]) -> None:
-        """Use these chains, in the order they were taken, and tell the driver."""
+        """Use these chains, in the order in which they were taken, and notify the driver."""
         for head in heads:
             self.virtqueue.push(head)
         self.virtqueue.publish()
@@ -194,12 +194,12 @@ class StartedRing:
         return any(region is mapped for region in self._bound.regions)
 
     def rebind(self, bound: BoundRing) -> None:
-        """Go on over new mappings. Not while active."""
+        """Move to new mappings. Not while active."""
         self._bound.virtqueue.release()
         self._bound = bound
 
     def unbind(self) -> None:
-        """Give the views up: the ring is broken and its memory goes. Not while active."""
+        """Release the views of a broken ring whose memory is removed. Not while active."""
         self._bound.virtqueue.release()
         self._bound.ranges = []
 

@@ -1,4 +1,4 @@
-"""All rings of one front end: which are started, what each carries, which tasks run."""
+"""All rings of one front end: which are started, which queue each carries, which tasks run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.region import MappedRegion
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.deflate import DeflateProcessor
-from vhost_balloon.queues.discarding import DiscardProcessor
+from vhost_balloon.queues.discarding import InflateProcessor, ReportProcessor
 from vhost_balloon.queues.processor import HintProcessor
 from vhost_balloon.queues.ring import BoundRing, Processor, StartedRing, bind
 from vhost_balloon.queues.stats import StatsProcessor
@@ -25,55 +25,56 @@ from vhost_balloon.session.effects import RingSetup
 from vhost_balloon.session.session import Session
 
 QUEUE_MAP_PATIENCE: Final = 1.0
-"""Seconds after the last start until queues that cannot be told apart are complained about."""
+"""Seconds after the last start until an ambiguous queue map is logged."""
 
 
 def _kick(fd: OwnedFd) -> Kick:
-    """Raises FrontEndError if the descriptor is no eventfd or cannot be waited for."""
+    """Raises FrontEndError if the descriptor is no eventfd or cannot be polled."""
     try:
         return Kick(fd)
     except OSError as error:
-        raise FrontEndError(f"kick cannot be waited for: {error.strerror}") from None
+        raise FrontEndError(f"cannot wait for the kick: {error.strerror}") from None
 
 
 class RingSet:
     """The started rings, and the eventfds that may come before a start.
 
-    nursery is where the rings' tasks live; it ends after this object was closed. calls and errs
-    are the eventfds by ring, of rings that are not started too.
+    nursery: the rings' tasks run in it; it must end after close(). calls, errs: the eventfds by
+    ring, including those of rings that are not started.
     """
 
-    def __init__(self, device: AttachedGuest, session: Session, nursery: trio.Nursery) -> None:
+    def __init__(self, guest: AttachedGuest, session: Session, nursery: trio.Nursery) -> None:
         self.rings: dict[int, StartedRing] = {}
         self.map_ambiguous = False
         self.ring_broke: Callable[[], None] = lambda: None
-        """Called after a ring was stopped for good."""
-        self.stats: Final = StatsProcessor(device)
-        self._device = device
+        """Called after a ring was stopped because its structure is broken."""
+        self.stats: Final = StatsProcessor(guest)
+        self._guest = guest
         self._session = session
         self._nursery = nursery
         self.calls: dict[int, EventFd] = {}
         self.errs: dict[int, EventFd] = {}
         self._map_timer = trio.CancelScope()
         self._processors: dict[Queue, Processor] = {
-            Queue.INFLATE: DiscardProcessor(device, Queue.INFLATE),
-            Queue.DEFLATE: DeflateProcessor(device, Queue.DEFLATE),
-            Queue.REPORTING: DiscardProcessor(device, Queue.REPORTING),
-            Queue.FREE_PAGE: HintProcessor(device, Queue.FREE_PAGE),
+            Queue.INFLATE: InflateProcessor(guest),
+            Queue.DEFLATE: DeflateProcessor(guest),
+            Queue.REPORTING: ReportProcessor(guest),
+            Queue.FREE_PAGE: HintProcessor(guest),
             Queue.STATS: self.stats,
         }
 
     # Single rings
 
     async def start(self, index: int, kick: OwnedFd, setup: RingSetup) -> None:
-        """Start a ring; update() lets it run. Raises FrontEndError.
+        """Start a ring; apply() lets it run. Raises FrontEndError.
 
-        A discard that runs was planned when this ring was no ring, and could take its pages.
+        Pauses all rings: a running discard was planned without this ring, and could discard its
+        pages.
         """
         own_kick = _kick(kick)
         await self.pause()
         try:
-            bound = bind(setup, setup.base, self._device.memory)
+            bound = bind(setup, setup.base, self._guest.memory)
         except FrontEndError:
             await self.apply()
             raise
@@ -83,7 +84,7 @@ class RingSet:
         self._watch_queue_map()
 
     async def stop(self, index: int) -> int:
-        """Stop a ring and return the index of its first chain that was not used."""
+        """Stop a ring and return the available index of its first unused chain."""
         ring = self.rings[index]
         await ring.deactivate()
         del self.rings[index]
@@ -93,7 +94,7 @@ class RingSet:
         return base
 
     async def set_kick(self, index: int, fd: OwnedFd) -> None:
-        """Replace a started ring's kick; update() lets it run again. Raises FrontEndError."""
+        """Replace a started ring's kick; apply() lets it run again. Raises FrontEndError."""
         kick = _kick(fd)
         ring = self.rings[index]
         await ring.deactivate()
@@ -105,7 +106,7 @@ class RingSet:
         self._replace(self.calls, index, fd)
         if index in self.rings:
             self.rings[index].call = self.calls.get(index)
-            # What was used before the driver listened here must not be waited for in vain.
+            # Chains may have been used before the driver listened on this eventfd.
             self.rings[index].notify()
 
     def set_err(self, index: int, fd: OwnedFd | None) -> None:
@@ -120,13 +121,13 @@ class RingSet:
         if new is not None:
             eventfds[index] = new
 
-    def resume(
+    def take_over(
         self, index: int, setup: RingSetup, bound: BoundRing, kick: Kick, broken: str | None
     ) -> None:
-        """Go on with a ring that another process served; update() lets it run.
+        """Take over a ring that the process before this one served; apply() lets it run.
 
-        What is found waiting may have waited too long. The driver is told once, because that
-        process may have died between using a request and saying so.
+        Requests that wait may have waited too long. The driver is notified once, because that
+        process may have died between using a request and notifying the driver.
         """
         ring = self.rings[index] = StartedRing(index, setup, bound, kick)
         ring.call = self.calls.get(index)
@@ -140,11 +141,11 @@ class RingSet:
     # All rings
 
     async def apply(self) -> None:
-        """Judge again which rings run and what each carries; let their tasks follow.
+        """Determine which rings run and which queue each carries; start and end tasks accordingly.
 
-        It follows every change of rings, features and memory, so what inflate gathered ends here.
+        To be called after every change of rings, features or memory. Forgets gathered pages.
         """
-        self._device.forget_gathered()
+        self._guest.forget_gathered()
         queue_map = map_queues(self._session.features, self.rings)
         if not self.rings or not queue_map.ambiguous:
             self.map_ambiguous = False
@@ -159,12 +160,12 @@ class RingSet:
                 ring.activate(self._nursery, queue, self._processors[queue], self._broke)
 
     async def pause(self) -> None:
-        """End all tasks, each after its piece at hand; update() lets them run again."""
+        """End all tasks, each after its piece at hand; apply() lets them run again."""
         for ring in self.rings.values():
             await ring.deactivate()
 
     def plan(self, memory: GuestMemory) -> dict[int, BoundRing]:
-        """Lay all started rings over other memory. Raises FrontEndError if one does not fit."""
+        """Bind all started rings to other memory. Raises FrontEndError if one does not fit."""
         plan: dict[int, BoundRing] = {}
         try:
             for index, ring in self.rings.items():
@@ -177,7 +178,7 @@ class RingSet:
         return plan
 
     def rebind(self, plan: dict[int, BoundRing]) -> None:
-        """Move all rings to what plan() made; broken ones give up theirs. Not while they run."""
+        """Move all rings to plan()'s memory; broken ones release theirs. Not while they run."""
         for index, ring in self.rings.items():
             if index in plan:
                 ring.rebind(plan[index])
@@ -186,13 +187,13 @@ class RingSet:
         self._protect()
 
     def drop_region(self, mapped: MappedRegion) -> None:
-        """Stop for good every ring that lies in a region that goes. Not while they run."""
+        """Break every ring that lies in a region to be removed. Not while they run."""
         for ring in self.rings.values():
             if not ring.lies_in(mapped):
                 continue
             if ring.broken is None:
                 self._broke(ring, RingError(RingErrorReason.MEMORY, "its memory was removed"))
-            ring.unbind()  # a ring that broke before holds on to its memory too
+            ring.unbind()  # also rings that broke before: they still borrow the memory
         self._protect()
 
     async def close(self) -> None:
@@ -204,16 +205,16 @@ class RingSet:
             eventfd.close()
 
     def _protect(self) -> None:
-        self._device.protect(r for ring in self.rings.values() for r in ring.ranges)
+        self._guest.protect(r for ring in self.rings.values() for r in ring.ranges)
 
     def _broke(self, ring: StartedRing, error: RingError) -> None:
-        """A ring's structure is broken: it stays as it is until the driver sets it up again."""
+        """Stop serving a ring whose structure is broken, until the driver sets it up again."""
         queue = "ring" if ring.queue is None else ring.queue.value
         ring.broken = error
-        self._device.forget_gathered()
-        self._device.counters.ring_errors[queue, error.reason] += 1
-        self._device.counted()
-        self._device.log.misbehaved(f"{queue} (ring {ring.index}) stopped: {error}")
+        self._guest.forget_gathered()
+        self._guest.counters.ring_errors[queue, error.reason] += 1
+        self._guest.counted()
+        self._guest.log.misbehaved(f"{queue} (ring {ring.index}) stopped: {error}")
         if ring.index in self.errs:
             self.errs[ring.index].signal()
         self.ring_broke()
@@ -235,7 +236,7 @@ class RingSet:
     # The queue map
 
     def _watch_queue_map(self) -> None:
-        """Complain if the optional queues still cannot be told apart a while after this start."""
+        """Log it if the queue map is still ambiguous QUEUE_MAP_PATIENCE after this start."""
         self._map_timer.cancel()
         self._map_timer = trio.CancelScope()
         self._nursery.start_soon(self._check_queue_map, self._map_timer)
@@ -247,7 +248,7 @@ class RingSet:
             if self.rings and map_queues(features, self.rings).ambiguous:
                 self.map_ambiguous = True
                 names = [queue.value for bit, queue in OPTIONAL_QUEUES if features & bit]
-                self._device.log.misbehaved(
-                    f"started rings {sorted(self.rings)} do not fit the negotiated optional "
+                self._guest.log.misbehaved(
+                    f"started rings {sorted(self.rings)} do not match the negotiated optional "
                     f"queues ({', '.join(names) or 'none'}); they are left unread"
                 )

@@ -1,4 +1,4 @@
-"""The statistics queue: the guest's buffer is held, and using it is the question for a sample."""
+"""The statistics queue. The daemon holds the guest's buffer; using it requests the next sample."""
 
 from __future__ import annotations
 
@@ -16,68 +16,70 @@ from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Chain
 
 MAX_STATS_SIZE: Final = 4096
-"""Bytes of a statistics buffer that are read; the 16 tags of today have 160."""
+"""Most bytes to read of a statistics buffer. The 16 tags defined today take 160."""
 
 MAX_STATS_BUFFERS: Final = 16
-"""Buffers of a chain that are read; drivers give one."""
+"""Most buffers to read of a chain. Drivers give one."""
 
 
 class StatsProcessor:
-    """Holds the guest's buffer until statistics are asked for; using it is the question.
+    """Holds the guest's buffer until a sample is requested.
 
-    A buffer that is taken again after its ring was stopped is no new sample.
+    A buffer that comes again after its ring was stopped is stale: not a new sample.
     """
 
-    def __init__(self, device: AttachedGuest) -> None:
-        self._device = device
+    def __init__(self, guest: AttachedGuest) -> None:
+        self._guest = guest
         self._ring: StartedRing | None = None
         self._held: int | None = None
         self._stale = False
-        self._wanted = False
+        self._requested = False
         self.sampled: Callable[[], None] = lambda: None
         """Called at each new sample."""
         self.updated = trio.Event()
-        """Set, and replaced by a new one, at each new sample."""
+        """Set at each new sample, and replaced by a new event."""
 
     async def drain(self, ring: StartedRing) -> None:
+        """See ring.Processor."""
         self._ring = ring
         while (chain := await ring.pop()) is not None:
-            if self._held is not None:  # two buffers: the older one is done with
+            if self._held is not None:  # a second buffer: the older one is no longer needed
                 self._release(ring)
             stale, self._stale = self._stale, False
             if not stale:
                 self._take_sample(chain)
             self._held = chain.head
-            if stale or self._wanted:
+            if stale or self._requested:
                 self._release(ring)
             if ring.stopping:
                 return
-            # A guest may give buffers without end: the others have their turn in between.
+            # A guest may give buffers without end: let all other tasks run in between.
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def request(self) -> None:
-        """Ask for a fresh sample: now, or as soon as the guest has given its buffer."""
+        """Request a fresh sample: now, or as soon as the guest has given its buffer."""
         if self._held is not None and self._ring is not None:
             self._release(self._ring)
         else:
-            self._wanted = True
+            self._requested = True
 
-    def resume(self) -> None:
-        """Another process held the guest's buffer: it is no new sample when it comes again."""
+    def expect_stale(self) -> None:
+        """The process before this one held the guest's buffer: when it comes again, it is stale."""
         self._stale = True
 
     def forget(self) -> None:
-        """A new driver: its first buffer is a new sample."""
-        self._stale = self._wanted = False
+        """A driver was loaded: its first buffer is a new sample."""
+        self._stale = self._requested = False
 
     def detach(self) -> None:
+        """See ring.Processor."""
         self._stale = self._stale or self._held is not None
         self._held, self._ring = None, None
 
     def _release(self, ring: StartedRing) -> None:
         assert self._held is not None
-        head, self._held, self._wanted = self._held, None, False
-        self._device.counters.requests[Queue.STATS] += 1
+        head, self._held, self._requested = self._held, None, False
+        self._guest.counters.requests[Queue.STATS] += 1
         ring.complete([head])
 
     def _take_sample(self, chain: Chain) -> None:
@@ -87,7 +89,7 @@ class StatsProcessor:
                 self._refuse(Refusal.DIRECTION, length)
                 continue
             room = min(length, MAX_STATS_SIZE - len(data))
-            data += self._device.memory.read(address, room)
+            data += self._guest.memory.read(address, room)
             if room < length:
                 self._refuse(Refusal.OVERSIZED, length - room)
         if len(chain.buffers) > MAX_STATS_BUFFERS:
@@ -97,11 +99,11 @@ class StatsProcessor:
         if tail:
             self._refuse(Refusal.ODD_TAIL, tail)
         if values:
-            self._device.balloon.stats.update(values, time.time(), trio.current_time())
+            self._guest.balloon.stats.update(values, time.time(), trio.current_time())
             self.sampled()
             updated, self.updated = self.updated, trio.Event()
             updated.set()
 
     def _refuse(self, reason: str, size: int) -> None:
-        self._device.counters.refuse(reason, size)
-        self._device.log.misbehaved(f"statistics buffer: {reason}")
+        self._guest.counters.refuse(reason, size)
+        self._guest.log.misbehaved(f"statistics buffer: {reason}")

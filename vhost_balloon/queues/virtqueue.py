@@ -1,16 +1,16 @@
-"""The device side of a split virtqueue over memory that the guest writes at any time. Pure.
+"""The device side of a split virtqueue, over memory that the guest may write at any time. Pure.
 
 Source: virtio specification, "Split Virtqueues".
 
-Rules kept here:
-- Ring words (flags, indexes, heads) are read and written through memoryviews of format "H"
-  only: struct.pack_into zeroes a field before it writes it, which another CPU can see.
-- A descriptor is copied once and the copy is validated; the shared memory is not looked at again.
+Rules:
+- Ring words (flags, indexes, heads) are read and written only through memoryviews of format "H".
+  struct.pack_into zeroes a field before it writes it, and another CPU can see that.
+- A descriptor is copied once, and the copy is validated. The shared memory is not read again.
 - Chains complete in the order in which they were made available.
-- A used element is written before the index that publishes it. Python has no memory fence; the
-  order of stores and of loads that x86-64 guarantees is what this relies on, and other hosts are
-  refused at start. A fence would be needed for notification suppression (EVENT_IDX, NO_NOTIFY),
-  which is therefore neither offered nor used: the call eventfd is always signalled.
+- A used element is written before the index that publishes it. Python has no memory fence, so this
+  relies on x86-64 ordering of stores and of loads; the program refuses to start on other hosts.
+  Notification suppression (EVENT_IDX, NO_NOTIFY) would need a fence. It is neither offered nor
+  used: the call eventfd is always signalled.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _RING = 2  # position of the available ring's first head, counted in words
 _USED_RING = 4  # position of the used ring's first element, counted in bytes
 
 WALK_STEP: Final = 512
-"""Buffers of a chain that are looked at in one step, some 0.6 ms: a chain may have 32768."""
+"""Buffers of a chain to follow in one step, some 0.6 ms. A chain may have 32768."""
 
 ReadMemory = Callable[[int, int], bytes]
-"""(guest address, length) -> bytes; raises RingError where that is not all guest memory."""
+"""(guest address, length) -> bytes. Raises RingError if any of it is outside guest memory."""
 
 
 class Buffer(NamedTuple):
-    """One descriptor: a guest physical address, a length in bytes (maybe 0), its direction."""
+    """One descriptor: a guest physical address, a length in bytes (0 is possible), a direction."""
 
     address: int
     length: int
@@ -53,18 +53,18 @@ class Buffer(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """One request: the head that names it in the used ring, and its buffers in order."""
+    """One request: the head that identifies it in the used ring, and its buffers in order."""
 
     head: int
     buffers: list[Buffer]
 
 
 class Virtqueue:
-    """One started ring.
+    """The queue of one started ring.
 
-    size is the queue size; descriptors, available and used are writable byte views of exactly
-    the ring's three parts; base is the available index to go on from; read reads guest memory
-    (for indirect tables).
+    size: the queue size. descriptors, available, used: writable byte views of exactly the ring's
+    three parts. base: the available index to start from. read: reads guest memory, for indirect
+    tables.
     """
 
     def __init__(
@@ -89,25 +89,25 @@ class Virtqueue:
 
     @property
     def base(self) -> int:
-        """The available index of the first chain that was not used yet."""
+        """The available index of the first unused chain."""
         return (self._next_available - self._outstanding) & INDEX_MASK
 
     @property
     def lead(self) -> int:
-        """How far base is ahead of the used index: the same for as long as the ring is started."""
+        """How far base is ahead of the used index. Constant while the ring is started."""
         return (self.base - self._next_used) & INDEX_MASK
 
-    def resume(self, lead: int) -> None:
-        """Go on at what was published last, as another process left it."""
+    def recover(self, lead: int) -> None:
+        """Continue from the used index that the process before this one published last."""
         self._next_available = (self._next_used + lead) & INDEX_MASK
 
     def release(self) -> None:
-        """Give up the views, so that the memory can be unmapped."""
+        """Release the views, so that the memory can be unmapped."""
         for view in (self._available, self._used_words, self._used, self._descriptors):
             view.release()
 
     def pending(self) -> int:
-        """How many chains wait. Raises RingError if the index is ahead by more than the size."""
+        """How many chains wait. Raises RingError if the index is more than the size ahead."""
         waiting = (self._available[_INDEX] - self._next_available) & INDEX_MASK
         if waiting > self.size:
             raise RingError(
@@ -117,8 +117,8 @@ class Virtqueue:
         return waiting
 
     def pop_plain(self) -> Chain | None:
-        """pop() if the next chain is the usual one: a single buffer, not in a table. None if it is
-        another one, or broken, or there is none."""
+        """pop() for the usual chain, a single direct buffer. Returns None for any other or broken
+        chain, and if there is none."""
         if (self._available[_INDEX] - self._next_available) & INDEX_MASK not in self._possible:
             return None
         head = self._available[_RING + self._next_available % self.size]
@@ -138,8 +138,9 @@ class Virtqueue:
         return next((chain for chain in self.popping() if chain is not None), None)
 
     def popping(self) -> Iterator[Chain | None]:
-        """pop() in steps: None after each WALK_STEP buffers, then the chain; nothing if there is
-        none. To stop before the chain has come leaves it where it is. Raises RingError."""
+        """pop() in steps: yields None after each WALK_STEP buffers, then the chain, or nothing if
+        there is none. A caller that stops earlier leaves the chain where it is. Raises
+        RingError."""
         if not self.pending():
             return
         head = self._available[_RING + self._next_available % self.size]
@@ -164,12 +165,12 @@ class Virtqueue:
         self._used_words[_INDEX] = self._next_used
 
     def rewind(self) -> None:
-        """Forget all chains that were popped and not pushed: they will be popped again."""
+        """Forget all chains that were popped but not pushed: they will be popped again."""
         self._next_available = self.base
         self._outstanding = 0
 
     def _walk(self, head: int, buffers: list[Buffer]) -> Iterator[None]:
-        """Append the buffers of a chain; a step ends at each yield."""
+        """Append the buffers of a chain to buffers. A step ends at each yield."""
         position = head
         while True:
             address, length, flags, following = DESCRIPTOR.unpack_from(
@@ -177,7 +178,7 @@ class Virtqueue:
             )
             if flags & INDIRECT:
                 # "The device MUST handle the case of zero or more normal chained descriptors
-                # followed by a single descriptor" that is indirect, whatever its WRITE says.
+                # followed by a single descriptor" that is indirect. Its WRITE flag is ignored.
                 if flags & NEXT:
                     raise RingError(RingErrorReason.INDIRECT, "indirect descriptor with next")
                 yield from self._walk_indirect(address, length, buffers)

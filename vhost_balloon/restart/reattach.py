@@ -186,5 +186,5 @@ def _ring(
         bound = stand_in(setup, number(base, 0, INDEX_MASK))
         return LeftRing(index, setup, bound, Kick(fd), broken)
     bound = bind(setup, 0, memory)
-    bound.virtqueue.resume(number(lead, 0, INDEX_MASK))
+    bound.virtqueue.recover(number(lead, 0, INDEX_MASK))
     return LeftRing(index, setup, bound, Kick(fd), None)
