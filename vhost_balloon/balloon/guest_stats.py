@@ -1,6 +1,6 @@
-"""Guest memory statistics: the last sample, and how old it is. Pure.
+"""Guest memory statistics: the last sample and its age. Pure.
 
-Source: virtio specification, "Memory Statistics"; the meaning of last_update is QEMU's.
+Source: virtio specification, "Memory Statistics"; last_update has QEMU's meaning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ _KNOWN = {int(tag): tag for tag in StatTag}
 
 
 def parse_stats(data: bytes) -> tuple[dict[StatTag, int], int]:
-    """Return the known tags' values and how many bytes an odd tail has; unknown tags are left."""
+    """Return the values of known tags, and the bytes of an incomplete entry at the end. Unknown
+    tags are ignored."""
     whole = len(data) - len(data) % STAT.size
     values = {_KNOWN[tag]: value for tag, value in STAT.iter_unpack(data[:whole]) if tag in _KNOWN}
     return values, len(data) - whole
@@ -25,8 +26,8 @@ def parse_stats(data: bytes) -> tuple[dict[StatTag, int], int]:
 class GuestStats:
     """The last sample.
 
-    values: one entry a tag the guest gave. last_update: host wall clock, whole seconds since the
-    epoch, 0 before the first sample. updated_at: the host's monotonic clock in seconds.
+    values: an entry for each tag that the guest gave. last_update: host wall clock in whole seconds
+    since the epoch; 0 before the first sample. updated_at: the host's monotonic clock in seconds.
     """
 
     values: Mapping[StatTag, int] = field(default_factory=dict)
@@ -34,7 +35,7 @@ class GuestStats:
     updated_at: float | None = None
 
     def update(self, values: Mapping[StatTag, int], wall: float, monotonic: float) -> None:
-        """Take a new sample: a tag that it lacks is unknown now, not as it was."""
+        """Replace the sample. Tags that the new one lacks become unknown."""
         self.values = dict(values)
         self.last_update = int(wall)
         self.updated_at = monotonic
@@ -50,7 +51,7 @@ class GuestStats:
 
 
 def stats_document(stats: GuestStats, clock_offset: float) -> Document:
-    """clock_offset: what has to be added to updated_at's clock for one that runs on (seconds)."""
+    """clock_offset: seconds from updated_at's clock to a clock that survives this process."""
     updated = None if stats.updated_at is None else stats.updated_at + clock_offset
     return {
         "values": [[int(tag), value] for tag, value in stats.values.items()],

@@ -1,9 +1,10 @@
-"""TODO."""
+"""Determines which ring carries which queue. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from protocol.virtio_balloon import (
     DEFLATE_INDEX,
@@ -13,26 +14,26 @@ from protocol.virtio_balloon import (
     Queue,
 )
 
-FIXED_QUEUES = {INFLATE_INDEX: Queue.INFLATE, DEFLATE_INDEX: Queue.DEFLATE}
+_FIXED_QUEUES: Final = {INFLATE_INDEX: Queue.INFLATE, DEFLATE_INDEX: Queue.DEFLATE}
 
 
 @dataclass(frozen=True, slots=True)
 class QueueMap:
-    """Which ring index carries which queue; ambiguous if the optional ones cannot be told."""
+    """Queues by ring index. ambiguous: the optional queues cannot be told apart."""
 
     queues: dict[int, Queue]
     ambiguous: bool
 
 
 def map_queues(features: int, started: Iterable[int]) -> QueueMap:
-    """Tell the optional queues by their order.
+    """Map the optional queues by their order.
 
-    Specification, Linux and QEMU number them differently when one is missing, but all keep the
-    order. So the started indexes >= 2 are matched, in order, with the negotiated queues. Where
-    the counts differ, only the two fixed queues are mapped.
+    The specification, Linux and QEMU number them differently if one is missing, but all keep their
+    order. So the started indexes >= 2 are matched, in order, with the negotiated queues. If their
+    numbers differ, only the two fixed queues are mapped.
     """
     running = sorted(started)
-    queues = {index: FIXED_QUEUES[index] for index in running if index in FIXED_QUEUES}
+    queues = {index: _FIXED_QUEUES[index] for index in running if index in _FIXED_QUEUES}
     indexes = [index for index in running if index >= FIRST_OPTIONAL_INDEX]
     optional = [queue for bit, queue in OPTIONAL_QUEUES if features & bit]
     if len(indexes) != len(optional):
