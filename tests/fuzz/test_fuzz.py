@@ -20,7 +20,7 @@ from tests.fuzz.targets import TARGETS
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.connection import FrontEndConnection
 from vhost_balloon.log.lines import logger
-from vhost_balloon.memory import guest_memory
+from vhost_balloon.memory import resolve
 from vhost_balloon.memory.ranges import Range
 from vhost_balloon.metrics import exposition as metrics_text
 from vhost_balloon.metrics.accept import MediaType, negotiate
@@ -111,7 +111,7 @@ def _no_check(regions: object, region: Region) -> None:
 BUGS = [
     ("messages", session_requests, "refuse", _no_reply),
     ("messages", FrontEndConnection, "_remove_region", _keep_region),
-    ("rings", guest_memory, "subtract", _protect_nothing),
+    ("rings", resolve, "subtract", _protect_nothing),
     ("rings", Virtqueue, "publish", _publish_more),
     ("control", qmp, "encode", _encode_twice),
     ("control", qmp, "_integer", _no_integer),

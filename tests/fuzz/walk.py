@@ -12,6 +12,7 @@ from vhost_balloon.errors import RingError
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.ranges import merge, total
+from vhost_balloon.memory.resolve import resolve
 from vhost_balloon.queues.decode import (
     READ_PFNS,
     SLICE_BUFFERS,
@@ -71,10 +72,10 @@ def _named(chain: Chain, memory: GuestMemory) -> list[Slice]:
 
 def _check_named(named: Slice, bound: BoundRing, memory: GuestMemory) -> None:
     protected = merge(bound.ranges)
-    parts, refusals, inside = memory.resolve(named.ranges, protected, _POLICY)
+    parts, refused_bytes, inside = resolve(memory, named.ranges, protected, _POLICY)
     assert inside == memory.inside(named.ranges)
     discarded = sum(part.size for part in parts)
-    refused = sum(size for _, size in refusals)
+    refused = sum(refused_bytes.values())
     assert discarded + refused == total(named.ranges), "a byte is lost, or counted twice"
     for piece in pieces(parts):
         _check_piece(piece, named, bound)

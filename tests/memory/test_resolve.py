@@ -16,6 +16,7 @@ from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.ranges import Range, merge, total
 from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.resolve import resolve
 from vhost_balloon.memory.syscalls import HUGETLBFS_MAGIC, TMPFS_MAGIC, Filesystem
 
 TOP = 1 << 64
@@ -26,8 +27,8 @@ POLICY = DiscardPolicy()
 
 
 def discarded(memory: GuestMemory, ranges: list[Range]) -> tuple[list[Range], dict[str, int]]:
-    parts, refused, _ = memory.resolve(ranges, [], POLICY)
-    return [(offset, offset + length) for _, offset, length in pieces(parts)], dict(refused)
+    parts, refused, _ = resolve(memory, ranges, [], POLICY)
+    return [(offset, offset + length) for _, offset, length in pieces(parts)], refused
 
 
 def test_ranges_become_file_ranges_and_what_lies_outside_is_said(memory: GuestMemory) -> None:
@@ -51,10 +52,10 @@ def test_partial_pages_are_kept(memory: GuestMemory) -> None:
 
 
 def test_pages_that_hold_a_ring_are_kept(memory: GuestMemory) -> None:
-    parts, refused, inside = memory.resolve([(0, 8 * PAGE)], [(2 * PAGE, 3 * PAGE)], POLICY)
+    parts, refused, inside = resolve(memory, [(0, 8 * PAGE)], [(2 * PAGE, 3 * PAGE)], POLICY)
     gone = [(offset - 2 * MIB, length) for _, offset, length in pieces(parts)]
     assert gone == [(0, 2 * PAGE), (3 * PAGE, 5 * PAGE)]
-    assert refused == [(Refusal.RING, PAGE)]
+    assert refused == {Refusal.RING: PAGE}
     assert inside == 8 * PAGE
 
 
@@ -74,10 +75,10 @@ def test_what_a_file_lives_on_decides(
 ) -> None:
     low = memory.regions[0]
     low.filesystem = Filesystem(magic, PAGE)
-    parts, refused, inside = memory.resolve([(0, 2 * PAGE)], [], policy)
+    parts, refused, inside = resolve(memory, [(0, 2 * PAGE)], [], policy)
     assert len(parts) == (reason is None)
     assert inside == 2 * PAGE
-    assert refused == ([] if reason is None else [(reason, 2 * PAGE)])
+    assert refused == ({} if reason is None else {reason: 2 * PAGE})
 
 
 SPANS = st.lists(
@@ -112,13 +113,13 @@ def test_resolve_against_a_model_of_single_bytes(
         owner |= {place + i: offset + i for i in range(size)}
         place += size
     ranges, protected = spans(named), spans(rings)
-    parts, refused, inside = memory.resolve(ranges, protected, POLICY)
+    parts, refused, inside = resolve(memory, ranges, protected, POLICY)
 
     def is_in(address: int, items: list[Range]) -> bool:
         return any(start <= address < end for start, end in items)
 
     named_bytes = sum(end - start for start, end in ranges)
-    assert sum(part.size for part in parts) + sum(size for _, size in refused) == named_bytes
+    assert sum(part.size for part in parts) + sum(refused.values()) == named_bytes
     assert all(part.ranges == merge(part.ranges) for part in parts)
     assert all(part.size == total(part.ranges) for part in parts)
     assert inside == memory.inside(ranges)
@@ -138,8 +139,8 @@ def test_resolve_against_a_model_of_single_bytes(
         start = -(-(mapped_region.guest_start + to_file) // PAGE) * PAGE - to_file
         for page in range(start, mapped_region.guest_end - PAGE + 1, PAGE):
             whole = range(page, page + PAGE)
-            wanted = all(is_in(a, ranges) and not is_in(a, protected) for a in whole)
-            assert (page in freed) is wanted
+            must_go = all(is_in(a, ranges) and not is_in(a, protected) for a in whole)
+            assert (page in freed) is must_go
     memory.close()
 
 
@@ -147,7 +148,7 @@ def test_only_whole_huge_pages_may_be_discarded(huge_pages: HugePages) -> None:
     memory = GuestMemory()
     memory.add(mapped(memfd(4 * HUGE, flags=os.MFD_HUGETLB), guest=HUGE, size=3 * HUGE + PAGE))
     ranges = [(HUGE + PAGE, 5 * HUGE)]
-    parts, refused, _ = memory.resolve(ranges, [], DiscardPolicy(hugetlb=True))
+    parts, refused, _ = resolve(memory, ranges, [], DiscardPolicy(hugetlb=True))
     assert [(offset, length) for _, offset, length in pieces(parts)] == [(HUGE, 2 * HUGE)]
-    assert dict(refused) == {Refusal.OUTSIDE: HUGE - PAGE, Refusal.PARTIAL_HUGE_PAGE: HUGE}
+    assert refused == {Refusal.OUTSIDE: HUGE - PAGE, Refusal.PARTIAL_HUGE_PAGE: HUGE}
     memory.close()

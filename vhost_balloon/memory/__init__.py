@@ -1,4 +1,4 @@
-"""Guest memory, and giving it back to the host: regions, ranges, gathering, discarding, pins.
+"""Guest memory and giving it back to the host: regions, ranges, gathering, discarding, pins.
 
 It knows nothing of rings, messages or the guest's driver.
 """

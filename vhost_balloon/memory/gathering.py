@@ -1,14 +1,15 @@
-"""The host's huge pages that a guest gives away in small ones, request by request. Pure.
+"""Gathers the host's huge pages from the small pages that a guest gives, request by request. Pure.
 
-A balloon page is 4 KiB. Where the host frees memory in larger pages only, one of these goes once
-all of its balloon pages are in the balloon. They come with many requests, so most of them were
-acknowledged long before: discarding them then is allowed only where MUST_TELL_HOST was negotiated
-(the guest asks before it uses a page again), and only until a deflate names one of them.
+A balloon page is 4 KiB. If the host frees memory only in larger pages, a host page can go once all
+of its balloon pages are in the balloon. They come in many requests, so most of them were
+acknowledged long before the last one comes. Discarding them then is permitted only if
+MUST_TELL_HOST was negotiated (the guest asks before it uses a page again), and only until a deflate
+names one of them.
 
-What is known is a guess about what the guest holds, never a fact about memory: it is not stored,
-and it is forgotten whenever it could be wrong. What is forgotten is not freed, and that is all.
+The record is a guess about the balloon's content. It is not stored, and it is forgotten whenever it
+could be wrong. Forgotten pages are not freed; there is no other consequence.
 
-Addresses are the guest's, in bytes and multiples of 4 KiB; a host page is named by where it begins.
+Addresses are guest addresses in bytes, multiples of 4 KiB. A host page is identified by its start.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from vhost_balloon.figures.statistics import HugePages
 from vhost_balloon.memory.ranges import Range
 
 MAX_BITS: Final = 8 << 20
-"""Balloon pages that the partial host pages of a guest may have: 16,384 host pages of 2 MiB, in
-some 5 MiB. The host page that was begun first is forgotten when there are more."""
+"""Most balloon pages in the partial host pages of a guest: 16,384 host pages of 2 MiB, in some
+5 MiB. Beyond that, the oldest host page is forgotten."""
 
 MAX_PAGE: Final = 32 << 20
-"""Bytes of the largest host page that is gathered. One of 1 GiB has a quarter of a million bits,
-which take long to handle, and is never complete: some of its pages a guest always keeps."""
+"""Bytes of the largest host page to gather. A page of 1 GiB has a quarter of a million bits, which
+take long to handle, and it never becomes whole: a guest always keeps some of it."""
 
 _LEAST_BITS: Final = 512
-"""What a host page costs at least, by that measure: its entry takes more than its bits."""
+"""Least cost of a host page against MAX_BITS: the entry of a small one is larger than its bits."""
 
 MAX_WHOLE: Final = 32768
-"""Host pages that are remembered to be whole, 64 GiB of 2 MiB pages in some 4 MiB. They have been
-freed: to remember them serves a guest that takes a part back and gives it again."""
+"""Most whole host pages to remember: 64 GiB of 2 MiB pages, in some 4 MiB. They have been freed,
+and are remembered for guests that take a part back and give it again."""
 
 
 class Grid(NamedTuple):
-    """A region's host pages: those of size bytes that lie wholly in it, from start to end."""
+    """A region's host pages: those of size bytes that lie entirely in it, from start to end."""
 
     size: int
     start: int
@@ -74,22 +75,22 @@ def _all_bits(size: int) -> int:
 
 
 class Gathering:
-    """What of each host page is in one guest's balloon, as far as that is known.
+    """The balloon pages of each host page that are known to be in one guest's balloon.
 
-    max_bits, max_whole: bounds of what is remembered (see MAX_BITS and MAX_WHOLE).
+    max_bits, max_whole: see MAX_BITS and MAX_WHOLE.
     """
 
     def __init__(self, max_bits: int = MAX_BITS, max_whole: int = MAX_WHOLE) -> None:
         self._max_bits = max_bits
         self._max_whole = max_whole
-        self._partial: dict[int, _Partial] = {}  # both by host page, the oldest first
-        self._whole: dict[int, int] = {}  # to its size in bytes
-        self._room = 0  # what the partial pages cost
-        self._waiting = 0  # bits that are set in them
-        self._forgotten = 0
+        self._partial: dict[int, _Partial] = {}  # by host page, oldest first
+        self._whole: dict[int, int] = {}  # sizes in bytes, by host page, oldest first
+        self._cost = 0  # of the partial pages
+        self._waiting = 0  # bits set in the partial pages
+        self._forgotten = 0  # bits
 
     def __bool__(self) -> bool:
-        """Whether a deflate has anything to undo."""
+        """Whether there is anything for a deflate to remove."""
         return bool(self._partial or self._whole)
 
     def statistics(self) -> HugePages:
@@ -97,9 +98,9 @@ class Gathering:
         return HugePages(len(self._partial), len(self._whole), waiting)
 
     def add(self, grid: Grid, ranges: Iterable[Range]) -> list[int]:
-        """Balloon pages came into the balloon; returns the host pages touched that are whole now.
+        """Balloon pages enter the balloon. Returns the touched host pages that are whole now.
 
-        What does not lie in the grid is ignored.
+        Pages outside the grid are ignored.
         """
         whole: dict[int, None] = {}
         every = _all_bits(grid.size)
@@ -114,7 +115,7 @@ class Gathering:
         return list(whole)
 
     def remove(self, grid: Grid, ranges: Iterable[Range]) -> None:
-        """Balloon pages leave the balloon: their host pages are not whole any more."""
+        """Balloon pages leave the balloon: their host pages are no longer whole."""
         for start, end in ranges:
             for page, bits in grid.pages(start, end):
                 held = self._bits(page)
@@ -122,7 +123,7 @@ class Gathering:
                     self._set_partial(page, grid.size, held & ~bits)
 
     def is_whole(self, page: int) -> bool:
-        """Whether all of a host page is in the balloon, so that it may be discarded."""
+        """Whether all of a host page is in the balloon, so that it may be discarded now."""
         return page in self._whole
 
     def clear(self) -> None:
@@ -130,10 +131,10 @@ class Gathering:
         self._forgotten += self._waiting
         self._partial.clear()
         self._whole.clear()
-        self._room = self._waiting = 0
+        self._cost = self._waiting = 0
 
     def forgotten(self) -> int:
-        """Bytes that waited and were forgotten, since this was last asked."""
+        """Bytes of waiting pages that were forgotten since the last call."""
         pages, self._forgotten = self._forgotten, 0
         return pages * BALLOON_PAGE_SIZE
 
@@ -143,10 +144,10 @@ class Gathering:
         return self._partial[page].bits if page in self._partial else 0
 
     def _drop(self, page: int) -> int:
-        """Take a partial page out; returns how many of its bits were set."""
+        """Drop a partial page. Returns how many of its bits were set."""
         partial = self._partial.pop(page)
         count = partial.bits.bit_count()
-        self._room -= _cost(partial.size)
+        self._cost -= _cost(partial.size)
         self._waiting -= count
         return count
 
@@ -165,9 +166,9 @@ class Gathering:
             return
         if page not in self._partial:
             self._partial[page] = _Partial(size)
-            self._room += _cost(size)
+            self._cost += _cost(size)
         partial = self._partial[page]
         self._waiting += bits.bit_count() - partial.bits.bit_count()
         partial.bits = bits
-        while self._room > self._max_bits:
+        while self._cost > self._max_bits:
             self._forgotten += self._drop(next(iter(self._partial)))

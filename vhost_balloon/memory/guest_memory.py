@@ -1,9 +1,7 @@
-"""The guest's memory as the front end shares it: regions, their mappings and what backs them.
+"""All memory that the front end shares of one guest: finds regions by address, and reads them.
 
-This module alone makes and releases views of guest memory. Only rings are read and written
-through the mapping; everything else is read with pread, which allocates nothing in a hole and
-cannot raise SIGBUS. Mappings are MAP_NORESERVE: a plain mapping of a hugetlb file would reserve
-its holes again, or fail where the pool is empty.
+Only rings are read and written through the mapping (see MappedRegion.view). Everything else is read
+with pread, which allocates nothing in a hole and cannot raise SIGBUS.
 """
 
 from __future__ import annotations
@@ -15,21 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
-from vhost_balloon.figures.discard_policy import DiscardPolicy
-from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.figures.statistics import RegionStatistics
-from vhost_balloon.memory.gathering import Gathering, Grid
-from vhost_balloon.memory.ranges import Range, align_inward, subtract, total
-from vhost_balloon.memory.region import MappedRegion, Part, refusal
+from vhost_balloon.memory.gathering import Grid
+from vhost_balloon.memory.ranges import Range, total
+from vhost_balloon.memory.region import MappedRegion
 
 
 @dataclass(slots=True)
 class GuestMemory:
-    """All regions of one guest, sorted by guest address. Immutable while rings run."""
+    """All regions of one guest, sorted by guest address. Unchanged while rings run."""
 
     regions: list[MappedRegion] = field(default_factory=list)
     has_grids: bool = False
-    """Whether balloon pages make up larger pages of the host's anywhere."""
+    """Whether any region has host pages larger than balloon pages."""
     _starts: list[int] = field(default_factory=list)
 
     @property
@@ -54,7 +50,7 @@ class GuestMemory:
         self.replace([])
 
     def unmap(self) -> None:
-        """Undo the mappings; the descriptors are the caller's again."""
+        """Unmap all regions. The caller owns their descriptors again."""
         for mapped in self.regions:
             mapped.unmap()
         self.replace([])
@@ -63,7 +59,7 @@ class GuestMemory:
         return tuple(mapped.statistics() for mapped in self.regions)
 
     def resident(self) -> int:
-        """Bytes that the host spends on the regions' files, each file once (RAM and swap)."""
+        """Bytes that the host spends on the regions' files, RAM and swap; each file counts once."""
         blocks = {}
         for mapped in self.regions:
             with suppress(OSError):  # its file system may be gone
@@ -71,7 +67,7 @@ class GuestMemory:
         return sum(blocks.values()) * 512
 
     def find_user(self, address: int, length: int) -> tuple[MappedRegion, int]:
-        """The region that holds all of a user address range, and the offset into it.
+        """The region that holds an entire user address range, and the range's offset in it.
 
         Raises FrontEndError if there is none.
         """
@@ -88,7 +84,7 @@ class GuestMemory:
         return None
 
     def read(self, address: int, length: int) -> bytes:
-        """Copy guest memory out. Raises RingError if any of it is outside memory."""
+        """Copy guest memory. Raises RingError if any of it is outside memory."""
         parts = []
         while length:
             mapped = self._find_guest(address)
@@ -115,10 +111,17 @@ class GuestMemory:
 
     def inside(self, ranges: list[Range]) -> int:
         """Bytes of ranges (sorted, disjoint) that are guest memory."""
-        return sum(total(part) for _, part in self._by_region(ranges))
+        return sum(total(inside) for _, inside in self.by_region(ranges))
 
-    def _by_region(self, ranges: list[Range]) -> Iterator[tuple[MappedRegion, list[Range]]]:
-        """The parts of ranges that lie in regions, in order, neighbours in a region together."""
+    def gridded(self, ranges: list[Range]) -> Iterator[tuple[Grid, list[Range]]]:
+        """The parts of ranges in regions whose host pages are larger than balloon pages."""
+        for mapped, inside in self.by_region(ranges):
+            if mapped.grid is not None:
+                yield mapped.grid, inside
+
+    def by_region(self, ranges: list[Range]) -> Iterator[tuple[MappedRegion, list[Range]]]:
+        """The parts of ranges (sorted, disjoint) that lie in regions, in order. Consecutive ranges
+        of one region come together."""
         first = 0
         while first < len(ranges):
             start, end = ranges[first]
@@ -127,7 +130,7 @@ class GuestMemory:
             if mapped is not None and start < mapped.guest_end:
                 limit = mapped.guest_end
             elif position == len(self.regions):
-                return  # nor is any of those that follow
+                return  # all following ranges are outside, too
             else:
                 mapped, limit = None, self._starts[position]
             if end > limit:
@@ -150,72 +153,3 @@ class GuestMemory:
             if low < high:
                 yield mapped, [(low, high)]
             position += 1
-
-    def gridded(self, ranges: list[Range]) -> Iterator[tuple[Grid, list[Range]]]:
-        """The parts of ranges in regions whose pages are larger than balloon pages."""
-        for mapped, part in self._by_region(ranges):
-            if mapped.grid is not None:
-                yield mapped.grid, part
-
-    def resolve(
-        self,
-        ranges: list[Range],
-        protected: list[Range],
-        policy: DiscardPolicy,
-        gathering: Gathering | None = None,
-    ) -> tuple[list[Part], list[tuple[str, int]], int]:
-        """Turn guest ranges into what may be discarded, (reason, bytes) of what may not, and how
-        many bytes of the ranges are guest memory.
-
-        ranges and protected are sorted and disjoint; protected is never discarded. What is no
-        whole page of the host's is refused, or with a gathering, kept there until the rest comes.
-        """
-        refused: dict[str, int] = {}
-        allowed = subtract(ranges, protected)
-        outside = left = total(allowed)
-        parts: list[Part] = []
-        for mapped, part in self._by_region(allowed):
-            size = total(part)
-            outside -= size
-            reason = refusal(policy, mapped.filesystem)
-            if reason is None:
-                if gathering is None or mapped.grid is None:
-                    whole = _whole_pages(mapped, part)
-                    gone = size if whole is part else total(whole)
-                    size -= gone
-                else:
-                    whole = _gathered(mapped.grid, part, gathering)
-                    gone = mapped.grid.size * len(whole)
-                    size -= sum(mapped.grid.clip(start, end) for start, end in part)
-                if whole:
-                    parts.append(Part(mapped, whole, gone))
-                reason = _cut_off_reason(mapped)
-            if size:
-                refused[reason] = refused.get(reason, 0) + size
-        if outside:
-            refused[Refusal.OUTSIDE] = outside
-        if allowed is ranges:
-            return parts, list(refused.items()), left - outside
-        refused[Refusal.RING] = total(ranges) - left
-        return parts, list(refused.items()), self.inside(ranges)
-
-
-def _whole_pages(mapped: MappedRegion, part: list[Range]) -> list[Range]:
-    """The whole backing pages inside guest ranges, which lie in the region: part if that is all."""
-    size, to_file = mapped.page_size, mapped.to_file
-    bits = to_file
-    for start, end in part:
-        bits |= start | end
-    if bits % size == 0:  # as page numbers are, where pages are not huge
-        return part
-    found = (align_inward(start + to_file, end + to_file, size) for start, end in part)
-    return [(each[0] - to_file, each[1] - to_file) for each in found if each is not None]
-
-
-def _gathered(grid: Grid, part: list[Range], gathering: Gathering) -> list[Range]:
-    """The host pages that guest ranges in the region complete, a range each."""
-    return [(page, page + grid.size) for page in sorted(gathering.add(grid, part))]
-
-
-def _cut_off_reason(mapped: MappedRegion) -> str:
-    return Refusal.PARTIAL_HUGE_PAGE if mapped.filesystem.is_hugetlb else Refusal.UNALIGNED

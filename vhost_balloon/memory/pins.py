@@ -1,14 +1,15 @@
-"""Whether the front end has guest memory pinned, so that discarding it would break DMA.
+"""Detects whether the front end has guest memory pinned, so that discarding it would break DMA.
 
-A device that is passed through to the guest (VFIO, iommufd, vhost-vdpa) goes on using the pages
-that it was given; a page that is discarded and touched again is another one. QEMU inhibits its own
-balloon then. Outside of QEMU, /proc tells: VmPin of the front end's process counts what it has
-pinned; VmLck at or above the guest's memory says that it is locked; and its descriptors name the
-devices. Only all three together say that nothing is pinned: VFIO counts what it pins as locked,
-which may be less than the guest's memory. So whatever is no answer leaves it unknown: a process
-that may not be looked at, that has ended, or that /proc does not show (hidepid=).
+A passed-through device (VFIO, iommufd, vhost-vdpa) continues to use the pages that it was given,
+but a page that is discarded and touched again is a different page. QEMU inhibits its own balloon in
+this case. Outside of QEMU, /proc tells: VmPin of the front end's process counts pinned memory, a
+VmLck of at least the guest's memory means that it is locked, and its descriptors name the devices.
+Only all three together show that nothing is pinned: VFIO accounts its pins as locked memory, which
+may be less than the guest's. Without an answer the state is unknown: the process may not be
+examined, has ended, or is hidden in /proc (hidepid=).
 
-Pins by other processes cannot be seen, and a device that is plugged in between two looks races.
+Limits: pins by other processes are invisible, and a device that is plugged in between two looks is
+seen too late.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from vhost_balloon.fds import OwnedFd
 CACHE_SECONDS: Final = 1.0
 
 MAX_DESCRIPTORS: Final = 4096
-"""Descriptors that are looked at, in some 8 ms; a process may open millions of them. QEMU has some
-hundreds; of one that has more than this it cannot be told whether it pins memory."""
+"""Most descriptors to examine, in some 8 ms. QEMU has some hundreds, but a process may open
+millions; with more than this, it is unknown whether it pins memory."""
 
 _DEVICES: Final = (
     "/dev/vfio/",
@@ -39,14 +40,14 @@ _DEVICES: Final = (
     "anon_inode:[iommufd",
 )
 _MAX_STATUS: Final = 1 << 16
-"""Bytes of /proc/PID/status that are read; Linux writes some 1500."""
+"""Most bytes to read of /proc/PID/status. Linux writes some 1500."""
 
 _UNNAMED: Final = (
-    "the kernel does not say which process it is, because it is in another PID namespace or its "
-    "socket was handed over by --fd"
+    "the kernel does not tell its process, because it is in another PID namespace or its socket "
+    "was handed over by --fd"
 )
 _HINDRANCES: Final = {
-    errno.EACCES: "this daemon may not look at it, because it runs as another user or is protected",
+    errno.EACCES: "this daemon may not examine it, because it runs as another user or is protected",
     errno.ENOENT: "it has ended, or /proc does not show it because it runs as another user",
     errno.ESRCH: "it has ended",
 }
@@ -54,7 +55,7 @@ _HINDRANCES[errno.EPERM] = _HINDRANCES[errno.EACCES]
 
 
 class PinState(enum.Enum):
-    """What a look at the front end's process came to; the values are the metric's label."""
+    """Whether the front end's process has memory pinned. The values are metric labels."""
 
     FREE = "free"
     PINNED = "pinned"
@@ -62,9 +63,9 @@ class PinState(enum.Enum):
 
 
 class PinGuard:
-    """Looks at process pid (None if it cannot be named) below a /proc folder.
+    """Looks at process pid (None if it is not known) in the /proc folder.
 
-    why: what hindered the last look, in words, if it came to UNKNOWN.
+    why: the reason in words, if the state is UNKNOWN.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class PinGuard:
         proc: Path = Path("/proc"),
         is_peer: Callable[[int], bool] = lambda _: True,
     ) -> None:
-        """is_peer: whether the front end is there still, and has this number; OSError: unknown."""
+        """is_peer: whether the front end still runs and has this PID. Raises OSError if unknown."""
         self._pid = pid
         self._proc = proc
         self._is_peer = is_peer
@@ -84,9 +85,9 @@ class PinGuard:
         self.why = ""
 
     def check(self, memory_size: int, now: float) -> PinState:
-        """The state, at most CACHE_SECONDS old; now is the monotonic clock in seconds.
+        """The state, at most CACHE_SECONDS old.
 
-        memory_size: the guest's, in bytes.
+        memory_size: bytes of guest memory. now: the monotonic clock in seconds.
         """
         if now - self._looked_at >= CACHE_SECONDS or memory_size != self._memory_size:
             self._state, self.why = self._look(memory_size)
@@ -94,7 +95,7 @@ class PinGuard:
         return self._state
 
     def close(self) -> None:
-        """Look no more."""
+        """Close the process's folder; no look may follow."""
         if self._folder is not None:
             self._folder.close()
 
@@ -103,8 +104,8 @@ class PinGuard:
             return PinState.UNKNOWN, _UNNAMED
         try:
             folder = self._process(self._pid)
-            # Its descriptors go later than its memory when a process ends, so memory that is there
-            # at last says that they were, too.
+            # A process that ends loses its memory before its descriptors. So if the second look
+            # still finds memory, the list of descriptors was complete.
             pinned = (
                 _has_pinned(folder, memory_size)
                 or _has_device(folder)
@@ -119,13 +120,11 @@ class PinGuard:
         return PinState.UNKNOWN, f"process {self._pid}: {why}"
 
     def _process(self, pid: int) -> int:
-        """Its folder, which is never another process's, even if that has its number later.
-
-        Raises OSError.
-        """
+        """A descriptor of its /proc folder, which never becomes that of a later process with the
+        same PID. Raises OSError."""
         if self._folder is None:
             folder = OwnedFd(os.open(self._proc / str(pid), os.O_PATH | os.O_DIRECTORY))
-            # Once it is open: until the front end has ended, nobody else can have the number.
+            # Only after the folder is open: while the front end runs, no other process has its PID.
             if not self._is_peer(pid):
                 raise ProcessLookupError(errno.ESRCH, "it is not the front end")
             self._folder = folder
@@ -133,7 +132,7 @@ class PinGuard:
 
 
 def _has_pinned(folder: int, memory_size: int) -> bool:
-    """Raises OSError or ValueError if its status does not say so."""
+    """Whether its status shows pinned or locked memory. Raises OSError or ValueError if unknown."""
     with open(os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
         status = file.read(_MAX_STATUS).decode(errors="replace")
     pinned, locked = _bytes(status, "VmPin"), _bytes(status, "VmLck")
@@ -141,9 +140,9 @@ def _has_pinned(folder: int, memory_size: int) -> bool:
 
 
 def _has_device(folder: int) -> bool:
-    """Whether one of its descriptors is of a device that pins. Raises OSError or ValueError."""
+    """Whether it has a device open that pins. Raises OSError or ValueError if unknown."""
     with closing(OwnedFd(os.open("fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder))) as opened:
-        # Below the open folder: the way to it would be looked up again for each descriptor.
+        # Relative to the open folder, so that its path is not resolved for each descriptor.
         descriptors = opened.fileno()
         with os.scandir(descriptors) as entries:
             numbers = [entry.name for entry in islice(entries, MAX_DESCRIPTORS + 1)]
@@ -162,8 +161,8 @@ def _link(folder: int, number: str) -> str:
 
 
 def _bytes(status: str, name: str) -> int:
-    """A field of /proc/PID/status in bytes. Raises ValueError if it is not there exactly once; a
-    process without memory of its own (a kernel thread, one that has ended) has none."""
+    """A field of /proc/PID/status in bytes. Raises ValueError unless it is there exactly once: a
+    process without memory (a kernel thread, or one that has ended) has none."""
     found = re.findall(rf"^{name}:[ \t]*([0-9]+) kB$", status, re.MULTILINE)
     if len(found) != 1:
         raise ValueError(f"its status has no {name}: it has ended, or is a kernel thread")

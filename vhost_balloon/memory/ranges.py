@@ -1,7 +1,7 @@
 """Arithmetic on byte ranges: merging PFNs and ranges, clipping, aligning. Pure.
 
-A range is a pair (start, end) of byte addresses, end exclusive, start < end. Lists of ranges
-that these functions return are sorted and disjoint, and touching ranges are merged.
+A range is a pair (start, end) of byte addresses, end exclusive, start < end. Returned lists are
+sorted and disjoint, and touching ranges are merged.
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ def align_inward(start: int, end: int, alignment: int) -> Range | None:
 
 
 def align_outward(start: int, end: int, alignment: int) -> Range:
-    """All units that [start, end) touches; alignment is a power of two."""
+    """The aligned units that [start, end) touches; alignment is a power of two."""
     return start & -alignment, (end + alignment - 1) & -alignment
 
 
 def overlap(ranges: Sequence[Range], holes: Iterable[Range]) -> bool:
-    """Whether any of holes, which had best be few, overlaps any of ranges (sorted, disjoint)."""
+    """Whether a hole overlaps a range. ranges are sorted and disjoint; holes should be few."""
     for start, end in holes:
-        position = bisect_left(ranges, (end,))  # those before it start below end
+        position = bisect_left(ranges, (end,))  # earlier ranges start below end
         if position and ranges[position - 1][1] > start:
             return True
     return False
 
 
 def subtract(ranges: list[Range], holes: Sequence[Range]) -> list[Range]:
-    """What is left of ranges outside holes; both sorted and disjoint. It is ranges itself if that
-    is everything."""
+    """The parts of ranges outside holes; both are sorted and disjoint. Returns ranges itself if no
+    hole overlaps it."""
     if not overlap(ranges, holes):
         return ranges
     left: list[Range] = []
     for start, end in ranges:
-        # The first hole that may reach into this range: the last one that starts before it.
+        # The first hole that may overlap this range: the last one that starts before it.
         position = max(bisect_right(holes, (start,)) - 1, 0)
         while position < len(holes) and holes[position][0] < end:
             hole_start, hole_end = holes[position]
@@ -91,7 +91,7 @@ def subtract(ranges: list[Range], holes: Sequence[Range]) -> list[Range]:
 
 
 def split(start: int, end: int, piece: int) -> Iterable[Range]:
-    """Cut [start, end) at every piece bytes from start."""
+    """Cut [start, end) into pieces of piece bytes, counted from start."""
     while start < end:
         stop = min(start + piece, end)
         yield start, stop

@@ -1,4 +1,8 @@
-"""TODO."""
+"""One region of guest memory: its file and its mapping, and the checks of a region's numbers.
+
+Mappings are MAP_NORESERVE: a plain mapping of a hugetlb file would reserve pages for its holes
+again, or fail if the pool is empty.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +25,19 @@ from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.figures.statistics import RegionStatistics
 from vhost_balloon.memory import syscalls
 from vhost_balloon.memory.gathering import MAX_PAGE, Grid
-from vhost_balloon.memory.ranges import Range, align_inward
+from vhost_balloon.memory.ranges import Range, align_inward, align_outward
 from vhost_balloon.memory.syscalls import Filesystem
 
 ADDRESS_LIMIT: Final = 1 << 64
-
 
 MAP_NORESERVE: Final = 0x4000  # include/uapi/asm-generic/mman-common.h; in mmap from 3.13 on
 
 
 class Part(NamedTuple):
-    """What of one region may be discarded.
+    """Memory of one region to discard.
 
-    ranges: of guest addresses in the region, sorted, disjoint, whole pages of the host's; at least
-    one. size: their bytes.
+    ranges: guest addresses in the region; sorted, disjoint, whole host pages, at least one range.
+    size: their bytes.
     """
 
     region: MappedRegion
@@ -43,19 +46,19 @@ class Part(NamedTuple):
 
 
 class MappedRegion:
-    """One region: its file, its mapping, and what the file lives on.
+    """A region with its file, its mapping and its file system. It owns fd.
 
-    Raises FrontEndError where the region cannot be served; fd is then left to the caller.
+    Raises FrontEndError if the region cannot be served; the caller then still owns fd.
     """
 
     def __init__(self, region: Region, fd: OwnedFd) -> None:
         check_region(region)
-        # Before the size is looked at: a file that is cut and sealed in between counts as unsealed.
+        # Before fstat: a file that is truncated and sealed in between counts as unsealed.
         self.shrink_sealed = syscalls.shrink_sealed(fd.fileno())
         try:
             info, self.filesystem = os.fstat(fd.fileno()), syscalls.filesystem(fd.fileno())
         except OSError as error:
-            raise FrontEndError(f"memory cannot be looked at: {error.strerror}") from None
+            raise FrontEndError(f"memory cannot be examined: {error.strerror}") from None
         if not stat.S_ISREG(info.st_mode):
             raise FrontEndError("memory descriptor is not a file")
         if region.mmap_offset + region.size > info.st_size:
@@ -70,11 +73,14 @@ class MappedRegion:
         self.fd = fd
 
     def _map(self, fd: OwnedFd) -> tuple[mmap.mmap, int]:
-        """Map whole backing pages around the region; munmap of hugetlb needs whole ones too."""
-        start = self.region.mmap_offset & -self.page_size
-        end = self.region.mmap_offset + self.region.size
-        end = (end + self.page_size - 1) & -self.page_size
-        # CPython keeps a descriptor of its own for a mapping, unless it is asked not to (3.13).
+        """Map the whole host pages around the region: munmap of hugetlb memory needs whole pages.
+
+        Returns the mapping and the file offset where it starts.
+        """
+        start, end = align_outward(
+            self.region.mmap_offset, self.region.mmap_offset + self.region.size, self.page_size
+        )
+        # By default, CPython duplicates the descriptor for the mapping (trackfd is new in 3.13).
         extra = {"trackfd": False} if sys.version_info >= (3, 13) else {}
         try:
             mapping = mmap.mmap(
@@ -90,7 +96,8 @@ class MappedRegion:
         return mapping, start
 
     def _grid(self) -> Grid | None:
-        """The host pages that balloon pages may make up; None where they are the same, say."""
+        """The host pages to gather from balloon pages. None if they are not larger than those,
+        larger than MAX_PAGE, or not aligned to balloon pages."""
         start, size = self.region.mmap_offset, self.region.size
         whole = align_inward(start, start + size, self.page_size)
         if not BALLOON_PAGE_SIZE < self.page_size <= MAX_PAGE:
@@ -101,7 +108,7 @@ class MappedRegion:
 
     @property
     def to_file(self) -> int:
-        """What makes a guest address in the region an offset into its file."""
+        """The number that turns a guest address of the region into an offset in its file."""
         return self.region.mmap_offset - self.region.guest_address
 
     @property
@@ -113,16 +120,16 @@ class MappedRegion:
         return self.region.guest_address + self.region.size
 
     def view(self, offset: int, length: int) -> memoryview:
-        """A writable view of length bytes at offset into the region; the borrower releases it.
+        """A writable view of length bytes at offset in the region. The caller releases it.
 
-        The pages are allocated first, so that an empty huge page pool or a full tmpfs is an
-        error here and not a SIGBUS later. Raises FrontEndError.
+        The pages are allocated first, so that an empty huge page pool or a full tmpfs is an error
+        here rather than a SIGBUS later. Raises FrontEndError.
         """
         file_offset = self.region.mmap_offset + offset
         try:
             syscalls.allocate(self.fd.fileno(), file_offset, length)
         except OSError as error:
-            # Some file systems cannot; those that guests' memory usually lives on can.
+            # Some file systems cannot allocate; tmpfs and hugetlbfs can.
             if error.errno != errno.EOPNOTSUPP or not self.filesystem.is_other:
                 raise FrontEndError(f"ring memory cannot be allocated: {error.strerror}") from None
         start = file_offset - self._mapped_from
@@ -131,9 +138,9 @@ class MappedRegion:
 
     @contextmanager
     def borrowed(self) -> Iterator[tuple[int, range]]:
-        """Where in this process offset 0 of the file would be, and which offsets are mapped.
+        """The address in this process of the file's offset 0, and the range of mapped offsets.
 
-        It stays as it is until the end: unmap() raises BufferError meanwhile.
+        The mapping stays until the end: unmap() raises BufferError meanwhile.
         """
         byte = ctypes.c_char.from_buffer(self._mapping)
         start = self._mapped_from
@@ -143,11 +150,11 @@ class MappedRegion:
             del byte
 
     def unmap(self) -> None:
-        """Undo the mapping; the descriptor is the caller's again. Raises BufferError if in use."""
+        """Unmap; the caller owns the descriptor again. Raises BufferError if a view is in use."""
         self._mapping.close()
 
     def close(self) -> None:
-        """Unmap and close. Raises BufferError while a ring still borrows a view."""
+        """Unmap and close the descriptor. Raises BufferError if a view is in use."""
         self.unmap()
         self.fd.close()
 
@@ -158,7 +165,7 @@ class MappedRegion:
 
 
 def check_region(region: Region) -> None:
-    """Raise FrontEndError for sizes and addresses that no memory can have."""
+    """Raise FrontEndError if no memory can have this size and these addresses."""
     if region.size == 0:
         raise FrontEndError("region of size 0")
     for name in ("guest_address", "user_address", "mmap_offset"):
@@ -180,7 +187,7 @@ def check_disjoint(regions: Iterable[Region], new: Region) -> None:
 
 
 def refusal(policy: DiscardPolicy, filesystem: Filesystem) -> str | None:
-    """Why memory on this file system is not discarded, or None if it is."""
+    """Why memory on this file system is never discarded, or None."""
     if filesystem.is_hugetlb and not policy.hugetlb:
         return Refusal.HUGETLB
     if filesystem.is_other and not policy.other_filesystems:

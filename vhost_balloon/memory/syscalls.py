@@ -1,7 +1,7 @@
 """System calls that the standard library lacks, each behind one typed function.
 
-Called through ctypes.CDLL, which releases the GIL for the call: punching a gibibyte takes a
-third of a second. Every function raises OSError with the call's errno.
+They are called through ctypes.CDLL, which releases the GIL: punching a gibibyte takes a third of a
+second. Every function raises OSError with the call's errno, unless its docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ NR_PROCESS_MADVISE: Final = 440
 TMPFS_MAGIC: Final = 0x01021994
 HUGETLBFS_MAGIC: Final = 0x958458F6
 
-# include/uapi/linux/fcntl.h; fcntl.F_GET_SEALS exists, its bits do too on Linux
-F_GET_SEALS: Final = fcntl.F_GET_SEALS
-F_SEAL_SHRINK: Final = fcntl.F_SEAL_SHRINK
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,7 +46,7 @@ _syscall.restype = ctypes.c_long
 
 
 class _Statfs(ctypes.Structure):
-    """struct statfs of x86-64; the fields after the first two are not read."""
+    """struct statfs on x86-64. Only the first two fields are read."""
 
     _fields_ = (
         ("f_type", ctypes.c_long),
@@ -67,7 +64,7 @@ PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """What a file lives on; page_size is the unit in which its memory is freed, in bytes."""
+    """A file's file system. page_size: the unit in which its memory is freed, in bytes."""
 
     magic: int
     page_size: int
@@ -83,7 +80,7 @@ class Filesystem:
 
     @property
     def is_other(self) -> bool:
-        return self.kind == "other"
+        return self.magic not in (TMPFS_MAGIC, HUGETLBFS_MAGIC)
 
 
 def _raise(result: int) -> None:
@@ -93,27 +90,28 @@ def _raise(result: int) -> None:
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Free length bytes of the file at offset; a page that is only partly named is zeroed."""
+    """Free length bytes of the file at offset. Partial pages are zeroed instead of freed."""
     _raise(_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length))
 
 
 MAX_REMOVED: Final = 512
-"""Ranges of one process_madvise; the kernel takes UIO_MAXIOV, 1024."""
+"""Most ranges in one process_madvise. The kernel's limit is UIO_MAXIOV, 1024."""
 
 _UNSUPPORTED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 _remove_supported = True
 
 
 def remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
-    """Punch holes through this process's own mappings; return how many ranges, from the first on.
+    """Punch holes through this process's own mappings, in order. Returns how many ranges were
+    punched. Never raises.
 
-    ranges are (start, end) in bytes from the address origin, page-aligned and each inside one
-    shared file mapping, where MADV_REMOVE does what punch_hole() does to the file (mm/madvise.c).
-    One call for many takes half of what one call for each takes. Those that are not done are for
-    punch_hole(), which also tells why: the kernel stops at the first that fails. Never raises.
+    ranges: (start, end) in bytes from the address origin, page-aligned, each inside one shared file
+    mapping, where MADV_REMOVE does to the file what punch_hole() does (mm/madvise.c). One call for
+    all ranges takes half the time of a call for each. The kernel stops at the first range that
+    fails; the caller uses punch_hole() for it and the rest, which also tells why it failed.
 
-    A process may do this to itself since Linux 6.13. Before, where a filter of system calls forbids
-    it, or where all memory is locked, nothing is done and it is not tried again.
+    A process may do this to itself since Linux 6.13. If the kernel is older, if a system call
+    filter forbids it, or if all memory is locked, nothing is punched and no later call tries again.
     """
     global _remove_supported
     done = 0
@@ -122,7 +120,7 @@ def remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
         try:
             removed = _remove(origin, asked)
         except OSError as error:
-            # Of the first call only: what was done once is supported.
+            # After a first success, an error has another reason.
             _remove_supported = done > 0 or error.errno not in _UNSUPPORTED
             return done
         for start, end in asked:
@@ -134,9 +132,9 @@ def remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
 
 
 def _remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
-    """How many bytes of the ranges were removed, from the first on. Raises OSError if none."""
+    """One call for all ranges. Returns how many bytes were removed, in order."""
     vector = array("Q", [n for start, end in ranges for n in (origin + start, end - start)])
-    # Not kept open: it would mean another process after a fork.
+    # Not kept open: after a fork it would refer to the parent.
     process = os.pidfd_open(os.getpid())
     try:
         address, _ = vector.buffer_info()
@@ -149,14 +147,14 @@ def _remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
 
 
 def allocate(fd: int, offset: int, length: int) -> None:
-    """Allocate length bytes of the file at offset, where they are holes; contents stay."""
+    """Fill holes in length bytes of the file at offset. Existing contents stay."""
     _raise(_fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length))
 
 
 def filesystem(fd: int) -> Filesystem:
-    """What the file lives on, by fstatfs.
+    """The file's file system, by fstatfs.
 
-    st_blksize would not do: it is 2 MiB on a plain memfd where shmem huge pages are on.
+    st_blksize does not tell: it is 2 MiB on a plain memfd if shmem huge pages are enabled.
     """
     buffer = _Statfs()
     _raise(_fstatfs(fd, ctypes.byref(buffer)))
@@ -165,8 +163,8 @@ def filesystem(fd: int) -> Filesystem:
 
 
 def shrink_sealed(fd: int) -> bool:
-    """Whether the file can never get smaller; files that cannot be sealed count as not."""
+    """Whether the file is sealed against shrinking. False if it cannot be sealed. Never raises."""
     try:
-        return bool(fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK)
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
     except OSError:
         return False

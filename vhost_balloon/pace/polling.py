@@ -18,8 +18,7 @@ POLL_SECONDS: Final = 200e-6
 """How long to poll before sleeping; KVM's default halt-polling time."""
 
 SOON: Final = 250e-6
-"""Polling would have found a request that came this soon after an answer, sleep and wake included.
-"""
+"""A request that came this soon after an answer, sleep and wake-up included, was worth polling."""
 
 SHORT: Final = 1e-3
 """Polling gains nothing after requests that took longer, and the peer can use the processor."""
@@ -29,7 +28,7 @@ _ALONE: Final = len(os.sched_getaffinity(0)) == 1
 
 
 class Polling:
-    """Decides when to poll one peer. It always uses the real clock, even under a mock trio clock."""
+    """Decides when to poll one peer. Uses the real clock, even where trio's clock is mocked."""
 
     def __init__(self) -> None:
         self._requested_at = self._answered_at = float("-inf")

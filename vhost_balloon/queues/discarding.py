@@ -14,6 +14,7 @@ from vhost_balloon.memory.discard import count_of, pieces, punch, size_of
 from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.memory.region import Part
+from vhost_balloon.memory.resolve import resolve
 from vhost_balloon.queues.decode import Slice, pages, pages_size, reported, reported_size
 from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, yield_to_others
 from vhost_balloon.queues.ring import StartedRing
@@ -65,15 +66,13 @@ class DiscardProcessor(ChainProcessor):
             tally.refuse(refusal, total(named.ranges))
             return True
         gathering = self._gathering()
-        parts, refusals, inside = guest.memory.resolve(
-            named.ranges, guest.protected, guest.policy, gathering
-        )
-        tally.inside += inside
-        tally.add(refusals)
+        found = resolve(guest.memory, named.ranges, guest.protected, guest.policy, gathering)
+        tally.inside += found.inside
+        tally.add(found.refused.items())
         if gathering is not None:
             guest.count_forgotten()
-        left = size_of(parts)
-        for number, piece in enumerate(pieces(parts)):
+        left = size_of(found.parts)
+        for number, piece in enumerate(pieces(found.parts)):
             if number:
                 await yield_to_others()
                 if ring.stopping:

@@ -1,0 +1,88 @@
+"""Resolves the ranges that a guest named into the parts of regions that may be discarded.
+
+It decides; memory.discard acts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vhost_balloon.figures.discard_policy import DiscardPolicy
+from vhost_balloon.figures.refusal import Refusal
+from vhost_balloon.memory.gathering import Gathering, Grid
+from vhost_balloon.memory.guest_memory import GuestMemory
+from vhost_balloon.memory.ranges import Range, align_inward, subtract, total
+from vhost_balloon.memory.region import MappedRegion, Part, refusal
+
+
+class Resolved(NamedTuple):
+    """parts: what may be discarded. refused: bytes of the rest, by reason. inside: bytes of the
+    named ranges that are guest memory."""
+
+    parts: list[Part]
+    refused: dict[str, int]
+    inside: int
+
+
+def resolve(
+    memory: GuestMemory,
+    ranges: list[Range],
+    protected: list[Range],
+    policy: DiscardPolicy,
+    gathering: Gathering | None = None,
+) -> Resolved:
+    """Resolve guest ranges; ranges and protected are sorted and disjoint.
+
+    protected is never discarded. Partial host pages are refused, or kept in gathering, if there is
+    one, until the rest of each page comes.
+    """
+    refused: dict[str, int] = {}
+    allowed = subtract(ranges, protected)
+    outside = left = total(allowed)
+    parts: list[Part] = []
+    for mapped, named in memory.by_region(allowed):
+        size = total(named)
+        outside -= size
+        reason = refusal(policy, mapped.filesystem)
+        if reason is None:
+            if gathering is None or mapped.grid is None:
+                whole = _whole_pages(mapped, named)
+                gone = size if whole is named else total(whole)
+                size -= gone
+            else:
+                whole = _completed_pages(mapped.grid, named, gathering)
+                gone = mapped.grid.size * len(whole)
+                size -= sum(mapped.grid.clip(start, end) for start, end in named)
+            if whole:
+                parts.append(Part(mapped, whole, gone))
+            if not size:
+                continue
+            reason = _partial_page_refusal(mapped)
+        refused[reason] = refused.get(reason, 0) + size
+    if outside:
+        refused[Refusal.OUTSIDE] = outside
+    if allowed is ranges:
+        return Resolved(parts, refused, left - outside)
+    refused[Refusal.RING] = total(ranges) - left
+    return Resolved(parts, refused, memory.inside(ranges))
+
+
+def _whole_pages(mapped: MappedRegion, named: list[Range]) -> list[Range]:
+    """The whole host pages in ranges of the region. Returns named itself if that is everything."""
+    size, to_file = mapped.page_size, mapped.to_file
+    bits = to_file
+    for start, end in named:
+        bits |= start | end
+    if bits % size == 0:  # always so for PFNs, unless host pages are huge
+        return named
+    found = (align_inward(start + to_file, end + to_file, size) for start, end in named)
+    return [(each[0] - to_file, each[1] - to_file) for each in found if each is not None]
+
+
+def _completed_pages(grid: Grid, named: list[Range], gathering: Gathering) -> list[Range]:
+    """The host pages that ranges of the region complete, as a range each."""
+    return [(page, page + grid.size) for page in sorted(gathering.add(grid, named))]
+
+
+def _partial_page_refusal(mapped: MappedRegion) -> str:
+    return Refusal.PARTIAL_HUGE_PAGE if mapped.filesystem.is_hugetlb else Refusal.UNALIGNED
