@@ -1,4 +1,4 @@
-"""Whether a guest is on its way to its target, there, stuck, or out of memory."""
+"""Whether a guest is moving to its target, is there, is stuck, or is out of memory."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PLENTY = available(MEMORY * EXHAUSTED_SHARE + 1)
 
 
 class Guest:
-    """A guest that is followed: times are seconds, figures are balloon pages."""
+    """An observed guest. Times are in seconds, figures in balloon pages."""
 
     def __init__(self) -> None:
         self.convergence = Convergence()
 
-    def at(self, now: float, wanted: int, held: int) -> None:
-        self.convergence.observe(wanted, held, now)
+    def at(self, now: float, target: int, held: int) -> None:
+        self.convergence.observe(target, held, now)
 
     def state(self, now: float, stats: GuestStats = NOTHING_KNOWN) -> VmState:
         return self.convergence.state(now, MEMORY, stats)
@@ -47,7 +47,7 @@ def test_without_a_target_it_is_done(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("held", [[0, 30, 60, 100], [200, 150, 120, 100]])
-def test_on_its_way_and_there(guest: Guest, held: list[int]) -> None:
+def test_moving_to_the_target_and_there(guest: Guest, held: list[int]) -> None:
     for now, pages in enumerate(held[:-1]):
         guest.at(now * STUCK_AFTER * 0.9, 100, pages)
         assert guest.state(now * STUCK_AFTER * 0.9) is VmState.MOVING
@@ -60,7 +60,7 @@ def test_stuck_after_a_while_without_progress(guest: Guest) -> None:
     guest.at(10, 100, 0)
     assert guest.state(10 + STUCK_AFTER - 0.01) is VmState.MOVING
     assert guest.state(10 + STUCK_AFTER) is VmState.STUCK
-    guest.at(100, 100, 1)  # and it goes on
+    guest.at(100, 100, 1)  # progress
     assert guest.state(100 + STUCK_AFTER - 0.01) is VmState.MOVING
     assert guest.state(100 + STUCK_AFTER) is VmState.STUCK
 
@@ -72,7 +72,7 @@ def test_the_same_figures_again_are_no_progress(guest: Guest) -> None:
     assert guest.state(STUCK_AFTER) is VmState.STUCK
 
 
-def test_a_new_target_gives_new_time(guest: Guest) -> None:
+def test_a_new_target_restarts_the_clock(guest: Guest) -> None:
     guest.at(0, 100, 50)
     assert guest.state(60) is VmState.STUCK
     guest.at(60, 200, 50)
@@ -82,7 +82,7 @@ def test_a_new_target_gives_new_time(guest: Guest) -> None:
     assert guest.state(70) is VmState.DONE
 
 
-def test_a_guest_that_stands_still_without_memory_has_no_more(guest: Guest) -> None:
+def test_a_guest_without_progress_and_without_available_memory_has_no_more(guest: Guest) -> None:
     guest.at(0, 100, 50)
     assert guest.state(STUCK_AFTER - 0.01, SCARCE) is VmState.MOVING
     assert guest.state(STUCK_AFTER, SCARCE) is VmState.OUT_OF_MEMORY
@@ -90,42 +90,42 @@ def test_a_guest_that_stands_still_without_memory_has_no_more(guest: Guest) -> N
     assert guest.state(STUCK_AFTER, GuestStats({StatTag.MEMFREE: 0})) is VmState.STUCK
 
 
-def test_a_guest_that_does_not_deflate_is_stuck_however_little_it_has(guest: Guest) -> None:
+def test_a_guest_that_does_not_deflate_is_stuck_however_little_is_available(guest: Guest) -> None:
     guest.at(0, 10, 50)
     assert guest.state(STUCK_AFTER, SCARCE) is VmState.STUCK
 
 
-def test_a_guest_that_takes_back_what_it_was_to_give_is_out_of_memory(guest: Guest) -> None:
+def test_a_guest_that_takes_pages_back_below_its_target_is_out_of_memory(guest: Guest) -> None:
     guest.at(0, 100, 80)
     guest.at(1, 100, 60)
     assert guest.state(1) is VmState.OUT_OF_MEMORY
-    guest.at(2, 100, 90)  # it tries again, and is known for what it is
+    guest.at(2, 100, 90)  # trying again does not clear the state
     assert guest.state(2) is VmState.OUT_OF_MEMORY
     guest.at(3, 100, 100)
     assert guest.state(3) is VmState.DONE
 
 
-def test_pages_that_leave_a_balloon_at_its_target_are_taken_back(guest: Guest) -> None:
+def test_pages_that_leave_a_balloon_at_its_target_count_as_taken_back(guest: Guest) -> None:
     guest.at(0, 100, 100)
     guest.at(1, 100, 99)
     assert guest.state(1, PLENTY) is VmState.OUT_OF_MEMORY
 
 
-def test_a_new_target_forgets_what_was_taken_back(guest: Guest) -> None:
+def test_a_new_target_forgets_pages_taken_back(guest: Guest) -> None:
     guest.at(0, 100, 80)
     guest.at(1, 100, 60)
     guest.at(2, 70, 60)
     assert guest.state(2) is VmState.MOVING
 
 
-def test_a_balloon_that_shrinks_to_a_smaller_target_is_no_sign_of_need(guest: Guest) -> None:
+def test_a_balloon_that_shrinks_to_a_smaller_target_is_moving(guest: Guest) -> None:
     guest.at(0, 100, 100)
     guest.at(1, 50, 100)
     guest.at(2, 50, 70)
     assert guest.state(2) is VmState.MOVING
 
 
-def test_a_new_driver_starts_from_nothing(guest: Guest) -> None:
+def test_a_new_driver_starts_with_an_empty_balloon(guest: Guest) -> None:
     guest.at(0, 100, 80)
     guest.at(1, 100, 60)
     guest.convergence.new_driver(100)
@@ -139,12 +139,12 @@ def test_a_new_driver_starts_from_nothing(guest: Guest) -> None:
     st.lists(st.tuples(st.floats(0, 100), st.integers(0, 9), st.integers(0, 9)), min_size=1),
     st.sampled_from([NOTHING_KNOWN, SCARCE, PLENTY]),
 )
-def test_done_is_said_at_the_target_and_only_there(
+def test_the_state_is_done_only_at_the_target(
     steps: list[tuple[float, int, int]], stats: GuestStats
 ) -> None:
     guest, now = Guest(), 0.0
-    for passed, wanted, held in steps:
+    for passed, target, held in steps:
         now += passed
-        guest.at(now, wanted, held)
-        assert (guest.state(now, stats) is VmState.DONE) == (wanted == held)
+        guest.at(now, target, held)
+        assert (guest.state(now, stats) is VmState.DONE) == (target == held)
         assert guest.state(now + 2 * STUCK_AFTER, stats) is not VmState.MOVING

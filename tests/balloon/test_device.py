@@ -1,19 +1,14 @@
-"""The device model: config space, target, poison, and which ring carries which queue."""
+"""The device model: config space, target and poison."""
 
 from __future__ import annotations
-
-import itertools
-import operator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.virtio_balloon import BalloonFeature, Queue, StatTag
-from tests.support.fakes.pure_front_end import ALL_BALLOON_FEATURES
+from protocol.virtio_balloon import BalloonFeature, StatTag
 from tests.support.helpers import GIB, MIB, PAGE
 from vhost_balloon.balloon.device import MAX_PAGES, Balloon
-from vhost_balloon.balloon.queue_map import map_queues
 from vhost_balloon.errors import FrontEndError
 
 POISON = int(BalloonFeature.PAGE_POISON)
@@ -39,7 +34,7 @@ def balloon() -> Balloon:
 # The config space
 
 
-def test_a_guest_writes_actual_and_poison_and_nothing_else(balloon: Balloon) -> None:
+def test_a_guest_can_write_only_actual_and_poison(balloon: Balloon) -> None:
     balloon.set_target(GIB - 8 * PAGE)
     assert balloon.write_config(0, config(99, 5, 7, 0xAAAAAAAA), migration=False)
     assert words(balloon) == (8, 5, 0, 0xAAAAAAAA)
@@ -48,7 +43,7 @@ def test_a_guest_writes_actual_and_poison_and_nothing_else(balloon: Balloon) -> 
     assert not balloon.write_config(0, config(0, 5, 0, 0xAAAAAAAA), migration=False)
 
 
-def test_a_migration_writes_every_field_and_takes_the_place_of_the_wish(balloon: Balloon) -> None:
+def test_a_migration_writes_every_field_and_replaces_the_target(balloon: Balloon) -> None:
     balloon.set_target(GIB // 2)
     assert balloon.write_config(0, config(99, 5, 7, 1), migration=True)
     assert words(balloon) == (99, 5, 7, 1)
@@ -58,7 +53,7 @@ def test_a_migration_writes_every_field_and_takes_the_place_of_the_wish(balloon:
 
 
 @pytest.mark.parametrize("offset", range(16))
-def test_bytes_are_read_and_written_where_they_are(balloon: Balloon, offset: int) -> None:
+def test_bytes_are_read_and_written_at_their_offset(balloon: Balloon, offset: int) -> None:
     balloon.write_config(offset, b"\x5a", migration=True)
     expected = bytes(offset) + b"\x5a" + bytes(15 - offset)
     assert balloon.read_config(0, 16) == expected
@@ -84,7 +79,7 @@ def test_outside_the_config_space_is_refused(balloon: Balloon, offset: int, size
 
 
 @pytest.mark.parametrize(
-    ("wish", "pages", "target"),
+    ("target", "pages", "effective"),
     [
         (GIB, 0, GIB),
         (GIB + MIB, 0, GIB),  # clamped above guest memory, as QEMU does
@@ -94,16 +89,16 @@ def test_outside_the_config_space_is_refused(balloon: Balloon, offset: int, size
         (1, GIB // PAGE - 1, PAGE),
     ],
 )
-def test_num_pages_follows_from_the_wish(
-    balloon: Balloon, wish: int, pages: int, target: int
+def test_num_pages_follows_from_the_target(
+    balloon: Balloon, target: int, pages: int, effective: int
 ) -> None:
-    assert balloon.set_target(wish) is (pages != 0)
+    assert balloon.set_target(target) is (pages != 0)
     assert words(balloon)[0] == pages
-    assert balloon.target == target
-    assert not balloon.set_target(wish)
+    assert balloon.target == effective
+    assert not balloon.set_target(target)
 
 
-def test_a_wish_waits_for_the_memorys_size_and_follows_hot_plug() -> None:
+def test_a_target_waits_for_the_memorys_size_and_follows_hot_plug() -> None:
     balloon = Balloon()
     assert (balloon.target, balloon.has_target) == (0, False)
     assert not balloon.set_target(GIB)
@@ -116,7 +111,7 @@ def test_a_wish_waits_for_the_memorys_size_and_follows_hot_plug() -> None:
     assert (balloon.target, balloon.has_target) == (GIB, True)
 
 
-def test_without_a_wish_the_guest_keeps_its_memory(balloon: Balloon) -> None:
+def test_without_a_target_the_guest_keeps_its_memory(balloon: Balloon) -> None:
     assert (balloon.target, balloon.actual, balloon.balloon_size) == (GIB, GIB, 0)
     assert not balloon.set_memory_size(2 * GIB)
     assert balloon.target == 2 * GIB
@@ -139,11 +134,11 @@ def test_num_pages_has_32_bits() -> None:
     )
 )
 def test_no_order_of_events_gives_a_figure_outside_memory(steps: list[tuple[str, int]]) -> None:
-    balloon, wish = Balloon(), None
+    balloon, target = Balloon(), None
     for kind, value in steps:
         before = words(balloon)
         if kind == "target":
-            changed, wish = balloon.set_target(value), value
+            changed, target = balloon.set_target(value), value
         elif kind == "memory":
             changed = balloon.set_memory_size(value)
         else:
@@ -151,13 +146,13 @@ def test_no_order_of_events_gives_a_figure_outside_memory(steps: list[tuple[str,
             assert 0 <= balloon.actual <= balloon.memory_size
             continue
         assert changed is (before[0] != words(balloon)[0])
-        if balloon.memory_size and wish is not None:
-            expected = min(max(balloon.memory_size - wish, 0) // PAGE, MAX_PAGES)
+        if balloon.memory_size and target is not None:
+            expected = min(max(balloon.memory_size - target, 0) // PAGE, MAX_PAGES)
             assert words(balloon)[0] == expected
             assert balloon.target == balloon.memory_size - expected * PAGE
 
 
-# Poison, and what outlives what
+# Poison, new drivers and resets
 
 
 @pytest.mark.parametrize(
@@ -170,11 +165,11 @@ def test_no_order_of_events_gives_a_figure_outside_memory(steps: list[tuple[str,
         (POISON, 1, False),
     ],
 )
-def test_reported_pages_keep_a_poison_that_was_negotiated(
+def test_reported_pages_keep_a_negotiated_poison(
     balloon: Balloon, features: int, poison: int, may_drop: bool
 ) -> None:
     balloon.write_config(0, config(poison=poison), migration=False)
-    assert balloon.may_drop_reported  # the value came first; nothing is negotiated yet
+    assert balloon.may_drop_reported  # the value comes before the features
     balloon.features = features
     assert balloon.may_drop_reported is may_drop
     balloon.new_driver()
@@ -184,7 +179,7 @@ def test_reported_pages_keep_a_poison_that_was_negotiated(
     assert balloon.poison_val == 0
 
 
-def test_a_new_driver_holds_nothing_and_keeps_its_target(balloon: Balloon) -> None:
+def test_a_new_driver_has_an_empty_balloon_and_keeps_the_target(balloon: Balloon) -> None:
     balloon.set_target(GIB // 2)
     balloon.write_config(4, b"\x05\0\0\0", migration=False)
     balloon.stats.update({StatTag.MEMFREE: 1}, 1.0, 1.0)
@@ -194,56 +189,3 @@ def test_a_new_driver_holds_nothing_and_keeps_its_target(balloon: Balloon) -> No
     assert not balloon.new_driver()
     assert not balloon.reset()
     assert balloon.target == GIB // 2
-
-
-# The queue map
-
-BITS = (BalloonFeature.STATS_VQ, BalloonFeature.FREE_PAGE_HINT, BalloonFeature.PAGE_REPORTING)
-QUEUES = (Queue.STATS, Queue.FREE_PAGE, Queue.REPORTING)
-SUBSETS = list(itertools.product((False, True), repeat=3))
-FIXED = {0: Queue.INFLATE, 1: Queue.DEFLATE}
-
-
-def feature_bits(chosen: tuple[bool, ...]) -> int:
-    return sum(bit for bit, wanted in zip(BITS, chosen, strict=True) if wanted)
-
-
-def numbering(existing: tuple[bool, ...], negotiated: tuple[bool, ...]) -> dict[int, Queue]:
-    """The negotiated queues where those that exist are numbered without gaps from 2 on."""
-    indexes = itertools.count(2)
-    numbered = {q: next(indexes) for q, exists in zip(QUEUES, existing, strict=True) if exists}
-    wanted = (queue for queue, chosen in zip(QUEUES, negotiated, strict=True) if chosen)
-    return {numbered[queue]: queue for queue in wanted}
-
-
-@pytest.mark.parametrize("negotiated", SUBSETS)
-@pytest.mark.parametrize("convention", ["spec", "offered", "negotiated"])
-def test_every_subset_of_the_optional_queues_in_every_numbering(
-    convention: str, negotiated: tuple[bool, ...]
-) -> None:
-    by_convention: dict[str, list[tuple[bool, ...]]] = {
-        "spec": [(True, True, True)],
-        "offered": [o for o in SUBSETS if all(map(operator.ge, o, negotiated))],
-        "negotiated": [negotiated],
-    }
-    for offered in by_convention[convention]:
-        optional = numbering(offered, negotiated)
-        features = feature_bits(negotiated) | int(BalloonFeature.MUST_TELL_HOST) | POISON
-        found = map_queues(features, [*optional, 1, 0])
-        assert (found.queues, found.ambiguous) == (FIXED | optional, False)
-
-
-@pytest.mark.parametrize("started", [[0, 1, 2], [0, 1, 2, 3], [0, 1], [0, 1, 4]])
-def test_too_few_rings_serve_only_the_fixed_queues(started: list[int]) -> None:
-    found = map_queues(ALL_BALLOON_FEATURES, started)
-    assert (found.queues, found.ambiguous) == (FIXED, True)
-
-
-def test_too_many_rings_serve_only_the_fixed_queues() -> None:
-    found = map_queues(int(BalloonFeature.STATS_VQ), range(5))
-    assert (found.queues, found.ambiguous) == (FIXED, True)
-
-
-def test_only_what_is_started_is_mapped() -> None:
-    assert map_queues(0, []).queues == {}
-    assert map_queues(0, [1]).queues == {1: Queue.DEFLATE}

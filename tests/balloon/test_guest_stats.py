@@ -1,4 +1,4 @@
-"""Statistics buffers, and how old a sample is."""
+"""Statistics buffers, and the age of a sample."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def test_unknown_tags_are_ignored_and_the_last_of_two_equal_ones_counts() -> Non
 
 
 @pytest.mark.parametrize("tail", range(1, 10))
-def test_an_odd_tail_is_left_and_said(tail: int) -> None:
+def test_an_incomplete_entry_at_the_end_is_measured(tail: int) -> None:
     data = entries((5, 1 << 30)) + bytes(tail)
     assert parse_stats(data) == ({StatTag.MEMTOT: 1 << 30}, tail)
     assert parse_stats(bytes(tail)) == ({}, tail)
 
 
 @given(st.binary(max_size=400))
-def test_any_buffer_gives_known_tags_and_values_of_64_bits(data: bytes) -> None:
+def test_any_buffer_gives_known_tags_and_their_values(data: bytes) -> None:
     values, tail = parse_stats(data)
     assert tail == len(data) % 10
     for tag, value in values.items():
         assert entries((tag, value)) in data
 
 
-def test_a_sample_has_the_hosts_time_and_ages() -> None:
+def test_a_sample_has_the_hosts_time_and_an_age() -> None:
     stats = GuestStats()
     assert (stats.values, stats.last_update, stats.age(5.0)) == ({}, 0, None)
     stats.update({StatTag.MEMFREE: 1, StatTag.CACHES: 2}, wall=1700000000.9, monotonic=10.0)
@@ -51,7 +51,7 @@ def test_a_sample_has_the_hosts_time_and_ages() -> None:
     assert stats.age(9.0) == 0.0
 
 
-def test_a_new_sample_replaces_the_old_one_altogether() -> None:
+def test_a_new_sample_replaces_the_old_one_entirely() -> None:
     stats = GuestStats()
     stats.update({StatTag.MEMFREE: 1, StatTag.CACHES: 2}, wall=1.0, monotonic=1.0)
     taken = {StatTag.MEMFREE: 3}

@@ -1,4 +1,4 @@
-"""From buffers to the ranges that they name."""
+"""Decoding buffers into the ranges that they name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGE = 4096
 
 
 class Memory:
-    """Guest memory that starts at address 0 and counts how much of it was read at once."""
+    """Guest memory from address 0 that records the length of each read."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -57,7 +57,7 @@ def test_adjacent_pages_in_any_order_become_one_range() -> None:
     assert (named.size, named.refusals) == (4 * PAGE, [])
 
 
-def test_small_buffers_share_a_slice_and_repetitions_are_counted_but_not_repeated() -> None:
+def test_small_buffers_share_a_slice_and_repetitions_are_counted_and_merged() -> None:
     memory = Memory(pfns(1, 2, 1, 2))
     (named,) = decode(memory, Buffer(0, 8, False), Buffer(8, 8, False))
     assert named.ranges == [(PAGE, 3 * PAGE)]
@@ -78,7 +78,7 @@ def test_the_highest_page_number_names_the_last_page_below_16_tib() -> None:
         (Buffer(0, 7, False), Refusal.ODD_TAIL, 3, [(PAGE, 2 * PAGE)]),
     ],
 )
-def test_content_that_is_wrong_is_left_out_and_said(
+def test_wrong_content_is_refused_and_the_rest_is_decoded(
     buffer: Buffer, reason: str, size: int, ranges: list[tuple[int, int]]
 ) -> None:
     (named,) = decode(Memory(pfns(1, 2)), buffer)
@@ -91,7 +91,7 @@ def test_a_buffer_outside_memory_breaks_the_ring(address: int) -> None:
         decode(Memory(bytes(8)), Buffer(address, 8, False))
 
 
-def test_a_big_buffer_comes_in_slices_of_bounded_size() -> None:
+def test_a_large_buffer_comes_in_slices_of_bounded_size() -> None:
     count = 2 * SLICE_NUMBERS + 5
     memory = Memory(pfns(*[number ^ 1 for number in range(count + 1)][:count]))
     slices = decode(memory, Buffer(0, 4 * count, False))
@@ -103,7 +103,7 @@ def test_a_big_buffer_comes_in_slices_of_bounded_size() -> None:
     assert max(memory.reads) <= 4 * READ_PFNS
 
 
-def test_a_buffer_of_4_gib_is_read_only_as_far_as_it_is_asked_for() -> None:
+def test_a_buffer_of_4_gib_is_read_slice_by_slice() -> None:
     memory = Memory(pfns(*[number ^ 1 for number in range(SLICE_NUMBERS)]))
     slices = pages([Buffer(0, 0xFFFF_FFFC, False)], memory.read)
     named = next(step for step in slices if step.ranges)
@@ -147,7 +147,7 @@ def test_a_run_is_one_range_however_many_buffers_name_it(numbers: range) -> None
 
 @pytest.mark.parametrize("wrong", [0, 1, 500, 600, 1022, 1023])
 @pytest.mark.parametrize("number", [0, None, 5000])
-def test_what_is_a_run_but_for_one_number(wrong: int, number: int | None) -> None:
+def test_a_run_with_one_wrong_number(wrong: int, number: int | None) -> None:
     numbers = [*range(9, 1033)]
     numbers[wrong] = numbers[wrong - 1] if number is None else number
     named = decode(Memory(pfns(*numbers)), Buffer(0, 4096, False))
@@ -155,7 +155,7 @@ def test_what_is_a_run_but_for_one_number(wrong: int, number: int | None) -> Non
     assert {page for start, end in ranges for page in range(start, end, PAGE)} == {
         each * PAGE for each in numbers
     }
-    # Runs and other numbers are not compared with each other.
+    # A run and the other numbers may end up in different slices, which are not merged.
     repeated = (0 if number == 0 or wrong else 1) * PAGE
     assert sum(end - start for start, end in ranges) <= len(set(numbers)) * PAGE + repeated
     assert sum(step.size for step in named) == 1024 * PAGE
@@ -174,7 +174,7 @@ def test_any_pages_in_any_buffers(groups: list[list[int]], data: st.DataObject) 
     assert sum(s.size for s in slices) == pages_size(buffers)
 
 
-def test_a_report_names_its_buffers_themselves() -> None:
+def test_a_report_names_its_own_buffers() -> None:
     (named,) = reported(
         [Buffer(8 * PAGE, PAGE, True), Buffer(4 * PAGE, 4 * PAGE, True), Buffer(0, PAGE, True)]
     )
@@ -182,7 +182,7 @@ def test_a_report_names_its_buffers_themselves() -> None:
     assert (named.size, named.refusals) == (6 * PAGE, [])
 
 
-def test_a_report_that_is_read_only_or_empty_is_refused_and_the_rest_is_taken() -> None:
+def test_read_only_and_empty_buffers_of_a_report_are_refused_and_the_rest_is_decoded() -> None:
     (named,) = reported([Buffer(0, PAGE, False), Buffer(PAGE, 0, True), Buffer(PAGE, PAGE, True)])
     assert named.ranges == [(PAGE, 2 * PAGE)]
     assert named.refusals == [(Refusal.DIRECTION, PAGE), (Refusal.EMPTY, 0)]

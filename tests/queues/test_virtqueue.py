@@ -1,4 +1,4 @@
-"""The device side of a split ring, over plain byte arrays that the test writes as the driver."""
+"""The device side of a split ring, over plain byte arrays that the tests write as the driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vhost_balloon.queues.virtqueue import Buffer, Chain, Virtqueue
 NEXT, WRITE, INDIRECT = 1, 2, 4
 SIZE = 4
 TABLE = 0x100
-"""Where tests put indirect tables in Driver.memory."""
+"""Address of the indirect table in Driver.memory."""
 
 Descriptor = tuple[int, int, int, int]
 
@@ -53,7 +53,7 @@ class Driver:
         return bytes(self.memory[address : address + length])
 
     def describe(self, *descriptors: Descriptor) -> None:
-        """Write descriptors from the table's start on."""
+        """Write the first descriptors of the table."""
         for position, fields in enumerate(descriptors):
             struct.pack_into("<QIHH", self.descriptors, 16 * position, *fields)
 
@@ -72,7 +72,7 @@ class Driver:
         struct.pack_into("<H", ring, 2, index)
 
     def used_elements(self, since: int = 0) -> list[tuple[int, int]]:
-        """(head, written) of all published elements from index since on."""
+        """(head, written) of all published elements, starting at index since."""
         flags, index = struct.unpack_from("<HH", self.used)
         assert flags == 0
         count = (index - since) & 0xFFFF
@@ -92,18 +92,18 @@ def driver() -> Driver:
 
 
 def broken(driver: Driver) -> RingErrorReason:
-    """Why the next chain cannot be taken."""
+    """The reason why the next chain cannot be popped."""
     with pytest.raises(RingError) as caught:
         driver.queue(driver.index - 1).pop()
     return caught.value.reason
 
 
-def test_an_empty_ring_has_nothing(driver: Driver) -> None:
+def test_an_empty_ring_has_no_chains(driver: Driver) -> None:
     assert driver.queue().pop() is None
     assert driver.used_elements() == []
 
 
-def test_a_direct_chain_follows_next_in_any_order(driver: Driver) -> None:
+def test_a_direct_chain_may_link_descriptors_in_any_order(driver: Driver) -> None:
     driver.describe((0x3000, 30, WRITE, 9), (0x2000, 20, NEXT | WRITE, 0), (0x1000, 10, NEXT, 1))
     queue = driver.queue()
     driver.offer(2)
@@ -136,7 +136,7 @@ def test_a_table_may_be_as_long_as_the_queue(driver: Driver) -> None:
     assert [buffer.address for buffer in chain.buffers] == [0, 1, 2, 3]
 
 
-def test_all_of_a_ring_may_be_available(driver: Driver) -> None:
+def test_an_entire_ring_may_be_available(driver: Driver) -> None:
     queue = driver.queue()
     driver.offer(3, 2, 1, 0)
     assert queue.pending() == SIZE
@@ -153,7 +153,7 @@ def test_an_indirect_table_is_read_once_and_followed(driver: Driver) -> None:
     assert driver.reads == [(TABLE, 48)]
 
 
-def test_direct_descriptors_may_come_before_an_indirect_one_whose_write_means_nothing(
+def test_direct_descriptors_may_precede_an_indirect_one_whose_write_flag_is_ignored(
     driver: Driver,
 ) -> None:
     driver.describe((1, 10, NEXT, 2), (0, 0, 0, 0), (TABLE, 2 * 16, INDIRECT | WRITE, 0))
@@ -192,13 +192,13 @@ def test_a_broken_chain_breaks_the_ring(
     assert broken(driver) is reason
 
 
-def test_a_long_loop_is_seen_within_the_queue_size(driver: Driver) -> None:
+def test_a_long_loop_is_detected_within_the_queue_size(driver: Driver) -> None:
     driver.describe(*[(0, 1, NEXT, (i + 1) % SIZE) for i in range(SIZE)])
     driver.offer(3)
     assert broken(driver) is RingErrorReason.LOOP
 
 
-def test_a_table_counts_towards_the_length_of_its_chain(driver: Driver) -> None:
+def test_the_entries_of_a_table_count_towards_the_length_of_its_chain(driver: Driver) -> None:
     driver.describe((0, 1, NEXT, 1), (0, 1, NEXT, 2), (TABLE, 3 * 16, INDIRECT, 0))
     driver.offer(0)
     assert broken(driver) is RingErrorReason.INDIRECT
@@ -228,7 +228,7 @@ def test_a_base_ahead_of_the_available_index_breaks_the_ring(driver: Driver) -> 
         driver.queue(base=1).pop()
 
 
-def test_used_elements_appear_when_published_and_not_before(driver: Driver) -> None:
+def test_used_elements_appear_only_when_published(driver: Driver) -> None:
     queue = driver.queue()
     driver.offer(2, 0, 3)
     taken = heads([queue.pop(), queue.pop(), queue.pop()])
@@ -249,7 +249,7 @@ def test_the_written_length_is_in_the_used_element(driver: Driver) -> None:
     assert driver.used_elements() == [(1, 4096)]
 
 
-def test_the_base_is_the_first_chain_that_was_not_used(driver: Driver) -> None:
+def test_the_base_is_the_first_unused_chain(driver: Driver) -> None:
     queue = driver.queue()
     driver.offer(0, 1, 2)
     assert (queue.base, queue.pending()) == (0, 3)
@@ -260,7 +260,7 @@ def test_the_base_is_the_first_chain_that_was_not_used(driver: Driver) -> None:
     assert queue.base == 1
 
 
-def test_a_rewound_queue_gives_what_was_not_used_again(driver: Driver) -> None:
+def test_a_rewound_queue_pops_unused_chains_again(driver: Driver) -> None:
     queue = driver.queue()
     driver.offer(0, 1, 2)
     heads([queue.pop(), queue.pop(), queue.pop()])
@@ -272,7 +272,7 @@ def test_a_rewound_queue_gives_what_was_not_used_again(driver: Driver) -> None:
     assert driver.used_elements() == [(0, 0)]
 
 
-def test_a_broken_chain_is_not_counted_as_taken(driver: Driver) -> None:
+def test_a_broken_chain_does_not_count_as_popped(driver: Driver) -> None:
     queue = driver.queue()
     driver.offer(0, SIZE)
     queue.pop()
@@ -284,7 +284,7 @@ def test_a_broken_chain_is_not_counted_as_taken(driver: Driver) -> None:
     assert driver.used_elements() == [(0, 0)]
 
 
-def test_a_new_queue_goes_on_at_its_base_and_at_the_rings_used_index() -> None:
+def test_a_new_queue_starts_at_its_base_and_at_the_rings_used_index() -> None:
     driver = Driver(index=7)
     driver.offer(3, 1)
     queue = driver.queue(base=8)
@@ -308,7 +308,7 @@ def test_indexes_wrap_at_65536() -> None:
     assert queue.base == 4
 
 
-def test_a_released_queue_lets_go_of_the_memory(driver: Driver) -> None:
+def test_a_released_queue_no_longer_holds_the_memory(driver: Driver) -> None:
     queue = driver.queue()
     with pytest.raises(BufferError):
         driver.used.append(0)
@@ -325,7 +325,7 @@ def test_a_released_queue_lets_go_of_the_memory(driver: Driver) -> None:
 def test_any_ring_memory_is_chains_or_a_ring_error(
     data: st.DataObject, size: int, base: int
 ) -> None:
-    """Small values are favoured, so that many chains are well-formed."""
+    """Small values are more likely, so that many chains are well-formed."""
     word = st.one_of(st.integers(0, size), st.integers(0, 0xFFFF))
     descriptor = st.tuples(
         st.one_of(st.integers(0, 0x200), st.integers(0, (1 << 64) - 1)),
@@ -362,17 +362,17 @@ def test_any_ring_memory_is_chains_or_a_ring_error(
     assert queue.base == base
 
 
-def test_a_resumed_queue_goes_on_at_what_was_published() -> None:
-    """Neither at the base that the ring was started with, nor at what was only written."""
+def test_a_recovered_queue_continues_from_the_published_index() -> None:
+    """Neither from the base that the ring was started with, nor from an unpublished element."""
     driver = Driver(index=7)
     driver.offer(3, 1, 2)
-    before = driver.queue(base=8)  # the front end had used one by itself
+    before = driver.queue(base=8)  # the front end used one chain itself
     assert before.lead == 1
     heads([before.pop(), before.pop()])
     before.push(1)
     before.publish()
     assert (before.lead, before.base) == (1, 9)
-    before.push(2)  # and dies before it publishes
+    before.push(2)  # the process dies before it publishes
     after = driver.queue(base=0)
     after.recover(1)
     assert (after.base, after.lead) == (9, 1)
