@@ -1,4 +1,5 @@
-"""Punching holes: bounded pieces, and exactly what comes back. Nobody else touches the memory."""
+"""Punching holes in bounded pieces, and measuring exactly what comes back: nothing else touches the
+memory here."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def content(region: MappedRegion, offset: int, length: int) -> set[int]:
 
 @pytest.fixture
 def region() -> Iterator[MappedRegion]:
-    """A memfd, all of it resident."""
+    """A region over a memfd that is entirely resident."""
     region = mapped(memfd(SIZE))
     fill(region)
     assert resident(region.fd) == SIZE
@@ -57,7 +58,7 @@ def region() -> Iterator[MappedRegion]:
 
 
 def joined(items: Iterable[Piece]) -> list[tuple[int, int]]:
-    """(offset, length) with those that follow on from each other joined again."""
+    """(offset, length) of items, adjacent ones joined."""
     found: list[tuple[int, int]] = []
     for _, offset, length in items:
         if found and sum(found[-1]) == offset:
@@ -80,13 +81,13 @@ def test_pieces_cover_everything_in_order_and_are_bounded(
     regions = [mapped(memfd(SIZE)) for _ in range(2)]
     for region in regions:
         region.page_size = page_size
-    wanted = [
+    whole = [
         (regions[number % (1 + two_regions)], at * page_size, min(n * page_size, 8 * GIB))
         for number, (at, n) in enumerate(spans)
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE_RANGES", most)
-        found = list(cut(parts(*wanted)))
+        found = list(cut(parts(*whole)))
     for piece in found:
         assert all(part.size == sum(end - start for start, end in part.ranges) for part in piece)
         items = pieces(piece)
@@ -98,21 +99,21 @@ def test_pieces_cover_everything_in_order_and_are_bounded(
         assert all(length > 0 for _, _, length in items)
     for region in regions:
         mine = [item for piece in found for item in pieces(piece) if item[0] is region]
-        assert joined(mine) == joined(item for item in wanted if item[0] is region)
+        assert joined(mine) == joined(item for item in whole if item[0] is region)
         region.close()
 
 
-def test_nothing_is_no_piece() -> None:
+def test_no_parts_make_no_piece() -> None:
     assert list(cut([])) == []
 
 
-def test_4_gib_are_cut_into_8_mib(region: MappedRegion) -> None:
+def test_4_gib_are_cut_into_pieces_of_8_mib(region: MappedRegion) -> None:
     found = list(cut(parts((region, PAGE, 4 * GIB))))
     assert [count_of(piece) for piece in found] == [1] * 512
     assert {size_of(piece) for piece in found} == {8 * MIB}
 
 
-def test_scattered_pages_are_cut_at_their_number(region: MappedRegion) -> None:
+def test_scattered_pages_are_cut_by_their_number(region: MappedRegion) -> None:
     pages = [(region, GIB + 2 * i * PAGE, PAGE) for i in range(PIECE_RANGES + 1)]
     assert [count_of(piece) for piece in cut(parts(*pages))] == [PIECE_RANGES, 1]
 
@@ -120,7 +121,7 @@ def test_scattered_pages_are_cut_at_their_number(region: MappedRegion) -> None:
 # What comes back
 
 
-def test_a_punch_frees_what_it_names_and_nothing_else(region: MappedRegion) -> None:
+def test_a_punch_frees_the_piece_and_nothing_else(region: MappedRegion) -> None:
     result = punch(parts((region, MIB, MIB), (region, 4 * MIB, PAGE)))
     assert result.freed == MIB + PAGE == SIZE - resident(region.fd)
     assert (result.failed, result.error) == (0, None)
@@ -131,7 +132,7 @@ def test_a_punch_frees_what_it_names_and_nothing_else(region: MappedRegion) -> N
     assert os.fstat(region.fd.fileno()).st_size == SIZE
 
 
-def test_what_was_not_there_is_not_freed_again(region: MappedRegion) -> None:
+def test_holes_do_not_count_as_freed_again(region: MappedRegion) -> None:
     assert punch(parts((region, 0, MIB))).freed == MIB
     assert punch(parts((region, 0, 2 * MIB))).freed == MIB
     assert punch(parts((region, 0, 2 * MIB))).freed == 0
@@ -159,7 +160,7 @@ def test_a_file_on_tmpfs() -> None:
         region.close()
 
 
-def test_huge_pages_come_back_whole_and_only_whole(huge_pages: HugePages) -> None:
+def test_only_whole_huge_pages_come_back(huge_pages: HugePages) -> None:
     region = mapped(memfd(SIZE, flags=os.MFD_HUGETLB))
     os.posix_fallocate(region.fd.fileno(), 0, SIZE)
     with region.view(0, SIZE) as view:
@@ -168,7 +169,7 @@ def test_huge_pages_come_back_whole_and_only_whole(huge_pages: HugePages) -> Non
     assert punch(parts((region, HUGE, HUGE))).freed == HUGE
     assert huge_pages.free() == free + 1
     assert resident(region.fd) == SIZE - HUGE
-    # Why partial huge pages are kept: nothing comes back, and the content is gone all the same.
+    # Why partial huge pages are kept: the content is lost, and nothing comes back.
     assert punch(parts((region, 2 * HUGE, PAGE))).freed == 0
     assert content(region, 2 * HUGE, PAGE) == {0}
     assert content(region, 2 * HUGE + PAGE, HUGE - PAGE) == {ord("x")}
@@ -176,10 +177,10 @@ def test_huge_pages_come_back_whole_and_only_whole(huge_pages: HugePages) -> Non
 
 
 @pytest.mark.usefixtures("shmem_huge_pages")
-def test_transparent_huge_pages_come_back_by_the_small_page() -> None:
+def test_transparent_huge_pages_come_back_in_small_pages() -> None:
     region = mapped(memfd(SIZE))
     fill(region)
-    assert os.fstat(region.fd.fileno()).st_blksize == HUGE  # which says nothing of what is freed
+    assert os.fstat(region.fd.fileno()).st_blksize == HUGE  # not the unit in which memory is freed
     assert region.page_size == PAGE
     assert punch(parts((region, PAGE, PAGE))).freed == PAGE
     assert punch(parts((region, HUGE, HUGE))).freed == HUGE
@@ -188,7 +189,7 @@ def test_transparent_huge_pages_come_back_by_the_small_page() -> None:
     region.close()
 
 
-def test_a_piece_that_fails_is_counted_and_the_others_are_done(
+def test_a_range_that_fails_is_counted_and_the_others_are_punched(
     region: MappedRegion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = syscalls.punch_hole
@@ -205,14 +206,14 @@ def test_a_piece_that_fails_is_counted_and_the_others_are_done(
     assert result.error.errno == errno.EOPNOTSUPP
 
 
-def test_the_kernel_refusing_is_an_error_and_no_exception(region: MappedRegion) -> None:
+def test_the_kernels_refusal_is_a_result_not_an_exception(region: MappedRegion) -> None:
     result = punch(parts((region, 0, -PAGE), (region, 0, PAGE)))
     assert (result.freed, result.failed) == (PAGE, -PAGE)
     assert result.error is not None
     assert result.error.errno == errno.EINVAL
 
 
-def test_memory_that_grows_meanwhile_frees_no_less_than_nothing(
+def test_memory_that_grows_meanwhile_counts_as_nothing_freed(
     region: MappedRegion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     punch(parts((region, 0, MIB)))
@@ -220,7 +221,7 @@ def test_memory_that_grows_meanwhile_frees_no_less_than_nothing(
     assert punch(parts((region, 0, PAGE))).freed == 0
 
 
-def test_backings_are_told_by_their_magic() -> None:
+def test_file_systems_are_recognised_by_their_magic() -> None:
     assert Filesystem(0x01021994, PAGE).kind == "tmpfs"
     assert Filesystem(0x958458F6, HUGE).kind == "hugetlb"
     assert Filesystem(0xEF53, PAGE).kind == "other"

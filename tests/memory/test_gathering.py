@@ -1,4 +1,4 @@
-"""Huge pages gathered from balloon pages: against a model, and its bounds."""
+"""Gathering huge pages from balloon pages: against a model, and the bounds of its memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from vhost_balloon.memory.ranges import merge_numbers
 PAGE = 4096
 SIZES = (4 << 10, 16 << 10, 64 << 10, 2 << 20)
 HOST_PAGES = 4
-START = 3 << 30  # where the region begins in the guest
+START = 3 << 30  # the region's guest address
 
 
 @dataclass
 class Model:
-    """The truth: which balloon pages the guest has given. known: those since all was forgotten."""
+    """The truth. given: the balloon pages that the guest has given; known: those since the last
+    time that everything was forgotten."""
 
     grid: Grid
     given: set[int] = field(default_factory=set)
@@ -43,7 +44,7 @@ class Model:
 
 
 class AnyInterleaving(RuleBasedStateMachine):
-    """Inflates, deflates, discards in between, and everything forgotten at any time."""
+    """Inflates and deflates, discards in between, and forgetting everything at any time."""
 
     @initialize(size=st.sampled_from(SIZES), bounded=st.booleans())
     def begin(self, size: int, bounded: bool) -> None:
@@ -53,7 +54,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.waiting: list[int] = []
 
     def numbers(self, host_page: int, first: int, length: int) -> set[int]:
-        """Some balloon pages of the region, or across its end."""
+        """Balloon pages in the region or across its end."""
         pages = self.model.grid.size // PAGE
         first = START // PAGE + host_page * pages + first % pages
         return set(range(first, first + length))
@@ -71,7 +72,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.model.known |= numbers
         whole = self.model.whole(self.model.known)
         complete = self.gathering.add(self.model.grid, merge_numbers(list(numbers), 12))
-        assert set(complete) <= whole, "not all of it was given"
+        assert set(complete) <= whole, "a page is not entirely in the balloon"
         assert len(complete) == len(set(complete))
         assert self.loses or whole - whole_before <= set(complete)
         self.waiting += complete
@@ -86,7 +87,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule()
     def discard(self) -> None:
         going = {page for page in self.waiting if self.gathering.is_whole(page)}
-        assert going <= self.model.whole(self.model.given), "the guest has some of it"
+        assert going <= self.model.whole(self.model.given), "the guest has a part of it back"
         assert self.loses or going == set(self.waiting) & self.model.whole(self.model.known)
         self.waiting = []
 
@@ -96,7 +97,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.model.known.clear()
 
     @invariant()
-    def the_figures_are_the_models(self) -> None:
+    def statistics_match_the_model(self) -> None:
         if not hasattr(self, "model"):
             return
         found, expected = self.gathering.statistics(), self.model.figures()
@@ -125,17 +126,17 @@ def test_the_last_balloon_page_completes_a_huge_page() -> None:
     assert gathering.statistics() == (0, 1, 0)
 
 
-def test_a_page_that_was_taken_back_and_given_again_completes_it_once_more() -> None:
+def test_a_page_that_is_taken_back_and_given_again_completes_its_huge_page_again() -> None:
     gathering = Gathering()
     assert gathering.add(GRID, [(0, 2 * HUGE)]) == [0, HUGE]
     gathering.remove(GRID, [(HUGE + PAGE, HUGE + 2 * PAGE)])
     assert gathering.is_whole(0)
-    assert not gathering.is_whole(HUGE), "what waited for its discard is called off"
+    assert not gathering.is_whole(HUGE), "a discard that waits must be called off"
     assert gathering.add(GRID, [(HUGE, HUGE + PAGE)]) == []
     assert gathering.add(GRID, [(HUGE + PAGE, HUGE + 2 * PAGE)]) == [HUGE]
 
 
-def test_pages_at_the_edges_that_no_region_holds_wholly_are_left_alone() -> None:
+def test_huge_pages_at_the_edges_of_a_region_are_ignored() -> None:
     grid, gathering = Grid(HUGE, HUGE, 2 * HUGE), Gathering()
     assert gathering.add(grid, [(0, HUGE), (2 * HUGE, 3 * HUGE)]) == []
     assert not gathering
@@ -148,7 +149,7 @@ def test_pages_at_the_edges_that_no_region_holds_wholly_are_left_alone() -> None
 
 
 @pytest.mark.parametrize("size", [16 << 10, HUGE, MAX_PAGE])
-def test_what_is_remembered_is_bounded_and_the_oldest_is_forgotten(size: int) -> None:
+def test_partial_pages_are_bounded_and_the_oldest_are_forgotten(size: int) -> None:
     grid, gathering = Grid(size, 0, 1 << 50), Gathering()
     most = MAX_BITS // max(size // PAGE, 512)
     for number in range(most + 3):
@@ -160,7 +161,7 @@ def test_what_is_remembered_is_bounded_and_the_oldest_is_forgotten(size: int) ->
     assert gathering.add(grid, [(5 * size + PAGE, 6 * size)]) == [5 * size]
 
 
-def test_whole_pages_are_bounded_too_and_were_freed() -> None:
+def test_whole_pages_are_bounded_and_do_not_count_as_forgotten() -> None:
     gathering = Gathering()
     gathering.add(GRID, [(0, (MAX_WHOLE + 2) * HUGE)])
     assert gathering.statistics() == (0, MAX_WHOLE, 0)
@@ -168,7 +169,7 @@ def test_whole_pages_are_bounded_too_and_were_freed() -> None:
 
 
 @given(st.sampled_from(SIZES), st.sets(st.integers(0, 1023), min_size=1))
-def test_what_is_cleared_was_waiting(size: int, numbers: set[int]) -> None:
+def test_cleared_pages_count_as_forgotten(size: int, numbers: set[int]) -> None:
     gathering = Gathering()
     gathering.add(Grid(size, 0, 1 << 40), merge_numbers(list(numbers), 12))
     waiting = gathering.statistics().waiting

@@ -1,4 +1,4 @@
-"""Range arithmetic, held against sets of addresses."""
+"""Range arithmetic, compared with sets of addresses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def members(items: list[Range]) -> set[int]:
 
 
 def assert_canonical(items: list[Range]) -> None:
-    """Sorted, not empty, disjoint, and not touching."""
+    """All ranges are sorted, not empty, disjoint, and do not touch."""
     assert all(start < end for start, end in items)
     assert all(before[1] < after[0] for before, after in pairwise(items))
 

@@ -1,4 +1,4 @@
-"""Many holes at once through our own mapping, and what follows where that cannot be done."""
+"""Punching many holes with one process_madvise, and the fallback where the kernel cannot."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vhost_balloon.memory.region import MappedRegion
 
 SIZE = 16 * MIB
 START = 4 * MIB
-"""Where the region begins in the file, so that a wrong base would hit another page."""
+"""The region's offset in the file; not 0, so that a wrong base hits another page."""
 
 Ranges = list[tuple[int, int]]
 
 
 @pytest.fixture
 def region() -> Iterator[MappedRegion]:
-    """The middle of a memfd, all of which is resident; nothing is known of the kernel yet."""
+    """The middle of a memfd that is entirely resident."""
     fd = memfd(SIZE)
     os.pwrite(fd.fileno(), b"x" * SIZE, 0)
     mapped = MappedRegion(Region(0, 8 * MIB, 0, START), fd)
@@ -35,12 +35,13 @@ def region() -> Iterator[MappedRegion]:
 
 @pytest.fixture(autouse=True)
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what earlier calls found out about the kernel."""
     monkeypatch.setattr(syscalls, "_remove_supported", True)
 
 
 @pytest.fixture
 def punched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The offsets that were punched one by one."""
+    """The offsets that were punched individually."""
     offsets: list[int] = []
     real = syscalls.punch_hole
 
@@ -53,8 +54,8 @@ def punched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def kernel(monkeypatch: pytest.MonkeyPatch, *answers: int | OSError | None) -> list[int]:
-    """One answer for each process_madvise: bytes done of it, an error, or None for the real one.
-    Returns how many ranges each was for; one too many fails."""
+    """Answer each process_madvise with bytes done, an error, or the real call (None). Returns the
+    numbers of ranges asked for. A call without an answer fails."""
     asked: list[int] = []
     real, left = syscalls._remove, list(answers)
 
@@ -71,7 +72,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, *answers: int | OSError | None) -> l
 
 @pytest.fixture
 def needs_remove(region: MappedRegion) -> None:
-    """Skip where the kernel (before 6.13) does not let a process do this to itself."""
+    """Skip if the kernel (before 6.13) does not let a process do this to itself."""
     with region.borrowed() as (origin, _):
         if not syscalls.remove(origin, [(START + 8 * MIB - PAGE, START + 8 * MIB)]):
             pytest.skip("process_madvise(MADV_REMOVE) is not supported here")
@@ -79,7 +80,7 @@ def needs_remove(region: MappedRegion) -> None:
 
 
 def every_other(region: MappedRegion, count: int, first: int = START) -> list[Piece]:
-    """Pieces of one and of two pages, none adjacent."""
+    """Pieces of one and of two pages, none of them adjacent."""
     return [(region, first + 4 * i * PAGE, PAGE * (1 + i % 2)) for i in range(count)]
 
 
@@ -92,7 +93,7 @@ def offsets(pieces: list[Piece]) -> list[int]:
 
 
 def check(region: MappedRegion, pieces: list[Piece]) -> int:
-    """Punch them; that they are gone and nothing else is. Returns the bytes freed."""
+    """Punch pieces, and check that they are gone and nothing else is. Returns the bytes freed."""
     before = bytearray(os.pread(region.fd.fileno(), SIZE, 0))
     result = punch(parts(*pieces))
     assert (result.failed, result.error) == (0, None)
@@ -104,7 +105,7 @@ def check(region: MappedRegion, pieces: list[Piece]) -> int:
 
 @pytest.mark.usefixtures("needs_remove")
 @pytest.mark.parametrize("count", [REMOVE_RANGES, 256, 500])
-def test_many_pieces_go_at_once(region: MappedRegion, punched: list[int], count: int) -> None:
+def test_many_pieces_go_with_one_call(region: MappedRegion, punched: list[int], count: int) -> None:
     pieces = every_other(region, count)
     assert check(region, pieces) == size(pieces)
     assert resident(region.fd) == SIZE - size(pieces)
@@ -112,7 +113,7 @@ def test_many_pieces_go_at_once(region: MappedRegion, punched: list[int], count:
 
 
 @pytest.mark.usefixtures("needs_remove")
-def test_more_than_fit_one_call(
+def test_more_pieces_than_fit_one_call(
     region: MappedRegion, punched: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(syscalls, "MAX_REMOVED", 100)
@@ -121,7 +122,7 @@ def test_more_than_fit_one_call(
     assert (asked, punched) == ([100, 100, 50], [])
 
 
-def test_few_pieces_are_punched(region: MappedRegion, punched: list[int]) -> None:
+def test_few_pieces_are_punched_individually(region: MappedRegion, punched: list[int]) -> None:
     pieces = every_other(region, REMOVE_RANGES - 1)
     check(region, pieces)
     assert punched == offsets(pieces)
@@ -140,7 +141,7 @@ def test_pieces_of_two_regions(region: MappedRegion, punched: list[int]) -> None
     ("offset", "length"),
     [(START - PAGE, PAGE), (START + 8 * MIB - PAGE, 2 * PAGE), (START + 8 * MIB, PAGE)],
 )
-def test_what_lies_beside_the_mapping_is_left_to_the_descriptor(
+def test_pieces_outside_the_mapping_are_punched_through_the_descriptor(
     region: MappedRegion, punched: list[int], offset: int, length: int
 ) -> None:
     pieces = [*every_other(region, 30), (region, offset, length)]
@@ -157,7 +158,7 @@ def test_a_partial_page_is_not_rounded_up(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
-def test_a_kernel_that_cannot_is_asked_once(
+def test_a_kernel_without_support_is_asked_only_once(
     region: MappedRegion, punched: list[int], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     asked = kernel(monkeypatch, OSError(number, ""))
@@ -168,7 +169,7 @@ def test_a_kernel_that_cannot_is_asked_once(
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
-def test_a_failure_that_may_pass_is_no_reason_to_give_up(
+def test_after_a_transient_failure_it_is_tried_again(
     region: MappedRegion, punched: list[int], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     asked = kernel(monkeypatch, OSError(number, ""), OSError(number, ""))
@@ -178,14 +179,14 @@ def test_a_failure_that_may_pass_is_no_reason_to_give_up(
 
 
 @pytest.mark.parametrize(("done", "left"), [(0, 20), (PAGE, 19), (PAGE + 1, 19), (9 * PAGE, 11)])
-def test_what_is_left_of_a_short_count_is_punched(
+def test_the_rest_after_a_short_count_is_punched(
     region: MappedRegion,
     punched: list[int],
     monkeypatch: pytest.MonkeyPatch,
     done: int,
     left: int,
 ) -> None:
-    """A piece that is done in part is done again."""
+    """A piece that was removed in part is punched entirely."""
     pieces = [(region, START + 2 * i * PAGE, PAGE) for i in range(20)]
     asked = kernel(monkeypatch, done)
     punch(parts(*pieces))
@@ -193,7 +194,7 @@ def test_what_is_left_of_a_short_count_is_punched(
     assert punched == offsets(pieces[20 - left :])
 
 
-def test_an_error_after_some_were_done_is_not_the_kernels_limit(
+def test_an_error_after_a_success_does_not_mean_lack_of_support(
     region: MappedRegion, punched: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(syscalls, "MAX_REMOVED", 20)
@@ -206,7 +207,7 @@ def test_an_error_after_some_were_done_is_not_the_kernels_limit(
 
 
 @pytest.mark.usefixtures("needs_remove")
-def test_the_kernel_stops_at_the_first_that_fails(region: MappedRegion) -> None:
+def test_the_kernel_stops_at_the_first_range_that_fails(region: MappedRegion) -> None:
     with region.borrowed() as (origin, mapped):
         first = mapped.start
         ranges = [(first + 2 * i * PAGE, first + (2 * i + 1) * PAGE) for i in range(4)]
@@ -216,13 +217,13 @@ def test_the_kernel_stops_at_the_first_that_fails(region: MappedRegion) -> None:
 
 
 @pytest.mark.usefixtures("needs_remove")
-def test_no_descriptor_is_left_behind(region: MappedRegion) -> None:
+def test_no_descriptor_is_left_open(region: MappedRegion) -> None:
     before = os.listdir("/proc/self/fd")
     punch(parts(*every_other(region, 30)))
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_mapping_cannot_go_while_it_is_borrowed(region: MappedRegion) -> None:
+def test_a_mapping_cannot_be_unmapped_while_it_is_borrowed(region: MappedRegion) -> None:
     with region.borrowed() as (_, mapped):
         assert mapped == range(START, START + 8 * MIB)
         with pytest.raises(BufferError):
@@ -230,7 +231,7 @@ def test_a_mapping_cannot_go_while_it_is_borrowed(region: MappedRegion) -> None:
     check(region, every_other(region, 30))
 
 
-def test_huge_pages_are_punched_one_by_one(huge_pages: HugePages, punched: list[int]) -> None:
+def test_huge_pages_are_punched_individually(huge_pages: HugePages, punched: list[int]) -> None:
     assert huge_pages.free() >= 0
     region = MappedRegion(Region(0, 32 * HUGE, 0, 0), memfd(32 * HUGE, flags=os.MFD_HUGETLB))
     punch(parts(*[(region, 2 * i * HUGE, HUGE) for i in range(16)]))

@@ -1,4 +1,4 @@
-"""GuestMemory.resolve: what of the ranges that a guest named may be discarded."""
+"""Which parts of the ranges that a guest named may be discarded."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ TOP = 1 << 64
 POLICY = DiscardPolicy()
 
 
-# What may be discarded
-
-
-def discarded(memory: GuestMemory, ranges: list[Range]) -> tuple[list[Range], dict[str, int]]:
+def resolved(memory: GuestMemory, ranges: list[Range]) -> tuple[list[Range], dict[str, int]]:
+    """File ranges to discard, and the bytes refused by reason."""
     parts, refused, _ = resolve(memory, ranges, [], POLICY)
     return [(offset, offset + length) for _, offset, length in pieces(parts)], refused
 
 
-def test_ranges_become_file_ranges_and_what_lies_outside_is_said(memory: GuestMemory) -> None:
-    gone, refused = discarded(memory, [(0, 8 * PAGE), (4 * GIB - PAGE, 4 * GIB + PAGE)])
+def test_ranges_become_file_ranges_and_bytes_outside_memory_are_refused(
+    memory: GuestMemory,
+) -> None:
+    gone, refused = resolved(memory, [(0, 8 * PAGE), (4 * GIB - PAGE, 4 * GIB + PAGE)])
     assert gone == [(2 * MIB, 2 * MIB + 8 * PAGE), (0, PAGE)]
     assert refused == {Refusal.OUTSIDE: PAGE}
 
 
-def test_a_range_over_everything_is_cut_to_the_regions(memory: GuestMemory) -> None:
-    gone, refused = discarded(memory, [(0, TOP + PAGE)])
+def test_a_range_over_all_addresses_is_cut_to_the_regions(memory: GuestMemory) -> None:
+    gone, refused = resolved(memory, [(0, TOP + PAGE)])
     assert gone == [(2 * MIB, 3 * MIB), (0, MIB)]
     assert refused == {Refusal.OUTSIDE: TOP + PAGE - 2 * MIB}
 
 
 def test_partial_pages_are_kept(memory: GuestMemory) -> None:
-    assert discarded(memory, [(1, 3 * PAGE - 1)]) == (
+    assert resolved(memory, [(1, 3 * PAGE - 1)]) == (
         [(2 * MIB + PAGE, 2 * MIB + 2 * PAGE)],
         {Refusal.UNALIGNED: 2 * PAGE - 2},
     )
-    assert discarded(memory, [(5, 6)]) == ([], {Refusal.UNALIGNED: 1})
+    assert resolved(memory, [(5, 6)]) == ([], {Refusal.UNALIGNED: 1})
 
 
 def test_pages_that_hold_a_ring_are_kept(memory: GuestMemory) -> None:
@@ -70,7 +70,7 @@ def test_pages_that_hold_a_ring_are_kept(memory: GuestMemory) -> None:
         (0xEF53, DiscardPolicy(other_filesystems=True), None),
     ],
 )
-def test_what_a_file_lives_on_decides(
+def test_the_file_system_decides(
     memory: GuestMemory, magic: int, policy: DiscardPolicy, reason: str | None
 ) -> None:
     low = memory.regions[0]
@@ -86,7 +86,7 @@ SPANS = st.lists(
     max_size=6,
 )
 UNIT = 2048
-"""Half a page: what the model below counts in."""
+"""Half a page, the unit of the model below."""
 
 
 def spans(items: list[tuple[int, int, int, int]]) -> list[Range]:
@@ -101,9 +101,9 @@ def test_resolve_against_a_model_of_single_bytes(
     rings: list[tuple[int, int, int, int]],
     data: st.DataObject,
 ) -> None:
-    """Regions of whole or half pages in a file; every byte of guest memory is looked at."""
+    """Regions of whole and half pages in a file. Every byte of guest memory is checked."""
     memory, place, file_size = GuestMemory(), 0, 64 * UNIT
-    owner: dict[int, int] = {}  # page of guest memory in half pages -> half page in the file
+    owner: dict[int, int] = {}  # half page of guest memory -> half page of the file
     for _ in range(data.draw(st.integers(1, 3))):
         place += data.draw(st.integers(0, 6))
         size = data.draw(st.integers(1, 12))
@@ -134,7 +134,7 @@ def test_resolve_against_a_model_of_single_bytes(
         freed |= set(range(first, first + length))
     assert all(is_in(address, ranges) for address in freed)
     assert not any(is_in(address, protected) for address in freed)
-    for mapped_region in memory.regions:  # and every whole page that may go does go
+    for mapped_region in memory.regions:  # every whole page that may be discarded is
         to_file = mapped_region.region.mmap_offset - mapped_region.guest_start
         start = -(-(mapped_region.guest_start + to_file) // PAGE) * PAGE - to_file
         for page in range(start, mapped_region.guest_end - PAGE + 1, PAGE):

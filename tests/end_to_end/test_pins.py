@@ -1,0 +1,152 @@
+"""Nothing is discarded while the front end has memory pinned, or while that is unknown."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.end_to_end import (
+    MIB,
+    PAGE,
+    ByHand,
+    Host,
+    LogLines,
+    by_hand,
+    eventually,
+    fill,
+    is_filled,
+    refused,
+    serving,
+)
+from tests.support.made_up_proc import MEMORY, Proc, cannot_pin
+from tests.support.pinning import pinned
+from vhost_balloon.memory.pins import PinGuard, PinState
+
+
+def played(host: Host, monkeypatch: pytest.MonkeyPatch, root: Path) -> Proc:
+    """Make the daemon look at a made-up /proc. The simulator's front end is this process."""
+    monkeypatch.setattr(host.vm(), "proc", root)
+    return Proc(root, os.getpid())
+
+
+async def offer(guest: ByHand) -> bool:
+    """Report a block and inflate a page, both in use. Returns whether they were discarded."""
+    block, page = guest.ram.regions[0].start + 32 * MIB, guest.ram.regions[0].end - PAGE
+    for _ in range(2):
+        fill(guest.ram, block, 4 * MIB)
+        fill(guest.ram, page, PAGE)
+        await guest.report((block, 4 * MIB))
+        await guest.inflate([page // PAGE])
+        kept = is_filled(guest.ram, block, 4 * MIB)
+        if is_filled(guest.ram, page, PAGE) == kept:
+            return not kept
+        # The state expired between the two; the next look covers both of a second round.
+    raise AssertionError("one of the two was discarded and the other was not")
+
+
+OFFERED = 4 * MIB + PAGE
+
+
+async def test_nothing_is_discarded_while_the_front_end_pins_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    async with serving(tmp_path) as host:
+        proc = played(host, monkeypatch, tmp_path / "proc")
+        proc.says(pinned=PAGE)
+        async with by_hand(host.path()) as guest:
+            assert not await offer(guest)
+            assert refused(host.vm()) == {"pinned": OFFERED}
+            assert host.vm().counters.freed_bytes == 0
+            statistics = host.vm().statistics()
+            assert (statistics.reporting_paused, statistics.pause_reasons) == (True, ("pinned",))
+    assert len(log_lines.having("warning", "vm1", "has memory pinned for a device")) == 1
+
+
+async def test_nothing_is_discarded_while_the_state_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    async with serving(tmp_path) as host:
+        proc = played(host, monkeypatch, tmp_path / "proc")
+        (proc.folder / "fd").rmdir()
+        async with by_hand(host.path(), features=None) as guest:
+            await eventually(lambda: host.vm().attached)
+            assert paused(host) == ("pins-unknown",), "before any request"
+            await guest.start()
+            assert not await offer(guest)
+            assert refused(host.vm()) == {"pins-unknown": OFFERED}
+            assert paused(host) == ("pins-unknown",)
+    (line,) = log_lines.having("warning", "vm1", "nothing is discarded")
+    assert "it has ended, or /proc does not show it" in line
+    assert "if no device is passed through to the guest" in line
+    assert "--discard=always" in line
+
+
+def paused(host: Host) -> tuple[str, ...]:
+    return host.vm().statistics().pause_reasons
+
+
+async def test_a_front_end_without_pins_is_not_logged(tmp_path: Path, log_lines: LogLines) -> None:
+    async with serving(tmp_path) as host, by_hand(host.path()) as guest:
+        assert await offer(guest)
+        assert paused(host) == ()
+    assert log_lines.having("warning") == []
+
+
+async def test_always_discards_without_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path, "--discard=always") as host:
+        played(host, monkeypatch, tmp_path / "proc").says(pinned=PAGE)
+        async with by_hand(host.path()) as guest:
+            assert await offer(guest)
+            assert refused(host.vm()) == {}
+            assert host.vm().counters.freed_bytes == OFFERED
+            assert not host.vm().statistics().reporting_paused
+
+
+async def test_never_discards_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--discard=never") as host, by_hand(host.path()) as guest:
+        assert not await offer(guest)
+        assert refused(host.vm()) == {"discard-never": OFFERED}
+        assert host.vm().counters.freed_bytes == 0
+        assert host.vm().statistics().pause_reasons == ("discard-never",)
+
+
+async def test_a_device_that_is_plugged_in_and_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon looks again before a discard, a second after the last look."""
+    async with serving(tmp_path) as host:
+        proc = played(host, monkeypatch, tmp_path / "proc")
+        async with by_hand(host.path()) as guest:
+            assert await offer(guest)
+            proc.says(pinned=PAGE)
+            await look_again(guest, discarded=False)
+            proc.says()
+            await look_again(guest, discarded=True)
+
+
+async def look_again(guest: ByHand, *, discarded: bool) -> None:
+    """Offer until the state has expired and changed."""
+    while await offer(guest) != discarded:
+        pass
+
+
+async def test_real_pins_of_a_real_front_end(tmp_path: Path) -> None:
+    """This process is the front end, and has io_uring pin a page."""
+    async with serving(tmp_path) as host:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(pinned(PAGE))
+            except OSError as error:
+                cannot_pin(str(error))
+            async with by_hand(host.path()) as guest:
+                assert not await offer(guest)
+                assert refused(host.vm()) == {"pinned": OFFERED}
+        await eventually(lambda: PinGuard(os.getpid()).check(MEMORY, 0.0) is PinState.FREE)
+        await eventually(lambda: not host.vm().attached)
+        async with by_hand(host.path()) as guest:
+            assert await offer(guest)
