@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE
 from tests.support.helpers import Piece, pieces
+from tests.support.ring_driver import pop
 from vhost_balloon.balloon.guest_stats import parse_stats
 from vhost_balloon.errors import RingError
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
@@ -45,7 +46,7 @@ def check_walk(setup: RingSetup, memory: GuestMemory) -> None:
 def _chains(bound: BoundRing, size: int) -> list[Chain]:
     chains: list[Chain] = []
     with suppress(RingError):
-        while (chain := bound.virtqueue.pop()) is not None:
+        while (chain := pop(bound.virtqueue)) is not None:
             chains.append(chain)
             assert len(chains) <= size, "more chains than the queue holds"
             assert 0 <= chain.head < size

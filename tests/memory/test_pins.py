@@ -284,7 +284,7 @@ def seen_by_nobody(pid: int) -> tuple[str, str]:
 
 
 def test_another_users_process_is_unknown() -> None:
-    """Its status is readable, but its descriptors are not, as for the daemon of the shipped units."""
+    """Its status is readable and its descriptors are not, as for the daemon of the shipped units."""
     need_root("ANOTHER USER'S PROCESS")
     state, why = seen_by_nobody(os.getpid())
     assert state == "pins-unknown"

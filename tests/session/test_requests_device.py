@@ -110,7 +110,8 @@ def test_a_reset_stops_everything_and_forgets_the_driver(
     assert front_end.took(effects.NewDriver) == front_end.took(effects.ActualChanged) == 1
     assert front_end.session.suspended
     assert front_end.send(R.GET_STATUS) == U64(0)
-    assert (front_end.balloon.poison_val, front_end.balloon.balloon_size) == (0, 0)
+    assert front_end.balloon.read_config(12, 4) == bytes(4)
+    assert front_end.balloon.balloon_size == 0
     assert front_end.balloon.target == GIB // 2
     assert front_end.session.regions == [MEMORY]
     assert not any(map(front_end.session.is_enabled, range(5)))

@@ -300,7 +300,7 @@ def test_qemus_messages_from_its_start_to_its_end() -> None:
         assert front_end.session.driver_ready
         stop_all(front_end, {0: 1, 1: 0, 2: 2, 3: 3})
     assert front_end.took(effects.NewDriver) == 1
-    assert front_end.balloon.poison_val == 0xAAAAAAAA
+    assert front_end.balloon.read_config(12, 4) == b"\xaa" * 4
     assert front_end.refusals == []
 
 

@@ -79,3 +79,8 @@ class Driver:
 
 def heads(chains: Iterable[Chain | None]) -> list[int]:
     return [chain.head for chain in chains if chain is not None]
+
+
+def pop(queue: Virtqueue) -> Chain | None:
+    """Take the next chain, however many steps it takes; None if there is none."""
+    return next(filter(None, queue.popping()), None)

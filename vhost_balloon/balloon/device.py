@@ -76,10 +76,6 @@ class Balloon:
         """Whether reported pages may lose their content: the poison rules of PAGE_REPORTING."""
         return not (self.features & BalloonFeature.PAGE_POISON and self._poison)
 
-    @property
-    def poison_val(self) -> int:
-        return self._poison
-
     def snapshot(self) -> tuple[int | None, int, int, int, int]:
         """For restore(): target in bytes, num_pages, actual, free_page_hint_cmd_id, poison_val."""
         return self._target, self._num_pages, self._actual, self._cmd_id, self._poison

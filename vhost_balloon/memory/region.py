@@ -52,7 +52,7 @@ class MappedRegion:
     """
 
     def __init__(self, region: Region, fd: OwnedFd) -> None:
-        check_region(region)
+        _check_region(region)
         # Before fstat: a file that is truncated and sealed in between counts as unsealed.
         self.shrink_sealed = syscalls.shrink_sealed(fd.fileno())
         try:
@@ -164,7 +164,7 @@ class MappedRegion:
         )
 
 
-def check_region(region: Region) -> None:
+def _check_region(region: Region) -> None:
     """Raise FrontEndError if no memory can have this size and these addresses."""
     if region.size == 0:
         raise FrontEndError("region of size 0")

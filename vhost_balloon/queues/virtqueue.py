@@ -117,8 +117,8 @@ class Virtqueue:
         return waiting
 
     def pop_plain(self) -> Chain | None:
-        """pop() for the usual chain, a single direct buffer. Returns None for any other or broken
-        chain, and if there is none."""
+        """Take the next chain if it is a usual one, a single direct buffer. Returns None for any
+        other or broken chain, and if there is none."""
         if (self._available[_INDEX] - self._next_available) & INDEX_MASK not in self._possible:
             return None
         head = self._available[_RING + self._next_available % self.size]
@@ -133,14 +133,10 @@ class Virtqueue:
         self._outstanding += 1
         return Chain(head, [Buffer(address, length, bool(flags & WRITE))])
 
-    def pop(self) -> Chain | None:
-        """Take the next chain, or None if there is none. Raises RingError."""
-        return next((chain for chain in self.popping() if chain is not None), None)
-
     def popping(self) -> Iterator[Chain | None]:
-        """pop() in steps: yields None after each WALK_STEP buffers, then the chain, or nothing if
-        there is none. A caller that stops earlier leaves the chain where it is. Raises
-        RingError."""
+        """Take the next chain in steps: yields None after each WALK_STEP buffers, then the chain,
+        or nothing if there is none. A caller that stops earlier leaves the chain where it is.
+        Raises RingError."""
         if not self.pending():
             return
         head = self._available[_RING + self._next_available % self.size]
@@ -153,10 +149,13 @@ class Virtqueue:
         self._outstanding += 1
         yield Chain(head, buffers)
 
-    def push(self, head: int, written: int = 0) -> None:
-        """Write the used element of the oldest popped chain; publish() makes it visible."""
+    def push(self, head: int) -> None:
+        """Write the used element of the oldest popped chain; publish() makes it visible.
+
+        Its length is 0: the device never writes to a buffer.
+        """
         position = _USED_RING + USED_ELEMENT_SIZE * (self._next_used % self.size)
-        USED_ELEMENT.pack_into(self._used, position, head, written)
+        USED_ELEMENT.pack_into(self._used, position, head, 0)
         self._next_used = (self._next_used + 1) & INDEX_MASK
         self._outstanding -= 1
 
