@@ -219,18 +219,18 @@ class FrontEndConnection:
             reply: bytes | None = stop.value
             return reply
 
-    async def rest(self) -> None:
-        """Come to a rest between two messages, and between two requests of each ring, until
-        go_on(), also if this is cancelled; or be gone."""
-        if await self._conversation.rest():
+    async def hold(self) -> None:
+        """Stop between two messages, and between two requests of each ring, until release(), even
+        if this is cancelled; or be gone."""
+        if await self._conversation.hold():
             await self._rings.pause()
         else:
             await self.gone.wait()
 
-    async def go_on(self) -> None:
-        """End a rest, or the wish for one."""
+    async def release(self) -> None:
+        """End a hold, or cancel one that is still being waited for."""
         await self._rings.apply()
-        self._conversation.go_on()
+        self._conversation.release()
 
     def _misbehaved(self, text: str) -> None:
         self.vm.counters.front_end_errors += 1

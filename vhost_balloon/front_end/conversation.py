@@ -30,12 +30,12 @@ class Keeping(Protocol):
         """The reply was sent, where one was due."""
 
 
-class _Rest:
-    """A rest that is to be come to."""
+class _Hold:
+    """A requested pause in the conversation."""
 
     def __init__(self) -> None:
         self.reached = trio.Event()
-        self.ended = trio.Event()
+        self.released = trio.Event()
 
 
 class Conversation:
@@ -49,7 +49,7 @@ class Conversation:
         self._answer = answer
         self._receiving = trio.CancelScope()
         self._answering = False
-        self._rest: _Rest | None = None
+        self._hold: _Hold | None = None
         self._ended = trio.Event()
 
     async def run(self) -> None:
@@ -61,19 +61,19 @@ class Conversation:
                 await settle(self._transport, pending, self._serve)
                 self._keeper.answered()
             while await self._serve_all():
-                assert self._rest is not None
-                self._rest.reached.set()
-                await self._rest.ended.wait()
-                self._rest = None
+                assert self._hold is not None
+                self._hold.reached.set()
+                await self._hold.released.wait()
+                self._hold = None
         finally:
             self._ended.set()
-            if self._rest is not None:
-                self._rest.reached.set()  # nobody has to wait for a front end that has gone
+            if self._hold is not None:
+                self._hold.reached.set()  # the front end has gone: do not wait for it
 
     async def _serve_all(self) -> bool:
-        """Until the connection ends (False), or is to come to a rest."""
+        """Answer until the connection ends (False) or a hold is requested (True)."""
         with trio.CancelScope() as self._receiving:
-            while self._rest is None:
+            while self._hold is None:
                 message = await self._transport.receive()
                 if message is None:
                     return False
@@ -93,23 +93,23 @@ class Conversation:
             await self._transport.reply(message.request, reply)
         self._keeper.answered()
 
-    async def rest(self) -> bool:
-        """Come to a rest between two messages, until go_on(), also if this is cancelled.
+    async def hold(self) -> bool:
+        """Stop between two messages until release(), even if this is cancelled.
 
-        False if there is nobody any more to come to a rest: the connection ends.
+        Returns False if the connection ends instead.
         """
         if self._ended.is_set():
             return False
-        self._rest = _Rest()
+        self._hold = _Hold()
         if not self._answering:
             self._receiving.cancel()
-        await self._rest.reached.wait()
+        await self._hold.reached.wait()
         return not self._ended.is_set()
 
-    def go_on(self) -> None:
-        """End a rest, or the wish for one."""
-        if self._rest is not None:
-            self._rest.ended.set()
+    def release(self) -> None:
+        """End a hold, or cancel one that is still being waited for."""
+        if self._hold is not None:
+            self._hold.released.set()
 
 
 @dataclass(slots=True)

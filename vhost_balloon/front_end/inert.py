@@ -129,15 +129,14 @@ class InertConnection:
     async def _answer(self, message: Message) -> bytes | None:
         return self.session.answer(message)
 
-    async def rest(self) -> None:
-        """Come to a rest between two messages until go_on(), also if this is cancelled; or be
-        gone."""
-        if not await self._conversation.rest():
+    async def hold(self) -> None:
+        """Stop between two messages until release(), even if this is cancelled; or be gone."""
+        if not await self._conversation.hold():
             await self.gone.wait()
 
-    async def go_on(self) -> None:
-        """End a rest, or the wish for one."""
-        self._conversation.go_on()
+    async def release(self) -> None:
+        """End a hold, or cancel one that is still being waited for."""
+        self._conversation.release()
 
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
         """A snapshot: known, and that there is no device."""

@@ -97,7 +97,7 @@ async def execute(vm: Vm, is_arriving: Callable[[], bool], sockets: Mapping[str,
             os.execv(arguments[0], arguments)
     except (OSError, ValueError) as error:  # a state that does not fit its record is a ValueError
         if resting is not None:
-            await resting.go_on()
+            await resting.release()
         raise CommandError(f"the state cannot be handed over: {error}") from None
 
 
@@ -146,12 +146,12 @@ async def _rest(vm: Vm, is_arriving: Callable[[], bool]) -> FrontEnd | None:
             if vm.front_end is not None and vm.front_end is not resting:
                 resting = vm.front_end
                 waits_for = "the front end does not take its reply"
-                await resting.rest()
+                await resting.hold()
             elif vm.front_end is None and is_arriving():
                 waits_for = "a front end arrives"
                 await trio.sleep(ARRIVAL_PAUSE)
             else:
                 return vm.front_end
     if resting is not None:
-        await resting.go_on()
+        await resting.release()
     raise CommandError(waits_for)

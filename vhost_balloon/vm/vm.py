@@ -71,12 +71,12 @@ class FrontEnd(Protocol):
     async def fresh_stats(self) -> None:
         """Ask for statistics and wait for them. Raises CommandError if none can come."""
 
-    async def rest(self) -> None:
-        """Come to a rest between two messages until go_on(), also if this is cancelled; or be
-        gone."""
+    async def hold(self) -> None:
+        """Stop between two messages until release(), which is due even if this is cancelled;
+        return as well once the front end has gone."""
 
-    async def go_on(self) -> None:
-        """End a rest, or the wish for one."""
+    async def release(self) -> None:
+        """End a hold, or cancel one that is still being waited for."""
 
 
 class Vm:
