@@ -18,7 +18,7 @@ from protocol.vhost_user_payloads import Region
 from tests.fuzz.driver import Finding, Target, error_of, fuzz, keep, kind, shorten
 from tests.fuzz.targets import TARGETS
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.front_end.connection import FrontEndConnection
+from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.log.lines import logger
 from vhost_balloon.memory import resolve
 from vhost_balloon.memory.ranges import Range
@@ -27,7 +27,7 @@ from vhost_balloon.metrics.accept import MediaType, negotiate
 from vhost_balloon.metrics.http import Request, RequestReader
 from vhost_balloon.queues.virtqueue import Virtqueue
 from vhost_balloon.restart import reattach as resume
-from vhost_balloon.session import requests as session_requests
+from vhost_balloon.session import requests
 from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import Session
 
@@ -70,8 +70,8 @@ def _no_reply(session: Session, message: Message) -> None:
     """Give a refused request no reply."""
 
 
-async def _keep_region(connection: FrontEndConnection, region: Region) -> None:
-    memory = connection._device.memory
+async def _keep_region(executor: EffectExecutor, region: Region) -> None:
+    memory = executor._guest.memory
     gone = next(mapped for mapped in memory.regions if mapped.region == region)
     memory.remove(gone)
     left_open.append(OwnedFd(os.dup(gone.fd.fileno())))
@@ -109,9 +109,9 @@ def _no_check(regions: object, region: Region) -> None:
 
 
 BUGS = [
-    ("messages", session_requests, "refuse", _no_reply),
-    ("messages", FrontEndConnection, "_remove_region", _keep_region),
-    ("rings", resolve, "subtract", _protect_nothing),
+    ("messages", requests, "refuse", _no_reply),
+    ("messages", EffectExecutor, "_remove_region", _keep_region),
+    ("rings", guest_memory, "subtract", _protect_nothing),
     ("rings", Virtqueue, "publish", _publish_more),
     ("control", qmp, "encode", _encode_twice),
     ("control", qmp, "_integer", _no_integer),

@@ -1,8 +1,6 @@
-"""One attached front end: its messages, and the effects that they have.
+"""One attached front end, from its connection to its end: messages, target, statistics.
 
-The session decides, this carries out. Whatever changes memory, rings or their eventfds goes
-through here, one message at a time; and nothing is unmapped before a running discard has come to
-the end of its piece.
+The session decides what a message means, carrying_out.py does it, and the keeper puts it on record.
 """
 
 from __future__ import annotations
@@ -10,34 +8,28 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final, assert_never
+from typing import Final
 
 import trio
 
-from protocol.vhost_user import BackendRequest
-from protocol.vhost_user_payloads import Region
-from protocol.virtio_balloon import BalloonFeature
-from vhost_balloon.balloon.convergence import Convergence
+from protocol.virtio_balloon import BalloonFeature, Queue
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.balloon.guest_stats import restore_stats
 from vhost_balloon.errors import CommandError, FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.figures.refusal import OPERATOR, Refusal
 from vhost_balloon.figures.statistics import VmState
-from vhost_balloon.front_end.channel import BackendChannel
+from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.front_end.conversation import Conversation
 from vhost_balloon.front_end.documents import restore_balloon, restore_session
 from vhost_balloon.front_end.keeper import Keeper, clock_offset
 from vhost_balloon.front_end.parts import Left, Parts
 from vhost_balloon.front_end.transport import Transport
-from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.pins import PinGuard
-from vhost_balloon.memory.region import MappedRegion, check_disjoint, refusal
 from vhost_balloon.pace.rate import REPORT_BURST, Bucket
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring_set import RingSet
-from vhost_balloon.session import effects, requests
-from vhost_balloon.session.effects import Effect
+from vhost_balloon.session import requests
 from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import Session
 from vhost_balloon.vm.snapshot import VmStatistics
@@ -45,12 +37,11 @@ from vhost_balloon.vm.vm import Vm
 
 
 async def serve_front_end(vm: Vm, fd: OwnedFd, name: str, *, peer_connected: bool = True) -> None:
-    """Serve the front end at the other end of a connected socket until it goes; nothing of it is
-    left then.
+    """Serve the front end at the other end of a connected socket until it goes, then clean up.
 
-    name: what the store knows the socket by. peer_connected: whether the process at the other end
-    made the connection itself. Where the socket was handed to it, the kernel names whoever made
-    it, and pins cannot be looked for.
+    name: the socket's name in the store. peer_connected: whether the front end's own process made
+    the connection. If the socket was handed to it, the kernel reports the process that connected,
+    and pinned memory cannot be detected.
     """
     transport = Transport(fd, vm.shelf, vm.journal, vm.pipe)
     await run_connection(vm, transport, name, peer_connected, _attach)
@@ -66,9 +57,9 @@ Prepare = Callable[["FrontEndConnection"], Awaitable[None]]
 async def run_connection(
     vm: Vm, transport: Transport, name: str, peer_connected: bool, prepare: Prepare
 ) -> None:
-    """Serve a connection until its front end goes; prepare() is called before its messages.
+    """Serve a connection until its front end goes; prepare() runs before the first message.
 
-    If it ends because this process does, all that is stored stays for the next one.
+    If this process ends first, the stored state stays for the next one.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -95,7 +86,7 @@ def _report_limit(rate: int | None) -> Bucket | None:
 
 
 class FrontEndConnection:
-    """From accept to the end of the connection; its tasks live in nursery."""
+    """One connection; its tasks run in nursery."""
 
     has_device: Final = True
 
@@ -109,7 +100,7 @@ class FrontEndConnection:
     ) -> None:
         self.vm = vm
         self.gone: Final = trio.Event()
-        self._settings = vm.settings  # a change of them is for the next front end
+        self._settings = vm.settings  # changes apply to the next front end
         self.balloon = Balloon()
         if self._settings.target is not None:
             self.balloon.set_target(self._settings.target)
@@ -126,11 +117,9 @@ class FrontEndConnection:
             report_limit=_report_limit(self._settings.report_rate),
             counted=lambda: vm.counted.set(),
         )
-        self._convergence = Convergence()
         self._rings = RingSet(self._device, self.session, nursery)
+        self._executor = EffectExecutor(self.session, self._device, self._rings, vm.actual_changed)
         self._transport = transport
-        self._channel: BackendChannel | None = None
-        self._config_told = False
         self._nursery = nursery
         transport.stalled = self._stalled
         self.keeper = Keeper(
@@ -141,7 +130,7 @@ class FrontEndConnection:
                 self.session,
                 self._rings,
                 lambda: self._device.memory,
-                lambda: self._channel,
+                lambda: self._executor.channel,
                 peer_connected,
             ),
         )
@@ -162,16 +151,16 @@ class FrontEndConnection:
         restore_balloon(self.session, areas["balloon"])
         self.balloon.memory_size = memory.size
         restore_stats(self.balloon.stats, areas["stats"], clock_offset())
-        self._channel = left.channel
+        self._executor.channel = left.channel
         self.keeper.foreign = self._device.foreign = left.foreign
         self._rings.calls.update(left.calls)
         self._rings.errs.update(left.errs)
         for ring in left.rings:
-            self._rings.take_over(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
-        self._rings.stats.expect_stale()
-        self._follow()
+            self._rings.resume(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
+        self._rings.stats.resume()
+        self._executor.observe_balloon()
         await self._rings.apply()
-        self._tell_config()
+        self._executor.tell_config()
         self._transport.is_new = False
         self.vm.log.info(f"front end resumed (process {self._pid})")
         self._conversation.pending = left.pending
@@ -187,37 +176,18 @@ class FrontEndConnection:
         except StreamError as error:
             self._misbehaved(f"connection ended: {error}")
         except ConnectionError:
-            pass  # the front end went while we answered
+            pass  # the front end went while its reply was sent
         finally:
             with trio.CancelScope(shield=True):
-                await self._rings.close()
-            self._device.memory.close()
+                await self._executor.close()
             self._device.pins.close()
-            if self._channel is not None:
-                self._channel.close()
 
     async def _answer(self, message: Message) -> bytes | None:
         try:
-            return await self._handle(message)
+            return await self._executor.run(requests.handle(self.session, message))
         except FrontEndError as error:
             self._misbehaved(f"refused {message.name}: {error}")
             return requests.refuse(self.session, message)
-
-    async def _handle(self, message: Message) -> bytes | None:
-        """Drive the session through one message. Raises FrontEndError if it refuses."""
-        steps = requests.handle(self.session, message)
-        try:
-            effect = next(steps)
-            while True:
-                try:
-                    result = await self._carry_out(effect)
-                except FrontEndError as error:
-                    effect = steps.throw(error)
-                else:
-                    effect = steps.send(result)
-        except StopIteration as stop:
-            reply: bytes | None = stop.value
-            return reply
 
     async def hold(self) -> None:
         """Stop between two messages, and between two requests of each ring, until release(), even
@@ -238,133 +208,29 @@ class FrontEndConnection:
         self.vm.log.misbehaved(text)
 
     def _stalled(self) -> None:
-        """It says nothing at all, or stopped half-way."""
+        """The front end has not sent anything yet, or stopped inside a message."""
         self.vm.counters.front_end_stalls += 1
         self.vm.counted.set()
         self.vm.log.misbehaved("front end is connected and does not finish its message")
 
-    # Effects
-
-    async def _carry_out(self, effect: Effect) -> int | None:
-        match effect:
-            case effects.StopRing(index):
-                return await self._rings.stop(index)
-            case effects.StartRing(index, kick, setup):
-                await self._rings.start(index, kick, setup)
-            case effects.RingsChanged():
-                await self._rings.apply()
-                self._tell_config()
-            case effects.SetKick(index, kick):
-                await self._rings.set_kick(index, kick)
-            case effects.SetCall(index, fd):
-                self._rings.set_call(index, fd)
-            case effects.SetErr(index, fd):
-                self._rings.set_err(index, fd)
-            case effects.AddRegion(region, fd):
-                check_disjoint(self.session.regions, region)
-                self._device.memory.add(self._map(region, fd))
-                self._device.forget_gathered()
-            case effects.RemoveRegion(region):
-                await self._remove_region(region)
-            case effects.ReplaceRegions(regions):
-                await self._replace_regions(regions)
-            case effects.SetBackendChannel(fd):
-                self._set_channel(fd)
-            case effects.NewDriver():
-                self._rings.stats.forget()
-                self._convergence.new_driver(trio.current_time())
-            case effects.ActualChanged():
-                self._follow()
-                self.vm.actual_changed()
-            case effects.ConfigChanged():
-                self._config_changed()
-            case _:
-                assert_never(effect)
-        return None
-
-    def _map(self, region: Region, fd: OwnedFd) -> MappedRegion:
-        """Raises FrontEndError; the descriptor is the mapping's only on success."""
-        mapped = MappedRegion(region, fd)
-        if not mapped.shrink_sealed:
-            self.vm.log.misbehaved(
-                "guest memory is not sealed against shrinking: if its file is truncated, this "
-                "daemon ends"
-            )
-        reason = refusal(self._settings.policy, mapped.filesystem)
-        if reason is not None:
-            self.vm.log.misbehaved(f"guest memory will not be discarded: {reason}")
-        return mapped
-
-    async def _remove_region(self, region: Region) -> None:
-        mapped = next(m for m in self._device.memory.regions if m.region == region)
-        await self._rings.pause()
-        self._rings.drop_region(mapped)
-        self._device.memory.remove(mapped)
-        mapped.close()
-        await self._rings.apply()
-
-    async def _replace_regions(self, regions: list[tuple[Region, OwnedFd]]) -> None:
-        """Map the new table, move the rings, unmap the old one; or change nothing and raise."""
-        memory = GuestMemory()
-        try:
-            for region, fd in regions:
-                check_disjoint((m.region for m in memory.regions), region)
-                memory.add(self._map(region, fd))
-            await self._rings.pause()
-            self._rings.rebind(self._rings.plan(memory))
-        except FrontEndError:
-            memory.unmap()
-            await self._rings.apply()
-            raise
-        old, self._device.memory = self._device.memory, memory
-        old.close()
-        await self._rings.apply()
-
-    def _set_channel(self, fd: OwnedFd) -> None:
-        channel = BackendChannel(fd)
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = channel
-        self._config_told = False
-        self._tell_config()
-
     # The target
 
     def set_target(self, value: int) -> None:
-        """Have the guest keep value bytes (> 0); the config space shows it on return."""
+        """Set the guest's target, in bytes (> 0); the config space shows it on return."""
         if self.balloon.set_target(value):
-            self._config_changed()
+            self._executor.config_changed()
         self.keeper.save_balloon()
 
-    def _config_changed(self) -> None:
-        self._follow()
-        self.session.config_unread = True
-        self._config_told = False
-        self._tell_config()
-
-    def _tell_config(self) -> None:
-        """Tell the front end of a new num_pages, once, and never while the device is suspended."""
-        if self.session.suspended:
-            self._config_told = False
-        elif self.session.config_unread and not self._config_told and self._channel is not None:
-            self._config_told = self._channel.send(BackendRequest.CONFIG_CHANGE_MSG)
-            self.vm.counters.config_changes += self._config_told
-
-    def _follow(self) -> None:
-        self._convergence.observe(
-            self.balloon.target_pages, self.balloon.held_pages, trio.current_time()
-        )
-
     def pause(self, paused: bool) -> None:
-        """Acknowledge reports without discarding them, or go on."""
+        """Acknowledge reports without discarding them, or discard them again."""
         self._device.paused = paused
 
     # Statistics
 
     async def fresh_stats(self) -> None:
-        """Ask for statistics and wait for them. Raises CommandError if none can come."""
+        """Request statistics and wait for them. Raises CommandError if the guest sends none."""
         if not self.session.driver_ready or not self.session.features & BalloonFeature.STATS_VQ:
-            raise CommandError("the guest's driver is not ready, or gives no statistics")
+            raise CommandError("the guest's driver is not ready or provides no statistics")
         updated = self._rings.stats.updated
         self._rings.stats.request()
         await updated.wait()
@@ -372,17 +238,17 @@ class FrontEndConnection:
     def _state(self) -> VmState:
         if not self.session.driver_ready:
             return VmState.NO_DRIVER
-        return self._convergence.state(
+        return self._executor.convergence.state(
             trio.current_time(), self.balloon.memory_size, self.balloon.stats
         )
 
     def _pause_reasons(self) -> tuple[str, ...]:
-        """Why reports are not discarded, as far as was seen at the last one."""
-        refusal = self._device.report_refusal()
+        """Why reports are not discarded, as of the last one."""
+        refusal = self._device.refusal(Queue.REPORTING)
         return () if refusal is None else (OPERATOR if refusal == Refusal.PAUSED else refusal,)
 
     async def _poll_stats(self) -> None:
-        """Ask for statistics every stats_interval seconds; a new interval counts at once."""
+        """Request statistics every stats_interval seconds; a new interval applies at once."""
         while True:
             interval, changed = self.vm.stats_interval, self.vm.stats_interval_changed
             with trio.move_on_after(interval if interval > 0 else math.inf):
@@ -391,7 +257,7 @@ class FrontEndConnection:
             self._rings.stats.request()
 
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
-        """A snapshot: known, and what this front end adds. Never waits."""
+        """Complete the snapshot. Never waits."""
         balloon, session, memory = self.balloon, self.session, self._device.memory
         is_known = balloon.memory_size > 0
         return replace(

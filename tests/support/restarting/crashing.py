@@ -17,8 +17,8 @@ from typing import Any, Final
 from tests.support.restarting.dying import wrapped
 from vhost_balloon import __main__
 from vhost_balloon.fds import EventFd
+from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.front_end.channel import BackendChannel
-from vhost_balloon.front_end.connection import FrontEndConnection
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.queues import discarding
 from vhost_balloon.queues.virtqueue import Virtqueue
@@ -46,7 +46,7 @@ POINTS: Final[dict[str, tuple[Any, str]]] = {
     "pipe.send": (ReplyPipe, "send"),
     "transport.consume": (Transport, "_consume"),
     "transport.reply": (Transport, "reply"),
-    "handle": (FrontEndConnection, "_handle"),
+    "handle": (EffectExecutor, "run"),
     "channel.send": (BackendChannel, "send"),
     "queue.publish": (Virtqueue, "publish"),
     "eventfd.signal": (EventFd, "signal"),
