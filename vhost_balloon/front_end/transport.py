@@ -1,16 +1,16 @@
-"""Receives vhost-user messages one at a time, with their descriptors (SCM_RIGHTS).
+"""Receives vhost-user messages one at a time, with their descriptors (SCM_RIGHTS); sends replies.
 
-A message is looked at as a whole before it is taken from the socket, so that a process that dies
-at any moment leaves it in the socket or in the journal (vhost_balloon.store.journal). Its descriptors are
-put on the shelf (vhost_balloon.store.shelf) in between, before anything else is done with them.
+A message is peeked at as a whole before it is taken from the socket, so that a process that dies at
+any moment leaves it in the socket or in the journal (store/journal.py). In between, before anything
+else is done with them, its descriptors go on the shelf (store/shelf.py).
 
-- Peeking stops behind the first bytes that carry descriptors. What never lies in the socket as a
-  whole, because a front end sends it in parts, is taken part by part (vhost_balloon.front_end.partial).
-- What was peeked at is taken without room for descriptors: it would install each a second time.
-  Whether any came with the bytes that are taken is still told (MSG_CTRUNC).
-- Linux hands out, to whoever peeks, the first descriptors in the socket, even if they came with a
-  later message. So they are asked for only if a message should have some, and are not that
-  message's if none come with it when it is taken.
+- Peeking stops after the first bytes that carry descriptors. A message that a front end sends in
+  parts, and that never lies in the socket as a whole, is taken part by part (partial.py).
+- Bytes that were peeked at are taken without room for descriptors, which would be installed a
+  second time. MSG_CTRUNC still tells whether any came with these bytes.
+- When peeking, Linux returns the first descriptors in the socket, even if they came with a later
+  message. So they are requested only if the message should have some, and dropped if none come
+  with the message when it is taken (peeked.py).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from protocol.vhost_user import (
 from vhost_balloon.errors import StreamError
 from vhost_balloon.fds import OwnedFd, receive_fds
 from vhost_balloon.front_end.partial import Partial, parse_header
+from vhost_balloon.front_end.peeked import Peeked
 from vhost_balloon.front_end.peer import has_gone, is_peer, peer_pid
 from vhost_balloon.log.lines import Shortage
 from vhost_balloon.pace.polling import Polling
@@ -43,38 +44,33 @@ from vhost_balloon.store.reply_pipe import ReplyPipe
 from vhost_balloon.store.shelf import Shelf, shelf_name
 
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_TABLE_REGIONS * array.array("i").itemsize)
-"""No request has more descriptors. The kernel drops what is beyond, and the request is refused."""
-# Plain numbers: an operator of an IntFlag takes a microsecond, and this is the guest's hot path.
+"""No request has more descriptors. The kernel drops the excess, and the request is refused."""
+# Plain ints: an IntFlag's operators take a microsecond each, and this is the guest's hot path.
 _TAKE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _PEEK: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _SEND_FLAGS: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _TRUNCATED: Final = int(socket.MSG_CTRUNC)
 STALL_PATIENCE: Final = 10.0
-"""Seconds until a front end that says nothing, or stops inside a message, is complained about."""
+"""Seconds before logging that a front end sends nothing at first, or stops inside a message."""
 SHELF_PAUSE: Final = 0.1
-"""Seconds until it is tried again to put descriptors on a shelf that has no room for them."""
+"""Seconds between attempts to put descriptors on a full shelf."""
 
-_GLANCE: Final = 512
-"""Bytes that are looked at first: all messages but tables of memory regions fit."""
-LOST: Final = ("lost",)
-"""In the journal: descriptors came with the message, and cannot be had."""
-
-
-def _close(fds: list[OwnedFd]) -> None:
-    for fd in fds:
-        fd.close()
+_FIRST_PEEK: Final = 512
+"""Bytes to peek at first: enough for every message but tables of memory regions."""
+_LOST: Final = "lost"
+"""In the journal, as a descriptor's name: descriptors of this message were lost."""
 
 
 class Transport:
     """One connected front-end socket; fd is taken over.
 
-    A guest waits, with QEMU's lock held, for the answer to each message. So there is one pass
-    through the event loop a message: the socket itself is read and written, without a turn for
-    others between header, payload and reply, as trio's own streams would give.
+    The guest waits for each answer, with QEMU's lock held. So each message takes one pass through
+    the event loop: the socket is read and written directly, because trio's streams would let other
+    tasks run between header, payload and reply.
 
-    With a shelf descriptors are on it, and with a journal each message is in it, before it is
-    taken from the socket; pipe is what replies go through then. partial is a message that was begun
-    to be taken in parts.
+    Before a message is taken from the socket, its descriptors are put on the shelf, and the message
+    itself into the journal; replies then go through pipe. partial is a message that the process
+    before took in part.
     """
 
     def __init__(
@@ -94,11 +90,11 @@ class Transport:
         self._shortage: Final = Shortage()
         self.partial = partial
         self.partial_changed: Callable[[], None] = lambda: None
-        """Called when a part of a message was taken."""
+        """Called before and after part of a message is taken."""
         self.stalled: Callable[[], None] = lambda: None
-        """Called when bytes that must come, of the first message or of one begun, do not."""
+        """Called when the first message, or the rest of one, does not arrive in time."""
         self.is_new = True
-        """Nothing has come yet."""
+        """Nothing has arrived yet."""
 
     def peer_pid(self) -> int | None:
         """See peer.peer_pid()."""
@@ -109,9 +105,9 @@ class Transport:
         return is_peer(self._sock, pid)
 
     async def receive(self) -> Message | None:
-        """The next message, or None at the end of the stream.
+        """Return the next message, or None at the end of the stream.
 
-        Raises StreamError where what comes is no vhost-user message or ends inside one.
+        Raises StreamError if the bytes are no vhost-user message or end inside one.
         """
         if self.is_new and self.partial is None:
             await self._wait_for_more(trio.current_time() + STALL_PATIENCE)
@@ -119,24 +115,20 @@ class Transport:
         elif self.partial is None or self.partial.missing() > 0:
             await self._wait()
         while self.partial is None:
-            try:
-                data = self._sock.recv(_GLANCE, _PEEK)
-            except BlockingIOError:
+            data = self._look(_FIRST_PEEK)
+            if data is None:
                 await trio.lowlevel.wait_readable(self._sock)
                 continue
-            except ConnectionResetError:
-                return None
             if not data:
                 return None
             message = await self._whole(data)
-            if message is None:
-                self.partial = Partial()
-                break
-            return message
+            if message is not None:
+                return message
+            self.partial = Partial()
         return await self._in_parts()
 
     async def _wait_for_more(self, patience_ends: float) -> None:
-        """Wait for what must come; complain, at that time of trio's clock, if it does not."""
+        """Wait for bytes; call stalled() if none have arrived at patience_ends (trio's clock)."""
         with trio.CancelScope(deadline=patience_ends):
             await trio.lowlevel.wait_readable(self._sock)
             return
@@ -144,82 +136,74 @@ class Transport:
         await trio.lowlevel.wait_readable(self._sock)
 
     async def _wait(self) -> None:
-        """Until there is something to be read, or the stream ends."""
-        if not await self._polling.finds(self._has_more):
+        """Wait until the socket is readable or the stream has ended."""
+        if not await self._polling.finds(lambda: self._look(1) is not None):
             await trio.lowlevel.wait_readable(self._sock)
             self._polling.woken()
 
-    def _has_more(self) -> bool:
+    def _look(self, size: int) -> bytes | None:
+        """Peek at bytes only; b"" at the end of the stream, None if nothing has arrived."""
         try:
-            self._sock.recv(1, _PEEK)
+            return self._sock.recv(size, _PEEK)
         except BlockingIOError:
-            return False
+            return None
         except ConnectionResetError:
-            pass
-        return True
+            return b""
 
     async def _whole(self, data: bytes) -> Message | None:
-        """Take a message whose beginning was seen; None, nothing taken, if not all is there."""
+        """Take the message that begins with data; take nothing and return None if it is not all in
+        the socket."""
         if len(data) < HEADER_SIZE:
             return None
         request, flags, size = parse_header(data)
-        total = HEADER_SIZE + size
         if size > MAX_PAYLOAD_SIZE:
             return None
-        fds: list[OwnedFd] = []
-        is_short = False
-        if len(data) < total or carries_fds(request, data[HEADER_SIZE:total]):
-            data, fds, is_short = self._peek(total)
-        if len(data) < total or not carries_fds(request, data[HEADER_SIZE:total]):
-            _close(fds)
-            fds, is_short = [], False
-        if len(data) < total:
+        total = HEADER_SIZE + size
+        if len(data) < total and len(data := self._look(total) or b"") < total:
             return None
-        message = Message(request, flags, data[HEADER_SIZE:total], fds, fds_lost=is_short)
-        await self._take(message, data[:total])
-        return message
-
-    def _peek(
-        self, size: int, ancillary_size: int = _ANCILLARY
-    ) -> tuple[bytes, list[OwnedFd], bool]:
-        """What lies in the socket; the last says whether descriptors are missing."""
-        data, ancillary, flags, _ = self._sock.recvmsg(size, ancillary_size, _PEEK)
-        return data, receive_fds(ancillary), bool(flags & _TRUNCATED)
-
-    async def _take(self, message: Message, data: bytes) -> None:
-        """Take a message that lies in the socket as a whole; its descriptors are here already."""
+        seen = Peeked(data[:total])
+        if carries_fds(request, seen.data[HEADER_SIZE:]):
+            seen = self._peek(total)
+        await self._shelve(seen)
         try:
-            message.fds = await self._shelved(message.fds)
-            if self._journal is not None:
-                self._journal.begin(data, _names(message.fds))
-            came = self._consume(len(data))
-            if came != bool(message.fds or message.fds_lost):
-                # What was seen belongs to a later message, or has come where none belongs.
-                message.close()
-                message.fds_lost = came
-                if self._journal is not None:
-                    self._journal.begin(data, LOST if came else ())
+            self._begin(seen.data, seen)
+            if not seen.confirm(self._take(total)):
+                self._begin(seen.data, seen)
             if self._journal is not None:
                 self._journal.taken()
         except BaseException:
-            message.close()
+            seen.close()
             raise
+        return Message(request, flags, seen.data[HEADER_SIZE:], seen.fds, fds_lost=seen.fds_lost)
 
-    def _consume(self, left: int) -> bool:
-        """Take bytes that were seen; whether any descriptors came with them."""
-        came = False
-        while left:
-            data, _, flags, _ = self._sock.recvmsg(left, 0, _TAKE)
-            came |= bool(flags & _TRUNCATED)
-            left -= len(data)
-        return came
+    def _peek(self, size: int, ancillary_size: int = _ANCILLARY) -> Peeked:
+        data, ancillary, flags, _ = self._sock.recvmsg(size, ancillary_size, _PEEK)
+        return Peeked(data, receive_fds(ancillary), bool(flags & _TRUNCATED))
 
-    async def _shelved(self, fds: list[OwnedFd]) -> list[OwnedFd]:
-        """Descriptors, once they are on the shelf. Until there is room for them, their message
-        stays in the socket. Raises ConnectionError if the front end goes meanwhile."""
-        while fds and self._shelf is not None:
+    def _begin(self, data: bytes, seen: Peeked | Message) -> None:
+        """Write a message into the journal."""
+        if self._journal is not None:
+            names = tuple(shelf_name(fd) or "" for fd in seen.fds)
+            self._journal.begin(data, (*names, _LOST) if seen.fds_lost else names)
+
+    def _take(self, size: int) -> bool:
+        """Take bytes that were peeked at; return whether descriptors came with them."""
+        fds_came = False
+        while size:
+            data, _, flags, _ = self._sock.recvmsg(size, 0, _TAKE)
+            fds_came |= bool(flags & _TRUNCATED)
+            size -= len(data)
+        return fds_came
+
+    async def _shelve(self, seen: Peeked) -> None:
+        """Put the descriptors on the shelf; their message stays in the socket until there is room.
+
+        Raises ConnectionError if the front end goes meanwhile.
+        """
+        while seen.fds and self._shelf is not None:
             try:
-                return self._shelf.put(fds)
+                seen.fds = self._shelf.put(seen.fds)
+                return
             except OSError as error:
                 self._shortage.say(
                     f"a message has to wait: no room on the shelf: {error.strerror}", None
@@ -229,56 +213,49 @@ class Transport:
                 if has_gone(self.fd):
                     raise BrokenPipeError("front end gone")
             except BaseException:
-                _close(fds)
+                seen.close()
                 raise
-        return fds
 
     async def _in_parts(self) -> Message:
-        """Go on with the partial message until it is whole. Raises StreamError."""
+        """Take parts until the partial message is whole. Raises StreamError."""
         partial = self.partial
         assert partial is not None
         patience_ends = trio.current_time() + STALL_PATIENCE
         while (missing := partial.missing()) > 0:
             try:
-                # Each part may bring some more, and there may be any number of parts.
+                # Any number of parts may bring descriptors; those beyond the limit are lost.
                 has_all = len(partial.fds) >= MAX_TABLE_REGIONS
-                data, fds, is_short = self._peek(
-                    min(missing, MAX_PAYLOAD_SIZE), 0 if has_all else _ANCILLARY
-                )
+                seen = self._peek(min(missing, MAX_PAYLOAD_SIZE), 0 if has_all else _ANCILLARY)
             except BlockingIOError:
                 await self._wait_for_more(patience_ends)
                 if trio.current_time() >= patience_ends:
                     patience_ends = math.inf
                 continue
             except ConnectionResetError:
-                data = b""
-            if not data:
+                seen = Peeked(b"")
+            if not seen.data:
                 raise StreamError("connection ended inside a message")
-            await self._take_part(partial, data, fds, is_short)
-            if partial.missing() > 0:  # whoever sends without end must not keep others from a turn
+            await self._take_part(partial, seen)
+            if partial.missing() > 0:  # an endless message must not starve other tasks
                 await trio.lowlevel.checkpoint()
-        data = bytes(partial.data)
         message, self.partial = partial.message(), None
+        self._begin(bytes(partial.data), message)
         if self._journal is not None:
-            self._journal.begin(data, _names(message.fds))
             self._journal.taken()
         return message
 
-    async def _take_part(
-        self, partial: Partial, data: bytes, fds: list[OwnedFd], is_short: bool
-    ) -> None:
-        """Take what was seen of a message: it is in partial, and on record, before."""
-        fds = await self._shelved(fds)
-        partial.fds += fds
-        partial.add(data)
-        partial.unsure = len(data), crc32(data)
+    async def _take_part(self, partial: Partial, seen: Peeked) -> None:
+        """Take part of a message, which is in partial, and on record, before it is taken."""
+        await self._shelve(seen)
+        fds_before = partial.fds
+        partial.fds = fds_before + seen.fds
+        partial.add(seen.data)
+        partial.unsure = len(seen.data), crc32(seen.data)
         self.partial_changed()
-        came = self._consume(len(data))
+        seen.confirm(self._take(len(seen.data)))
+        partial.fds = fds_before + seen.fds
+        partial.fds_lost |= seen.fds_lost
         partial.unsure = None
-        partial.fds_lost |= came and is_short
-        if fds and not came:  # see _take()
-            partial.fds = partial.fds[: -len(fds)]
-            _close(fds)
         self.partial_changed()
 
     async def reply(self, request: int, payload: bytes) -> None:
@@ -289,7 +266,7 @@ class Transport:
         self._polling.answered()
 
     def _send(self, data: bytes) -> int:
-        """Send what the socket takes at once; the bytes that it took."""
+        """Send what the socket accepts at once; return the number of bytes."""
         if self._pipe is not None and self._journal is not None:
             return self._pipe.send(self._sock.fileno(), data, self._journal)
         try:
@@ -300,23 +277,17 @@ class Transport:
     # After a restart
 
     def begins_with(self, data: bytes) -> bool:
-        """Whether this is what the socket holds next."""
-        try:
-            return self._sock.recv(len(data), _PEEK) == data
-        except (BlockingIOError, ConnectionResetError):
-            return False
+        """Whether the socket holds these bytes next."""
+        return self._look(len(data)) == data
 
     def make_sure(self) -> None:
-        """Drop from the socket what is in the partial message already."""
+        """Drop bytes from the socket that the partial message contains already."""
         if self.partial is None or self.partial.unsure is None:
             return
         size, checksum = self.partial.unsure
-        try:
-            data = self._sock.recv(size, _PEEK)
-        except (BlockingIOError, ConnectionResetError):
-            data = b""
+        data = self._look(size) or b""
         if len(data) == size and crc32(data) == checksum:
-            self._consume(size)
+            self._take(size)
         self.partial.unsure = None
 
     def close(self) -> None:
@@ -324,7 +295,3 @@ class Transport:
             self.partial.close()
         self._sock.detach()
         self.fd.close()
-
-
-def _names(fds: list[OwnedFd]) -> tuple[str, ...]:
-    return tuple(shelf_name(fd) or "" for fd in fds)

@@ -44,7 +44,7 @@ POINTS: Final[dict[str, tuple[Any, str]]] = {
     "pair.send": (_Pair, "send"),
     "pair.empty": (_Pair, "empty"),
     "pipe.send": (ReplyPipe, "send"),
-    "transport.consume": (Transport, "_consume"),
+    "transport.consume": (Transport, "_take"),
     "transport.reply": (Transport, "reply"),
     "handle": (EffectExecutor, "run"),
     "channel.send": (BackendChannel, "send"),

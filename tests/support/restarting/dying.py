@@ -32,7 +32,7 @@ INJECTED: Final = "injected by a test"
 REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
     "put": (shelf.Shelf, "put"),
     "begin": (journal.Journal, "begin"),
-    "consume": (transport.Transport, "_consume"),
+    "consume": (transport.Transport, "_take"),
     "taken": (journal.Journal, "taken"),
     "save": (record.Record, "save"),
     "finish": (keeper.Keeper, "finish"),
