@@ -1,4 +1,4 @@
-"""One QEMU's connection: its messages, and the effects that they have.
+"""One QEMU's connection: receives messages, carries out their effects and answers.
 
-session/ decides what a message means; this room receives it, carries it out and answers.
+session/ decides what a message means. What outlives the process goes through store/.
 """

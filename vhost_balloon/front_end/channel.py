@@ -1,4 +1,4 @@
-"""The channel for requests of ours to the front end (SET_BACKEND_REQ_FD)."""
+"""The channel for the back end's own requests to the front end (SET_BACKEND_REQ_FD)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SEND_FLAGS: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
 
 class BackendChannel:
-    """The socket for requests of ours to the front end.
+    """Sends requests without waiting for replies.
 
-    Its file description is the front end's too, so it stays as it is, blocking or not.
+    The socket's file description is shared with the front end, so its flags are left alone.
     Raises FrontEndError if the descriptor is no socket.
     """
 
@@ -27,10 +27,10 @@ class BackendChannel:
         self.fd: Final = fd
 
     def send(self, request: int) -> bool:
-        """Send a request without payload and without waiting for an answer.
+        """Send a request without payload.
 
-        True if the front end has it, or has at least as many requests waiting there unread as
-        the socket holds; False if it has closed its end.
+        Returns False if the front end has closed its end. A full socket counts as success: the
+        front end has unread requests already.
         """
         message = HEADER.pack(request, VERSION, 0)
         try:

@@ -1,4 +1,4 @@
-"""One front end's messages, in their order: each is answered before the next one is taken."""
+"""Answers one front end's messages in order, each before the next one is taken."""
 
 from __future__ import annotations
 
@@ -13,21 +13,32 @@ from vhost_balloon.session.message import Message
 from vhost_balloon.store.journal import Entry, Phase
 
 Answer = Callable[[Message], Awaitable[bytes | None]]
-"""Acts on a message; its reply's payload, or None if none is due. Raises nothing for what the
-front end does."""
+"""Acts on a message and returns the reply's payload, or None if no reply is due. A front end's
+mistakes raise nothing."""
+
+Serve = Callable[[Message], Awaitable[None]]
 
 
-class Keeping(Protocol):
-    """Has a request, what it changed and its reply outlive this process."""
+class RequestKeeper(Protocol):
+    """Keeps a request, its changes and its reply on record, for the next process."""
 
     def begin(self) -> None:
-        """It is being handled."""
+        """The request's handling begins."""
 
     def finish(self, request: int, reply: bytes | None) -> None:
-        """It was handled, and this is its reply (None if none is due)."""
+        """The request was handled; reply is None if none is due."""
 
     def answered(self) -> None:
-        """The reply was sent, where one was due."""
+        """The reply was sent, or none was due."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """The newest request in the journal, if unanswered. The reply pipe was settled before: the
+    entry's phase says whether a reply was sent."""
+
+    entry: Entry
+    message: Message
 
 
 class _Hold:
@@ -39,11 +50,11 @@ class _Hold:
 
 
 class Conversation:
-    """From the first message to the last."""
+    """A connection's messages, from the first to the last."""
 
-    def __init__(self, transport: Transport, keeper: Keeping, answer: Answer) -> None:
+    def __init__(self, transport: Transport, keeper: RequestKeeper, answer: Answer) -> None:
         self.pending: Pending | None = None
-        """What the process before this one left unanswered."""
+        """The request that the process before left unanswered."""
         self._transport = transport
         self._keeper = keeper
         self._answer = answer
@@ -53,8 +64,10 @@ class Conversation:
         self._ended = trio.Event()
 
     async def run(self) -> None:
-        """Answer until the connection ends. Raises StreamError, or ConnectionError if it ended
-        while a reply was sent."""
+        """Answer messages until the connection ends.
+
+        Raises StreamError, and ConnectionError if the front end goes while a reply is sent.
+        """
         try:
             pending, self.pending = self.pending, None
             if pending is not None:
@@ -112,27 +125,14 @@ class Conversation:
             self._hold.released.set()
 
 
-@dataclass(slots=True)
-class Pending:
-    """The newest request in the journal, not answered. Whether a reply that was on its way was
-    sent is written down by now."""
-
-    entry: Entry
-    message: Message
-
-
-Serve = Callable[[Message], Awaitable[None]]
-
-
 async def settle(transport: Transport, pending: Pending, serve: Serve) -> None:
-    """Answer the request that was in flight, unless it was answered or is still in the socket."""
-    message = pending.message
-    entry = pending.entry
+    """Answer the pending request, unless it is still in the socket."""
+    message, entry = pending.message, pending.entry
     if entry.phase >= Phase.DONE:
         message.close()
         if entry.reply is not None:
             await transport.reply(message.request, entry.reply)
     elif entry.phase is Phase.SEEN and transport.begins_with(entry.request):
-        message.close()  # it was never taken
+        message.close()  # it was never taken, and is received again
     else:
         await serve(message)

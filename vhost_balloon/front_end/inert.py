@@ -1,8 +1,7 @@
-"""A front end whose state was lost: kept connected, every request acknowledged, nothing done.
+"""Answers a front end whose state was lost: acknowledges every request and does nothing.
 
-QEMU aborts at the next reset of a VM whose back end has gone. One whose state cannot be used any
-more is therefore answered as a device answers that does nothing; the guest's requests stay where
-they are, and the next front end on that socket is served as ever.
+QEMU aborts on the next reset of a VM whose back end has gone, so the connection is kept. The
+guest's requests stay in its rings, and the next front end on the socket is served normally.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from vhost_balloon.vm.vm import NOT_ACTIVATED, Vm
 
 
 class InertKeeper:
-    """Keeps such a connection on the record, as vhost_balloon.front_end.keeper does others.
+    """Keeps an inert connection on record, as keeper.py does for others.
 
-    name: what the store knows its socket by. record: None without a store. All that a request
-    changes can be changed again: one that was not answered is answered anew.
+    name: the socket's name in the store. record: None without a store. Requests are idempotent
+    here, so an unanswered one is simply handled again.
     """
 
     def __init__(
@@ -47,12 +46,12 @@ class InertKeeper:
         transport.partial_changed = self._changed
 
     def attached(self, *, pending: bool) -> None:
-        """Put it on record. pending: the journal's newest request is yet to be answered."""
+        """Put the connection on record. pending: the journal's newest request is unanswered."""
         if self._record is not None:
             self._save(self._record, 0 if pending else self._record.journal.sequence)
 
     def begin(self) -> None:
-        """Nothing is written while a request is handled."""
+        """Nothing to write before the request is handled."""
 
     def finish(self, request: int, reply: bytes | None) -> None:
         if self._record is not None:
@@ -64,17 +63,17 @@ class InertKeeper:
             self._record.journal.sent()
 
     def save_all(self, record: Record) -> None:
-        """Write everything, for a program that takes this one's place."""
+        """Write everything, for the program that replaces this one."""
         self._save(record, record.journal.sequence)
 
     def ended(self) -> None:
-        """The front end has gone: nothing of the connection is left."""
+        """The front end has gone: remove the connection from the record."""
         if self._record is not None:
             self._record.save("connection", None)
             self._record.journal.sent()
 
     def _changed(self) -> None:
-        """A part of a message was taken, behind the newest request in the journal."""
+        """Part of a message was taken, after the newest request in the journal."""
         if self._record is not None:
             self._save(self._record, self._record.journal.sequence)
 
@@ -90,7 +89,7 @@ class InertKeeper:
 
 
 class InertConnection:
-    """One such front end, until it goes. reason: why it is not served, for the operator."""
+    """One inert front end, until it goes. reason: why it is inert, for the operator."""
 
     has_device: Final = False
 
@@ -102,14 +101,14 @@ class InertConnection:
         self._transport = transport
         self._conversation = Conversation(transport, self.keeper, self._answer)
 
-    def resume(self, pending: Pending | None) -> None:
-        """pending: what serve() answers first."""
+    def take_over(self, pending: Pending | None) -> None:
+        """pending: the request that serve() answers first."""
         self.keeper.attached(pending=pending is not None)
         self._transport.is_new = False
         self._conversation.pending = pending
         self._vm.log.misbehaved(
-            "the front end is answered and nothing is done for it any more: "
-            f"{self.keeper.reason}; the balloon works again once the VM was started anew"
+            f"the front end is only answered, and its balloon does nothing: {self.keeper.reason}; "
+            "the balloon works again after the VM is restarted"
         )
 
     async def serve(self) -> None:
@@ -119,7 +118,7 @@ class InertConnection:
         except StreamError as error:
             self._vm.log.misbehaved(f"connection ended: {error}")
         except ConnectionError:
-            pass  # the front end went while we answered
+            pass  # the front end went while its reply was sent
         finally:
             self._transport.close()
         self.keeper.ended()
@@ -139,7 +138,7 @@ class InertConnection:
         self._conversation.release()
 
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
-        """A snapshot: known, and that there is no device."""
+        """Complete the snapshot: there is no device."""
         return replace(known, state=VmState.INERT, pause_reasons=(VmState.INERT.value,))
 
     def set_target(self, value: int) -> None:
@@ -147,7 +146,7 @@ class InertConnection:
         raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
 
     def pause(self, paused: bool) -> None:
-        """Nothing is discarded anyhow."""
+        """Nothing to pause: nothing is discarded."""
 
     async def fresh_stats(self) -> None:
         """Raises CommandError: there is no device."""

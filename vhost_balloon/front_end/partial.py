@@ -1,4 +1,4 @@
-"""A message that its front end sends in parts, until it is whole. Pure."""
+"""A message that arrives in parts, until it is complete. Pure."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _FLAG_BITS = int(VERSION_MASK | HeaderFlag.REPLY | HeaderFlag.NEED_REPLY)
 
 
 def parse_header(data: bytes | bytearray) -> tuple[int, int, int]:
-    """Request, flags and payload size. Raises StreamError where this is no header."""
+    """Return request, flags and payload size. Raises StreamError if data is no header."""
     if len(data) < HEADER_SIZE:
-        raise StreamError(f"{len(data)} bytes are no header")
+        raise StreamError(f"{len(data)} bytes are not a header")
     request, flags, size = HEADER.unpack_from(data)
     if flags & VERSION_MASK != VERSION or flags & ~_FLAG_BITS:
-        raise StreamError(f"header flags {flags:#x} are not vhost-user's")
+        raise StreamError(f"header flags {flags:#x} are not valid")
     return request, flags, size
 
 
 @dataclass(slots=True)
 class Partial:
-    """What has come so far.
+    """The parts so far.
 
     skipped: bytes of a payload that is too long to keep. fds_lost: see Message. unsure: size and
-    checksum of what was added last, as long as the socket may hold it still.
+    checksum of the last part while it may still be in the socket as well.
     """
 
     data: bytearray = field(default_factory=bytearray)
@@ -47,13 +47,13 @@ class Partial:
     unsure: tuple[int, int] | None = None
 
     def missing(self) -> int:
-        """Bytes until the header, or then the message, is whole. Raises StreamError."""
+        """Bytes missing from the header or, after it, from the message. Raises StreamError."""
         if len(self.data) < HEADER_SIZE:
             return HEADER_SIZE - len(self.data)
         return parse_header(self.data)[2] + HEADER_SIZE - len(self.data) - self.skipped
 
     def add(self, data: bytes) -> None:
-        """Take bytes, at most as many as are missing."""
+        """Add bytes, at most missing()."""
         whole_header = len(self.data) >= HEADER_SIZE
         if whole_header and parse_header(self.data)[2] > MAX_PAYLOAD_SIZE:
             self.skipped += len(data)
@@ -61,7 +61,7 @@ class Partial:
             self.data += data
 
     def message(self) -> Message:
-        """The message, once nothing is missing; the descriptors are its from now on."""
+        """The message, once nothing is missing; it takes over the descriptors."""
         request, flags, _ = parse_header(self.data)
         fds, self.fds = self.fds, []
         payload = bytes(self.data[HEADER_SIZE:])

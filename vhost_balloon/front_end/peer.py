@@ -1,4 +1,4 @@
-"""The process at the other end of a Unix socket: unix(7), pidfd_open(2)."""
+"""Identifies the process at the other end of a Unix socket: unix(7), pidfd_open(2)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Final
 from vhost_balloon.fds import OwnedFd
 
 SO_PEERPIDFD: Final = 77
-"""include/uapi/asm-generic/socket.h, from Linux 6.5 on; the socket module has no name for it."""
+"""include/uapi/asm-generic/socket.h, since Linux 6.5; the socket module lacks it."""
 
 
 def peer_pid(sock: socket.socket) -> int | None:
-    """The process that connected, by SO_PEERCRED; None if it is not in our PID namespace.
+    """The PID of the process that connected (SO_PEERCRED); None outside our PID namespace.
 
-    It may have ended since, and another process may have its number now: see is_peer().
+    The process may have ended and its PID been reused: see is_peer().
     """
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     pid = int.from_bytes(credentials[:4], "little", signed=True)
@@ -26,11 +26,10 @@ def peer_pid(sock: socket.socket) -> int | None:
 
 
 def is_peer(sock: socket.socket, pid: int) -> bool:
-    """Whether the process that connected is there still, and /proc knows it by this number.
+    """Whether the process that connected is still alive and has this PID in /proc.
 
-    A /proc of another PID namespace numbers processes otherwise. Before Linux 6.5 it cannot be
-    told whether the number was used again before the first time that this was asked.
-    Raises OSError where there is no answer.
+    /proc may belong to another PID namespace, with other PIDs. Before Linux 6.5, a PID that was
+    reused before the first call goes unnoticed. Raises OSError if the kernel cannot tell.
     """
     try:
         pidfd = OwnedFd(sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
@@ -43,7 +42,7 @@ def is_peer(sock: socket.socket, pid: int) -> bool:
 
 
 def has_gone(fd: OwnedFd) -> bool:
-    """Whether nobody has the other end any more."""
+    """Whether every copy of the other end is closed."""
     poll = select.poll()
     poll.register(fd.fileno(), 0)
     return bool(poll.poll(0))

@@ -149,7 +149,7 @@ async def _serve_inert(
     if answers is not None:
         with suppress(StateError), reading("answers"):
             inert.session.restore(answers)
-    inert.resume(pending)
+    inert.take_over(pending)
     ready()
     try:
         await inert.serve()

@@ -30,8 +30,8 @@ ExecStart=
 ExecStart={VENV}/bin/python {_PROGRAM} --name=%i $VHOST_BALLOON_OPTIONS
 """
 
-STRANGE: Final = ("nothing is done for it", "cannot be used", "was lost", "start anew", "refused")
-"""Texts that must not be logged while all is well."""
+STRANGE: Final = ("balloon does nothing", "cannot be used", "was lost", "start anew", "refused")
+"""What the daemon's log must not say while all goes well."""
 
 FIGURES: Final = (
     "reported-bytes",
