@@ -1,4 +1,4 @@
-"""What each vhost-user message means: one connection's state, and the effects that follow.
+"""What each vhost-user message means: one connection's state, replies and effects. Pure.
 
-Pure. front_end/ carries the effects out.
+front_end/ receives the messages and carries the effects out.
 """

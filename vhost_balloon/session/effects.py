@@ -1,8 +1,8 @@
-"""What a vhost-user request asks the outside world to do. Pure values.
+"""The effects that a vhost-user request has outside the session. Pure values.
 
-The session yields these, the back end carries them out. An effect that cannot be carried out is
-answered by throwing FrontEndError into the session, which then changes nothing and refuses.
-Descriptors in an effect belong to whoever carries it out, once it has succeeded.
+Handlers yield them, and front_end/carrying_out.py executes them. If one fails, FrontEndError is
+thrown into the handler, which then changes nothing and refuses the request. The executor owns an
+effect's descriptors once it has succeeded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RingSetup:
-    """What a ring starts with: queue size, its parts' user addresses, the next available index."""
+    """A ring at its start: queue size, the user addresses of its parts, next available index."""
 
     size: int
     address: VringAddress
@@ -34,14 +34,14 @@ class AddRegion:
 
 @dataclass(frozen=True, slots=True)
 class RemoveRegion:
-    """Unmap, after running discards have come to the end of their piece."""
+    """Unmap a region after running discards have finished their piece."""
 
     region: Region
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaceRegions:
-    """Map all of these and unmap all others; started rings move to the new mappings."""
+    """Map these regions and unmap all others; started rings move to the new mappings."""
 
     regions: list[tuple[Region, OwnedFd]]
 
@@ -55,7 +55,7 @@ class StartRing:
 
 @dataclass(frozen=True, slots=True)
 class SetKick:
-    """A new kick eventfd for a ring that is started already."""
+    """Replace the kick eventfd of a started ring."""
 
     index: int
     kick: OwnedFd
@@ -63,7 +63,7 @@ class SetKick:
 
 @dataclass(frozen=True, slots=True)
 class StopRing:
-    """Stop the ring after the discard piece at hand; the answer is its base."""
+    """Stop a ring after its current discard piece; the result is its base."""
 
     index: int
 
@@ -89,17 +89,17 @@ class SetBackendChannel:
 
 @dataclass(frozen=True, slots=True)
 class RingsChanged:
-    """Rings were started, enabled or disabled, or features changed: judge again what runs."""
+    """Rings were started, enabled or disabled, or features changed: decide anew which run."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewDriver:
-    """The guest's driver was loaded again; what the old one's rings held means nothing now."""
+    """The guest's driver was loaded again; the contents of the old rings are void."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigChanged:
-    """num_pages changed: the guest is to be told once rings run."""
+    """num_pages changed: notify the guest once rings run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +124,4 @@ Effect = (
 )
 
 Steps = Generator[Effect, Any, bytes | None]
-"""A request being handled: yields effects, is sent their results, returns the reply's payload."""
+"""A request in progress: yields effects, receives their results, returns the reply's payload."""

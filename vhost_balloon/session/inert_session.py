@@ -1,4 +1,4 @@
-"""Answers for a front end whose device does nothing any more (vhost_balloon.front_end.inert). Pure."""
+"""Answers for a front end without a working device (front_end/inert.py). Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NUMBERS: Final = {
 
 
 class InertSession:
-    """Remembers what the front end may ask for again: status, config space, ring bases."""
+    """Remembers what the front end may read back: status, config space, ring bases."""
 
     def __init__(self, offered: int) -> None:
         self._features = offered | TRANSPORT_FEATURES
@@ -38,7 +38,7 @@ class InertSession:
         self._bases: dict[int, int] = {}
 
     def document(self) -> Document:
-        """What restore() takes back."""
+        """The state for restore()."""
         return {
             "status": self._status,
             "config": self._config.hex(),
@@ -46,7 +46,7 @@ class InertSession:
         }
 
     def restore(self, document: Document) -> None:
-        """Raises what a wrong document leads to, and has taken over nothing then."""
+        """Restore all of the document, or raise what checked.reading() turns into a StateError."""
         status = number(document["status"], 0, 0xFF)
         config = bytearray.fromhex(document["config"])
         bases = {
@@ -58,14 +58,14 @@ class InertSession:
         self._status, self._config, self._bases = status, config, bases
 
     def answer(self, message: Message) -> bytes | None:
-        """The reply's payload: success wherever something is to be acknowledged."""
+        """The reply's payload: success for everything that has to be acknowledged."""
         try:
             reply = self._reply(message)
         except PayloadError:
             reply = None
         if reply is not None:
             return reply
-        if message.request in REFUSALS:  # it always has a reply, and this is its "no"
+        if message.request in REFUSALS:  # such a request always has a reply
             return REFUSALS[message.request]
         return build_u64(0) if message.flags & HeaderFlag.NEED_REPLY else None
 

@@ -1,4 +1,4 @@
-"""One vhost-user message as it came from the front end."""
+"""One vhost-user message from the front end, and the requests that carry descriptors. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITH_FDS: Final = _VRING_FDS | {
 
 
 def carries_fds(request: int, payload: bytes) -> bool:
-    """Whether a request of this kind should have come with descriptors."""
+    """Whether such a request should come with descriptors."""
     if request in _VRING_FDS:
         return not int.from_bytes(payload[:8], "little") & NO_FD
     return request in WITH_FDS
@@ -33,10 +33,10 @@ def carries_fds(request: int, payload: bytes) -> bool:
 
 @dataclass(slots=True)
 class Message:
-    """request and flags from the header, the whole payload, and the descriptors that came along.
+    """request and flags are from the header.
 
-    oversized: the payload was too long to keep and was skipped. fds_lost: not all descriptors
-    could be received (this process may have too many open), or some came where none belong.
+    oversized: the payload was too long to keep and was skipped. fds_lost: some descriptors could
+    not be received (this process may have too many open), or came where none belong.
     """
 
     request: int
@@ -54,17 +54,17 @@ class Message:
             return f"request {self.request}"
 
     def expect_fds(self, count: int) -> list[OwnedFd]:
-        """The descriptors, which must be count. Raises FrontEndError. They stay the message's."""
+        """Return the descriptors, which stay the message's; FrontEndError if not count of them."""
         if len(self.fds) != count:
             raise FrontEndError(f"{len(self.fds)} descriptors instead of {count}")
         return self.fds
 
     def release_fds(self) -> None:
-        """Say that the descriptors are someone else's now."""
+        """Give up the descriptors, which have a new owner."""
         self.fds = []
 
     def close(self) -> None:
-        """Close the descriptors that nobody took."""
+        """Close the descriptors that were not released."""
         for fd in self.fds:
             fd.close()
         self.release_fds()

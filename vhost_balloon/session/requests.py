@@ -1,12 +1,12 @@
-"""What each vhost-user request does to a session, without any I/O. Pure.
+"""Handles and refuses vhost-user requests: the table of handlers, replies and acks. Pure.
 
-Theory of operation. handle() is a generator: it yields effects (vhost_balloon.session.effects),
-is sent their results, and returns the reply's payload or None. A handler (session/requests_*) returns
-the payload or None at once, or is such a generator itself. Each goes through the
-same four steps: gate (is the request's feature negotiated), size, validation, act. State changes
-only after the effects that it depends on have succeeded; FrontEndError, raised by a handler or
-thrown into it, turns into a refusal: a non-zero ack where one was asked for, the defined "no" of
-those requests that always have a reply, nothing otherwise.
+handle() is a generator: it yields effects (effects.py), receives their results, and returns the
+reply's payload, or None for no reply. A handler (requests_*.py) returns the payload or None
+directly, or is such a generator itself. Every request passes the same four steps: gate (is its
+feature negotiated), size, validation, action. State changes only after the effects that it
+depends on have succeeded. FrontEndError, raised by a handler or thrown into it, leads to a refusal:
+a non-zero ack if one was requested, the defined failure reply of requests that always have a
+reply, nothing otherwise.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from protocol.vhost_user import (
-    DEVICE_STATE_NO_FD,
-    HeaderFlag,
-    ProtocolFeature,
-    Request,
-)
+from protocol.vhost_user import DEVICE_STATE_NO_FD, HeaderFlag, ProtocolFeature, Request
 from protocol.vhost_user_payloads import (
     NO_SHMEM,
     Inflight,
@@ -29,9 +24,7 @@ from protocol.vhost_user_payloads import (
 )
 from vhost_balloon.errors import FrontEndError
 from vhost_balloon.session import requests_device, requests_memory, requests_rings
-from vhost_balloon.session.effects import (
-    Steps,
-)
+from vhost_balloon.session.effects import Steps
 from vhost_balloon.session.message import WITH_FDS, Message
 from vhost_balloon.session.session import Session
 
@@ -50,9 +43,9 @@ REFUSALS: Final[dict[int, bytes]] = {
     Request.IOTLB_MSG: build_u64(1),
     Request.POSTCOPY_END: build_u64(1),
 }
-"""What "no" looks like for the requests that have a reply even without need_reply."""
+"""Failure replies of the requests that have a reply even without need_reply."""
 
-# An operator of an IntFlag takes a microsecond, and there are three on the guest's hot path.
+# Plain ints: an IntFlag's operators take a microsecond each, and three are on the guest's hot path.
 _REPLY: Final = int(HeaderFlag.REPLY)
 _NEED_REPLY: Final = int(HeaderFlag.NEED_REPLY)
 _REPLY_ACK: Final = int(ProtocolFeature.REPLY_ACK)
@@ -61,9 +54,9 @@ BASE_REQUESTS: Final = (Request.GET_VRING_BASE, Request.GET_VRING_BASE_SKIP_DRAI
 
 
 def handle(session: Session, message: Message) -> Steps:
-    """Act on one message. Returns the reply's payload, or None for no reply.
+    """Handle one message; return the reply's payload, or None for no reply.
 
-    Raises FrontEndError after the refusal was decided: see refuse().
+    Raises FrontEndError if the request is refused; refuse() has the reply then.
     """
     if message.oversized:
         raise FrontEndError("payload is too long")
@@ -76,7 +69,7 @@ def handle(session: Session, message: Message) -> Steps:
     if gate & ~session.protocol_features:
         raise FrontEndError(f"{ProtocolFeature(gate).name} is not negotiated")
     if message.fds_lost:
-        raise FrontEndError("its descriptors could not all be received, or do not belong to it")
+        raise FrontEndError("descriptors could not all be received, or do not belong to it")
     if message.request not in WITH_FDS:
         message.expect_fds(0)
     try:
@@ -91,7 +84,7 @@ def handle(session: Session, message: Message) -> Steps:
 
 
 def refuse(session: Session, message: Message) -> bytes | None:
-    """The reply to a request that was refused, or None where none is due."""
+    """The reply to a refused request, or None if none is due."""
     if message.request in BASE_REQUESTS:
         index = int.from_bytes(message.payload[:4], "little")
         return build_vring_state(index, 0)
@@ -136,4 +129,4 @@ _HANDLERS: Final[dict[int, tuple[_Handler, int]]] = {
     Request.SET_STATUS: (requests_device.set_status, int(_F.STATUS)),
     Request.GET_STATUS: (requests_device.get_status, int(_F.STATUS)),
 }
-"""The handler of each request and the protocol feature that it needs."""
+"""The handler of each request, and the protocol feature that it requires."""

@@ -1,18 +1,12 @@
-"""vhost-user requests about features, the config space and the device as a whole. Pure.
+"""Handles requests about features, the config space and the device as a whole. Pure.
 
-See vhost_balloon.session.session for what a handler is.
+requests.py says how handlers work.
 """
 
 from __future__ import annotations
 
 from protocol.vhost_user import MAX_MEMORY_REGIONS, ConfigFlag
-from protocol.vhost_user_payloads import (
-    CONFIG,
-    build_u64,
-    parse_config,
-    parse_empty,
-    parse_u64,
-)
+from protocol.vhost_user_payloads import CONFIG, build_u64, parse_config, parse_empty, parse_u64
 from protocol.virtio_balloon import NUM_PAGES_SIZE, NUM_QUEUES
 from vhost_balloon.errors import FrontEndError
 from vhost_balloon.session.effects import ActualChanged, RingsChanged, SetBackendChannel, Steps
@@ -49,12 +43,12 @@ def set_protocol_features(session: Session, message: Message) -> None:
 
 
 def set_owner(session: Session, message: Message) -> None:
-    """The start of a session. There is nothing to do: each connection is a new one."""
+    """Nothing to do: each connection is a new session."""
     parse_empty(message.payload)
 
 
 def reset_owner(session: Session, message: Message) -> Steps:
-    """Deprecated; the spec recommends to ignore it or to disable all rings."""
+    """Deprecated; the spec recommends ignoring it or disabling all rings."""
     parse_empty(message.payload)
     for ring in session.rings:
         ring.enabled = False
@@ -82,7 +76,7 @@ def set_backend_req_fd(session: Session, message: Message) -> Steps:
 def get_config(session: Session, message: Message) -> bytes:
     access = parse_config(message.payload)
     content = session.balloon.read_config(access.offset, access.size)
-    if access.offset < NUM_PAGES_SIZE:  # QEMU reads all of it; others read single fields
+    if access.offset < NUM_PAGES_SIZE:  # QEMU reads everything; others read single fields
         session.config_unread = False
     return CONFIG.pack(access.offset, access.size, access.flags) + content
 

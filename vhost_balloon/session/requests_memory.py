@@ -1,6 +1,6 @@
-"""vhost-user requests that change the memory table. Pure.
+"""Handles requests that change the memory table. Pure.
 
-See vhost_balloon.session.session for what a handler is.
+requests.py says how handlers work.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def add_mem_reg(session: Session, message: Message) -> Steps:
 
 def rem_mem_reg(session: Session, message: Message) -> Steps:
     named = parse_single_region(message.payload)
-    if len(message.fds) > 1:  # one is sent by old front ends and closed unused
+    if len(message.fds) > 1:  # old front ends send one, which is closed unused
         raise FrontEndError(f"{len(message.fds)} descriptors instead of 0")
     for region in session.regions:
         if (region.guest_address, region.user_address, region.size) == (

@@ -1,6 +1,6 @@
-"""vhost-user requests that set rings up, start, stop and enable them. Pure.
+"""Handles requests that set up, start, stop and enable rings. Pure.
 
-See vhost_balloon.session.session for what a handler is, and for the rules about rings.
+requests.py says how handlers work, session.py which rules rings follow.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def set_vring_num(session: Session, message: Message) -> None:
     index, size = parse_vring_state(message.payload)
     ring = session.ring(index)
     if not 0 < size <= MAX_QUEUE_SIZE or size & (size - 1):
-        raise FrontEndError(f"queue size {size} is no power of two up to {MAX_QUEUE_SIZE}")
+        raise FrontEndError(f"queue size {size} is not a power of two up to {MAX_QUEUE_SIZE}")
     _check_unchanged(ring, ring.size == size)
     ring.size = size
 

@@ -1,15 +1,14 @@
-"""The vhost-user back end's side of one connection, without any I/O. Pure.
+"""The state of one vhost-user connection, and the rules that rings and drivers follow. Pure.
 
-Source: QEMU docs/interop/vhost-user.rst.
+requests.py handles messages. Source: QEMU docs/interop/vhost-user.rst.
 
-Rules about rings:
 - A ring is started by SET_VRING_KICK and stopped by GET_VRING_BASE or RESET_DEVICE; it is
   processed while it is started and enabled. Without VHOST_USER_F_PROTOCOL_FEATURES it is
   always enabled.
 - The device is suspended while no ring is started: then nothing is sent to the front end.
-- Stop, reboot, driver unload and reload all look alike. It is a new driver if all rings start at 0
+- Stop, reboot, driver unload and reload all look alike. The driver is new if all rings start at 0
   although one of them was stopped elsewhere. Front ends start their rings one by one or together,
-  so this is judged whenever more of them run.
+  so this is checked each time more of them run.
 """
 
 from __future__ import annotations
@@ -18,14 +17,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from protocol.vhost_user import (
-    ProtocolFeature,
-    VhostFeature,
-)
-from protocol.vhost_user_payloads import (
-    Region,
-    VringAddress,
-)
+from protocol.vhost_user import ProtocolFeature, VhostFeature
+from protocol.vhost_user_payloads import Region, VringAddress
 from protocol.virtio_balloon import DEFLATE_INDEX, INFLATE_INDEX, NUM_QUEUES
 from protocol.virtio_ring import RingFeature
 from vhost_balloon.balloon.device import Balloon
@@ -42,7 +35,7 @@ from vhost_balloon.session.effects import (
 TRANSPORT_FEATURES: Final = int(
     VhostFeature.PROTOCOL_FEATURES | RingFeature.INDIRECT_DESC | RingFeature.VERSION_1
 )
-"""Offered beside the balloon's own bits. No EVENT_IDX: see virtqueue."""
+"""Offered besides the balloon's bits. No EVENT_IDX: see queues/virtqueue.py."""
 
 PROTOCOL_FEATURES: Final = int(
     ProtocolFeature.MQ
@@ -53,13 +46,13 @@ PROTOCOL_FEATURES: Final = int(
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
 )
-"""Never INBAND_NOTIFICATIONS, XEN_MMAP or GPA_ADDRESSES: QEMU acknowledges these bits without
-having code for them."""
+"""Never INBAND_NOTIFICATIONS, XEN_MMAP or GPA_ADDRESSES: QEMU acknowledges these bits but does not
+implement them."""
 
 
 @dataclass(slots=True)
 class Ring:
-    """What the front end has said of one ring."""
+    """One ring as the front end has set it up."""
 
     size: int = 0
     address: VringAddress | None = None
@@ -83,9 +76,9 @@ class Session:
         self.regions: list[Region] = []
         self.rings = [Ring() for _ in range(NUM_QUEUES)]
         self.config_unread = False
-        """num_pages changed and no GET_CONFIG was answered since."""
+        """num_pages has changed since the last GET_CONFIG."""
         self.returned_bases: dict[int, int] = {}
-        """Where each ring was stopped that does not run again yet."""
+        """The base at which each ring stopped, until it runs again."""
 
     @property
     def suspended(self) -> bool:
@@ -97,11 +90,11 @@ class Session:
 
     @property
     def started(self) -> list[int]:
-        """Indexes of the rings that are set up (started), enabled or not."""
+        """Indexes of the started rings, enabled or not."""
         return [index for index, ring in enumerate(self.rings) if ring.started]
 
     def is_enabled(self, index: int) -> bool:
-        # In this order because every scrape asks, and an enum's & costs two microseconds.
+        # In this order because every scrape calls this, and an enum's & takes two microseconds.
         return self.rings[index].enabled or not self.features & VhostFeature.PROTOCOL_FEATURES
 
     def memory_changed(self) -> Generator[Effect, Any, None]:
@@ -111,7 +104,7 @@ class Session:
             yield ActualChanged()
 
     def ring(self, index: int) -> Ring:
-        """Raises FrontEndError for an index that is not the device's."""
+        """Raises FrontEndError if the device has no such ring."""
         if index >= len(self.rings):
             raise FrontEndError(f"ring {index} does not exist")
         return self.rings[index]
@@ -123,7 +116,7 @@ class Session:
         yield RingsChanged()
 
     def rings_enabled(self) -> Generator[Effect, Any, None]:
-        """Once rings run again, tell whether it is the same driver as before."""
+        """Once rings run again, detect a new driver."""
         if any(self.is_enabled(index) for index in self.started):
             before = [self.returned_bases.pop(index, 0) for index in self.started]
             if any(before) and not any(self.rings[index].base for index in self.started):
@@ -134,7 +127,7 @@ class Session:
         yield RingsChanged()
 
     def reset(self) -> Generator[Effect, Any, None]:
-        """Stop and disable all rings and forget the driver; memory and connection stay."""
+        """Stop and disable all rings and forget the driver; keep memory and connection."""
         for index in self.started:
             yield from self.stop(index)
         self.rings = [Ring() for _ in range(NUM_QUEUES)]
