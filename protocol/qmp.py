@@ -1,7 +1,7 @@
-"""QMP, the QEMU Machine Protocol: messages out, requests in. Values and JSON only.
+"""QMP, the QEMU Machine Protocol: builds a server's messages and parses requests. No I/O.
 
-Source: QEMU docs/interop/qmp-spec.rst. The wording of errors is that of QEMU 11.1, as measured.
-How a stream of bytes is cut into requests: protocol.qmp_stream.
+Source: QEMU docs/interop/qmp-spec.rst; the wording of errors was measured with QEMU 11.1.
+qmp_stream.py splits a stream of bytes into requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 Object: TypeAlias = Mapping[str, Json]
 
 LINE_END: Final = b"\r\n"
-"""What every message of the server ends with."""
+"""Ends every message of the server."""
 
 
 class ErrorClass(enum.Enum):
@@ -41,14 +41,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class BadRequest:
-    """Input that is answered with a GenericError of this text."""
+    """Input that is answered with a GenericError with this text."""
 
     text: str
     reply_id: Object = field(default_factory=dict)
 
 
 def version(major: int, minor: int, micro: int, package: str) -> Object:
-    """VersionInfo of the greeting and query-version; its member must be called "qemu"."""
+    """VersionInfo in the greeting and query-version; the member must be called "qemu"."""
     return {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": package}
 
 
@@ -67,7 +67,7 @@ def error(text: str, error_class: str, reply_id: Object) -> Object:
 
 
 def event(name: str, data: Object, timestamp: float) -> Object:
-    """timestamp: when it happened, in seconds since the epoch."""
+    """timestamp: seconds since the epoch."""
     seconds, microseconds = divmod(int(timestamp * 1_000_000), 1_000_000)
     return {
         "timestamp": {"seconds": seconds, "microseconds": microseconds},
@@ -77,12 +77,12 @@ def event(name: str, data: Object, timestamp: float) -> Object:
 
 
 def encode(message: Object) -> bytes:
-    """One line in ASCII. Raises ValueError for infinity and NaN, which JSON does not have."""
+    """One line in ASCII. Raises ValueError for infinity and NaN, which JSON lacks."""
     return json.dumps(message, allow_nan=False).encode("ascii") + LINE_END
 
 
 def parse_request(data: bytes) -> Request | BadRequest:
-    """Parse one request, which qmp_stream has kept from being nested too deep."""
+    """Parse one request, whose nesting qmp_stream has limited."""
     try:
         value = load(data.decode("utf-8"))
     except UnicodeDecodeError:
@@ -96,7 +96,7 @@ def parse_request(data: bytes) -> Request | BadRequest:
 
 
 def json_error(text: str) -> BadRequest:
-    """The answer to input that is no JSON."""
+    """The answer to input that is not JSON."""
     return BadRequest(f"JSON parse error, {text}")
 
 
@@ -119,8 +119,8 @@ def _check_request(value: Any) -> Request | BadRequest:
 def load(text: str) -> Any:
     """Parse JSON strictly, with QMP's extensions.
 
-    Raises ValueError for what could not be sent back as JSON (duplicate keys, numbers out of range,
-    halves of surrogate pairs), and RecursionError.
+    Raises ValueError for values that could not be sent back as JSON (duplicate keys, numbers out of
+    range, halves of surrogate pairs), and RecursionError.
     """
     value = json.loads(
         _double_quoted(text) if "'" in text else text,
@@ -140,13 +140,13 @@ def load(text: str) -> Any:
 _STRING: Final = re.compile(
     r'"(?P<double>[^"\\]*(?:\\.[^"\\]*)*)"?|' + r"'(?P<single>[^'\\]*(?:\\.[^'\\]*)*)'?", re.DOTALL
 )
-"""One string of either kind, closed or not: whatever it is given, it never goes back."""
+"""A string with either quote, terminated or not. Never backtracks, whatever the input."""
 
 _IN_STRING: Final = re.compile(r"\\.|\"", re.DOTALL)
 
 
 def _double_quoted(text: str) -> str:
-    """Turn QMP's extensions of JSON, single-quoted strings and the escape \\', into plain JSON."""
+    """Convert QMP's extensions, single-quoted strings and the escape \\', to plain JSON."""
     return _STRING.sub(_requote_string, text)
 
 
@@ -182,5 +182,5 @@ def _finite(text: str) -> float:
 def _integer(text: str) -> int:
     try:
         return int(text)
-    except ValueError:  # Python refuses thousands of digits, which take quadratic time
+    except ValueError:  # Python refuses thousands of digits: they take quadratic time
         raise ValueError("number out of range") from None

@@ -1,14 +1,14 @@
-"""QMP's input: a client's bytes, cut into requests. No I/O.
+"""Splits a QMP client's bytes into requests. No I/O.
 
 Where a request ends:
-- It starts at the first byte that is not blank. An object or array ends with its closing bracket;
-  a newline is not waited for, because QEMU's own Python client sends none.
-- A newline ends it in any case. What is left open then is an error, and the next line starts
-  afresh. (QEMU reads on: one lost bracket there swallows the requests behind it.)
+- It starts at the first byte that is not blank. An object or array ends with its closing bracket,
+  without a newline, because QEMU's own Python client sends none.
+- A newline always ends it. Anything still open then is an error, and the next line starts afresh.
+  (QEMU reads on, so that one lost bracket swallows all following requests.)
 - A control character or 0xFF ends it with an error: the specification's way for a client to force
   the parser into a known good state.
-- One that is too long or nested too deep is refused at once; the rest of its line is skipped and
-  never held in memory.
+- A request that is too long or nested too deeply is refused at once; the rest of its line is
+  skipped and never held in memory.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import Final
 from protocol.qmp import BadRequest, Request, json_error, parse_request
 
 MAX_REQUEST_SIZE: Final = 64 << 10
-"""Bytes; the longest request of QMP's balloon commands has less than 300."""
+"""Bytes; the longest request for QMP's balloon commands has fewer than 300."""
 
 MAX_NESTING: Final = 100
-"""Brackets open at once. QEMU allows 1024; Python's own parser would give up before that."""
+"""Brackets open at once. QEMU allows 1024; Python's own parser fails before that."""
 
 
 class _State(enum.Enum):
     BETWEEN = enum.auto()
-    RESET = enum.auto()  # between, after a reset byte: only a bracket starts a request here
+    RESET = enum.auto()  # between, after a reset byte: only a bracket starts a request
     OPEN = enum.auto()
     STRING = enum.auto()
     ESCAPE = enum.auto()
-    WORD = enum.auto()  # a request that no bracket started, so that only a newline can end it
+    WORD = enum.auto()  # a request that starts without a bracket: only a newline ends it
     SKIP = enum.auto()
 
 
@@ -48,14 +48,14 @@ _STOPS: Final = {
     _State.WORD: re.compile(rb"[\n" + _RESET + rb"]"),
     _State.SKIP: re.compile(rb"[\n" + _RESET + rb"]"),
 }
-"""The next byte that matters in a state; the bytes before it are passed over unread."""
+"""The next byte that matters in each state; bytes before it are skipped unread."""
 
 _IDLE: Final = (_State.BETWEEN, _State.RESET, _State.SKIP)
 """States in which nothing is stored."""
 
 
 class RequestParser:
-    """Cuts a client's byte stream into requests. Any bytes in any pieces give an answer."""
+    """Splits a client's byte stream into requests; accepts any bytes, in any pieces."""
 
     def __init__(self) -> None:
         self._state = _State.BETWEEN
@@ -64,7 +64,7 @@ class RequestParser:
         self._quote = b""
 
     def feed(self, data: bytes) -> Iterator[Request | BadRequest]:
-        """Take bytes and yield what they complete. Must be exhausted before the next call."""
+        """Add bytes and yield what they complete. Must be exhausted before the next call."""
         position = 0
         while position < len(data):
             match = _STOPS[self._state].search(data, position)
@@ -81,7 +81,7 @@ class RequestParser:
                 yield found
 
     def close(self) -> Iterator[Request | BadRequest]:
-        """The stream has ended, and with it the last line."""
+        """End the stream, and with it the last line."""
         return self.feed(b"\n")
 
     def _stop(self, byte: bytes) -> Request | BadRequest | None:
@@ -125,7 +125,7 @@ class RequestParser:
         return parse_request(bytes(text)) if waiting else None
 
     def _reset(self, byte: bytes) -> BadRequest | None:
-        known = self._state in (_State.RESET, _State.SKIP)  # this error was answered already
+        known = self._state in (_State.RESET, _State.SKIP)  # this error has been answered
         self._buffer.clear()
         self._state = _State.RESET
         return None if known else json_error(f"stray byte 0x{byte[0]:02X}")

@@ -1,8 +1,8 @@
 """vhost-user: request numbers, feature bits, limits and the message header.
 
-Source: QEMU docs/interop/vhost-user.rst. Numbers are in the machine's byte order there; this
-package supports little-endian hosts only (see vhost_balloon.__main__), so they are written so.
-The payloads live in protocol.vhost_user_payloads.
+Source: QEMU docs/interop/vhost-user.rst. The protocol uses the host's byte order; this package
+supports little-endian hosts only (see vhost_balloon.__main__). vhost_user_payloads.py has the
+payloads.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class HeaderFlag(enum.IntFlag):
 
 
 REPLY_FLAGS: Final = VERSION | HeaderFlag.REPLY
-"""What every reply carries: QEMU compares the whole word, so nothing may be added."""
+"""The flags of every reply. QEMU compares the whole word, so nothing may be added."""
 
 MAX_MEMORY_REGIONS: Final = 509
-"""Slots offered to the front end: what KVM's x86 default of 512 leaves beside QEMU's own three."""
+"""Slots offered to the front end: KVM's x86 default of 512, less QEMU's own three."""
 
 MAX_TABLE_REGIONS: Final = 8
 """Regions that one SET_MEM_TABLE can name (spec: "region0 ... region7")."""
@@ -39,7 +39,7 @@ MAX_FDS: Final = 253
 MAX_PAYLOAD_SIZE: Final = 0x10000
 """Longest payload that is kept; a longer one is skipped, and its request refused.
 
-The longest payload that the specification knows has 2056 bytes (GET_SHMEM_CONFIG's reply)."""
+The longest payload in the specification has 2056 bytes (GET_SHMEM_CONFIG's reply)."""
 
 NO_FD: Final = 1 << 8
 """Bit 8 of a kick, call or err payload: no descriptor comes with the message."""

@@ -4,7 +4,7 @@ Source: QEMU docs/interop/vhost-user.rst, section "Payload". The construct layou
 reference; CONFIG is the fast form of the one payload on the guest's hot path.
 
 Every parse_* function takes the whole payload as bytes and raises PayloadError unless it has
-exactly the size that the layout (and the counts inside it) asks for.
+exactly the size that the layout, with the counts inside it, requires.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ NO_SHMEM: Final = bytes(ShmemConfig.sizeof())
 
 
 class PayloadError(ValueError):
-    """A payload whose size does not fit its layout."""
+    """A payload whose size does not match its layout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class VringAddress:
 
 @dataclass(frozen=True, slots=True)
 class ConfigAccess:
-    """A config-space access: offset and size in bytes, and for writes the bytes."""
+    """A config-space access: offset and size in bytes; payload has the bytes to write."""
 
     offset: int
     size: int
@@ -116,7 +116,7 @@ class ConfigAccess:
 
 
 def _parse(layout: Construct[Any, Any], payload: bytes) -> Any:
-    """Parse all of payload, neither more nor less."""
+    """Parse exactly the whole payload."""
     try:
         value = layout.parse(payload)
     except ConstructError:
@@ -151,7 +151,7 @@ def build_vring_state(index: int, num: int) -> bytes:
 
 
 def parse_vring_fd(payload: bytes) -> tuple[int, bool]:
-    """Return (ring index, whether a descriptor must come along). Bits 9-63 must be 0."""
+    """Return (ring index, whether a descriptor must come with it). Bits 9-63 must be 0."""
     value = parse_u64(payload)
     if value & ~(NO_FD | 0xFF):
         raise PayloadError(f"reserved bits are set in {value:#x}")
@@ -168,7 +168,7 @@ def _region(value: Any) -> Region:
 
 
 def parse_memory_table(payload: bytes) -> list[Region]:
-    """Return 0 to 8 regions. A table that is padded to all eight is fine too."""
+    """Return 0 to 8 regions. A table padded to eight is accepted, too."""
     if len(payload) < 8:
         raise PayloadError(f"{len(payload)} bytes of payload are too few")
     count = int.from_bytes(payload[:4], "little")

@@ -52,7 +52,7 @@ OPTIONAL_QUEUES: Final = (
     (BalloonFeature.FREE_PAGE_HINT, Queue.FREE_PAGE),
     (BalloonFeature.PAGE_REPORTING, Queue.REPORTING),
 )
-"""The optional queues in the order that every numbering convention keeps."""
+"""The optional queues in the order that all numbering conventions share."""
 
 ConfigSpace = Struct(
     "num_pages" / Int32ul,
@@ -71,7 +71,7 @@ CMD_ID_DONE: Final = 1
 
 
 class StatTag(enum.IntEnum):
-    """VIRTIO_BALLOON_S_*: sizes are in bytes, the others are events since the guest's boot."""
+    """VIRTIO_BALLOON_S_*: sizes in bytes; the others count events since the guest's boot."""
 
     SWAP_IN = 0
     SWAP_OUT = 1
@@ -112,7 +112,7 @@ STAT_NAMES: Final[dict[StatTag, str]] = {
 """The keys of QEMU's guest-stats property."""
 
 STAT_UNKNOWN: Final = (1 << 64) - 1
-"""QEMU's value for a statistic that the guest has not given."""
+"""QEMU's value for a statistic that the guest has not provided."""
 
 Stat = Struct("tag" / Int16ul, "value" / Int64ul)
 Stats = GreedyRange(Stat)

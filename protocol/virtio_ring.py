@@ -1,7 +1,7 @@
 """Split virtqueues: sizes, flags and layouts of the three parts of a ring.
 
-Source: virtio specification, "Split Virtqueues". The construct layouts are the reference; the
-struct forms are what the hot path uses, and a property test holds one against the other.
+Source: virtio specification, "Split Virtqueues". The construct layouts are the reference; the hot
+path uses the struct forms, and a property test compares the two.
 """
 
 from __future__ import annotations
