@@ -1,4 +1,4 @@
-"""State that cannot be used: the connection stays, everything is answered and nothing done."""
+"""Unusable state: the connection stays, every request is answered, nothing is done."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vhost_balloon.store.shelf import ENDS
 
 
 def promote(host: Host) -> None:
-    """Have the records be of the next version."""
+    """Make the records those of the next version."""
     for fd in records(host):
         with mmap.mmap(fd, 1024) as page:
             length = int.from_bytes(page[8:12], "little")
@@ -34,7 +34,7 @@ def promote(host: Host) -> None:
 
 
 async def is_inert(host: Host, front_end: FrontEnd) -> None:
-    """Every request is acknowledged, over stop and cont, and nothing is done."""
+    """Check that every request is acknowledged, across stop and cont."""
     assert host.vm()["state"] == "inert"
     with trio.fail_after(10):
         await front_end.enable_rings(False)
@@ -45,7 +45,7 @@ async def is_inert(host: Host, front_end: FrontEnd) -> None:
         await front_end.command(Request.RESET_DEVICE)
 
 
-async def test_damaged_state_leaves_the_connection_and_does_nothing(tmp_path: Path) -> None:
+async def test_damaged_state_leaves_an_inert_connection(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
@@ -55,7 +55,7 @@ async def test_damaged_state_leaves_the_connection_and_does_nothing(tmp_path: Pa
             await is_inert(host, guest.front_end)
             host.manager.kill()
             await is_inert(host, guest.front_end)
-            assert host.manager.restarts == 1, "no crash but the one that was asked for"
+            assert host.manager.restarts == 1, "no crash but the requested one"
         await eventually(lambda: not host.vm()["attached"])
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
@@ -63,7 +63,7 @@ async def test_damaged_state_leaves_the_connection_and_does_nothing(tmp_path: Pa
 
 @asynccontextmanager
 async def damaged(folder: Path, crash: str = "") -> AsyncIterator[tuple[Host, FrontEnd]]:
-    """A VM that is inert; from then on each process is killed at the step."""
+    """An inert VM; each of its processes from then on is killed at the step crash."""
     async with hosting(folder) as host, by_hand(host.path()) as guest:
         host.manager.stop(signal.SIGKILL)
         damage(host)
@@ -100,8 +100,10 @@ async def test_each_request_is_answered_once(tmp_path: Path, step: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
-async def test_what_the_front_end_may_ask_for_again(tmp_path: Path, number: signal.Signals) -> None:
-    """Status, config space, ring bases and a message that came in part, for the next process."""
+async def test_state_that_the_front_end_reads_back_survives(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Status, config space, ring bases and a partial message reach the next process."""
     enable = HEADER.pack(Request.SET_VRING_ENABLE, VERSION | HeaderFlag.NEED_REPLY, 8)
     async with damaged(tmp_path) as (host, front_end):
         await front_end.set_u64(Request.SET_STATUS, 7)
@@ -121,7 +123,9 @@ async def test_what_the_front_end_may_ask_for_again(tmp_path: Path, number: sign
 
 
 @pytest.mark.parametrize("lost", [(".record",), (".shelf",), (".record", ".shelf", ".pipe")])
-async def test_what_the_service_manager_has_lost(tmp_path: Path, lost: tuple[str, ...]) -> None:
+async def test_descriptors_lost_by_the_service_manager(
+    tmp_path: Path, lost: tuple[str, ...]
+) -> None:
     async with hosting(tmp_path) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
@@ -156,7 +160,7 @@ async def test_what_the_service_manager_has_lost(tmp_path: Path, lost: tuple[str
 async def test_a_death_soon_after_the_state_was_lost(
     tmp_path: Path, step: str, lost: Callable[[Host], None]
 ) -> None:
-    """Nobody takes the connection for a new one, on which nothing was said yet."""
+    """The connection is not mistaken for a new one without messages so far."""
     crashes = ("", step, step)
     async with hosting(tmp_path, crashes=crashes) as host, by_hand(host.path()) as guest:
         await guest.inflate([5000])
@@ -167,7 +171,7 @@ async def test_a_death_soon_after_the_state_was_lost(
 
 
 async def test_one_end_of_the_shelf_is_lost(tmp_path: Path) -> None:
-    """The three others are of no use, and are not taken for ends of the next shelf."""
+    """The other three are useless, and are not mistaken for ends of the next shelf."""
     async with hosting(tmp_path) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
@@ -201,7 +205,7 @@ async def test_state_of_a_later_version_discards_nothing(tmp_path: Path) -> None
         await guest.inflate([5001])
 
 
-async def test_a_front_end_that_crashes_the_daemon_is_left_and_the_next_served(
+async def test_a_front_end_that_crashes_the_daemon_becomes_inert_and_the_next_is_served(
     tmp_path: Path,
 ) -> None:
     async with hosting(tmp_path) as host:

@@ -1,4 +1,4 @@
-"""Messages that come in parts."""
+"""Messages that arrive in parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vhost_balloon.front_end.partial import Partial, parse_header
 
 
 def fed(partial: Partial, data: bytes, cuts: list[int]) -> bytes:
-    """Add data as far as it is missing, in parts of at most these sizes, then of any; the rest."""
+    """Add data while some is missing, in parts of at most these sizes; return the rest."""
     sizes = iter(cuts)
     while (missing := partial.missing()) > 0 and data:
         part = data[: min(missing, next(sizes, missing))]
@@ -45,7 +45,7 @@ def test_a_message_is_the_same_in_any_parts(
     assert (len(message.fds), partial.fds) == (2, [])
 
 
-def test_what_is_too_long_is_skipped_and_not_kept() -> None:
+def test_a_payload_that_is_too_long_is_skipped_and_not_kept() -> None:
     size = MAX_PAYLOAD_SIZE * 20
     partial = Partial()
     assert fed(partial, HEADER.pack(5, VERSION, size) + bytes(size) + b"x", [5, 9, 100]) == b"x"
@@ -56,7 +56,7 @@ def test_what_is_too_long_is_skipped_and_not_kept() -> None:
 
 
 @pytest.mark.parametrize("flags", [0, 2, VERSION | 1 << 5, VERSION | 1 << 31])
-def test_what_is_no_header_is_told_at_once(flags: int) -> None:
+def test_invalid_flags_are_refused_at_once(flags: int) -> None:
     partial = Partial()
     partial.add(HEADER.pack(1, flags, 8))
     with pytest.raises(StreamError):
@@ -64,12 +64,12 @@ def test_what_is_no_header_is_told_at_once(flags: int) -> None:
 
 
 @pytest.mark.parametrize("length", range(HEADER_SIZE))
-def test_less_than_a_header_is_none(length: int) -> None:
+def test_fewer_bytes_than_a_header_are_refused(length: int) -> None:
     with pytest.raises(StreamError):
         parse_header(bytes(length))
 
 
-def test_descriptors_of_a_message_that_never_gets_whole_are_closed() -> None:
+def test_closing_an_incomplete_message_closes_its_descriptors() -> None:
     read, write = os.pipe()
     partial = Partial(fds=[OwnedFd(read), OwnedFd(write)])
     held = partial.fds

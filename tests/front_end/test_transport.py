@@ -1,4 +1,4 @@
-"""The transport over a socket pair: which descriptors are a message's, however bytes come."""
+"""The transport over a socket pair: descriptors stay with their message however bytes arrive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vhost_balloon.session.message import carries_fds
 from vhost_balloon.store.shelf import Shelf, shelf_name
 
 Sent = tuple[int, bytes, int]
-"""Request, payload, and how many descriptors come with it."""
+"""Request, payload, number of descriptors."""
 
 KICK = (Request.SET_VRING_KICK, (1).to_bytes(8, "little"), 1)
 NO_KICK = (Request.SET_VRING_KICK, (1 | NO_FD).to_bytes(8, "little"), 0)
@@ -32,7 +32,7 @@ FEATURES = (Request.GET_FEATURES, b"", 0)
 
 
 def send(sock: socket.socket, sent: Sent, marks: list[int], cuts: Sequence[int]) -> None:
-    """Send a message in parts; descriptors, each a file whose size is its mark, with the first."""
+    """Send a message in parts, the descriptors with the first; each is a file of a unique size."""
     request, payload, count = sent
     data = HEADER.pack(request, VERSION, len(payload)) + payload
     files = [memfd(len(marks) + 1 + n) for n in range(count)]
@@ -48,7 +48,7 @@ def send(sock: socket.socket, sent: Sent, marks: list[int], cuts: Sequence[int])
 async def exchange(
     messages: Sequence[Sent], cuts: Sequence[Sequence[int]], shelf: Shelf | None = None
 ) -> None:
-    """All is sent before any of it is received."""
+    """Send all messages, then receive them."""
     ours, theirs = socket.socketpair()
     with theirs:
         transport = Transport(OwnedFd(ours.detach()), shelf)
@@ -96,7 +96,7 @@ def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf | None]:
 async def test_descriptors_stay_with_their_message(
     messages: list[Sent], cut: tuple[int, ...], shelf: Shelf | None
 ) -> None:
-    """Also those that should not be there, and where one that should is missing."""
+    """Also if unexpected ones come, or an expected one is missing."""
     await exchange(messages, [cut] * len(messages), shelf)
 
 
@@ -124,7 +124,7 @@ def test_messages_in_any_parts(items: list[tuple[int, bytes, int, list[int]]]) -
 
 
 class Waiting:
-    """A front end that has sent a message whose descriptors find no room."""
+    """A front end whose message's descriptors find no room on the shelf."""
 
     def __init__(self, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shelf = shelf
@@ -169,7 +169,7 @@ CUTS = pytest.mark.parametrize("cut", [(), (14, 2)], ids=["whole", "parts"])
 
 
 @CUTS
-async def test_a_message_without_room_waits_in_the_socket_and_goes_on(
+async def test_a_message_waits_in_the_socket_until_the_shelf_has_room(
     waiting: Waiting, cut: tuple[int, ...], autojump_clock: MockClock, log_lines: LogLines
 ) -> None:
     send(waiting.theirs, MEMORY, waiting.marks, cut)
@@ -178,7 +178,7 @@ async def test_a_message_without_room_waits_in_the_socket_and_goes_on(
         await waiting.transport.receive()
     assert scope.cancelled_caught
     assert waiting.in_socket() == sent
-    assert open_fds() == before, "what was looked at is closed"
+    assert open_fds() == before, "descriptors that were peeked at are closed"
     assert waiting.tries > 100
     assert len(log_lines.having("warning: a message has to wait: no room on the shelf")) <= 2
     waiting.is_full = False
@@ -191,7 +191,7 @@ async def test_a_message_without_room_waits_in_the_socket_and_goes_on(
 
 
 @CUTS
-async def test_room_that_comes_while_a_message_waits(
+async def test_a_waiting_message_is_taken_soon_after_there_is_room(
     waiting: Waiting, cut: tuple[int, ...], autojump_clock: MockClock
 ) -> None:
     send(waiting.theirs, MEMORY, waiting.marks, cut)
@@ -235,6 +235,6 @@ OTHER_FDS = {"SET_MEM_TABLE", "SET_BACKEND_REQ_FD", "ADD_MEM_REG", "REM_MEM_REG"
 
 @pytest.mark.parametrize("request_", Request)
 def test_which_requests_carry_descriptors(request_: Request) -> None:
-    """SET_VRING_KICK and the like say so in a bit of their payload."""
+    """SET_VRING_KICK, CALL and ERR have a bit for it in their payload."""
     assert carries_fds(request_, bytes(8)) is (request_.name in VRING_FDS | OTHER_FDS)
     assert carries_fds(request_, NO_FD.to_bytes(8, "little")) is (request_.name in OTHER_FDS)

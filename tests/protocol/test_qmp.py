@@ -1,4 +1,4 @@
-"""protocol.qmp and protocol.qmp_stream: what is sent, and how input is cut into requests."""
+"""Messages that are sent, and input that is split into requests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_event_splits_its_timestamp() -> None:
     }
 
 
-def test_nothing_that_json_does_not_have_is_sent() -> None:
+def test_infinity_is_not_sent() -> None:
     with pytest.raises(ValueError, match="JSON"):
         qmp.encode({"value": float("inf")})
 
@@ -150,15 +150,15 @@ def test_a_request_needs_no_newline(data: bytes, expected: Results) -> None:
     assert parse([data, PROBE], close=False) == [*expected, Request("probe")]
 
 
-def test_the_deepest_nesting_that_is_allowed() -> None:
+def test_the_deepest_nesting_allowed() -> None:
     inner = MAX_NESTING - 1
     data = b'{"execute":"a","id":' + b"[" * inner + b"]" * inner + b"}"
     (request,) = parse([data])
     assert isinstance(request, Request)
-    assert json.loads(qmp.encode(qmp.success({}, request.reply_id)))["id"]  # and goes back
+    assert json.loads(qmp.encode(qmp.success({}, request.reply_id)))["id"]  # and can be sent back
 
 
-def test_the_longest_request_that_is_allowed() -> None:
+def test_the_longest_request_allowed() -> None:
     frame = b'{"execute":"a","id":"%s"}'
     fits = frame % (b"x" * (MAX_REQUEST_SIZE - len(frame) + 2))
     assert len(fits) == MAX_REQUEST_SIZE
@@ -200,7 +200,7 @@ def test_any_bytes_in_any_pieces_give_the_same_answers(pieces: list[bytes]) -> N
 
 
 @given(st.lists(PIECES, max_size=8))
-def test_after_any_bytes_a_newline_makes_a_fresh_start(pieces: list[bytes]) -> None:
+def test_a_newline_after_any_bytes_starts_afresh(pieces: list[bytes]) -> None:
     assert parse([*pieces, b"\n", PROBE], close=False)[-1] == Request("probe")
 
 
@@ -216,7 +216,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.booleans())
-def test_any_id_comes_back_as_it_was(value: qmp.Json, ascii_only: bool) -> None:
+def test_any_id_is_returned_unchanged(value: qmp.Json, ascii_only: bool) -> None:
     line = json.dumps({"execute": "a", "id": value}, ensure_ascii=ascii_only).encode()
     (request,) = parse([line])
     assert json.loads(qmp.encode(qmp.success({}, request.reply_id)))["id"] == value

@@ -1,4 +1,4 @@
-"""vhost-user on the wire: every number and layout as typed from docs/interop/vhost-user.rst."""
+"""vhost-user on the wire: numbers and layouts as copied from docs/interop/vhost-user.rst."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def numbered(text: str) -> dict[str, int]:
     return {name: int(number) for number, name in zip(words[::2], words[1::2], strict=True)}
 
 
-def test_the_numbers_are_the_specs() -> None:
+def test_numbers_match_the_specification() -> None:
     assert {r.name: r.value for r in vu.Request} == numbered(REQUESTS)
     assert {r.name: r.value for r in vu.BackendRequest} == numbered(BACKEND_REQUESTS)
     bits = {name: 1 << bit for name, bit in numbered(PROTOCOL_BITS).items()}
@@ -133,13 +133,15 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("name", "layout", "golden", "value"), LAYOUTS)
-def test_a_layout_is_the_specs_both_ways(name: str, layout: Any, golden: str, value: Any) -> None:
+def test_a_layout_matches_the_specification_both_ways(
+    name: str, layout: Any, golden: str, value: Any
+) -> None:
     data = bytes.fromhex(golden)
     assert layout.build(value) == data
     assert plain(layout.parse(data)) == value
 
 
-def test_parsed_values_have_every_field_in_its_place() -> None:
+def test_parsed_values_have_each_field_in_its_place() -> None:
     by_name = {name: bytes.fromhex(golden) for name, _, golden, _ in LAYOUTS}
     region = p.Region(**REGION)
     assert p.parse_vring_state(by_name["vring state"]) == (2, 256)
@@ -204,7 +206,7 @@ def test_a_payload_of_any_other_size_is_refused(parse: Any, size: int) -> None:
     "payload",
     [
         bytes(7),
-        b"\x01" + bytes(7),  # names a region and has none
+        b"\x01" + bytes(7),  # names a region but has none
         b"\x01" + bytes(7 + 31),
         b"\x01" + bytes(7 + 64),
         b"\x09" + bytes(7 + 9 * 32),  # more than the spec's eight
@@ -225,14 +227,14 @@ def test_a_config_access_whose_size_and_payload_differ_is_refused(size: int) -> 
 
 
 @given(st.binary(max_size=400))
-def test_any_payload_is_parsed_or_is_a_payload_error(payload: bytes) -> None:
+def test_any_payload_is_parsed_or_raises_payload_error(payload: bytes) -> None:
     for parse in (*(parse for parse, _ in SIZED), p.parse_memory_table, p.parse_config):
         with contextlib.suppress(p.PayloadError):
             parse(payload)
 
 
 @given(st.tuples(*[st.integers(0, 0xFFFF_FFFF)] * 3))
-def test_the_fast_forms_are_the_layouts(words: tuple[int, int, int]) -> None:
+def test_the_fast_forms_match_the_layouts(words: tuple[int, int, int]) -> None:
     request, flags, size = words
     assert vu.HEADER.pack(*words) == vu.Header.build(
         {"request": request, "flags": flags, "size": size}

@@ -1,4 +1,4 @@
-"""The balloon's wire formats: as typed from the virtio specification and Linux's uapi header."""
+"""The balloon's wire formats, as copied from the virtio specification and Linux's uapi header."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def test_a_statistics_buffer() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, vb.STAT_UNKNOWN))))
-def test_the_fast_statistics_are_the_layout(entries: list[tuple[int, int]]) -> None:
+def test_the_fast_statistics_match_the_layout(entries: list[tuple[int, int]]) -> None:
     data = b"".join(vb.STAT.pack(tag, value) for tag, value in entries)
     assert data == vb.Stats.build([{"tag": tag, "value": value} for tag, value in entries])
     assert list(vb.STAT.iter_unpack(data)) == entries
 
 
 @given(st.tuples(*[st.integers(0, 0xFFFF_FFFF)] * 4))
-def test_the_fast_config_space_is_the_layout(words: tuple[int, int, int, int]) -> None:
+def test_the_fast_config_space_matches_the_layout(words: tuple[int, int, int, int]) -> None:
     parsed = vb.ConfigSpace.parse(vb.CONFIG_SPACE.pack(*words))
     assert words == (
         parsed.num_pages,

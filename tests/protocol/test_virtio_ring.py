@@ -1,4 +1,4 @@
-"""Split rings in memory: as typed from the virtio specification, "Split Virtqueues"."""
+"""Split rings in memory, as copied from the virtio specification, "Split Virtqueues"."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_limits_and_alignments() -> None:
 
 
 @given(U64, U32, U16, U16)
-def test_the_fast_descriptor_is_the_layout(
+def test_the_fast_descriptor_matches_the_layout(
     address: int, length: int, flags: int, following: int
 ) -> None:
     data = vr.DESCRIPTOR.pack(address, length, flags, following)
@@ -97,7 +97,7 @@ def test_the_fast_descriptor_is_the_layout(
 
 
 @given(U32, U32)
-def test_the_fast_used_element_is_the_layout(head: int, length: int) -> None:
+def test_the_fast_used_element_matches_the_layout(head: int, length: int) -> None:
     assert vr.USED_ELEMENT.pack(head, length) == vr.UsedElement.build(
         {"id": head, "length": length}
     )

@@ -36,7 +36,7 @@ def test_what_is_offered(fresh: PureFrontEnd) -> None:
     assert not offered & (1 << 14 | 1 << 17 | 1 << 21)
 
 
-def test_a_feature_that_is_switched_off_is_not_offered() -> None:
+def test_a_disabled_feature_is_not_offered() -> None:
     front_end = PureFrontEnd(offered=int(BalloonFeature.STATS_VQ))
     assert front_end.send(R.GET_FEATURES) == U64(2 | TRANSPORT_FEATURES)
 
@@ -54,7 +54,7 @@ def test_protocol_features_that_were_not_offered_are_refused(fresh: PureFrontEnd
     assert fresh.session.protocol_features == 0
 
 
-def test_the_balloon_learns_what_was_negotiated(fresh: PureFrontEnd) -> None:
+def test_the_balloon_learns_the_negotiated_features(fresh: PureFrontEnd) -> None:
     fresh.send(R.SET_FEATURES, U64(0x11))
     assert fresh.session.features == fresh.balloon.features == 0x11
     assert fresh.effects == [effects.RingsChanged()]
@@ -63,7 +63,7 @@ def test_the_balloon_learns_what_was_negotiated(fresh: PureFrontEnd) -> None:
 # Config space and status
 
 
-def test_a_guests_write_is_told_and_only_a_change_is(front_end: PureFrontEnd) -> None:
+def test_only_a_write_that_changes_actual_is_reported(front_end: PureFrontEnd) -> None:
     for _ in range(2):
         assert front_end.send(R.SET_CONFIG, actual(5), need_reply=True) == ACK
     assert front_end.took(effects.ActualChanged) == 1
@@ -86,7 +86,7 @@ def test_config_flags_other_than_migration_are_refused(front_end: PureFrontEnd) 
 
 
 @pytest.mark.parametrize(("offset", "unread"), [(0, False), (3, False), (4, True), (12, True)])
-def test_num_pages_counts_as_read_once_it_was(
+def test_only_an_access_to_num_pages_counts_as_reading_it(
     front_end: PureFrontEnd, offset: int, unread: bool
 ) -> None:
     front_end.session.config_unread = True
@@ -117,7 +117,7 @@ def test_a_reset_stops_everything_and_forgets_the_driver(
     assert not any(map(front_end.session.is_enabled, range(5)))
     assert front_end.send(R.GET_VRING_BASE, STATE(0, 0)) == STATE(0, 0)
     start_all(front_end, {0: 0, 1: 0})
-    assert front_end.took(effects.NewDriver) == 0  # said already
+    assert front_end.took(effects.NewDriver) == 0  # reported already
 
 
 def test_a_status_has_eight_bits(front_end: PureFrontEnd) -> None:
@@ -126,6 +126,6 @@ def test_a_status_has_eight_bits(front_end: PureFrontEnd) -> None:
     assert front_end.send(R.GET_STATUS) == U64(0xFF)
 
 
-def test_set_owner_is_taken(fresh: PureFrontEnd) -> None:
+def test_set_owner_is_accepted(fresh: PureFrontEnd) -> None:
     assert fresh.send(R.SET_OWNER) is None
     assert not fresh.session.config_unread

@@ -32,13 +32,13 @@ def test_regions_are_added_and_removed(front_end: PureFrontEnd) -> None:
     assert front_end.balloon.memory_size == 2 * GIB
     same = Region(MEMORY.guest_address, MEMORY.size, MEMORY.user_address, 12345)
     assert front_end.send(R.REM_MEM_REG, region(same), fds=1, need_reply=True) == ACK
-    assert front_end.fds_left == 1  # accepted and not used: whoever received it closes it
+    assert front_end.fds_left == 1  # accepted but unused: the receiver closes it
     assert front_end.session.regions == front_end.regions == [above]
     assert front_end.balloon.memory_size == GIB
 
 
 @pytest.mark.parametrize("field", ["guest_address", "size", "user_address"])
-def test_a_region_that_is_not_there_cannot_be_removed(front_end: PureFrontEnd, field: str) -> None:
+def test_an_unknown_region_cannot_be_removed(front_end: PureFrontEnd, field: str) -> None:
     other = dataclasses.replace(MEMORY, **{field: getattr(MEMORY, field) + PAGE})
     assert front_end.send(R.REM_MEM_REG, region(other), need_reply=True) == NACK
     assert front_end.session.regions == [MEMORY]
@@ -69,7 +69,7 @@ def test_memory_that_cannot_be_mapped_changes_nothing(
     assert front_end.fds_left == 1
 
 
-def test_there_are_as_many_slots_as_were_announced(fresh: PureFrontEnd) -> None:
+def test_as_many_slots_as_announced(fresh: PureFrontEnd) -> None:
     fresh.negotiate()
     for slot in range(MAX_MEMORY_REGIONS):
         fresh.send(R.ADD_MEM_REG, region(Region(slot * GIB, GIB, slot * GIB, 0)), fds=1)
@@ -79,7 +79,7 @@ def test_there_are_as_many_slots_as_were_announced(fresh: PureFrontEnd) -> None:
     assert len(fresh.refusals) == 1
 
 
-def test_hot_plug_moves_num_pages_and_the_account(front_end: PureFrontEnd) -> None:
+def test_hot_plug_changes_num_pages_and_actual(front_end: PureFrontEnd) -> None:
     front_end.balloon.set_target(GIB)
     front_end.send(R.SET_CONFIG, actual(5))
     front_end.effects.clear()

@@ -26,17 +26,17 @@ from vhost_balloon.session import effects
 
 
 @pytest.mark.parametrize("size", [0, 3, 65, 32769, 65536, 0x8000_0000])
-def test_a_queue_size_that_no_ring_has_is_refused(front_end: PureFrontEnd, size: int) -> None:
+def test_an_invalid_queue_size_is_refused(front_end: PureFrontEnd, size: int) -> None:
     assert front_end.send(R.SET_VRING_NUM, STATE(0, size), need_reply=True) == NACK
 
 
 @pytest.mark.parametrize("size", [1, 64, 32768])
-def test_a_power_of_two_up_to_32768_is_a_queue_size(front_end: PureFrontEnd, size: int) -> None:
+def test_a_queue_size_is_a_power_of_two_up_to_32768(front_end: PureFrontEnd, size: int) -> None:
     assert front_end.send(R.SET_VRING_NUM, STATE(0, size), need_reply=True) == ACK
 
 
 @pytest.mark.parametrize(("part", "good", "bad"), [(0, 16, 8), (1, 4, 2), (2, 2, 1)])
-def test_ring_addresses_are_aligned(
+def test_ring_addresses_must_be_aligned(
     front_end: PureFrontEnd, part: int, good: int, bad: int
 ) -> None:
     for shift, reply in ((good, ACK), (bad, NACK)):
@@ -73,7 +73,7 @@ def test_there_are_five_rings(front_end: PureFrontEnd, request_: Request, index:
     assert front_end.refusals == [f"ring {index & 0xFF if by_u64 else index} does not exist"]
 
 
-def test_a_ring_starts_at_its_kick_with_what_was_said_of_it(front_end: PureFrontEnd) -> None:
+def test_a_kick_starts_a_ring_as_it_was_set_up(front_end: PureFrontEnd) -> None:
     set_up(front_end, 1, base=9)
     assert front_end.fds_left == 0
     start, changed, call = front_end.effects
@@ -100,7 +100,7 @@ def test_a_ring_without_size_or_address_does_not_start(
     assert front_end.session.started == []
 
 
-def test_a_ring_that_would_have_to_be_polled_does_not_start(front_end: PureFrontEnd) -> None:
+def test_a_ring_that_needs_polling_does_not_start(front_end: PureFrontEnd) -> None:
     set_up(front_end, 0)
     front_end.send(R.GET_VRING_BASE, STATE(0, 0))
     for fds in (0, 1):
@@ -111,7 +111,7 @@ def test_a_ring_that_would_have_to_be_polled_does_not_start(front_end: PureFront
 @pytest.mark.parametrize(
     ("request_", "kind"), [(R.SET_VRING_CALL, effects.SetCall), (R.SET_VRING_ERR, effects.SetErr)]
 )
-def test_call_and_err_are_set_or_taken_away(
+def test_call_and_err_are_set_or_removed(
     front_end: PureFrontEnd, request_: Request, kind: type[effects.SetCall | effects.SetErr]
 ) -> None:
     front_end.send(request_, U64(3), fds=1)
@@ -121,7 +121,7 @@ def test_call_and_err_are_set_or_taken_away(
     assert (given.index, given.fd is None, taken) == (3, False, kind(3, None))
 
 
-def test_a_ring_that_cannot_be_laid_over_memory_does_not_start(front_end: PureFrontEnd) -> None:
+def test_a_ring_outside_memory_does_not_start(front_end: PureFrontEnd) -> None:
     front_end.failing = effects.StartRing
     set_up(front_end, 0)
     assert front_end.session.suspended
@@ -131,7 +131,7 @@ def test_a_ring_that_cannot_be_laid_over_memory_does_not_start(front_end: PureFr
     assert front_end.session.started == [0]
 
 
-def test_a_started_ring_takes_a_new_kick_and_no_other_shape(front_end: PureFrontEnd) -> None:
+def test_a_started_ring_accepts_a_new_kick_but_no_new_layout(front_end: PureFrontEnd) -> None:
     set_up(front_end, 0, base=3)
     front_end.effects.clear()
     set_up(front_end, 0, base=3)  # the same again is harmless
@@ -143,10 +143,10 @@ def test_a_started_ring_takes_a_new_kick_and_no_other_shape(front_end: PureFront
     assert front_end.refusals == ["ring is started"] * 3
 
 
-def test_a_stopped_ring_gives_its_base_back_and_goes_on_from_it(front_end: PureFrontEnd) -> None:
+def test_a_stopped_ring_returns_its_base_and_continues_from_it(front_end: PureFrontEnd) -> None:
     set_up(front_end, 2, base=3)
     front_end.bases = {2: 41}
-    for _ in range(2):  # asked again it says the same
+    for _ in range(2):  # a second request returns the same
         assert front_end.send(R.GET_VRING_BASE, STATE(2, 0)) == STATE(2, 41)
     assert front_end.effects[-2:] == [effects.StopRing(2), effects.RingsChanged()]
     assert front_end.took(effects.StopRing) == 1
@@ -163,7 +163,7 @@ def test_without_protocol_features_a_ring_starts_enabled(fresh: PureFrontEnd) ->
     assert fresh.session.is_enabled(0)
 
 
-def test_reset_owner_disables_and_stops_nothing(front_end: PureFrontEnd) -> None:
+def test_reset_owner_disables_rings_without_stopping_them(front_end: PureFrontEnd) -> None:
     start_all(front_end, {0: 0, 1: 0})
     front_end.effects.clear()
     front_end.send(R.RESET_OWNER)
@@ -173,7 +173,7 @@ def test_reset_owner_disables_and_stops_nothing(front_end: PureFrontEnd) -> None
 
 
 @pytest.mark.parametrize("value", [2, 0xFFFF_FFFF])
-def test_a_ring_is_enabled_or_not(front_end: PureFrontEnd, value: int) -> None:
+def test_enable_is_0_or_1(front_end: PureFrontEnd, value: int) -> None:
     assert front_end.send(R.SET_VRING_ENABLE, STATE(0, value), need_reply=True) == NACK
 
 

@@ -65,7 +65,7 @@ VALID: list[tuple[Request, bytes, int, bytes | None]] = [
 
 
 @pytest.mark.parametrize(("request_", "payload", "fds", "reply"), VALID)
-def test_a_reply_is_sent_where_there_is_one_and_an_ack_only_where_asked_for(
+def test_requests_with_a_reply_get_it_and_others_get_an_ack_on_request(
     front_end: PureFrontEnd, request_: Request, payload: bytes, fds: int, reply: bytes | None
 ) -> None:
     assert front_end.send(request_, payload, fds) == reply
@@ -95,7 +95,7 @@ GATES = [
     ("request_", "payload", "fds"),
     [row[:3] for row in VALID if row[0] not in [request for _, request in GATES]],
 )
-def test_what_belongs_to_no_protocol_feature_needs_none(
+def test_base_requests_need_no_protocol_feature(
     fresh: PureFrontEnd, request_: Request, payload: bytes, fds: int
 ) -> None:
     fresh.send(request_, payload, fds)
@@ -121,7 +121,7 @@ ALWAYS_ANSWERED = {
     R.GET_QUEUE_NUM: U64(0),
     R.GET_MAX_MEM_SLOTS: U64(0),
     R.GET_STATUS: U64(0),
-    R.GET_CONFIG: b"",  # the spec: no payload says that there was an error
+    R.GET_CONFIG: b"",  # spec: no payload means an error
     R.GET_INFLIGHT_FD: bytes(20),
     R.GET_SHMEM_CONFIG: bytes(2056),
     R.SET_DEVICE_STATE_FD: U64(0x101),  # an error, and no descriptor
@@ -134,7 +134,7 @@ ALWAYS_ANSWERED = {
 
 @pytest.mark.parametrize("need_reply", [False, True])
 @pytest.mark.parametrize("request_", [*Request, 0, 46, 0xFFFF_FFFF])
-def test_what_is_refused_is_answered_where_an_answer_is_waited_for(
+def test_a_refusal_is_answered_if_the_front_end_waits_for_an_answer(
     front_end: PureFrontEnd, request_: int, need_reply: bool
 ) -> None:
     nack = NACK if need_reply else None
@@ -153,15 +153,13 @@ def test_without_reply_ack_nothing_is_acknowledged(fresh: PureFrontEnd) -> None:
 
 
 @pytest.mark.parametrize("request_", [R.SET_LOG_BASE, R.SET_INFLIGHT_FD, R.SET_DEVICE_STATE_FD])
-def test_what_is_not_offered_yet_is_refused_cleanly(
-    front_end: PureFrontEnd, request_: Request
-) -> None:
+def test_unsupported_requests_are_refused(front_end: PureFrontEnd, request_: Request) -> None:
     front_end.send(request_, bytes(16), fds=1, need_reply=True)
     assert front_end.refusals == ["not supported"]
 
 
 @pytest.mark.parametrize(("feature", "request_"), GATES)
-def test_a_request_of_a_feature_that_was_not_negotiated_is_refused(
+def test_a_request_whose_feature_was_not_negotiated_is_refused(
     fresh: PureFrontEnd, feature: ProtocolFeature, request_: Request
 ) -> None:
     fresh.negotiate(protocol_features=PROTOCOL_FEATURES & ~feature)
@@ -178,7 +176,7 @@ def test_a_request_of_a_feature_that_was_not_negotiated_is_refused(
         Message(R.SET_OWNER, VERSION | HeaderFlag.NEED_REPLY | HeaderFlag.REPLY),
     ],
 )
-def test_a_message_that_was_not_received_whole_or_is_a_reply_is_refused(
+def test_an_incomplete_message_or_a_reply_is_refused(
     front_end: PureFrontEnd, message: Message
 ) -> None:
     assert front_end.deliver(message) == NACK
@@ -186,7 +184,7 @@ def test_a_message_that_was_not_received_whole_or_is_a_reply_is_refused(
 
 
 @pytest.mark.parametrize(("request_", "payload", "fds"), [row[:3] for row in VALID])
-def test_a_descriptor_too_many_or_too_few_is_refused(
+def test_one_descriptor_too_many_or_too_few_is_refused(
     front_end: PureFrontEnd, request_: Request, payload: bytes, fds: int
 ) -> None:
     front_end.send(request_, payload, fds + 1 + (request_ == R.REM_MEM_REG))
@@ -196,7 +194,7 @@ def test_a_descriptor_too_many_or_too_few_is_refused(
     assert front_end.effects == []
 
 
-# Lives of a driver, as QEMU tells them
+# Driver starts, stops and reboots, in the messages that QEMU sends
 
 
 def inflated(front_end: PureFrontEnd, rings: int = 4) -> None:
@@ -205,7 +203,7 @@ def inflated(front_end: PureFrontEnd, rings: int = 4) -> None:
     front_end.effects.clear()
 
 
-def test_a_first_start_is_no_news_of_a_driver(front_end: PureFrontEnd) -> None:
+def test_a_first_start_is_not_a_new_driver(front_end: PureFrontEnd) -> None:
     start_all(front_end, {0: 0, 1: 0, 2: 0, 3: 0})
     assert front_end.took(effects.NewDriver) == 0
 
@@ -237,7 +235,7 @@ def test_after_a_reboot_the_balloon_is_empty_and_the_target_stays(
     assert front_end.took(effects.NewDriver) == 0  # nothing was used in between
 
 
-def test_a_reset_settles_whose_rings_they_were(front_end: PureFrontEnd) -> None:
+def test_after_a_reset_the_next_start_is_not_a_new_driver_again(front_end: PureFrontEnd) -> None:
     inflated(front_end)
     stop_all(front_end, {0: 10, 1: 0, 2: 3, 3: 7})
     front_end.send(R.RESET_DEVICE)
@@ -246,7 +244,7 @@ def test_a_reset_settles_whose_rings_they_were(front_end: PureFrontEnd) -> None:
     assert front_end.took(effects.NewDriver) == 0
 
 
-def test_an_index_that_wrapped_to_0_is_no_new_driver(front_end: PureFrontEnd) -> None:
+def test_an_index_that_wrapped_to_0_is_not_a_new_driver(front_end: PureFrontEnd) -> None:
     inflated(front_end)
     bases = {0: 0, 1: 2, 2: 3, 3: 7}
     stop_all(front_end, bases)
@@ -259,7 +257,7 @@ def test_an_index_that_wrapped_to_0_is_no_new_driver(front_end: PureFrontEnd) ->
 def test_a_front_end_may_start_and_enable_its_rings_one_by_one(
     fresh: PureFrontEnd, new_driver: bool, protocol_features: bool
 ) -> None:
-    """Ring 0 alone proves nothing where it was never used: the next one shows it."""
+    """Ring 0 alone proves nothing if it was never used: the next ring decides."""
     fresh.negotiate(features=EVERY_FEATURE if protocol_features else 0x3F)
     inflated(fresh)
     bases = {0: 0, 1: 2, 2: 3, 3: 0}
@@ -272,7 +270,7 @@ def test_a_front_end_may_start_and_enable_its_rings_one_by_one(
 
 
 def test_qemus_messages_from_its_start_to_its_end() -> None:
-    """The order and the acks that QEMU 11.1 was seen to have, with reporting at ring 3."""
+    """Order and acks as observed with QEMU 11.1, with reporting at ring 3."""
     front_end = PureFrontEnd()
     bits = 0x27 | TRANSPORT_FEATURES
     assert front_end.send(R.GET_FEATURES) == U64(EVERY_FEATURE)
@@ -329,7 +327,7 @@ MESSAGES = st.one_of(
     st.lists(st.tuples(MESSAGES, st.integers(0, 15), st.booleans()), max_size=40),
     st.sampled_from([None, effects.StartRing, effects.AddRegion, effects.SetCall]),
 )
-def test_any_messages_leave_a_session_that_agrees_with_the_world(
+def test_any_messages_leave_the_session_consistent_with_its_effects(
     messages: list[tuple[tuple[int, bytes, int], int, bool]], failing: type[effects.Effect] | None
 ) -> None:
     front_end = PureFrontEnd()
