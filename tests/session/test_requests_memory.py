@@ -22,8 +22,6 @@ from tests.support.fakes.pure_front_end import (
 from tests.support.helpers import GIB, PAGE
 from vhost_balloon.session import effects
 
-# Memory
-
 
 def test_regions_are_added_and_removed(front_end: PureFrontEnd) -> None:
     above = Region(4 * GIB, GIB, 0x7F10_0000_0000, GIB)

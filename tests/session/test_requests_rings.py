@@ -22,8 +22,6 @@ from tests.support.fakes.pure_front_end import (
 )
 from vhost_balloon.session import effects
 
-# Rings
-
 
 @pytest.mark.parametrize("size", [0, 3, 65, 32769, 65536, 0x8000_0000])
 def test_an_invalid_queue_size_is_refused(front_end: PureFrontEnd, size: int) -> None:
