@@ -21,6 +21,7 @@ from tests.support.helpers import memfd
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.transport import SHELF_PAUSE, Transport
 from vhost_balloon.session.message import carries_fds
+from vhost_balloon.store.journal import Journal, Phase
 from vhost_balloon.store.shelf import Shelf, shelf_name
 
 Sent = tuple[int, bytes, int]
@@ -50,8 +51,9 @@ async def exchange(
 ) -> None:
     """Send all messages, then receive them."""
     ours, theirs = socket.socketpair()
+    journal = Journal(memoryview(bytearray(3 << 16)))
     with theirs:
-        transport = Transport(OwnedFd(ours.detach()), shelf)
+        transport = Transport(OwnedFd(ours.detach()), shelf, journal)
         marks: list[int] = []
         for sent, parts in zip(messages, cuts, strict=True):
             send(theirs, sent, marks, parts)
@@ -65,7 +67,13 @@ async def exchange(
             if message.fds_lost:  # its request is refused
                 assert count > MAX_TABLE_REGIONS or not carries_fds(request, payload)
             assert found == marks[: len(found)]
-            assert shelf is None or all(map(shelf_name, message.fds))
+            entry = journal.latest()
+            assert entry is not None
+            assert entry.phase is Phase.TAKEN
+            assert entry.request == HEADER.pack(request, VERSION, len(payload)) + payload
+            lost = ("lost",) if message.fds_lost else ()
+            if shelf is not None:
+                assert entry.names == (*map(shelf_name, message.fds), *lost)
             del marks[:count]
             message.close()
         transport.close()
