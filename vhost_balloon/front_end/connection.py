@@ -106,7 +106,7 @@ class FrontEndConnection:
             self.balloon.set_target(self._settings.target)
         self.session = Session(self.balloon, self._settings.offered)
         self._pid = transport.peer_pid() if peer_connected else None
-        self._device = AttachedGuest(
+        self._guest = AttachedGuest(
             self.balloon,
             vm.counters,
             self._settings.policy,
@@ -117,8 +117,8 @@ class FrontEndConnection:
             report_limit=_report_limit(self._settings.report_rate),
             counted=lambda: vm.counted.set(),
         )
-        self._rings = RingSet(self._device, self.session, nursery)
-        self._executor = EffectExecutor(self.session, self._device, self._rings, vm.actual_changed)
+        self._rings = RingSet(self._guest, self.session, nursery)
+        self._executor = EffectExecutor(self.session, self._guest, self._rings, vm.actual_changed)
         self._transport = transport
         self._nursery = nursery
         transport.stalled = self._stalled
@@ -129,7 +129,7 @@ class FrontEndConnection:
                 transport,
                 self.session,
                 self._rings,
-                lambda: self._device.memory,
+                lambda: self._guest.memory,
                 lambda: self._executor.channel,
                 peer_connected,
             ),
@@ -144,7 +144,7 @@ class FrontEndConnection:
 
     async def resume(self, left: Left) -> None:
         """Go on with a front end that another process served; serve() answers what that left."""
-        areas, memory = left.documents, self._device.memory
+        areas, memory = left.documents, self._guest.memory
         memory.replace(left.memory.regions)
         restore_session(self.session, areas["connection"]["session"])
         self.session.regions = [mapped.region for mapped in memory.regions]
@@ -152,7 +152,7 @@ class FrontEndConnection:
         self.balloon.memory_size = memory.size
         restore_stats(self.balloon.stats, areas["stats"], clock_offset())
         self._executor.channel = left.channel
-        self.keeper.foreign = self._device.foreign = left.foreign
+        self.keeper.foreign = self._guest.foreign = left.foreign
         self._rings.calls.update(left.calls)
         self._rings.errs.update(left.errs)
         for ring in left.rings:
@@ -169,7 +169,7 @@ class FrontEndConnection:
 
     async def serve(self) -> None:
         """Answer messages until the connection ends, then stop and release everything."""
-        self._device.look_for_pins(trio.current_time())
+        self._guest.look_for_pins(trio.current_time())
         self._nursery.start_soon(self._poll_stats)
         try:
             await self._conversation.run()
@@ -180,7 +180,7 @@ class FrontEndConnection:
         finally:
             with trio.CancelScope(shield=True):
                 await self._executor.close()
-            self._device.pins.close()
+            self._guest.pins.close()
 
     async def _answer(self, message: Message) -> bytes | None:
         try:
@@ -223,7 +223,7 @@ class FrontEndConnection:
 
     def pause(self, paused: bool) -> None:
         """Acknowledge reports without discarding them, or discard them again."""
-        self._device.paused = paused
+        self._guest.paused = paused
 
     # Statistics
 
@@ -244,7 +244,7 @@ class FrontEndConnection:
 
     def _pause_reasons(self) -> tuple[str, ...]:
         """Why reports are not discarded, as of the last one."""
-        refusal = self._device.refusal(Queue.REPORTING)
+        refusal = self._guest.refusal(Queue.REPORTING)
         return () if refusal is None else (OPERATOR if refusal == Refusal.PAUSED else refusal,)
 
     async def _poll_stats(self) -> None:
@@ -258,7 +258,7 @@ class FrontEndConnection:
 
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
         """Complete the snapshot. Never waits."""
-        balloon, session, memory = self.balloon, self.session, self._device.memory
+        balloon, session, memory = self.balloon, self.session, self._guest.memory
         is_known = balloon.memory_size > 0
         return replace(
             known,
@@ -278,7 +278,7 @@ class FrontEndConnection:
             pause_reasons=self._pause_reasons(),
             queue_map_ambiguous=self._rings.map_ambiguous,
             report_rate=self._settings.report_rate,
-            huge_pages=self._device.gathering.statistics() if memory.has_grids else None,
+            huge_pages=self._guest.gathering.statistics() if memory.has_grids else None,
             stats=balloon.stats.values,
             stats_last_update=balloon.stats.last_update,
             stats_age=balloon.stats.age(trio.current_time()),
