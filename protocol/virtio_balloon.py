@@ -33,7 +33,7 @@ class BalloonFeature(enum.IntFlag):
 
 
 class Queue(enum.Enum):
-    """The device's queues by what they carry, named as the specification does."""
+    """The device's queues, named as in the specification."""
 
     INFLATE = "inflate"
     DEFLATE = "deflate"
