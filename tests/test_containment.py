@@ -22,6 +22,7 @@ from vhost_balloon.containment import (
 )
 from vhost_balloon.control import events as control_events
 from vhost_balloon.daemon import daemon
+from vhost_balloon.daemon.successor import Successor
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log.lines import BURST
 from vhost_balloon.vm.vm import Vm
@@ -205,7 +206,7 @@ async def test_a_scrape_that_fails_ends_alone(
         ("log", daemon, "tell_losses"),
         ("status", daemon, "_keep_status"),
         ("counters", daemon, "_save_counters"),
-        ("upgrade", daemon.Successor, "run"),
+        ("upgrade", Successor, "run"),
     ],
 )
 async def test_a_vm_is_served_beside_a_service_that_fails(

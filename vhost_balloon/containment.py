@@ -67,7 +67,7 @@ class InternalErrors:
         try:
             yield
         except* Exception as failures:
-            self.record(where, _lone(failures))
+            self.record(where, lone(failures))
 
     async def supervise(self, where: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run a service until it returns, as often as that takes."""
@@ -77,14 +77,14 @@ class InternalErrors:
             try:
                 return await run()
             except* OperatorError as mistakes:
-                text = str(_lone(mistakes))
+                text = str(lone(mistakes))
                 if text != said:
                     logger.warning("%s; it is tried again until it works", text)
                 said, wait = text, MISTAKE_PAUSE
             except* Exception as failures:
                 if trio.current_time() - began > LAST_PAUSE:
                     pause = FIRST_PAUSE
-                self.record(where, _lone(failures))
+                self.record(where, lone(failures))
                 wait, pause = pause, min(2 * pause, LAST_PAUSE)
             await trio.sleep(wait)
 
@@ -102,7 +102,7 @@ class KeptOpen(trio.abc.Listener[T]):
         await trio.lowlevel.checkpoint()
 
 
-def _lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one exception of nested groups, or the group if there are several."""
     found: BaseException = group
     while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:

@@ -91,9 +91,9 @@ async def test_a_vm_that_a_stuck_process_has_is_not_upgraded(
 
     async with operated(tmp_path) as (host, client):
         monkeypatch.setattr(upgrade, "check", never)
-        host.vm().is_stuck = True
+        host.vm().waits_for_lock = True
         _, text = await client.failure("upgrade")
-        assert text == "a process before this one has the VM and cannot be killed"
+        assert text == "the previous process still has the VM and cannot be killed"
 
 
 @pytest.mark.parametrize("command", ["vm-add", "vm-del"])

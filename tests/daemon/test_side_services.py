@@ -134,7 +134,7 @@ async def test_a_handed_over_socket_that_is_none_strands_no_vm(tmp_path: Path) -
         host.manager.stored.append(("db", os.open(os.devnull, os.O_RDONLY)))
         host.manager.kill()
         await guest.inflate([5000])
-        assert "'db' was handed over: Socket operation on non-socket" in host.log()
+        assert "'db' handed over: Socket operation on non-socket" in host.log()
 
 
 @pytest.mark.parametrize("more", [4, 10])

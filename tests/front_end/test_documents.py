@@ -17,7 +17,8 @@ from vhost_balloon.balloon.guest_stats import GuestStats, restore_stats, stats_d
 from vhost_balloon.errors import RingErrorReason, StateError
 from vhost_balloon.figures.counters import Counters, counters_document, restore_counters
 from vhost_balloon.front_end import documents as state
-from vhost_balloon.restart.records import lift
+from vhost_balloon.restart import migrations
+from vhost_balloon.restart.migrations import lift
 from vhost_balloon.session.session import Ring, Session
 
 U16 = st.integers(0, 0xFFFF)
@@ -29,7 +30,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["rings", "offered", "values", "plain"]), inner)
+        | st.dictionaries(st.sampled_from(["rings", "offered", "values", "totals"]), inner)
     ),
     max_leaves=8,
 )
@@ -98,7 +99,7 @@ def test_counters_and_back(data: st.DataObject) -> None:
 
 def test_a_histogram_with_other_buckets_starts_anew() -> None:
     counters = Counters()
-    document = counters_document(counters) | {"discard-seconds": [[1, 2], 3.0]}
+    document = counters_document(counters) | {"discard-seconds": {"counts": [1, 2], "sum": 3.0}}
     restore_counters(counters, document)
     assert counters == Counters()
 
@@ -146,10 +147,10 @@ def test_what_is_wrong_is_a_state_error_and_nothing_is_taken_over(data: st.DataO
 
 def test_older_documents_are_lifted_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {1: lambda areas: areas | {"a": 1}, 2: lambda areas: {"b": areas["a"] + 1}}
-    monkeypatch.setattr(state, "MIGRATIONS", steps)
+    monkeypatch.setattr(migrations, "MIGRATIONS", steps)
     assert lift({}, 1, 3) == {"b": 2}
     assert lift({"c": 0}, 3, 3) == {"c": 0}
     with pytest.raises(StateError, match="version 2: KeyError"):
         lift({}, 2, 3)
-    with pytest.raises(StateError, match="version 0 is not understood"):
+    with pytest.raises(StateError, match="version 0 is no longer supported"):
         lift({}, 0, 3)

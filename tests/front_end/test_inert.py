@@ -222,6 +222,6 @@ async def test_a_front_end_that_crashes_the_daemon_becomes_inert_and_the_next_is
             del host.manager.environment["CRASH_AT"]
             host.manager.kill()
             await is_inert(host, guest.front_end)
-        await eventually(lambda: "ended this program 3 times" in host.log())
+        await eventually(lambda: "crashed this program 3 times" in host.log())
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])

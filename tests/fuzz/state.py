@@ -17,10 +17,9 @@ from tests.support.helpers import MIB, memfd
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.figures.counters import Counters, counters_document
-from vhost_balloon.front_end.parts import Left
+from vhost_balloon.front_end.parts import LeftConnection
 from vhost_balloon.restart.reattach import read_connection
-from vhost_balloon.restart.records import Left as Found
-from vhost_balloon.restart.records import find_record, restore_vm
+from vhost_balloon.restart.records import LeftRecord, find_record, restore_vm
 from vhost_balloon.store.descriptors import CONNECTION, RECORD, Store
 from vhost_balloon.store.record import AREAS, MAGIC, Record
 from vhost_balloon.store.shelf import Shelf
@@ -85,7 +84,7 @@ def _successor(shelf: Shelf) -> Shelf:
     return Shelf(OwnedFd(os.dup(end.fileno())) for end in shelf.ends)
 
 
-def _use(found: Found, store: Store, shelf: Shelf) -> None:
+def _use(found: LeftRecord, store: Store, shelf: Shelf) -> None:
     vm = Vm("vm", store=store)
     restore_vm(vm, found.areas)
     json.dumps(counters_document(vm.counters), allow_nan=False)
@@ -103,7 +102,7 @@ def _use(found: Found, store: Store, shelf: Shelf) -> None:
     found.record.close()
 
 
-def _close(left: Left) -> None:
+def _close(left: LeftConnection) -> None:
     """It can be served: what is there is what serving needs."""
     for ring in left.rings:
         assert ring.setup.size > 0
@@ -128,7 +127,13 @@ def run(data: bytes) -> None:
 
 def _ring(index: int) -> dict[str, Any]:
     user = index << 16
-    address = [index, user, user + 4096, user + 8192, 0]
+    address = {
+        "index": index,
+        "descriptor": user,
+        "available": user + 4096,
+        "used": user + 8192,
+        "log": 0,
+    }
     return {"size": 64, "address": address, "base": 0, "enabled": True, "started": index < 2}
 
 
@@ -142,24 +147,36 @@ _CONNECTION: Final[dict[str, Any]] = {
         "protocol-features": 0,
         "status": 7,
         "rings": [_ring(index) for index in range(NUM_QUEUES)],
-        "returned-bases": [[4, 1]],
+        "returned-bases": [{"ring": 4, "base": 1}],
     },
-    "regions": [[0, MIB, 0, 0, "1.0"]],
-    "rings": [[0, 0, 0, None, "1.1"], [1, 2, 0, "head", "1.2"]],
-    "calls": [[0, "1.3"]],
-    "errs": [[0, "1.4"]],
+    "regions": [
+        {"guest-address": 0, "size": MIB, "user-address": 0, "mmap-offset": 0, "fd": "1.0"}
+    ],
+    "rings": [
+        {"index": 0, "lead": 0, "base": 0, "broken": None, "kick": "1.1"},
+        {"index": 1, "lead": 2, "base": 0, "broken": "head", "kick": "1.2"},
+    ],
+    "calls": [{"ring": 0, "fd": "1.3"}],
+    "errs": [{"ring": 0, "fd": "1.4"}],
     "partial": {"data": "01", "fds": ["1.3"], "skipped": 0, "fds-lost": False, "unsure": None},
-    "applied": [0, None],
+    "applied": {"sequence": 0, "reply": None},
     "foreign": False,
 }
 _DOCUMENTS: Final[dict[str, Any]] = {
-    "balloon": [None, 0, 0, 0, 0, False],
+    "balloon": {
+        "target": None,
+        "num-pages": 0,
+        "actual": 0,
+        "free-page-hint-cmd-id": 0,
+        "poison-val": 0,
+        "config-unread": False,
+    },
     "stats": {"values": [[4, 1]], "last-update": 1, "updated": 1.5},
     "vm": {
         "settings": settings_to_json(VmSettings()),
         "paused": False,
         "stats-interval": 1.0,
-        "crashes": [0, 0.0],
+        "crashes": {"count": 0, "last": 0.0},
     },
     "counters": counters_document(Counters()),
     "connection": _CONNECTION,

@@ -15,16 +15,16 @@ import trio
 from vhost_balloon.front_end.connection import FrontEndConnection
 
 asked = pathlib.Path({asked!r})
-resume = FrontEndConnection.resume
+reattach = FrontEndConnection.reattach
 
-async def resume_late(connection, left):
+async def reattach_late(connection, left):
     if not asked.exists():
         asked.touch()
         os.kill(os.getpid(), signal.SIGHUP)
         await trio.sleep(0.3)  # the daemon notices meanwhile
-    await resume(connection, left)
+    await reattach(connection, left)
 
-FrontEndConnection.resume = resume_late
+FrontEndConnection.reattach = reattach_late
 runpy.run_module('vhost_balloon', run_name='__main__')
 """
 

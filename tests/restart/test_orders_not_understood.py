@@ -18,7 +18,7 @@ def areas_of(vm: Vm) -> dict[str, Any]:
         "settings": settings_to_json(vm.settings),
         "paused": True,
         "stats-interval": 7.0,
-        "crashes": [0, 0.0],
+        "crashes": {"count": 0, "last": 0.0},
     }
     vm.counters.freed_bytes = 4096
     found = {"vm": orders, "counters": counters_document(vm.counters), "connection": None}
@@ -41,7 +41,7 @@ async def test_counters_go_on_where_orders_are_not_understood(
     assert log_lines.having("warning: web1", "as configured")
 
 
-@pytest.mark.parametrize("counters", [{"freed": 1}, [], {"plain": []}])
+@pytest.mark.parametrize("counters", [{"freed": 1}, [], {"totals": {}}])
 async def test_orders_go_on_where_counters_are_not_understood(
     vm: Vm, log_lines: LogLines, counters: object
 ) -> None:

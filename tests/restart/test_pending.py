@@ -34,7 +34,7 @@ def test_what_only_the_document_has_of_a_reply_is_in_the_journal_before_it_is_se
     journal: Journal, shelf: Shelf, text: str | None, reply: bytes | None
 ) -> None:
     """The document may be written again, without it, while the reply cannot be sent."""
-    pending = read_pending(journal, [journal.sequence, text], shelf)
+    pending = read_pending(journal, {"sequence": journal.sequence, "reply": text}, shelf)
     assert pending is not None
     for entry in (pending.entry, journal.latest()):
         assert entry is not None
@@ -42,11 +42,11 @@ def test_what_only_the_document_has_of_a_reply_is_in_the_journal_before_it_is_se
 
 
 def test_one_that_changed_nothing_yet_is_to_be_done(journal: Journal, shelf: Shelf) -> None:
-    pending = read_pending(journal, [journal.sequence - 1, "ff"], shelf)
+    pending = read_pending(journal, {"sequence": journal.sequence - 1, "reply": "ff"}, shelf)
     assert pending is not None
     assert (pending.entry.phase, pending.message.request) == (Phase.TAKEN, Request.GET_STATUS)
 
 
 def test_one_that_was_answered_is_none(journal: Journal, shelf: Shelf) -> None:
     journal.sent()
-    assert read_pending(journal, [journal.sequence, "ff"], shelf) is None
+    assert read_pending(journal, {"sequence": journal.sequence, "reply": "ff"}, shelf) is None

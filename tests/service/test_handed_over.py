@@ -107,7 +107,7 @@ def test_what_came_back_from_the_descriptor_store_is_no_vm(tmp_path: Path) -> No
 
 
 def test_wrong_kinds_are_one_line(tmp_path: Path) -> None:
-    unix, tcp = "no listening Unix stream socket", "no listening TCP socket"
+    unix, tcp = "not a listening Unix stream socket", "not a listening TCP socket"
     assert unix in refused(web1=socket.socket(socket.AF_UNIX))
     assert unix in refused(web1=socket.create_server(("127.0.0.1", 0)))
     assert unix in refused(web1=socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
@@ -120,7 +120,7 @@ def test_wrong_kinds_are_one_line(tmp_path: Path) -> None:
 
 def test_a_file_is_no_socket() -> None:
     null = OwnedFd(os.open(os.devnull, os.O_RDONLY))
-    with pytest.raises(OperatorError, match="'web1' was handed over: Socket operation"):
+    with pytest.raises(OperatorError, match="'web1' handed over: Socket operation"):
         take_sockets([("web1", null)])
 
 

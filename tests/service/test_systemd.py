@@ -19,7 +19,7 @@ import trio.testing
 
 from tests.support.end_to_end import LogLines
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.service import systemd
+from vhost_balloon.service import environment, systemd
 from vhost_balloon.service.systemd import Notifier
 
 
@@ -64,7 +64,7 @@ def child(code: str, variables: dict[str, str], count: int = 2) -> subprocess.Co
         f"[os.dup2(fd, 50 + n) for n, fd in enumerate({ends})]\n"
         f"[os.dup2(50 + n, 3 + n) for n in range({count})]\n"
         f"e.update({{k: v.replace('PID', str(os.getpid())) for k, v in {variables}.items()}})\n"
-        "from vhost_balloon.service import systemd\n"
+        "from vhost_balloon.service import environment\n"
         "from vhost_balloon.errors import OperatorError\n"
         f"{code}"
     )
@@ -77,7 +77,7 @@ def child(code: str, variables: dict[str, str], count: int = 2) -> subprocess.Co
             os.close(fd)
 
 
-NAMES = "print([(name, fd.fileno()) for name, fd in systemd.inherited()])"
+NAMES = "print([(name, fd.fileno()) for name, fd in environment.inherited()])"
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_what_is_handed_over(variables: dict[str, str], found: str) -> None:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"LISTEN_FDS": "-1"}, "is no number"),
-        ({"LISTEN_FDS": "two"}, "is no number"),
-        ({"LISTEN_FDS": "9" * 50}, "is no number"),
-        ({"LISTEN_FDS": "9" * 9}, "at most"),
+        ({"LISTEN_FDS": "-1"}, "is not a number"),
+        ({"LISTEN_FDS": "two"}, "is not a number"),
+        ({"LISTEN_FDS": "9" * 50}, "is not a number"),
+        ({"LISTEN_FDS": "9" * 9}, "exceeds"),
         ({"LISTEN_FDNAMES": "a:b:c"}, "3 names for 2 descriptors"),
         ({"LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}, "descriptor 5: Bad file descriptor"),
     ],
@@ -116,7 +116,7 @@ def test_nonsense_is_an_operators_mistake(variables: dict[str, str], said: str) 
 
 def test_nothing_of_it_reaches_children_or_is_found_twice() -> None:
     code = (
-        f"import fcntl; fds = systemd.inherited(); assert len(fds) == 2; {NAMES}\n"
+        f"import fcntl; fds = environment.inherited(); assert len(fds) == 2; {NAMES}\n"
         "print([fcntl.fcntl(3, fcntl.F_GETFD), fcntl.fcntl(4, fcntl.F_GETFD)])\n"
         "print([k for k in e if k.startswith('LISTEN')])"
     )
@@ -132,23 +132,23 @@ def test_size_of_the_store(monkeypatch: pytest.MonkeyPatch, text: str | None, li
     monkeypatch.delenv("FDSTORE", raising=False)
     if text is not None:
         monkeypatch.setenv("FDSTORE", text)
-    assert systemd.fdstore_limit() == limit
+    assert environment.fdstore_limit() == limit
 
 
 def test_watchdog_interval(monkeypatch: pytest.MonkeyPatch, log_lines: LogLines) -> None:
     for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
         monkeypatch.delenv(name, raising=False)
-    assert systemd.watchdog_interval() is None
+    assert environment.watchdog_interval() is None
     monkeypatch.setenv("WATCHDOG_USEC", "3000000")
-    assert systemd.watchdog_interval() == 1.5
+    assert environment.watchdog_interval() == 1.5
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-    assert systemd.watchdog_interval() == 1.5
+    assert environment.watchdog_interval() == 1.5
     monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert systemd.watchdog_interval() is None
+    assert environment.watchdog_interval() is None
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     monkeypatch.setenv("WATCHDOG_USEC", "soon")
-    assert systemd.watchdog_interval() is None
-    assert log_lines.having("warning", "WATCHDOG_USEC=soon in the environment is no number")
+    assert environment.watchdog_interval() is None
+    assert log_lines.having("warning", "WATCHDOG_USEC=soon in the environment is not a number")
 
 
 # Messages
@@ -263,7 +263,7 @@ async def test_a_manager_that_has_gone_is_logged_once(
     manager.close()
     assert not await notifier.send("lost")
     assert not notifier.try_send("lost")
-    said = [line for line in log_lines.lines if "cannot be told" in line]
+    said = [line for line in log_lines.lines if "cannot notify" in line]
     assert len(said) == 1
 
 

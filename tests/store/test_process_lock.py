@@ -106,7 +106,7 @@ async def is_stuck(host: Host) -> None:
     """It says so, is alive, and does nothing with what it has."""
     vm = host.vm()
     assert (vm["state"], vm["attached"]) == ("stuck", False)
-    assert "STATUS=waiting for a process before this one, which cannot be killed" in "\n".join(
+    assert "STATUS=waiting for the previous process, which cannot be killed" in "\n".join(
         host.manager.told
     )
     fed = watchdogs(host)
@@ -247,3 +247,29 @@ async def test_without_a_service_manager_there_is_nobody_to_wait_for(tmp_path: P
             with pytest.raises(BackEndGone):
                 await guest.front_end.get_config()
         assert host.vm()["state"] == "disconnected"
+
+
+SHORT = """\
+import runpy
+from vhost_balloon.daemon import daemon
+from vhost_balloon.errors import OperatorError
+
+async def take_over(*_):
+    raise OperatorError("the system is short of resources: here")
+
+daemon.take_over = take_over
+runpy.run_module('vhost_balloon', run_name='__main__')
+"""
+
+
+async def test_a_mistake_found_after_waiting_is_one_line_and_status_2(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SHORT)
+    async with hosting(tmp_path, environment=WATCHDOG) as host, by_hand(host.path()):
+        with unkillable(host):
+            host.manager.program = (str(program),)
+            host.manager.start()
+            waiting = host.manager.process
+        assert await trio.to_thread.run_sync(lambda: waiting.wait(30)) == 2
+        assert "vhost-balloon: the system is short of resources: here\n" in host.log()
+        assert "Traceback" not in host.log()

@@ -129,8 +129,11 @@ def test_what_does_not_fit_changes_nothing() -> None:
 
 def test_the_largest_documents_fit() -> None:
     from protocol.virtio_balloon import Queue
+    from vhost_balloon.balloon.device import MAX_PAGES, Balloon
     from vhost_balloon.figures.counters import Counters, counters_document
     from vhost_balloon.figures.refusal import Refusal
+    from vhost_balloon.front_end.documents import MAX_TARGET, balloon_document
+    from vhost_balloon.session.session import Session
 
     record, counters, most = Record.create(), Counters(), (1 << 64) - 1
     for queue in Queue:
@@ -144,5 +147,8 @@ def test_the_largest_documents_fit() -> None:
     access = SocketOptions(0o777, "\U0001f600" * MAX_GROUP)
     settings = VmSettings(stats_interval=1 / 3, target=most, report_rate=most, access=access)
     document = {"settings": settings_to_json(settings), "paused": False, "stats-interval": 1 / 3}
-    record.save("vm", document | {"crashes": [most, 1e300]})
+    record.save("vm", document | {"crashes": {"count": most, "last": 1e300}})
     record.save("arguments", ["\udcff" * 100] * 12)
+    session = Session(Balloon(), 0)
+    session.balloon.restore(MAX_TARGET, *[MAX_PAGES] * 4)
+    record.save("balloon", balloon_document(session))

@@ -275,7 +275,7 @@ class Kicks:
             message.release_fds()
             journal.done(None)
 
-        pending = read_pending(journal, [0, None], shelf)
+        pending = read_pending(journal, {"sequence": 0, "reply": None}, shelf)
         shelf.sweep()
         if pending is not None:
             await settle(transport, pending, take)

@@ -82,4 +82,4 @@ async def test_a_silent_file_holds_up_its_own_vm_alone(host: SystemdHost, tmp_pa
                 reply = await guest.front_end.receive_reply()
             assert parse_u64(reply.payload) != 0
             await guest.stop()
-    host.wait_logged("the process before this one has ended")
+    host.wait_logged("the previous process has ended")

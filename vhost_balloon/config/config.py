@@ -14,9 +14,9 @@ from vhost_balloon.config.file import read_files
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
 from vhost_balloon.metrics.options import MetricsOptions, read_metrics_options
+from vhost_balloon.service.environment import UNNAMED
 from vhost_balloon.service.handed_over import CONTROL, METRICS, RESERVED_NAMES
 from vhost_balloon.service.listeners import SocketOptions
-from vhost_balloon.service.systemd import UNNAMED
 from vhost_balloon.vm.names import name_from_file, read_name
 from vhost_balloon.vm.settings import SWITCHES, SettingError, VmSettings
 

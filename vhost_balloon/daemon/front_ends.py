@@ -15,7 +15,7 @@ from vhost_balloon.checked import Document
 from vhost_balloon.fds import SHORTAGE, OwnedFd, spare_descriptors
 from vhost_balloon.front_end.connection import serve_front_end
 from vhost_balloon.log.lines import Shortage
-from vhost_balloon.restart.revival import resume_front_end
+from vhost_balloon.restart.revival import revive_front_end
 from vhost_balloon.store.descriptors import CONNECTION
 from vhost_balloon.vm.vm import Vm
 
@@ -50,7 +50,7 @@ class FrontEnds:
             self.is_arriving = False
             ready()
 
-        name = await resume_front_end(self._vm, areas, attached)
+        name = await revive_front_end(self._vm, areas, attached)
         if name is not None:
             await self._vm.store.remove(name)
         if connected is not None:

@@ -63,49 +63,55 @@ class Counters:
         self.refused_ranges[reason] += ranges
 
 
-_PLAIN: Final = (
-    "reported_bytes",
-    "inflated_bytes",
-    "deflated_bytes",
-    "freed_bytes",
-    "huge_pages_freed",
-    "front_end_errors",
-    "front_end_stalls",
-    "config_changes",
-)
-
-
-_QUEUES: Final = tuple(Queue)
+_TOTALS: Final = {
+    name.replace("_", "-"): name
+    for name in (
+        "reported_bytes",
+        "inflated_bytes",
+        "deflated_bytes",
+        "freed_bytes",
+        "huge_pages_freed",
+        "front_end_errors",
+        "front_end_stalls",
+        "config_changes",
+    )
+}
+"""Plain counters, by their names on record."""
 
 
 def counters_document(counters: Counters) -> Document:
     histogram = counters.discard_seconds
     return {
-        "plain": [getattr(counters, name) for name in _PLAIN],
-        "refused": [list(counters.refused_bytes.items()), list(counters.refused_ranges.items())],
-        "requests": [counters.requests[queue] for queue in _QUEUES],
+        "totals": {key: getattr(counters, name) for key, name in _TOTALS.items()},
+        "refused": {
+            "bytes": dict(counters.refused_bytes),
+            "ranges": dict(counters.refused_ranges),
+        },
+        "requests": {queue.value: counters.requests[queue] for queue in Queue},
         "ring-errors": [
-            [queue, reason.value, count] for (queue, reason), count in counters.ring_errors.items()
+            {"queue": queue, "reason": reason.value, "count": count}
+            for (queue, reason), count in counters.ring_errors.items()
         ],
-        "discard-seconds": [histogram.counts, histogram.sum],
+        "discard-seconds": {"counts": histogram.counts, "sum": histogram.sum},
     }
 
 
 def restore_counters(counters: Counters, document: Document) -> None:
     """Raises StateError."""
     with reading("counters"):
-        plain = dict(zip(_PLAIN, map(number, document["plain"]), strict=True))
+        totals = {name: number(document["totals"][key]) for key, name in _TOTALS.items()}
         refused_bytes, refused_ranges = (
-            {str(reason): number(count) for reason, count in pairs} for pairs in document["refused"]
+            {str(reason): number(count) for reason, count in document["refused"][unit].items()}
+            for unit in ("bytes", "ranges")
         )
-        requests = dict(zip(_QUEUES, map(number, document["requests"]), strict=True))
+        requests = {queue: number(document["requests"][queue.value]) for queue in Queue}
         errors = {
-            (str(queue), RingErrorReason(reason)): number(count)
-            for queue, reason, count in document["ring-errors"]
+            (str(entry["queue"]), RingErrorReason(entry["reason"])): number(entry["count"])
+            for entry in document["ring-errors"]
         }
-        buckets, seconds = document["discard-seconds"]
-        counts, seconds = [number(count) for count in buckets], real(seconds)
-    for name, value in plain.items():
+        histogram = document["discard-seconds"]
+        counts, seconds = [number(count) for count in histogram["counts"]], real(histogram["sum"])
+    for name, value in totals.items():
         setattr(counters, name, value)
     counters.refused_bytes.update(refused_bytes)
     counters.refused_ranges.update(refused_ranges)

@@ -14,16 +14,14 @@ import trio
 
 from protocol.virtio_balloon import BalloonFeature, Queue
 from vhost_balloon.balloon.device import Balloon
-from vhost_balloon.balloon.guest_stats import restore_stats
 from vhost_balloon.errors import CommandError, FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.figures.refusal import OPERATOR, Refusal
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.front_end.conversation import Conversation
-from vhost_balloon.front_end.documents import restore_balloon, restore_session
-from vhost_balloon.front_end.keeper import Keeper, clock_offset
-from vhost_balloon.front_end.parts import Left, Parts
+from vhost_balloon.front_end.keeper import Keeper
+from vhost_balloon.front_end.parts import LeftConnection, Parts
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.memory.pins import PinGuard
 from vhost_balloon.pace.rate import REPORT_BURST, Bucket
@@ -32,6 +30,7 @@ from vhost_balloon.queues.ring_set import RingSet
 from vhost_balloon.session import requests
 from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import Session
+from vhost_balloon.vm.settings import VmSettings
 from vhost_balloon.vm.snapshot import VmStatistics
 from vhost_balloon.vm.vm import Vm
 
@@ -44,7 +43,15 @@ async def serve_front_end(vm: Vm, fd: OwnedFd, name: str, *, peer_connected: boo
     and pinned memory cannot be detected.
     """
     transport = Transport(fd, vm.shelf, vm.journal, vm.pipe)
-    await run_connection(vm, transport, name, peer_connected, _attach)
+    session = _new_session(vm.settings)
+    await run_connection(vm, transport, session, name, peer_connected, _attach)
+
+
+def _new_session(settings: VmSettings) -> Session:
+    balloon = Balloon()
+    if settings.target is not None:
+        balloon.set_target(settings.target)
+    return Session(balloon, settings.offered)
 
 
 async def _attach(connection: FrontEndConnection) -> None:
@@ -55,7 +62,12 @@ Prepare = Callable[["FrontEndConnection"], Awaitable[None]]
 
 
 async def run_connection(
-    vm: Vm, transport: Transport, name: str, peer_connected: bool, prepare: Prepare
+    vm: Vm,
+    transport: Transport,
+    session: Session,
+    name: str,
+    peer_connected: bool,
+    prepare: Prepare,
 ) -> None:
     """Serve a connection until its front end goes; prepare() runs before the first message.
 
@@ -63,7 +75,7 @@ async def run_connection(
     """
     try:
         async with trio.open_nursery() as nursery:
-            connection = FrontEndConnection(vm, transport, name, nursery, peer_connected)
+            connection = FrontEndConnection(vm, transport, session, name, nursery, peer_connected)
             await prepare(connection)
             vm.front_end = connection
             vm.status_changed.set()
@@ -94,17 +106,16 @@ class FrontEndConnection:
         self,
         vm: Vm,
         transport: Transport,
+        session: Session,
         name: str,
         nursery: trio.Nursery,
         peer_connected: bool,
     ) -> None:
         self.vm = vm
         self.gone: Final = trio.Event()
-        self._settings = vm.settings  # changes apply to the next front end
-        self.balloon = Balloon()
-        if self._settings.target is not None:
-            self.balloon.set_target(self._settings.target)
-        self.session = Session(self.balloon, self._settings.offered)
+        self._settings = vm.settings  # a change of them is for the next front end
+        self.session = session
+        self.balloon = session.balloon
         self._pid = transport.peer_pid() if peer_connected else None
         self._guest = AttachedGuest(
             self.balloon,
@@ -142,17 +153,12 @@ class FrontEndConnection:
         self.keeper.attached()
         self.vm.log.info(f"front end attached (process {self._pid})")
 
-    async def resume(self, left: Left) -> None:
-        """Go on with a front end that another process served; serve() answers what that left."""
-        areas, memory = left.documents, self._guest.memory
-        memory.replace(left.memory.regions)
-        restore_session(self.session, areas["connection"]["session"])
-        self.session.regions = [mapped.region for mapped in memory.regions]
-        restore_balloon(self.session, areas["balloon"])
-        self.balloon.memory_size = memory.size
-        restore_stats(self.balloon.stats, areas["stats"], clock_offset())
-        self._executor.channel = left.channel
-        self.keeper.foreign = self._guest.foreign = left.foreign
+    async def reattach(self, left: LeftConnection) -> None:
+        """Take over a front end that another process served, whose session this already has;
+        serve() answers the pending request."""
+        self._device.memory = left.memory
+        self._channel = left.channel
+        self.keeper.foreign = self._device.foreign = left.foreign
         self._rings.calls.update(left.calls)
         self._rings.errs.update(left.errs)
         for ring in left.rings:

@@ -1,25 +1,29 @@
-"""What of a VM outlives a process, as JSON documents: one function writes, one takes back. Pure.
+"""How a connection is written on record, and read back: JSON documents with named members. Pure.
 
-A document that another version wrote is lifted to this one's by MIGRATIONS. One of a later version
-is read as far as it is understood, and such a VM discards nothing (see vhost_balloon.restart.reattach).
-What is wrong with a document is a StateError, and nothing was taken over then.
+restart/migrations.py lifts older versions' documents to these formats. A wrong document raises
+StateError, or what checked.reading() turns into one; nothing of it is taken over then.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
-from protocol.vhost_user_payloads import VringAddress
+from protocol.vhost_user_payloads import Region, VringAddress
 from protocol.virtio_balloon import NUM_QUEUES
 from protocol.virtio_ring import INDEX_MASK, MAX_QUEUE_SIZE
 from vhost_balloon.checked import Document, flag, number, reading
+from vhost_balloon.errors import RingErrorReason
+from vhost_balloon.fds import EventFd
 from vhost_balloon.front_end.partial import Partial
 from vhost_balloon.memory.region import MappedRegion
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.session.session import Ring, Session
 from vhost_balloon.store.shelf import shelf_name
 
-"""By version: lifts all areas' documents, by area, to the next version."""
+MAX_TARGET: Final = 1 << 128
+"""Bound for a target on record, in bytes; an order has none."""
 
 
 # The session: features and rings, as the front end set them
@@ -32,37 +36,41 @@ def session_document(session: Session) -> Document:
         "protocol-features": session.protocol_features,
         "status": session.status,
         "rings": [_ring_document(ring) for ring in session.rings],
-        "returned-bases": list(session.returned_bases.items()),
+        "returned-bases": [
+            {"ring": index, "base": base} for index, base in session.returned_bases.items()
+        ],
     }
 
 
 def _ring_document(ring: Ring) -> Document:
-    address = ring.address
-    parts = address and [
-        address.index,
-        address.descriptor,
-        address.available,
-        address.used,
-        address.log,
-    ]
     return {
         "size": ring.size,
-        "address": parts,
+        "address": None if ring.address is None else _address_document(ring.address),
         "base": ring.base,
         "enabled": ring.enabled,
         "started": ring.started,
     }
 
 
+def _address_document(address: VringAddress) -> Document:
+    return {
+        "index": address.index,
+        "descriptor": address.descriptor,
+        "available": address.available,
+        "used": address.used,
+        "log": address.log,
+    }
+
+
 def restore_session(session: Session, document: Document) -> None:
-    """Raises StateError. Regions are not in it: what is mapped decides about them."""
+    """Restore all but the regions, which follow from what is mapped. Raises StateError."""
     with reading("session"):
-        rings = [_ring(ring) for ring in document["rings"]]
+        rings = [_read_ring(ring) for ring in document["rings"]]
         if len(rings) != NUM_QUEUES:
             raise ValueError(f"{len(rings)} rings")
         bases = {
-            number(index, 0, NUM_QUEUES - 1): number(base, 0, INDEX_MASK)
-            for index, base in document["returned-bases"]
+            read_ring_index(entry["ring"]): number(entry["base"], 0, INDEX_MASK)
+            for entry in document["returned-bases"]
         }
         offered, features = number(document["offered"]), number(document["features"])
         protocol_features = number(document["protocol-features"])
@@ -73,15 +81,11 @@ def restore_session(session: Session, document: Document) -> None:
     session.rings, session.returned_bases = rings, bases
 
 
-def _ring(document: Document) -> Ring:
-    parts = document["address"]
-    address = None
-    if parts is not None:
-        index, descriptor, available, used, log = (number(part) for part in parts)
-        address = VringAddress(index, 0, descriptor, used, available, log)
+def _read_ring(document: Document) -> Ring:
+    address = document["address"]
     ring = Ring(
         size=number(document["size"], 0, MAX_QUEUE_SIZE),
-        address=address,
+        address=None if address is None else _read_address(address),
         base=number(document["base"], 0, INDEX_MASK),
         enabled=flag(document["enabled"]),
         started=flag(document["started"]),
@@ -91,45 +95,140 @@ def _ring(document: Document) -> Ring:
     return ring
 
 
-# The balloon and its statistics
+def _read_address(document: Document) -> VringAddress:
+    names = ("descriptor", "used", "available", "log")
+    return VringAddress(number(document["index"]), 0, *(number(document[name]) for name in names))
 
 
-def balloon_document(session: Session) -> list[Any]:
-    """A list, because it is written at every change of `actual`, with the guest waiting."""
-    return [*session.balloon.snapshot(), session.config_unread]
+def read_ring_index(value: object) -> int:
+    return number(value, 0, NUM_QUEUES - 1)
 
 
-def restore_balloon(session: Session, document: list[Any]) -> None:
+# The balloon's config space and target
+
+
+def balloon_document(session: Session) -> Document:
+    """Kept small: it is written at every change of `actual`, while the guest waits."""
+    target, num_pages, actual, cmd_id, poison = session.balloon.snapshot()
+    return {
+        "target": target,
+        "num-pages": num_pages,
+        "actual": actual,
+        "free-page-hint-cmd-id": cmd_id,
+        "poison-val": poison,
+        "config-unread": session.config_unread,
+    }
+
+
+def restore_balloon(session: Session, document: Document) -> None:
     """Raises StateError."""
     with reading("balloon"):
-        wish, num_pages, actual, cmd_id, poison, unread = document
-        wish, unread = wish if wish is None else number(wish, 1, 1 << 128), flag(unread)
-        session.balloon.restore(wish, *map(number, (num_pages, actual, cmd_id, poison)))
+        target, unread = document["target"], flag(document["config-unread"])
+        names = ("num-pages", "actual", "free-page-hint-cmd-id", "poison-val")
+        session.balloon.restore(
+            None if target is None else number(target, 1, MAX_TARGET),
+            *(number(document[name]) for name in names),
+        )
     session.config_unread = unread
 
 
-# Counters
+# Memory, started rings and their eventfds; descriptors by their names on the shelf
 
 
-def _numbers(mapped: MappedRegion) -> list[int]:
+def region_document(mapped: MappedRegion) -> Document:
     region = mapped.region
-    return [region.guest_address, region.size, region.user_address, region.mmap_offset]
+    return {
+        "guest-address": region.guest_address,
+        "size": region.size,
+        "user-address": region.user_address,
+        "mmap-offset": region.mmap_offset,
+        "fd": shelf_name(mapped.fd),
+    }
 
 
-def _position(ring: StartedRing) -> list[Any]:
-    """Index, where it goes on, and what broke it."""
+def read_region(document: Document) -> Region:
+    names = ("guest-address", "size", "user-address", "mmap-offset")
+    return Region(*(number(document[name]) for name in names))
+
+
+@dataclass(frozen=True, slots=True)
+class RingPosition:
+    """Where a started ring continues.
+
+    lead: how far the next available index is ahead of the used index. base: the next available
+    index itself. broken: why the ring was stopped, or None.
+    """
+
+    index: int
+    lead: int
+    base: int
+    broken: RingErrorReason | None
+
+
+def started_ring_document(ring: StartedRing) -> Document:
     queue, broken = ring.virtqueue, ring.broken
-    return [ring.index, queue.lead, queue.base, None if broken is None else broken.reason.value]
+    return {
+        "index": ring.index,
+        "lead": queue.lead,
+        "base": queue.base,
+        "broken": None if broken is None else broken.reason.value,
+        "kick": shelf_name(ring.kick.fd),
+    }
+
+
+def read_position(document: Document) -> RingPosition:
+    broken = document["broken"]
+    return RingPosition(
+        read_ring_index(document["index"]),
+        number(document["lead"], 0, INDEX_MASK),
+        number(document["base"], 0, INDEX_MASK),
+        None if broken is None else RingErrorReason(broken),
+    )
+
+
+def eventfds_document(eventfds: Mapping[int, EventFd]) -> list[Document]:
+    return [{"ring": index, "fd": shelf_name(item.fd)} for index, item in eventfds.items()]
+
+
+def read_eventfds(documents: Iterable[Document]) -> list[tuple[int, str]]:
+    """Ring indexes and names of descriptors."""
+    return [(read_ring_index(entry["ring"]), str(entry["fd"])) for entry in documents]
+
+
+# Messages
 
 
 def partial_document(partial: Partial | None) -> Document | None:
-    """A message that was taken in part; resume.left_partial() reads it."""
+    """A message that was taken in part."""
     if partial is None:
         return None
+    unsure = partial.unsure
     return {
         "data": partial.data.hex(),
         "fds": [shelf_name(fd) for fd in partial.fds],
         "skipped": partial.skipped,
         "fds-lost": partial.fds_lost,
-        "unsure": partial.unsure,
+        "unsure": None if unsure is None else {"size": unsure[0], "checksum": unsure[1]},
     }
+
+
+def read_partial(document: Document) -> Partial:
+    """The message without its descriptors, which document["fds"] names."""
+    unsure = document["unsure"]
+    return Partial(
+        bytearray.fromhex(document["data"]),
+        [],
+        number(document["skipped"]),
+        flag(document["fds-lost"]),
+        None if unsure is None else (number(unsure["size"]), number(unsure["checksum"])),
+    )
+
+
+def applied_document(sequence: int, reply: bytes | None = None) -> Document:
+    """The last request whose changes the other members contain, and its reply."""
+    return {"sequence": sequence, "reply": None if reply is None else reply.hex()}
+
+
+def read_applied(document: Document) -> tuple[int, bytes | None]:
+    reply = document["reply"]
+    return number(document["sequence"]), None if reply is None else bytes.fromhex(reply)

@@ -14,7 +14,7 @@ import trio
 from vhost_balloon.errors import CommandError, StreamError
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.conversation import Conversation, Pending
-from vhost_balloon.front_end.documents import partial_document
+from vhost_balloon.front_end.documents import applied_document, partial_document
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.session.inert_session import InertSession
 from vhost_balloon.session.message import Message
@@ -83,7 +83,7 @@ class InertKeeper:
             "socket": self._name,
             "answers": self._session.document(),
             "partial": partial_document(self._transport.partial),
-            "applied": [sequence, None],
+            "applied": applied_document(sequence),
         }
         record.save("connection", document)
 

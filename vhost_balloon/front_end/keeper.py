@@ -1,23 +1,22 @@
-"""Keeps one connection's state on the record, for the process after this one.
+"""Writes one connection's state to the record, for the next process (restart/reattach.py reads it).
 
-Whatever a request changes is on the record before its reply leaves. Three parts change at three
-paces: the connection (features, regions, rings), the balloon (at every change of `actual`, with
-the guest waiting) and the last statistics. Without a store they are written only when the daemon
-re-executes itself, and nothing here costs anything before.
+Whatever a request changes is on record before its reply is sent. Three parts change at three rates:
+the connection (features, regions, rings), the balloon (at every change of `actual`, while the guest
+waits) and the last statistics. Without a store they are written only when the daemon re-executes
+itself; until then nothing here costs anything.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from protocol.vhost_user import Request
 from vhost_balloon.balloon.guest_stats import stats_document
 from vhost_balloon.checked import Document
-from vhost_balloon.front_end import documents as state
-from vhost_balloon.front_end.documents import _numbers, _position, partial_document
+from vhost_balloon.front_end import documents
 from vhost_balloon.front_end.parts import Parts
 from vhost_balloon.store.shelf import shelf_name
 
@@ -35,21 +34,22 @@ _CONNECTION_UNTOUCHED: Final = frozenset(
         Request.SET_CONFIG,
     }
 )
-"""Requests that change nothing of what the connection's document holds."""
+"""Requests that change nothing in the connection's document."""
 
 
 def clock_offset() -> float:
-    """What makes trio's clock, which starts anywhere, one that every process of a boot shares."""
+    """Add this to trio's clock, which starts anywhere, to get CLOCK_BOOTTIME, which all processes
+    share (seconds)."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - trio.current_time()
 
 
 class Keeper:
-    """Writes; vhost_balloon.restart.reattach reads. record: None without a store."""
+    """record: None without a store."""
 
     def __init__(self, record: Record | None, parts: Parts) -> None:
         self.record: Final = record
         self.foreign = False
-        """The state was left by a later version: nothing is discarded."""
+        """A later version left the state: nothing may be discarded."""
         self._parts = parts
         self._busy = False
         parts.transport.partial_changed = self.changed
@@ -58,81 +58,84 @@ class Keeper:
     # One request
 
     def begin(self) -> None:
-        """A request is being handled: what changes until finish() is written then, as one."""
+        """Start handling a request: its changes are written together by finish()."""
         self._busy = True
 
     def finish(self, request: int, reply: bytes | None) -> None:
-        """It was handled, and this is its reply (None if none is due): put all of it on record."""
+        """Write a handled request's changes and its reply (None if none is due)."""
         self._busy = False
         if self.record is None:
             return
         if request not in _CONNECTION_UNTOUCHED:
-            self._save_connection(reply)
+            self._save_connection(self.record, reply)
         self.save_balloon()
         self.record.journal.done(reply)
 
     def answered(self) -> None:
-        """The reply was sent, where one was due."""
+        """Note that the reply was sent, if one was due."""
         if self.record is not None:
             self.record.journal.sent()
 
     # Changes
 
     def attached(self) -> None:
-        """A connection begins: put all of it on record, last that there is one."""
+        """Write everything for a new connection; its existence last."""
         if self.record is not None:
             self.save_balloon()
             self.save_stats()
-            self._save_connection(None)
+            self._save_connection(self.record)
 
     def changed(self) -> None:
-        """The connection changed without a request."""
+        """Write a change of the connection that no request caused."""
         if self.record is not None and not self._busy:
-            self._save_connection(None)
+            self._save_connection(self.record)
 
     def save_balloon(self) -> None:
         if self.record is not None:
-            self.record.save("balloon", state.balloon_document(self._parts.session))
+            self._save_balloon(self.record)
 
     def save_stats(self) -> None:
         if self.record is not None:
-            stats = self._parts.session.balloon.stats
-            self.record.save("stats", stats_document(stats, clock_offset()))
+            self._save_stats(self.record)
 
     def save_all(self, record: Record) -> None:
-        """Write everything, for a program that takes this one's place. Raises ValueError if it
-        does not fit."""
-        record.save("connection", self._document([record.journal.sequence, None]))
-        record.save("balloon", state.balloon_document(self._parts.session))
-        stats = self._parts.session.balloon.stats
-        record.save("stats", stats_document(stats, clock_offset()))
+        """Write everything, for a program that replaces this one. Raises ValueError if it does not
+        fit."""
+        self._save_connection(record)
+        self._save_balloon(record)
+        self._save_stats(record)
 
     def ended(self) -> None:
-        """The front end has gone and all is closed: nothing of the connection is left."""
+        """Clear the record: the front end has gone and everything is closed."""
         if self.record is not None:
             for area in ("connection", "balloon", "stats"):
                 self.record.save(area, None)
             self.record.journal.sent()
 
-    def _save_connection(self, reply: bytes | None) -> None:
-        assert self.record is not None
-        sequence = self.record.journal.sequence
-        applied = [sequence, None if reply is None else reply.hex()]
-        self.record.save("connection", self._document(applied))
+    def _save_balloon(self, record: Record) -> None:
+        record.save("balloon", documents.balloon_document(self._parts.session))
 
-    def _document(self, applied: list[Any]) -> Document:
-        parts, channel, name = self._parts, self._parts.channel(), shelf_name
-        rings = parts.rings
+    def _save_stats(self, record: Record) -> None:
+        stats = self._parts.session.balloon.stats
+        record.save("stats", stats_document(stats, clock_offset()))
+
+    def _save_connection(self, record: Record, reply: bytes | None = None) -> None:
+        applied = documents.applied_document(record.journal.sequence, reply)
+        record.save("connection", self._document(applied))
+
+    def _document(self, applied: Document) -> Document:
+        parts, channel, rings = self._parts, self._parts.channel(), self._parts.rings
+        started = rings.rings.values()
         return {
             "socket": parts.name,
             "peer-connected": parts.peer_connected,
-            "channel": None if channel is None else name(channel.fd),
-            "session": state.session_document(parts.session),
-            "regions": [[*_numbers(mapped), name(mapped.fd)] for mapped in parts.memory().regions],
-            "rings": [[*_position(ring), name(ring.kick.fd)] for ring in rings.rings.values()],
-            "calls": [[index, name(eventfd.fd)] for index, eventfd in rings.calls.items()],
-            "errs": [[index, name(eventfd.fd)] for index, eventfd in rings.errs.items()],
-            "partial": partial_document(parts.transport.partial),
+            "channel": None if channel is None else shelf_name(channel.fd),
+            "session": documents.session_document(parts.session),
+            "regions": [documents.region_document(mapped) for mapped in parts.memory().regions],
+            "rings": [documents.started_ring_document(ring) for ring in started],
+            "calls": documents.eventfds_document(rings.calls),
+            "errs": documents.eventfds_document(rings.errs),
+            "partial": documents.partial_document(parts.transport.partial),
             "applied": applied,
             "foreign": self.foreign,
         }

@@ -1,11 +1,10 @@
-"""TODO."""
+"""The parts of a connection that are kept on record, and those taken over from the record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vhost_balloon.checked import Document
 from vhost_balloon.fds import EventFd, Kick
 from vhost_balloon.front_end.channel import BackendChannel
 from vhost_balloon.front_end.conversation import Pending
@@ -20,7 +19,7 @@ from vhost_balloon.session.session import Session
 
 @dataclass(slots=True)
 class LeftRing:
-    """A started ring, bound to memory."""
+    """A started ring that the previous process left, bound to memory."""
 
     index: int
     setup: RingSetup
@@ -30,11 +29,15 @@ class LeftRing:
 
 
 @dataclass(slots=True)
-class Left:
-    """A connection as it was left. Documents are checked; descriptors are adopted."""
+class LeftConnection:
+    """A connection that the previous process left: live parts, ready to be served.
 
+    peer_connected: see connection.serve_front_end(). foreign: a later version left the state, so
+    nothing may be discarded.
+    """
+
+    session: Session
     peer_connected: bool
-    documents: Document
     foreign: bool
     partial: Partial | None
     transport: Transport = field(init=False)
@@ -48,9 +51,10 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What of a connection is kept; memory and channel are replaced while it lasts.
+    """What Keeper writes down of a connection; memory and channel may be replaced meanwhile.
 
-    name: what the store knows its socket by. peer_connected: see backend.serve_front_end().
+    name: the name of the connection's socket in the store. peer_connected: see
+    connection.serve_front_end().
     """
 
     name: str

@@ -24,7 +24,7 @@ from vhost_balloon.log.output import prepare_descriptors
 from vhost_balloon.metrics.families import HubErrorCollector
 from vhost_balloon.metrics.server import MAX_CLIENTS, MetricsServer
 from vhost_balloon.printable import printable
-from vhost_balloon.service import systemd
+from vhost_balloon.service import environment, signals, systemd
 from vhost_balloon.service.handed_over import METRICS, paths, take_sockets
 
 RESERVE: Final = MAX_CLIENTS + 32
@@ -62,8 +62,8 @@ async def run(options: HubOptions, listener: trio.SocketListener | None = None) 
             def start(where: str, service: Callable[[], Awaitable[None]]) -> None:
                 nursery.start_soon(errors.supervise, where, service)
 
-            await nursery.start(partial(systemd.follow_signals, stop, notifier))
-            interval = systemd.watchdog_interval()
+            await nursery.start(partial(signals.follow_signals, stop, notifier))
+            interval = environment.watchdog_interval()
             if interval is not None:
                 start("watchdog", partial(notifier.feed_watchdog, interval))
             start("log", log_setup.tell_losses)
@@ -78,7 +78,7 @@ def main() -> None:
     handler = log_setup.set_up()
     log_setup.catch_all(handler)
     try:
-        handed = take_sockets(systemd.inherited())
+        handed = take_sockets(environment.inherited())
         options = parse(sys.argv[1:], paths(handed))
         log_setup.set_up(options.log_level, options.log_format)
         raise_descriptor_limit()

@@ -1,36 +1,34 @@
-"""Reads what a process before this one left of a connection, and makes it live again.
+"""Rebuilds a connection that the previous process left, from its documents and the shelf.
 
-Everything is read, adopted, mapped and bound before anything is said to the front end or written
-to its memory: either all of it can be used, or a StateError says why not and the connection is
-served inertly (vhost_balloon.front_end.inert).
+All parts are read, adopted, mapped and bound before anything is said to the front end or written to
+its memory. Either all of them can be used, or a StateError gives the reason and the connection is
+served inertly (front_end/inert.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import Any
 
 from protocol.vhost_user import HEADER_SIZE
-from protocol.vhost_user_payloads import Region
-from protocol.virtio_ring import INDEX_MASK
 from vhost_balloon.balloon.device import Balloon
-from vhost_balloon.balloon.guest_stats import GuestStats, restore_stats
-from vhost_balloon.checked import Document, flag, number, reading
-from vhost_balloon.errors import FrontEndError, RingErrorReason, StateError
+from vhost_balloon.balloon.guest_stats import restore_stats
+from vhost_balloon.checked import Document, flag, reading
+from vhost_balloon.errors import FrontEndError, StateError
 from vhost_balloon.fds import SHORTAGE, EventFd, Kick, OwnedFd
-from vhost_balloon.front_end import documents as state
+from vhost_balloon.front_end import documents
 from vhost_balloon.front_end.channel import BackendChannel
 from vhost_balloon.front_end.conversation import Pending
+from vhost_balloon.front_end.keeper import clock_offset
 from vhost_balloon.front_end.partial import Partial, parse_header
-from vhost_balloon.front_end.parts import Left, LeftRing
+from vhost_balloon.front_end.parts import LeftConnection, LeftRing
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.region import MappedRegion, check_disjoint
 from vhost_balloon.queues.ring import bind, stand_in
 from vhost_balloon.session.effects import RingSetup
 from vhost_balloon.session.message import Message
-from vhost_balloon.session.session import Session
+from vhost_balloon.session.session import Ring, Session
 from vhost_balloon.store.journal import Journal, Phase
 from vhost_balloon.store.reply_pipe import ReplyPipe
 from vhost_balloon.store.shelf import Shelf
@@ -44,12 +42,12 @@ def read_connection(
     *,
     pipe: ReplyPipe | None,
     outlives: bool,
-) -> Left:
-    """Make ready what areas say of the connection over socket, which is taken over.
+) -> LeftConnection:
+    """Rebuild the connection over socket, which is taken over, from the documents of all areas.
 
-    outlives: whether this connection is kept for the next process as well, in journal.
-    Raises StateError; the socket is left to the caller then, and everything else is closed. A mere
-    shortage of descriptors or memory is an OSError.
+    outlives: whether this connection is kept in journal for the next process as well.
+    Raises StateError, or OSError for a mere shortage of descriptors or memory; the socket is left
+    to the caller then, and everything else is closed.
     """
     with ExitStack() as undo:
         try:
@@ -69,7 +67,7 @@ def read_connection(
     return left
 
 
-def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> Left:
+def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> LeftConnection:
     document = areas["connection"]
 
     def adopt(name: object) -> OwnedFd:
@@ -77,79 +75,75 @@ def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> L
         undo.callback(fd.close)
         return fd
 
-    session = _checked_session(areas)
-    left = Left(
+    session = _read_session(areas)
+    left = LeftConnection(
+        session,
         peer_connected=flag(document["peer-connected"]),
-        documents=areas,
         foreign=flag(document["foreign"]),
-        partial=left_partial(document, journal, shelf),
+        partial=read_partial(document, journal, shelf),
     )
     if left.partial is not None:
         undo.callback(left.partial.close)
-    for guest, size, user, offset, name in document["regions"]:
-        region = Region(number(guest), number(size), number(user), number(offset))
-        check_disjoint((mapped.region for mapped in left.memory.regions), region)
-        mapped = MappedRegion(region, adopt(name))
+    for entry in document["regions"]:
+        region = documents.read_region(entry)
+        check_disjoint(session.regions, region)
+        mapped = MappedRegion(region, adopt(entry["fd"]))
         undo.callback(mapped.unmap)
         left.memory.add(mapped)
+        session.regions.append(region)
+    session.balloon.memory_size = left.memory.size
     if document["channel"] is not None:
         left.channel = BackendChannel(adopt(document["channel"]))
     for eventfds, key in ((left.calls, "calls"), (left.errs, "errs")):
-        for index, name in document[key]:
-            eventfds[number(index, 0, len(session.rings) - 1)] = EventFd(adopt(name))
-    for index, lead, base, broken, name in document["rings"]:
-        ring = session.rings[number(index, 0, len(session.rings) - 1)]
-        left.rings.append(_ring(ring, left.memory, lead, base, broken, index, adopt(name)))
+        for index, name in documents.read_eventfds(document[key]):
+            eventfds[index] = EventFd(adopt(name))
+    for entry in document["rings"]:
+        position = documents.read_position(entry)
+        ring = session.rings[position.index]
+        left.rings.append(_bind_ring(ring, left.memory, position, adopt(entry["kick"])))
         undo.callback(left.rings[-1].bound.virtqueue.release)
     if {ring.index for ring in left.rings} != set(session.started):
-        raise StateError("other rings than those that were started")
+        raise StateError("the record's rings are not those that were started")
     left.pending = read_pending(journal, document["applied"], shelf)
     return left
 
 
-def _checked_session(areas: Document) -> Session:
-    """A session that nobody uses, to see that the documents can be taken over."""
+def _read_session(areas: Document) -> Session:
+    """The session with its balloon and statistics, without memory."""
     session = Session(Balloon(), 0)
-    state.restore_session(session, areas["connection"]["session"])
-    state.restore_balloon(session, areas["balloon"])
-    restore_stats(GuestStats(), areas["stats"], 0.0)
+    documents.restore_session(session, areas["connection"]["session"])
+    documents.restore_balloon(session, areas["balloon"])
+    restore_stats(session.balloon.stats, areas["stats"], clock_offset())
     return session
 
 
-def left_partial(document: Document, journal: Journal, shelf: Shelf) -> Partial | None:
-    """The message that a connection's document has a part of, None if it is whole by now.
+def read_partial(document: Document, journal: Journal, shelf: Shelf) -> Partial | None:
+    """The message that had arrived in part, or None if the journal has it whole by now.
 
     Raises what a wrong document leads to.
     """
     partial = document["partial"]
-    if partial is None or journal.sequence != document["applied"][0]:
-        return None  # what the journal has is newer
-    unsure = partial["unsure"]
-    found = Partial(
-        bytearray.fromhex(partial["data"]),
-        [],
-        number(partial["skipped"]),
-        flag(partial["fds-lost"]),
-        None if unsure is None else (number(unsure[0]), number(unsure[1])),
-    )
+    if partial is None or journal.sequence != documents.read_applied(document["applied"])[0]:
+        return None  # the journal is newer
+    found = documents.read_partial(partial)
     _adopt_all(shelf, partial["fds"], found)
     return found
 
 
-def read_pending(journal: Journal, applied: list[Any], shelf: Shelf) -> Pending | None:
-    """The newest request in the journal, None if it was answered.
+def read_pending(journal: Journal, applied: Document, shelf: Shelf) -> Pending | None:
+    """The newest request in the journal, or None if it was answered.
 
-    applied: of the connection's document, which may be written
-    again before the reply has left: what it says of it goes to the journal.
+    applied: from the connection's document. That may be written again, without the reply, before
+    the reply is sent; so the reply is copied to the journal first.
 
     Raises StateError, and what a wrong document leads to.
     """
     entry = journal.latest()
     if entry is None or entry.phase is Phase.SENT:
         return None
-    sequence, text = applied
+    sequence, reply = documents.read_applied(applied)
     if entry.phase < Phase.DONE and sequence == entry.sequence:
-        journal.done(None if text is None else bytes.fromhex(text))
+        journal.done(reply)
         entry = journal.latest()
         assert entry is not None
     try:
@@ -162,8 +156,7 @@ def read_pending(journal: Journal, applied: list[Any], shelf: Shelf) -> Pending 
 
 
 def _adopt_all(shelf: Shelf, names: Iterable[object], message: Partial | Message) -> None:
-    """Go on with the descriptors of a message, as far as they are there and not used up: it
-    does not need others."""
+    """Give a message its descriptors back. Those already used up are gone, and not needed."""
     for name in names:
         try:
             message.fds.append(shelf.adopt(str(name)))
@@ -171,20 +164,15 @@ def _adopt_all(shelf: Shelf, names: Iterable[object], message: Partial | Message
             message.fds_lost = True
 
 
-def _ring(
-    ring: Any,
-    memory: GuestMemory,
-    lead: int,
-    base: int,
-    broken: str | None,
-    index: int,
-    fd: OwnedFd,
+def _bind_ring(
+    ring: Ring, memory: GuestMemory, position: documents.RingPosition, fd: OwnedFd
 ) -> LeftRing:
+    if ring.address is None:
+        raise StateError(f"ring {position.index} has no address")
     setup = RingSetup(ring.size, ring.address, ring.base)
-    if broken is not None:
-        RingErrorReason(broken)
-        bound = stand_in(setup, number(base, 0, INDEX_MASK))
-        return LeftRing(index, setup, bound, Kick(fd), broken)
+    if position.broken is not None:
+        bound = stand_in(setup, position.base)
+        return LeftRing(position.index, setup, bound, Kick(fd), position.broken.value)
     bound = bind(setup, 0, memory)
-    bound.virtqueue.recover(number(lead, 0, INDEX_MASK))
-    return LeftRing(index, setup, bound, Kick(fd), None)
+    bound.virtqueue.resume(position.lead)
+    return LeftRing(position.index, setup, bound, Kick(fd), None)

@@ -1,6 +1,6 @@
-"""Serves again the front end that the process before this one left.
+"""Serves the front end that the previous process left.
 
-A front end whose state cannot be used is answered inertly, and its connection kept.
+A front end whose state cannot be used is answered inertly, and keeps its connection.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.connection import FrontEndConnection, run_connection, serve_front_end
 from vhost_balloon.front_end.inert import InertConnection
-from vhost_balloon.front_end.parts import Left
+from vhost_balloon.front_end.parts import LeftConnection
 from vhost_balloon.front_end.peer import has_gone
 from vhost_balloon.front_end.transport import Transport
-from vhost_balloon.restart.reattach import left_partial, read_connection, read_pending
+from vhost_balloon.restart.reattach import read_connection, read_partial, read_pending
 from vhost_balloon.store.descriptors import CONNECTION, Store, numbered
 from vhost_balloon.vm.vm import Vm
 
 STATE_LOST: Final = "its state was lost"
-"""Why a connection of which nothing is known is answered inertly."""
+"""Why a connection is answered inertly of which only the socket is left."""
 
 MAX_CRASHES: Final = 3
-"""A front end that made this program crash so often is answered inertly: it would do so again, and
-the VM's next front end would never be served."""
+"""Crashes after which a front end is answered inertly. Otherwise it would crash this program again
+and again, and the VM's next front end would never be served."""
 
 
-async def resume_front_end(vm: Vm, areas: Document | None, ready: Callable[[], None]) -> str | None:
-    """Serve the front end that was left until it goes; return the name of its socket, None if there
-    was no front end.
+async def revive_front_end(vm: Vm, areas: Document | None, ready: Callable[[], None]) -> str | None:
+    """Serve the front end that was left until it goes; return the name of its socket, or None if
+    there was none.
 
-    areas: what was left on record, None if nothing can be read. ready is called once it is served
-    again, or there is none.
+    areas: the documents that were left, None if there are none. ready is called once the front end
+    is served again, or there is none.
     """
     document = None if areas is None else areas["connection"]
     try:
         if areas is not None and isinstance(document, dict):
             name = str(document.get("socket"))
             if (socket := vm.store.take(name)) is not None:
-                await _resume(vm, areas, name, socket, ready)
+                await _revive(vm, areas, name, socket, ready)
                 return name
             vm.log.warning("its front end's socket was lost")
         newest = newest_connection(vm.store)
@@ -50,7 +50,7 @@ async def resume_front_end(vm: Vm, areas: Document | None, ready: Callable[[], N
         socket = vm.store.take(newest)
         assert socket is not None
         if areas is not None and document is None:
-            # It had just connected, and nothing was taken from it.
+            # It had just connected: none of its messages was taken.
             ready()
             await serve_front_end(vm, socket, newest)
         else:
@@ -61,7 +61,7 @@ async def resume_front_end(vm: Vm, areas: Document | None, ready: Callable[[], N
 
 
 def newest_connection(store: Store) -> str | None:
-    """The newest connection that was left and whose front end is there still."""
+    """The newest connection that was left and is still open at the other end."""
     for number in reversed(numbered(CONNECTION, store.left(CONNECTION))):
         name = f"{CONNECTION}{number}"
         if not has_gone(store.look(name)):
@@ -69,11 +69,11 @@ def newest_connection(store: Store) -> str | None:
     return None
 
 
-async def _resume(
+async def _revive(
     vm: Vm, areas: Document, name: str, socket: OwnedFd, ready: Callable[[], None]
 ) -> None:
     try:
-        found = _connection(vm, areas, socket)
+        found = _rebuild(vm, areas, socket)
     except OSError:
         raise  # a shortage: the next process may have more
     except Exception:
@@ -85,13 +85,13 @@ async def _resume(
         await _serve(vm, name, found, ready, vm.settings.target if vm.has_new_target else None)
 
 
-def _connection(vm: Vm, areas: Document, socket: OwnedFd) -> Left | str:
-    """The connection as it was left, or why it cannot be used."""
+def _rebuild(vm: Vm, areas: Document, socket: OwnedFd) -> LeftConnection | str:
+    """The connection as it was left, or the reason why it cannot be used."""
     reason = areas["connection"].get("inert")
     if reason is not None:
         return str(reason)
     if vm.crashes >= MAX_CRASHES:
-        return f"it ended this program {vm.crashes} times"
+        return f"it crashed this program {vm.crashes} times"
     assert vm.record is not None
     assert vm.shelf is not None
     try:
@@ -104,21 +104,21 @@ def _connection(vm: Vm, areas: Document, socket: OwnedFd) -> Left | str:
             outlives=vm.store.active,
         )
     except StateError as error:
-        return f"what is known of it cannot be used: {error}"
+        return f"its state cannot be used: {error}"
 
 
 async def _serve(
-    vm: Vm, name: str, left: Left, ready: Callable[[], None], target: int | None
+    vm: Vm, name: str, left: LeftConnection, ready: Callable[[], None], target: int | None
 ) -> None:
-    """target: a setting that became another one meanwhile, None if none did."""
+    """target: the target in the settings if it was changed meanwhile, else None."""
 
     async def prepare(connection: FrontEndConnection) -> None:
-        await connection.resume(left)
+        await connection.reattach(left)
         if target is not None:
             connection.set_target(target)
         ready()
 
-    await run_connection(vm, left.transport, name, left.peer_connected, prepare)
+    await run_connection(vm, left.transport, left.session, name, left.peer_connected, prepare)
     vm.crashes = 0
     vm.save()
 
@@ -131,14 +131,14 @@ async def _serve_inert(
     reason: str,
     ready: Callable[[], None],
 ) -> None:
-    """What can be read of the connection's state is used: so a stream goes on where it was."""
+    """Use what can be read of the connection's state, so that its stream continues in place."""
     assert vm.record is not None
     assert vm.shelf is not None
     partial, pending, answers = None, None, None
     if areas is not None:
         document, journal = areas["connection"], vm.record.journal
         with suppress(StateError), reading("connection"):
-            partial = left_partial(document, journal, vm.shelf)
+            partial = read_partial(document, journal, vm.shelf)
         with suppress(StateError), reading("connection"):
             pending = read_pending(journal, document["applied"], vm.shelf)
         answers = document.get("answers")

@@ -1,7 +1,7 @@
-"""Listening sockets that the service manager opened for us (sd_listen_fds(3)).
+"""Listening sockets that the service manager opened for us.
 
-By their names (FileDescriptorName=) "control" and "metrics" are the control socket and the metrics
-listener; any other is the front-end socket. Their files are the service manager's: never removed
+By name (FileDescriptorName=), "control" is the control socket and "metrics" the metrics listener;
+any other is the front-end socket. Their files belong to the service manager and are never removed
 here.
 """
 
@@ -20,10 +20,17 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log.lines import logger
 from vhost_balloon.service.listeners import socket_path
 
+CONTROL: Final = "control"
+METRICS: Final = "metrics"
+RESERVED_NAMES: Final = (CONTROL, METRICS)
+
+PREFIX: Final = "."
+"""Begins all names in the descriptor store (store/descriptors.py), so that none is a socket's."""
+
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """A listening socket; path is where its file is, None for metrics'."""
+    """A listening socket; path: its file, None for metrics."""
 
     sock: socket.socket
     path: Path | None
@@ -35,13 +42,14 @@ class HandedOver:
 def take_sockets(
     inherited: Iterable[tuple[str, OwnedFd]], *, is_restart: bool = False
 ) -> dict[str, HandedOver]:
-    """What was handed over, by name.
+    """Take the sockets that were handed over, by name.
 
-    Raises OperatorError for what does not listen; at a restart it is left aside with a warning.
+    Raises OperatorError for anything that does not listen; at a restart it is skipped with a
+    warning.
     """
     found: dict[str, HandedOver] = {}
     for name, fd in inherited:
-        if name.startswith(PREFIX):  # came back from the descriptor store
+        if name.startswith(PREFIX):  # from the descriptor store
             continue
         try:
             _add(found, name, fd)
@@ -61,37 +69,25 @@ def _add(found: dict[str, HandedOver], name: str, fd: OwnedFd) -> None:
     found[name] = taken
 
 
-def paths(handed: Mapping[str, HandedOver]) -> dict[str, Path | None]:
-    """What the configuration has to know of them."""
-    return {name: taken.path for name, taken in handed.items()}
-
-
 def _take(name: str, fd: OwnedFd) -> HandedOver:
     try:
         sock = socket.socket(fileno=fd.fileno())
         fd.detach()
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise OperatorError(f"{name!r} was handed over: {error.strerror}") from None
+        raise OperatorError(f"the descriptor {name!r} handed over: {error.strerror}") from None
     families = (socket.AF_INET, socket.AF_INET6) if name == METRICS else (socket.AF_UNIX,)
     if sock.family not in families or sock.type != socket.SOCK_STREAM or not listens:
         sock.close()
         kind = "TCP" if name == METRICS else "Unix stream"
-        raise OperatorError(f"{name!r} was handed over and is no listening {kind} socket")
+        raise OperatorError(f"the descriptor {name!r} handed over is not a listening {kind} socket")
     path = socket_path(sock) if name != METRICS else None
     if path is None and name != METRICS:
         sock.close()
-        raise OperatorError(f"{name!r} was handed over and has no path")
+        raise OperatorError(f"the socket {name!r} handed over has no path")
     return HandedOver(sock, path)
 
 
-CONTROL: Final = "control"
-
-
-METRICS: Final = "metrics"
-
-
-RESERVED_NAMES: Final = (CONTROL, METRICS)
-
-
-PREFIX: Final = "."
+def paths(handed: Mapping[str, HandedOver]) -> dict[str, Path | None]:
+    """The sockets' paths by name, for the configuration."""
+    return {name: taken.path for name, taken in handed.items()}

@@ -21,9 +21,9 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.store.journal import Journal
 from vhost_balloon.store.slots import Slots
 
-STATE_VERSION: Final = 2
-"""Of the documents in the areas (vhost_balloon.front_end.documents); counted up whenever their meaning changes,
-with a step in state.MIGRATIONS that lifts the version before."""
+STATE_VERSION: Final = 3
+"""Version of the documents in the areas. Increase it whenever their format changes, and add to
+restart/migrations.py a step that lifts the previous version."""
 
 MAGIC: Final = b"vhostbln"
 _HEAD: Final = struct.Struct("<8sII")  # magic, length and checksum of the header's JSON
@@ -33,13 +33,15 @@ AREAS: Final = {
     "balloon": 1 << 9,
     "stats": 3 << 9,
     "vm": 1 << 13,
-    "counters": 1 << 13,
+    "counters": 1 << 14,
     "connection": 1 << 19,
     "shelf": 1 << 9,
     "arguments": 1 << 14,
     JOURNAL: 3 << 16,
 }
-"""Sizes in bytes, for both slots together. Pages that nothing was written to cost nothing."""
+"""Sizes in bytes, for both slots together. Pages never written to cost nothing."""
+DOCUMENTS: Final = tuple(name for name in AREAS if name != JOURNAL)
+"""Areas that hold JSON documents."""
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MAX_SIZE: Final = 1 << 24

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 CRASH_MEMORY: Final = 600.0
-"""Seconds after which a crash does not count together with the next one."""
+"""Seconds after which a crash no longer adds to the next one."""
 
 NOT_ACTIVATED: Final = "No balloon device has been activated"
 """QEMU's words."""
@@ -42,7 +42,7 @@ Listener = Callable[["Vm"], None]
 
 
 class Keeping(Protocol):
-    """Keeps what is known of an attached front end for the next process."""
+    """Writes an attached front end's state for the next process."""
 
     def save_all(self, record: Record) -> None:
         """Write everything. Raises ValueError if it does not fit."""
@@ -59,17 +59,16 @@ class FrontEnd(Protocol):
         """False if its requests are acknowledged and nothing is done for it."""
 
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
-        """A snapshot: known, and what the front end adds; with queues and regions if details are
-        wanted. Never waits."""
+        """Complete a snapshot; with queues and regions if details are wanted. Never waits."""
 
     def set_target(self, value: int) -> None:
-        """Have the guest keep value bytes (> 0). Raises CommandError."""
+        """Set the guest's target to value bytes (> 0). Raises CommandError."""
 
     def pause(self, paused: bool) -> None:
         """Acknowledge reports without discarding them, or discard them again."""
 
     async def fresh_stats(self) -> None:
-        """Ask for statistics and wait for them. Raises CommandError if none can come."""
+        """Request statistics and wait for them. Raises CommandError if none can come."""
 
     async def hold(self) -> None:
         """Stop between two messages until release(), which is due even if this is cancelled;
@@ -80,7 +79,7 @@ class FrontEnd(Protocol):
 
 
 class Vm:
-    """The VM. Its target belongs to the front end, its counters to the VM."""
+    """The VM. It outlives its front ends: counters are the VM's, the target is the front end's."""
 
     def __init__(
         self,
@@ -91,8 +90,7 @@ class Vm:
         store: Store | None = None,
         proc: Path = Path("/proc"),
     ) -> None:
-        """socket_path: where its front end connects, an absolute path; None if it is connected
-        already."""
+        """socket_path: where its front end connects (absolute); None if it is connected already."""
         self.id: Final = name
         self.settings = VmSettings() if settings is None else settings
         self.socket_path: Final = socket_path
@@ -103,32 +101,34 @@ class Vm:
         self.counters = Counters()
         self.log = VmLog(name)
         self.front_end: FrontEnd | None = None
-        """Who is attached, served or only answered."""
-        self.is_stuck = False
-        """A process before this one cannot be killed and has the VM: it is not served yet."""
+        """The attached front end, served or only answered."""
+        self.waits_for_lock = False
+        """The VM is not served yet: the previous process still has it and cannot be killed. Users
+        see the state "stuck", which also stands for a guest that does not follow its target; the
+        two are told apart by `connected`."""
         self.record: Record | None = None
         self.shelf: Shelf | None = None
         self.pipe: ReplyPipe | None = None
-        """What outlives this process, set before anybody is served (inheritance)."""
+        """What outlives this process; set before any front end is served (restart/taking_over)."""
         self.has_new_target = False
-        """The target of the settings is another one than that of the process before."""
+        """The target in the settings was changed since the previous process read them."""
         self.crashes = 0
-        """How often this front end's connection ended this program by a bug."""
+        """How often serving this front end crashed this program."""
         self._crashed_at = -CRASH_MEMORY
         self._paused = False
         self._stats_interval = self.settings.stats_interval
         self.stats_interval_changed = trio.Event()
         self.status_changed = trio.Event()
-        """Set when it is another front end, or none; replaced by who waits for it."""
+        """Set when a front end comes or goes; replaced by the task that waits for it."""
         self.counted = trio.Event()
-        """Set when counters have changed; replaced by who waits for it."""
+        """Set when counters change; replaced by the task that waits for it."""
         self._listeners: list[Listener] = []
 
     def change(self, settings: VmSettings) -> None:
-        """Take other settings.
+        """Replace the settings.
 
-        The statistics interval counts at once if it is another; everything else is for the next
-        front end, which negotiates features anew.
+        A changed statistics interval applies at once; everything else applies to the next front
+        end, which negotiates features anew.
         """
         changed = settings.stats_interval != self.settings.stats_interval
         self.settings = settings
@@ -140,10 +140,10 @@ class Vm:
     def attached(self) -> bool:
         return self.front_end is not None
 
-    # Who wants to know
+    # Listeners
 
     def add_listener(self, callback: Listener) -> None:
-        """Have callback called after actual has changed. What it raises ends here."""
+        """Call callback after each change of actual. Its exceptions are contained here."""
         self._listeners.append(callback)
 
     def remove_listener(self, callback: Listener) -> None:
@@ -160,16 +160,16 @@ class Vm:
 
     @property
     def saved_to(self) -> Record | None:
-        """The record, if anything outlives this process without its help."""
+        """The record, if it is in a service manager's store."""
         return self.record if self.store.active else None
 
     @property
     def journal(self) -> Journal | None:
-        """That of the record, if anything outlives this process without its help."""
+        """The journal of saved_to."""
         return None if self.saved_to is None else self.saved_to.journal
 
     def save(self) -> None:
-        """Put orders and counters on the record. Raises ValueError if they do not fit."""
+        """Write orders and counters to the record. Raises ValueError if they do not fit."""
         if self.saved_to is not None:
             self.save_to(self.saved_to)
 
@@ -180,18 +180,22 @@ class Vm:
                 "settings": settings_to_json(self.settings),
                 "paused": self.paused,
                 "stats-interval": self.stats_interval,
-                "crashes": [self.crashes, self._crashed_at],
+                "crashes": {"count": self.crashes, "last": self._crashed_at},
             },
         )
         record.save("counters", counters_document(self.counters))
 
     def save_counters(self) -> None:
         """Save before showing: a counter that was shown must never be lower later."""
-        if self.saved_to is not None:
+        if self.saved_to is None:
+            return
+        mark = counters_mark(self.counters)
+        if mark != self._saved:
+            self._saved = mark
             self.saved_to.save("counters", counters_document(self.counters))
 
     def close(self) -> None:
-        """Nothing is put on record any more. What is in the store stays there."""
+        """Stop writing to the record. The store keeps what it has."""
         if self.shelf is not None:
             self.shelf.close()
         for part in (self.record, self.pipe):
@@ -200,7 +204,7 @@ class Vm:
         self.record = self.shelf = self.pipe = None
 
     def restore_orders(self, document: Document) -> None:
-        """Go on with orders. One that overrode a setting counts until the setting is another one.
+        """Restore orders. An order that overrode a setting holds until that setting changes.
 
         Raises StateError.
         """
@@ -208,7 +212,8 @@ class Vm:
             paused = flag(document["paused"])
             interval = real(document["stats-interval"])
             before = settings_from_json(document["settings"], VmSettings())
-            crashes, crashed_at = number(document["crashes"][0]), real(document["crashes"][1])
+            crashes = number(document["crashes"]["count"])
+            crashed_at = real(document["crashes"]["last"])
         self._paused = paused
         if before.stats_interval == self.settings.stats_interval:
             self._stats_interval = interval
@@ -220,7 +225,7 @@ class Vm:
         restore_counters(self.counters, document)
 
     def crashed(self) -> None:
-        """A bug in serving its front end ends this process."""
+        """Count a bug in serving the front end, which ends this process."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.crashes = self.crashes + 1 if now - self._crashed_at < CRASH_MEMORY else 1
         self._crashed_at = now
@@ -228,7 +233,7 @@ class Vm:
 
     @property
     def stats_interval(self) -> float:
-        """Seconds between two samples; 0 for none but on demand."""
+        """Seconds between two samples; 0: only on demand."""
         return self._stats_interval
 
     @stats_interval.setter
@@ -240,7 +245,7 @@ class Vm:
 
     @property
     def paused(self) -> bool:
-        """Whether the operator paused reporting discards; it outlives front ends."""
+        """Whether the operator paused reporting discards; the pause outlives front ends."""
         return self._paused
 
     @paused.setter
@@ -251,9 +256,9 @@ class Vm:
             self.front_end.pause(paused)
 
     async def fresh_stats(self, seconds: float) -> VmStatistics:
-        """Ask the guest for statistics and wait for them, for so many seconds at most.
+        """Request statistics from the guest and wait for them for at most seconds.
 
-        Raises CommandError without a front end, without statistics, or in vain.
+        Raises CommandError if there is no front end, or no statistics come.
         """
         if self.front_end is None:
             raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
@@ -263,13 +268,13 @@ class Vm:
         raise CommandError(f"the guest gave no statistics within {seconds:g} s")
 
     def set_target(self, value: int) -> None:
-        """Have the guest keep value bytes (> 0). Raises CommandError without a front end."""
+        """Set the guest's target to value bytes (> 0). Raises CommandError without a front end."""
         if self.front_end is None:
             raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
         self.front_end.set_target(value)
 
     def statistics(self, *, details: bool = True) -> VmStatistics:
-        """A snapshot, with queues and regions unless details are not wanted. Never waits."""
+        """A snapshot; with queues and regions if details are wanted. Never waits."""
         self.save_counters()
         known = VmStatistics(
             self.id,
@@ -277,7 +282,7 @@ class Vm:
             self.counters,
             settings=self.settings,
             socket_path=self.socket_path,
-            state=VmState.STUCK if self.is_stuck else VmState.DISCONNECTED,
+            state=VmState.STUCK if self.waits_for_lock else VmState.DISCONNECTED,
             pause_reasons=(OPERATOR,) if self.paused else (),
             stats_interval=self.stats_interval,
             report_rate=self.settings.report_rate,
