@@ -135,7 +135,7 @@ async def test_what_the_operator_has_to_mend_is_said_once_and_tried_again(
 
     await errors.supervise("metrics", run)
     assert tries[-1] - tries[0] == pytest.approx(4 * MISTAKE_PAUSE)
-    assert log_lines.lines == ["warning: the port is taken; it is tried again until it works"]
+    assert log_lines.lines == ["warning: the port is taken; trying again until it works"]
     assert errors.counts["metrics"] == 0
 
 

@@ -1,4 +1,4 @@
-"""The vhost-balloon command."""
+"""The vhost-balloon command: reads the options and runs one VM's daemon."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from vhost_balloon.service.handed_over import paths
 
 
 def check_platform() -> None:
-    """Raises OperatorError where the ring rules (virtqueue) or system calls would not hold."""
+    """Raises OperatorError on platforms whose memory order or system calls are not supported."""
     system = os.uname()
     if (system.sysname, system.machine) != ("Linux", "x86_64"):
         raise OperatorError(
-            f"{system.sysname} on {system.machine} is not supported: Linux on x86_64 is"
+            f"{system.sysname} on {system.machine} is not supported; Linux on x86_64 is required"
         )
 
 
 def wait_for_descriptors() -> None:
-    """Wait until there are enough to go on with a VM that was left. It waits as well and loses
+    """Wait until there are enough descriptors for the VM that was left. Waiting costs the VM
     nothing; without descriptors it would lose its device."""
     said = False
     while True:
@@ -53,7 +53,7 @@ def wait_for_descriptors() -> None:
         time.sleep(RETRY_PAUSE)
 
 
-ONLY_PRINTS: Final = "one of them prints something instead of serving"
+ONLY_PRINTS: Final = "one of them only prints something"
 
 RETRY_PAUSE: Final = 1.0
 """Seconds between two checks whether there are enough descriptors."""
@@ -62,8 +62,8 @@ RETRY_PAUSE: Final = 1.0
 def read_settings(handed: daemon.Handed) -> config.Config:
     """The configuration.
 
-    Raises OperatorError; but where a VM was left and its options before are known, a mistake is
-    logged, and those are used.
+    Raises OperatorError. If a VM was left and its previous options are known, a mistake is logged
+    and those options are used.
     """
     sockets = paths(handed.sockets)
     before = left_options(handed.stored)
@@ -72,7 +72,7 @@ def read_settings(handed: daemon.Handed) -> config.Config:
         if before is None or not settings.check_only:
             return settings
         mistake = ONLY_PRINTS
-    except SystemExit:  # after --version and the like
+    except SystemExit:  # --version, --help and the like
         if before is None:
             raise
         mistake = ONLY_PRINTS
@@ -80,10 +80,10 @@ def read_settings(handed: daemon.Handed) -> config.Config:
         if before is None:
             raise
         mistake = str(error)
-    # Its files are not read again: what they say now may be the mistake.
+    # Its files are not read again: they may contain the mistake.
     settings = config.parse(before[0], sockets, settings=before[1])
     log_setup.set_up(settings.log_level, settings.log_format)
-    logger.error("these options are not used, but those of the process before: %s", mistake)
+    logger.error("these options are not used; the previous ones stay in force: %s", mistake)
     return settings
 
 
@@ -104,7 +104,7 @@ def main() -> None:
             return trio.run(check_config, settings)
         if handed.is_restart:
             wait_for_descriptors()
-        gc.freeze()  # a full collection would look at all that was imported, for some 10 ms
+        gc.freeze()  # or a full collection would traverse all imported modules, for some 10 ms
         trio.run(daemon.run, settings, handed)
     except OperatorError as error:
         handler.write_error(f"vhost-balloon: {printable(shortened(str(error)))}")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Checks documents from outside, such as JSON on record. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from vhost_balloon.errors import StateError
 
 Document = dict[str, Any]
 
-
 U64: Final = (1 << 64) - 1
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn whatever a wrong document leads to into a StateError."""
+    """Turn any error that a wrong document causes into a StateError that begins with what."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -25,21 +24,21 @@ def reading(what: str) -> Iterator[None]:
 
 
 def number(value: object, low: int = 0, high: int = U64) -> int:
-    """A whole number in a range. Raises ValueError."""
+    """Check for a whole number from low to high. Raises ValueError."""
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{value!r:.40} is no number from {low} to {high}")
+        raise ValueError(f"{value!r:.40} is not a number from {low} to {high}")
     return value
 
 
 def flag(value: object) -> bool:
-    """Raises ValueError for anything but true and false."""
+    """Check for true or false. Raises ValueError."""
     if type(value) is not bool:
         raise ValueError(f"{value!r:.40} is neither true nor false")
     return value
 
 
 def real(value: Any) -> float:
-    """Raises ValueError for anything but a finite number."""
+    """Check for a finite number. Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
+        raise ValueError(f"{value!r:.40} is not a number")
     return float(value)

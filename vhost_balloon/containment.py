@@ -1,9 +1,9 @@
-"""Keeps what goes wrong in something secondary from ending what is primary: serving the VM.
+"""Keeps failures in secondary services from ending the primary one, serving the VM.
 
 A client's failure ends that client. A service's failure ends that service, which is started again.
-Such a failure is a bug of ours, so it is loud: a warning with its traceback, and a counter. What
-the operator has to mend (a port that is taken, a folder that is missing) is one line without a
-traceback, and is tried again until it works.
+Such a failure is a bug of ours, so it is loud: a warning with its traceback, and a counter. A
+mistake of the operator's (a port in use, a missing folder) is one line without a traceback, and the
+service is tried again until it works.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ PLACES: Final = (
     "wakefulness",
     "watchdog",
 )
-"""Where a failure of a VM's daemon is contained; the values are the metric's label."""
+"""Where failures in a VM's daemon are contained; values of the metric's label."""
 
 MISTAKE_PAUSE: Final = 2.0
-"""Seconds until what the operator has to mend is tried again."""
+"""Seconds between attempts while the operator has something to correct."""
 FIRST_PAUSE: Final = 1.0
 LAST_PAUSE: Final = 60.0
-"""Seconds until a service that failed is started again; the pause doubles from the first to the
-last, and is the first one again after a service ran for longer than the last."""
+"""Seconds until a failed service is started again: doubled each time from the first to the last,
+and reset after the service ran for longer than the last."""
 
 
 class InternalErrors:
-    """Contained failures, counted by where they happened: one of places."""
+    """Counts contained failures by where they happened, one of places."""
 
     def __init__(self, places: Sequence[str] = PLACES) -> None:
         self.counts: Final = Counter(dict.fromkeys(places, 0))
         self._limits: Final = {where: Limit() for where in places}
 
     def record(self, where: str, error: BaseException) -> None:
-        """Count a failure and log it. Clients can cause failures as often
-        as they like, so the lines are limited in number."""
+        """Count a failure and log it. Clients can cause failures at will, so the number of lines is
+        limited."""
         self.counts[where] += 1
         may, left_out = self._limits[where].line(time.monotonic())
         if may:
@@ -63,14 +63,14 @@ class InternalErrors:
 
     @contextmanager
     def contained(self, where: str) -> Iterator[None]:
-        """Have a failure inside end here."""
+        """Contain a failure of the body."""
         try:
             yield
         except* Exception as failures:
             self.record(where, lone(failures))
 
     async def supervise(self, where: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Run a service until it returns, as often as that takes."""
+        """Run a service until it returns, starting it again after failures."""
         pause, said = FIRST_PAUSE, ""
         while True:
             began = trio.current_time()
@@ -79,7 +79,7 @@ class InternalErrors:
             except* OperatorError as mistakes:
                 text = str(lone(mistakes))
                 if text != said:
-                    logger.warning("%s; it is tried again until it works", text)
+                    logger.warning("%s; trying again until it works", text)
                 said, wait = text, MISTAKE_PAUSE
             except* Exception as failures:
                 if trio.current_time() - began > LAST_PAUSE:
@@ -90,7 +90,7 @@ class InternalErrors:
 
 
 class KeptOpen(trio.abc.Listener[T]):
-    """A listener that its server does not close when it fails: the next one goes on with it."""
+    """A listener that stays open when its server fails, for the next attempt."""
 
     def __init__(self, listener: trio.abc.Listener[T]) -> None:
         self._listener = listener
@@ -103,7 +103,7 @@ class KeptOpen(trio.abc.Listener[T]):
 
 
 def lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception of nested groups, or the group if there are several."""
+    """The only exception in nested groups, or the innermost group of several."""
     found: BaseException = group
     while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
         found = found.exceptions[0]

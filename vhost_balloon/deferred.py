@@ -1,11 +1,11 @@
-"""Loads modules that libraries import, and that this program hardly ever uses, on first use.
+"""Defers modules that libraries import but this program rarely uses until their first use.
 
-Each VM has a process of its own, so each VM pays for what a process needs. trio imports ssl, idna
-and the like, and construct a debugger: together a seventh of an idle daemon's memory. A stand-in
-loads such a module as soon as an attribute of it is looked up. importlib's LazyLoader does not
-help: up to Python 3.11 the next import statement loads the module.
+Each VM has its own process and pays for its memory. trio imports ssl, idna and others, and
+construct a debugger: together a seventh of an idle daemon's memory. A stand-in loads such a module
+when one of its attributes is first looked up. importlib's LazyLoader does not help: up to Python
+3.11 the next import statement loads the module.
 
-Import this module before anything that imports one of them.
+Import this module before any that imports one of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEFERRED: Final = (
 
 class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # the import system's questions
+        if name.startswith("__"):  # asked by the import system
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]

@@ -1,10 +1,10 @@
-"""What can go wrong outside this program, and how far each kind of damage reaches.
+"""Errors caused outside this program, and how far each reaches.
 
     VhostBalloonError
-    |-- FrontEndError      the front end misbehaved: its request is refused by a non-zero ack
-    |   `-- StreamError    ... and its stream cannot be parsed any more: its connection ends
+    |-- FrontEndError      the front end misbehaved: its request is refused with a non-zero ack
+    |   `-- StreamError    ... and its stream can no longer be parsed: its connection ends
     |-- RingError          the guest misbehaved on a ring: that ring stops
-    |-- OperatorError      the operator's mistake: one line on stderr, exit status 2
+    |-- OperatorError      the operator made a mistake: one line on stderr, exit status 2
     `-- CommandError       a control command failed: an error reply
 
 Any other exception is a bug in this program, and is loud.
@@ -20,20 +20,20 @@ class VhostBalloonError(Exception):
 
 
 class StateError(Exception):
-    """What a process before this one left of a VM cannot be used; nobody is to blame for it, and
-    the VM is served without (vhost_balloon.front_end.inert)."""
+    """The state that the previous process left cannot be used; the VM is served without it
+    (front_end/inert.py)."""
 
 
 class FrontEndError(VhostBalloonError):
-    """A request that is refused; the text says what was wrong with it."""
+    """A refused request; the text gives the reason."""
 
 
 class StreamError(FrontEndError):
-    """Bytes that are no vhost-user stream, or end inside a message."""
+    """Bytes that are not a vhost-user stream, or end inside a message."""
 
 
 class RingErrorReason(enum.Enum):
-    """Why a ring was stopped; the values are the metric's label."""
+    """Why a ring was stopped; values of the metric's label."""
 
     AVAILABLE_INDEX = "available-index"
     HEAD = "head"
@@ -45,7 +45,7 @@ class RingErrorReason(enum.Enum):
 
 
 class RingError(VhostBalloonError):
-    """A ring whose structure is broken (virtio specification, "Split Virtqueues")."""
+    """A ring with a broken structure (virtio specification, "Split Virtqueues")."""
 
     def __init__(self, reason: RingErrorReason, text: str) -> None:
         super().__init__(text)
@@ -53,11 +53,11 @@ class RingError(VhostBalloonError):
 
 
 class OperatorError(VhostBalloonError):
-    """A mistake in options or in the host's set-up that the operator can mend."""
+    """A mistake in options or in the host's set-up that the operator can correct."""
 
 
 class CommandError(VhostBalloonError):
-    """A control command that failed; error_class is one of QMP's error classes."""
+    """A failed control command; error_class is one of QMP's error classes."""
 
     def __init__(self, text: str, error_class: str = "GenericError") -> None:
         super().__init__(text)

@@ -1,4 +1,4 @@
-"""File descriptors that this process owns: closed once, never by number."""
+"""File descriptors with an owner, which closes them exactly once, and eventfds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vhost_balloon.errors import FrontEndError
 from vhost_balloon.log.lines import logger
 
 SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""How the system says that it, or this process, has no descriptors or memory left for now."""
+"""Error numbers for a lack of descriptors or memory, in this process or the system."""
 
 _EVENT: Final = (1).to_bytes(8, "little")
 _EVENTFD_LINK: Final = "anon_inode:[eventfd]"
 
 
 def receive_fds(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
-    """The descriptors that came with a message (SCM_RIGHTS)."""
+    """The descriptors received with a message (SCM_RIGHTS)."""
     fds: list[OwnedFd] = []
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -37,7 +37,7 @@ def receive_fds(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
 
 
 class OwnedFd:
-    """Owns one descriptor. Ownership moves by handing this object on, never by the number."""
+    """Owns one descriptor. Ownership is passed on with this object, never with the number."""
 
     __slots__ = ("_fd",)
 
@@ -45,7 +45,7 @@ class OwnedFd:
         self._fd = fd
 
     def fileno(self) -> int:
-        """The number, for one system call. Raises ValueError once closed."""
+        """The number, for one system call. Raises ValueError if closed."""
         if self._fd < 0:
             raise ValueError("descriptor is closed")
         return self._fd
@@ -55,22 +55,22 @@ class OwnedFd:
         return self._fd < 0
 
     def detach(self) -> int:
-        """Give the number, and the duty to close it, to the caller."""
+        """Return the number; the caller has to close it."""
         fd, self._fd = self.fileno(), -1
         return fd
 
     def close(self) -> None:
-        """Close it; more calls do nothing.
+        """Close it; further calls do nothing.
 
-        It is closed even if close(2) fails: with the error of a file system, which may be the front
-        end's own and says nothing to us.
+        It is closed even if close(2) fails with an error of a file system, which may be the front
+        end's and is ignored.
         """
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
                 os.close(fd)
             except OSError as error:
-                if error.errno == errno.EBADF:  # it was not ours
+                if error.errno == errno.EBADF:  # a bug: it was not ours
                     raise
 
     def __del__(self) -> None:
@@ -79,7 +79,7 @@ class OwnedFd:
 
 @contextmanager
 def spare_descriptors(count: int) -> Iterator[None]:
-    """Make sure that so many more are to be had, for what comes inside or next. Raises OSError."""
+    """Reserve count descriptors until exit, to prove that there are enough. Raises OSError."""
     spare: list[OwnedFd] = []
     try:
         while len(spare) < count:
@@ -97,12 +97,11 @@ def is_eventfd(fd: OwnedFd) -> bool:
 class EventFd:
     """A call or err eventfd from the front end, or a kick (see Kick).
 
-    The file description is shared with the peer, who may have left it in blocking mode or set it
-    at any time; so no call here relies on O_NONBLOCK, and none changes it. One gap is left: a peer
-    that makes its eventfd blocking and fills it between our poll and our write blocks us (Linux
-    6.18 still answers EOPNOTSUPP to a write with RWF_NOWAIT).
-    Raises FrontEndError if the descriptor is no eventfd (epoll would refuse a file, and reading a
-    socket could take what is not ours).
+    The peer shares the open file description and may set or clear O_NONBLOCK at any time; so no
+    call here relies on the flag, and none changes it. One gap remains: a peer that makes its
+    eventfd blocking and fills it between our poll and our write blocks us (Linux 6.18 still answers
+    EOPNOTSUPP to a write with RWF_NOWAIT). Raises FrontEndError if the descriptor is not an eventfd
+    (epoll would refuse a file, and reading a socket could take data that is not ours).
     """
 
     def __init__(self, fd: OwnedFd) -> None:
@@ -116,25 +115,24 @@ class EventFd:
         self.fd.close()
 
     def signal(self) -> None:
-        """Add one to the count. A full counter is left: its reader has not looked yet anyway."""
+        """Add one to the count. A full counter stays as it is: its reader has not looked yet."""
         fd = self.fd.fileno()
         polled = self._writable.poll(0)
-        # A counter at its very limit, which only the kernel can reach, polls as an error alone.
+        # A counter at its limit, which only the kernel can reach, polls as an error only.
         if polled and polled[0][1] & select.POLLOUT:
-            try:
+            try:  # noqa: SIM105 - on the path of every request
                 os.write(fd, _EVENT)
             except BlockingIOError:
                 pass
 
 
 class Kick(EventFd):
-    """A kick eventfd, which can be waited for.
+    """A kick eventfd that tasks can wait for.
 
-    It has an epoll object of its own. In trio's it would leave an entry behind when it is closed,
-    for as long as the front end keeps its file open; the entry of a closed epoll object goes.
-    Edges are looked for, and the count is left alone: each kick makes one, whatever the count, and
-    one that is a semaphore would take as many reads as its count says.
-    Raises OSError if it cannot be waited for: there may be no descriptors left.
+    It has its own epoll object. In trio's it would leave an entry behind when closed, for as long
+    as the front end keeps the file open; closing an epoll object removes its entries. It waits for
+    edges and leaves the count alone: each kick causes an edge, whatever the count, and a semaphore
+    would need as many reads as its count says. Raises OSError if there are too few descriptors.
     """
 
     def __init__(self, fd: OwnedFd) -> None:
@@ -147,28 +145,28 @@ class Kick(EventFd):
         super().close()
 
     async def wait(self) -> None:
-        """Wait for a kick since it was last taken; at first, for any."""
+        """Wait for a kick since the last take(); at first, for any."""
         await trio.lowlevel.wait_readable(self._edges.fileno())
 
     def take(self) -> None:
-        """Take the kicks so far, if there were any."""
+        """Consume the kicks so far, if any."""
         self._edges.poll(0, 1)
 
 
 def raise_descriptor_limit() -> None:
-    """Have as many descriptors as the hard limit allows; the usual soft limit is 1024.
+    """Raise the soft limit of descriptors, usually 1024, to the hard limit.
 
-    A limit that was inherited may be above what the kernel lets anybody set (fs.nr_open).
+    An inherited limit may exceed what the kernel lets a process set (fs.nr_open).
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for limit in (hard, _kernel_limit()):
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-        except (OSError, ValueError) as error:  # EPERM is a ValueError
+        except (OSError, ValueError) as error:  # ValueError stands for EPERM
             reason = error
         else:
             return
-    logger.warning("the limit of descriptors stays as it is: %s", reason)
+    logger.warning("cannot raise the limit of descriptors: %s", reason)
 
 
 def _kernel_limit() -> int:

@@ -59,7 +59,7 @@ async def test_metrics_come_back_once_their_port_is_free(tmp_path: Path) -> None
             options_of(host.manager, f"--metrics-address={address}")
             host.manager.kill()
             await guest.inflate([5000])
-            await eventually(lambda: "it is tried again until it works" in host.log())
+            await eventually(lambda: "trying again until it works" in host.log())
             assert f"warning: cannot listen on {address}: Address already in use" in host.log()
             taken.close()
             await eventually(lambda: scraped(address))
@@ -92,7 +92,7 @@ async def test_the_control_socket_comes_back_with_its_folder(tmp_path: Path) -> 
         options_of(host.manager, f"--control-socket={folder}/control")
         host.manager.kill()
         await guest.inflate([5000])
-        await eventually(lambda: "it is tried again until it works" in host.log())
+        await eventually(lambda: "trying again until it works" in host.log())
         folder.mkdir()
         await eventually(lambda: (folder / "control").is_socket())
         await guest.inflate([5001])
@@ -210,7 +210,7 @@ def test_the_second_of_two_instances_with_one_metrics_address_serves_its_vm(
             assert started.told().startswith("READY=1")
             with QMPClient(tmp_path / "control") as qmp:
                 assert [vm["id"] for vm in qmp.execute("query-vms")] == ["web2"]
-            started.wait_logged("Address already in use; it is tried again until it works")
+            started.wait_logged("Address already in use; trying again until it works")
             taken.close()
             wait_until(lambda: scraped(address), 10)
             code, log = started.end()

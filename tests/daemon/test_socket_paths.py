@@ -173,7 +173,8 @@ async def test_a_front_end_outlives_the_loss_of_its_path(
             else:
                 assert Found.below(place.folder) == before
                 assert re.search(
-                    f"error: .*{place.vm}.*: no other front end can come", manager.log.read_text()
+                    f"error: .*{place.vm}.*: no other front end can connect",
+                    manager.log.read_text(),
                 )
             await guest.start(bases=await guest.stop())
             await guest.inflate([5002])
@@ -188,8 +189,7 @@ async def test_a_front_end_outlives_the_loss_of_its_path(
 
 async def test_the_next_front_end_is_served_once_the_path_is_free(place: Place) -> None:
     again = (
-        f"error: {place.vm} is in use: another process listens on it; "
-        "it is tried again until it works"
+        f"error: {place.vm} is in use: another process listens on it; trying again until it works"
     )
     with managed(place) as manager, ExitStack() as stack:
         async with by_hand(place.vm) as guest:
@@ -227,7 +227,7 @@ async def test_what_hinders_the_removal_is_a_warning(
     for name in ("vm1.sock", "control"):
         path = tmp_path / name
         assert path.is_socket()
-        assert log_lines.having("warning", f"{path} stays: {os.strerror(number)}")
+        assert log_lines.having("warning", f"cannot remove {path}: {os.strerror(number)}")
 
 
 def test_a_file_system_that_became_read_only(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_file_system_that_became_read_only(tmp_path: Path) -> None:
             process.terminate()
             assert process.wait(10) == 0
             (warning,) = [line for line in process.stderr if line.startswith("warning")]
-            assert warning == f"warning: {path} stays: Read-only file system\n"
+            assert warning == f"warning: cannot remove {path}: Read-only file system\n"
         finally:
             process.kill()
     ro = bind.replace("&&", f'&& mount -o remount,bind,ro "{tmp_path}" &&')

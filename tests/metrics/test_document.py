@@ -114,7 +114,7 @@ def test_a_number_is_finite_and_not_negative(path: tuple[Any, ...], bad: Any) ->
     if path[0] not in checked(full_document()):
         checked(document)  # nobody asks for it
         return
-    with pytest.raises(BadDocument, match=f"^'{path[0]}' is no number from 0 to"):
+    with pytest.raises(BadDocument, match=f"^'{path[0]}' is not a number from 0 to"):
         checked(document)
 
 

@@ -63,7 +63,7 @@ async def test_a_mistake_is_no_reason_to_leave_a_guest_alone(tmp_path: Path, mis
         restart_with(host, *MISTAKES[mistake])
         await guest.inflate([5001])
         assert host.vm()["settings"]["stats"] is False
-        assert "these options are not used, but those of the process before" in host.log()
+        assert "these options are not used; the previous ones stay in force" in host.log()
         host.manager.kill()
         await guest.inflate([5002])
         restart_with(host, without=MISTAKES[mistake][0])

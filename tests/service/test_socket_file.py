@@ -222,7 +222,7 @@ def test_without_proc_it_is_one_plain_line(tmp_path: Path) -> None:
     os.close(write_end)
     os.waitpid(child, 0)
     with os.fdopen(read_end) as answer:
-        expected = "cannot listen on /sock: that takes /proc, which is not mounted"
+        expected = "cannot listen on /sock: /proc is required and not mounted"
         assert answer.read() == expected
     assert list(tmp_path.iterdir()) == []
 
@@ -291,7 +291,7 @@ def test_nor_another_users(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     listening(path).close()
     os.chown(path, 65534, -1)
-    told = f"{path} is a socket of another user (65534), and is not replaced"
+    told = f"{path} is a socket of another user (65534) and is not replaced"
     assert refusal(path).startswith(told)
 
 

@@ -141,7 +141,7 @@ async def test_what_was_left_is_taken_and_the_rest_swept(
     await store.sweep()
     assert list(manager.held) == [PIPE]
     assert all(fd.closed for fd in left)
-    assert len(log_lines.having("is needed no more")) == 3
+    assert len(log_lines.having("which is no longer needed")) == 3
     assert store.left() == []
 
 

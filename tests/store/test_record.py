@@ -75,11 +75,11 @@ def test_a_layout_with_other_places_and_more_areas_is_read() -> None:
 
 
 WRONG = {
-    "no record": lambda: file(b"{}", magic=b"\x7fELF    "),
+    "not a record": lambda: file(b"{}", magic=b"\x7fELF    "),
     "header is damaged": lambda: file(b"{" * 2000),
-    "no JSON": lambda: file(b"{" * 100),
-    "of 0 bytes": lambda: memfd(0, seals=SEALS),
-    "of 1024 bytes": lambda: memfd(1024, seals=SEALS),
+    "not JSON": lambda: file(b"{" * 100),
+    "have 0 bytes": lambda: memfd(0, seals=SEALS),
+    "have 1024 bytes": lambda: memfd(1024, seals=SEALS),
     "not sealed": lambda: of(header(), seals=0),
     "TypeError": lambda: of([1]),
     "KeyError": lambda: of({}),
@@ -115,7 +115,7 @@ def test_a_damaged_area_is_a_state_error_and_one_never_written_none() -> None:
 def test_an_area_that_is_no_json(data: bytes) -> None:
     record = Record.create()
     record._areas["connection"].save(data)
-    with pytest.raises(StateError, match="no JSON"):
+    with pytest.raises(StateError, match="not JSON"):
         record.load("connection")
 
 

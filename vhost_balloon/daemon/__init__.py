@@ -1,4 +1,4 @@
 """One VM's daemon: puts the parts together, and fixes the order of start and end.
 
-Nothing below imports it.
+No other room but __main__ imports it.
 """

@@ -1,7 +1,7 @@
-"""--check-config: whether the daemon could serve with these options, as far as can be seen from
-beside one that does. Nothing is served, changed or left behind.
+"""--check-config: checks whether the daemon could serve with these options.
 
-An upgrade in place runs it with the program that is installed now, before anything is given up.
+Serves, changes and leaves behind nothing, and works while another daemon serves the VM. An upgrade
+in place runs it with the installed program before it gives anything up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vhost_balloon.store.record import Record
 
 
 async def check_config(config: Config) -> None:
-    """Check files, groups, addresses and what the system must give; print the version.
+    """Check files, groups, addresses and the system's resources; print the version.
 
     Raises OperatorError.
     """
@@ -24,9 +24,9 @@ async def check_config(config: Config) -> None:
     try:
         Record.create().close()
     except (OSError, StateError) as error:
-        raise OperatorError(f"no memory file can be had: {error}") from None
+        raise OperatorError(f"cannot create a memory file: {error}") from None
     if config.metrics is not None:
-        # All that answering takes is loaded, as it would be.
+        # Loads the modules that serving would load.
         from vhost_balloon.metrics.server import check_metrics
 
         await check_metrics(config.metrics)

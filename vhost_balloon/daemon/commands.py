@@ -1,4 +1,4 @@
-"""The commands by which an operator changes the daemon itself: its settings, its program."""
+"""QMP commands that change the daemon itself: config-reload and upgrade."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vhost_balloon.vm.vm import Vm
 
 
 class Successor(Protocol):
-    """The program that takes this one's place."""
+    """The program that replaces this one (daemon/successor.py)."""
 
     async def check(self) -> None:
-        """See that it has all that it needs. Raises CommandError."""
+        """Check that it would start. Raises CommandError."""
 
     def want(self) -> None:
-        """Become it soon."""
+        """Re-execute soon."""
 
 
 def service_commands(configuration: Configuration, successor: Successor) -> Mapping[str, Command]:
@@ -32,7 +32,7 @@ def service_commands(configuration: Configuration, successor: Successor) -> Mapp
     async def reload(vm: Vm, arguments: dict[str, Any]) -> Json:
         try:
             return {"changed": list(await configuration.reload())}
-        except OperatorError as error:  # what is a mistake at the start is a command's failure here
+        except OperatorError as error:  # at the start; here a command failed
             raise CommandError(str(error)) from None
 
     return {

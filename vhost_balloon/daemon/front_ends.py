@@ -1,7 +1,7 @@
-"""One front end after the other: the one that was left, then whoever connects.
+"""Serves one front end after another: first the one that was left, then each that connects.
 
-While one is attached nobody is accepted; the next waits in the listening socket's backlog. A
-connection is in the store before it is served, and leaves it after it has ended.
+While one is attached none is accepted; the next waits in the listening socket's backlog. A
+connection is in the store from before it is served until after it has ended.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from vhost_balloon.store.descriptors import CONNECTION
 from vhost_balloon.vm.vm import Vm
 
 DESCRIPTORS: Final = 64
-"""What a front end needs: memory, eventfds with one more each to wait for them, its folder in
-/proc, and the same again while messages replace them."""
+"""Descriptors that a front end needs: memory, eventfds and an epoll for each, its folder in /proc;
+and the same again while messages replace them."""
 
 ACCEPT_PAUSE: Final = 0.1
-"""Seconds to wait when this process or the host has no descriptors or memory left."""
+"""Seconds to wait when this process or the host is short of descriptors or memory."""
 
 
 class FrontEnds:
-    """Serves the front ends of a VM. listener: None if there is one alone, connected already."""
+    """Serves the front ends of a VM. listener: None if the only one is connected already."""
 
     def __init__(self, vm: Vm, listener: trio.SocketListener | None) -> None:
         self.is_arriving = True
-        """A front end was accepted, or may have been left, and is not attached yet."""
+        """A front end was accepted, or may have been left, but is not attached yet."""
         self._vm = vm
         self.listener = listener
         self._shortage: Final = Shortage()
@@ -42,8 +42,8 @@ class FrontEnds:
     ) -> None:
         """Serve until cancelled, or without a listener until the front end goes.
 
-        areas: what was left on record. connected: the front end of --fd, if it was not left. ready
-        is called once what was left is served again.
+        areas: the documents that were left. connected: the front end of --fd, if it was not left.
+        ready is called once the front end that was left is served again.
         """
 
         def attached() -> None:
@@ -61,13 +61,13 @@ class FrontEnds:
                 await self._serve(fd, peer_connected=True)
 
     async def _accept(self, listener: trio.SocketListener) -> OwnedFd | None:
-        """The next front end, None if it has to wait."""
-        # Not by accept() alone: between the kernel's answer and ours, others may run.
+        """The next front end, or None if it has to wait."""
+        # Not accept() alone: other tasks may run between its system call and its return.
         await trio.lowlevel.wait_readable(listener.socket.fileno())
         self.is_arriving = True
         try:
             with spare_descriptors(DESCRIPTORS):
-                pass  # without them it would be attached and lose its device
+                pass  # without them it would attach and then lose its device
             stream = await listener.accept()
         except OSError as error:
             self.is_arriving = False
@@ -84,7 +84,7 @@ class FrontEnds:
     async def _serve(self, fd: OwnedFd, *, peer_connected: bool) -> None:
         name = f"{CONNECTION}{self._vm.store.new_number(CONNECTION)}"
         try:
-            # That of --fd is whatever somebody made it: the service manager is not to look at it.
+            # --fd may be any kind of socket: the service manager must not touch it.
             await self._vm.store.keep(name, fd, is_ours=peer_connected)
             await serve_front_end(self._vm, fd, name, peer_connected=peer_connected)
         finally:

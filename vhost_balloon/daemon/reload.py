@@ -1,4 +1,5 @@
-"""Reading the configuration files again: all is checked first, and a mistake changes nothing."""
+"""Reads the configuration files again; checks everything first, so that a mistake changes
+nothing."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from vhost_balloon.vm.vm import Vm
 
 
 class Configuration:
-    """The settings in force, over the files that they come from.
+    """The settings in force, and the files they come from.
 
-    listening: where front ends connect, None if there is one alone.
+    listening: where front ends connect, None if the only one is connected already.
     """
 
     def __init__(self, config: Config, vm: Vm, listening: Listening | None) -> None:
@@ -26,15 +27,15 @@ class Configuration:
         self._reading = trio.Lock()
 
     async def reload(self) -> list[str]:
-        """Read the files again and follow them; the names of the settings that changed.
+        """Read the files again and apply them; return the names of the settings that changed.
 
-        The statistics interval and the socket's permissions count at once, everything else for the
-        next front end. Raises OperatorError without having changed anything.
+        The statistics interval and the socket's permissions apply at once, everything else to the
+        next front end. Raises OperatorError; nothing is changed then.
         """
         if not self._config.files:
             raise OperatorError("this daemon was started without --config")
         async with self._reading:
-            # A file system may hang, and a guest wants to be answered.
+            # A file system may hang, while the guest waits for answers.
             settings = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
             before, access = self._vm.settings, settings.access
             self._vm.change(settings)
@@ -42,7 +43,7 @@ class Configuration:
                 try:
                     self.listening.set_access(access)
                 except OperatorError as error:
-                    # Somebody took the socket's file away: no mistake of the configuration.
+                    # The socket's file was removed: not a mistake in the configuration.
                     self._vm.log.warning(str(error))
             return changed_settings(before, settings)
 

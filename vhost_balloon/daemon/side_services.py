@@ -1,7 +1,8 @@
-"""What the daemon serves beside its VM: the metrics address and the control socket.
+"""Services beside the VM: the metrics address and the control socket.
 
-At a fresh start a mistake in them is the operator's, who is there to mend it. Where a guest waits,
-its VM is served without, and what is missing is tried again until it can be had (containment).
+At a fresh start a mistake in their options ends the daemon, because the operator is there to
+correct it. If a guest waits, its VM is served without them, and they are tried again until they
+work (containment.py).
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Metrics:
         self._server: MetricsServer | None = None
 
     async def open(self) -> None:
-        """Listen, unless it does, or nobody asked for it. Raises OperatorError."""
+        """Listen, if this is configured and not done yet. Raises OperatorError."""
         if self._options is None or self._server is not None:
             return
-        # Imported only where it is asked for: the client library costs start time and memory.
+        # Imported on demand: the client library costs start time and memory.
         from vhost_balloon.metrics.server import MetricsServer
 
         self._server = await MetricsServer.open(
@@ -55,7 +56,7 @@ class Metrics:
         return [(self._vm.id, describe_vm(self._vm.statistics()))]
 
     async def run(self) -> None:
-        """Answer until cancelled; may be called again after a failure. Raises OperatorError."""
+        """Serve until cancelled; may be called again after a failure. Raises OperatorError."""
         await self.open()
         if self._server is not None:
             await self._server.run()
@@ -73,14 +74,14 @@ class Control:
         self.commands: Mapping[str, Command] = {}
 
     def open(self) -> None:
-        """Listen, unless it does, or nobody asked for it. Raises OperatorError."""
+        """Listen, if this is configured and not done yet. Raises OperatorError."""
         path = self._config.control_path
         if path is not None and self._listening is None:
             opened = self._sockets.open(path, self._config.control_access)
             self._listening = self._stack.enter_context(opened)
 
     async def run(self) -> None:
-        """Answer until cancelled; may be called again after a failure. Raises OperatorError."""
+        """Serve until cancelled; may be called again after a failure. Raises OperatorError."""
         self.open()
         if self._listening is None:
             return
@@ -92,12 +93,12 @@ class Control:
 async def open_beside(metrics: Metrics, control: Control, *, guest_waits: bool) -> None:
     """Open both before anything is served. Raises OperatorError.
 
-    Where a guest waits, run() will say what is wrong, and try again; and it does not wait until the
-    name of a metrics address is resolved.
+    If a guest waits, run() reports mistakes and tries again, and the guest does not wait for the
+    name of a metrics address to be resolved.
     """
     if not guest_waits:
         await metrics.open()
         control.open()
     else:
         with suppress(OperatorError):
-            control.open()  # now, for a socket that was left would be swept out
+            control.open()  # now: a socket that was left would be dropped later

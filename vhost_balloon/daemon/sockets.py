@@ -1,8 +1,8 @@
-"""Where listening sockets come from: a socket unit, the process before this one, or we open them.
+"""Listening sockets: handed over by a socket unit, left by the previous process, or opened here.
 
-What a socket unit opened is the service manager's, and its file is never touched here. What came
-back from the descriptor store goes on listening, so that nobody who connected meanwhile is lost;
-its name there has the identity of its file, which a socket cannot be asked for.
+A socket unit's sockets belong to the service manager: their files are never touched here. Sockets
+from the descriptor store continue to listen, so that no client that connected meanwhile is lost;
+their names in the store contain the identity of their files, which a socket cannot tell.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vhost_balloon.service.socket_file import SocketFile
 from vhost_balloon.store.descriptors import LISTENER, Store
 
 _NAME: Final = re.compile(re.escape(LISTENER) + "[0-9]+@([0-9a-f]+),([0-9a-f]+)")
-"""A number, and device and inode of its file."""
+"""A number, then device and inode of the file."""
 
 
 class Sockets:
@@ -48,7 +48,7 @@ class Sockets:
             with contextlib.closing(handed.sock):
                 yield Listening(handed.sock)
             return
-        listening = self._resume(path, access)
+        listening = self._reuse(path, access)
         if listening is None:
             sock, file = listen(path, access)
             device, inode = file.identity
@@ -60,12 +60,12 @@ class Sockets:
             listening.close()
 
     def handed_over(self) -> dict[str, int]:
-        """The service manager's sockets that are still open, by name."""
+        """The service manager's sockets that are still open: descriptors by name."""
         found = {name: taken.sock.fileno() for name, taken in self._named.items()}
         return {name: number for name, number in found.items() if number >= 0}
 
     async def sweep(self) -> None:
-        """Forget what was left and is not listened on again, and remove its files."""
+        """Drop sockets that were left and are not used again, and remove their files."""
         for left in self._left.values():
             if left.file is not None:
                 left.file.remove()
@@ -73,8 +73,8 @@ class Sockets:
             await self._store.remove(left.name)
         self._left.clear()
 
-    def _resume(self, path: Path, access: SocketOptions) -> Listening | None:
-        """Go on listening on path, if the process before this one did."""
+    def _reuse(self, path: Path, access: SocketOptions) -> Listening | None:
+        """Continue to listen on path, if the previous process did."""
         left = self._left.pop(path, None)
         if left is None:
             return None
@@ -86,12 +86,12 @@ class Sockets:
             try:
                 listening.set_access(access)
             except OperatorError as error:
-                logger.warning("%s", error)  # those who connect to it wait: no reason to end
+                logger.warning("%s", error)  # not fatal: clients are waiting
         return listening
 
 
 class Listening:
-    """A listening socket. store: None if the service manager has it anyhow."""
+    """A listening socket. store: None if the socket is the service manager's."""
 
     def __init__(
         self,
@@ -101,8 +101,8 @@ class Listening:
         file: SocketFile | None = None,
         stored: OwnedFd | None = None,
     ) -> None:
-        """name: what the store knows it by. file: None if it is not known to be ours. stored: what
-        the store has of it already."""
+        """name: in the store. file: None if it is not known to be ours. stored: the descriptor that
+        the store has already."""
         self.listener: Final = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         self._store = store
         self._name = name
@@ -110,7 +110,7 @@ class Listening:
         self._stored = stored
 
     async def keep(self) -> None:
-        """Have it outlive this process."""
+        """Store it for the next process."""
         if self._store is not None and self._stored is None:
             self._stored = OwnedFd(os.dup(self.listener.socket.fileno()))
             await self._store.keep(self._name, self._stored)
@@ -118,13 +118,13 @@ class Listening:
     def set_access(self, access: SocketOptions) -> None:
         """Change who may connect. Raises OperatorError."""
         if self._store is None:
-            raise OperatorError("its socket is the service manager's, and so are its permissions")
+            raise OperatorError("its socket and permissions belong to the service manager")
         if self._file is None:
-            raise OperatorError("its socket's file is not to be had")
+            raise OperatorError("its socket's file cannot be opened")
         change_access(self._file, access)
 
     def close(self) -> None:
-        """Listen no more, and remove the file, unless the process after this one goes on."""
+        """Stop listening; remove the file unless the next process continues."""
         assert self._store is not None
         if self._file is not None:
             if not self._store.active:
@@ -137,7 +137,7 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """A listening socket that was left. file: None if it is not known to be that socket's."""
+    """A listening socket that was left. file: None if it cannot be opened."""
 
     path: Path
     name: str
@@ -145,7 +145,7 @@ class _Left:
 
 
 def _left(store: Store) -> Iterator[_Left]:
-    """Listening sockets that were left and can still be connected to."""
+    """Listening sockets that were left and whose files are still in place."""
     for name in store.left(LISTENER):
         path, noted = listening_path(store.look(name)), _NAME.match(name)
         if path is None or noted is None:
@@ -155,7 +155,7 @@ def _left(store: Store) -> Iterator[_Left]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            logger.warning("%s cannot be looked at: %s", path, error.strerror)
+            logger.warning("cannot open %s: %s", path, error.strerror)
             yield _Left(path, name, None)
             continue
         if file.identity == (int(noted[1], 16), int(noted[2], 16)):

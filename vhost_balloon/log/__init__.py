@@ -1,4 +1,4 @@
-"""The log: its lines, and how they are written without ever waiting for a reader.
+"""The log: its lines, and how they are written without waiting for a reader.
 
-Every room may use it. It knows nothing of VMs but their names.
+Every room may use it. Knows nothing of VMs but their names.
 """

@@ -1,6 +1,6 @@
-"""Log lines: each says which VM it is about, and a guest cannot fill the host's log.
+"""Log lines: each names its VM, and their number is limited so that no guest fills the host's log.
 
-Where they go is set up in log_setup, and how they are written is log_output's concern.
+log/setup.py decides where they go, log/output.py writes them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ logger: Final = logging.getLogger("vhost_balloon")
 
 BURST: Final = 10
 INTERVAL: Final = 10.0
-"""At most BURST lines in INTERVAL seconds of a VM's misbehaviour, and as many of its comings and
-goings; the rest is counted."""
+"""At most BURST lines per INTERVAL seconds about a VM's misbehaviour, and as many about its front
+ends' coming and going; the rest is counted."""
 
 MAX_TEXT: Final = 4000
-"""Characters of a message: what a path may have."""
+"""Longest message, in characters: enough for a path."""
 MAX_TRACEBACK: Final = 20_000
-"""Characters of a traceback; what is beyond is left out of its middle."""
+"""Longest traceback, in characters; a longer one loses its middle."""
 
 _REMEDIES: Final = {
     errno.EMFILE: ": raise LimitNOFILE= (ulimit -n)",
@@ -32,7 +32,7 @@ _REMEDIES: Final = {
 
 
 class Limit:
-    """How many lines of one kind there were in the window at hand."""
+    """Counts lines of one kind in the current window of INTERVAL seconds."""
 
     def __init__(self, most: int = BURST) -> None:
         self._most = most
@@ -40,7 +40,7 @@ class Limit:
         self._lines = 0
 
     def line(self, now: float) -> tuple[bool, int]:
-        """Whether a line may be written now, and how many were left out in the last window."""
+        """Whether a line may be written now, and how many were dropped in the last window."""
         left_out = 0
         if now - self._window >= INTERVAL:
             left_out = max(self._lines - self._most, 0)
@@ -57,7 +57,7 @@ class VmLog:
         self._limits = {logging.INFO: Limit(), logging.WARNING: Limit()}
 
     def info(self, text: str) -> None:
-        """What the front end does, good or bad, as often as it likes: limited in number."""
+        """A line that the front end can cause at will, by normal behaviour: limited in number."""
         self._limited(logging.INFO, text)
 
     def warning(self, text: str) -> None:
@@ -79,8 +79,8 @@ class VmLog:
 
 
 class Shortage:
-    """Descriptors or memory are short, so that nobody can be accepted: one line in INTERVAL seconds
-    says so, whoever has to wait."""
+    """Reports that no client can be accepted for want of descriptors or memory: one line per
+    INTERVAL seconds for all clients."""
 
     def __init__(self) -> None:
         self._limit = Limit(1)
@@ -96,7 +96,7 @@ class Shortage:
 
 
 class TextFormatter(logging.Formatter):
-    """LEVEL: vm: text. The text is one line; a traceback, if there is one, follows."""
+    """LEVEL: vm: text, on one line; a traceback may follow."""
 
     def __init__(self, *, level: bool = True) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (seconds since the epoch), level, message, vm where known."""
+    """One JSON object per line: time (seconds since the epoch), level, message, vm if known."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {
@@ -136,12 +136,12 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def shortened(text: str) -> str:
-    """A message of bounded length."""
+    """The message, cut to MAX_TEXT characters."""
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."
 
 
 def _cut(traceback: str) -> str:
-    """Its start says where it came from, and its end what it is."""
+    """Keep the start, which shows the origin, and the end, which names the error."""
     half = MAX_TRACEBACK // 2
     if len(traceback) <= MAX_TRACEBACK:
         return traceback

@@ -1,8 +1,8 @@
-"""How the log is written: nothing here ever waits for whoever reads it.
+"""Writes the log without ever waiting for its reader.
 
-Lines go to standard error, or to systemd's journal where standard error leads there. A line that
-does not go at once is lost, and counted. Nothing is queued but the rest of one line that was taken
-in part, so that no line is torn.
+Lines go to standard error, or to systemd's journal if standard error leads there. A line that
+cannot be written at once is lost and counted. Only the rest of a partly written line is queued, so
+that no line is torn.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ STDOUT: Final = 1
 STDERR: Final = 2
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 PATIENCE: Final = 5.0
-"""Seconds that the reader of --version and the like has for a piece of it."""
+"""Seconds that the reader of --version and similar output may take for one piece."""
 
 _FILLERS: Final = ((os.devnull, os.O_RDWR), ("/", os.O_PATH))
-"""What to open in place of a closed standard descriptor. The second is always there, and takes and
-gives as little as a closed one."""
+"""Replacements for a closed standard descriptor. The second always exists, and can be neither read
+nor written."""
 _TERMINAL_PIECE: Final = 1
-"""Bytes that a terminal is sure to take if it polls as writable."""
+"""Bytes that a terminal accepts for certain if it polls as writable."""
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4),
                       (logging.INFO, 6))  # fmt: skip
 
 
 def prepare_descriptors() -> None:
-    """Open 0, 1 and 2 if they are closed: no socket that is opened later may become one of them."""
-    # A terminal that stops its background jobs when they write must not stop this one.
+    """Open 0, 1 and 2 if they are closed, so that no socket gets one of these numbers later."""
+    # Do not be stopped by a terminal with "tostop" when writing from the background.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     for number in (0, STDOUT, STDERR):
         if _is_open(number):
@@ -61,7 +61,7 @@ def _is_open(number: int) -> bool:
 
 
 def print_out(text: str) -> None:
-    """Write to standard output. Raises OperatorError if it is not taken."""
+    """Write to standard output. Raises OperatorError if that fails."""
     data = text.encode(errors="backslashreplace")
     try:
         while data:
@@ -75,9 +75,10 @@ def _piece(number: int) -> int:
 
 
 def _put(number: int, data: bytes, piece: int, patience: float = 0.0) -> int:
-    """Write while the descriptor is writable within patience seconds; bytes that were taken.
+    """Write while the descriptor becomes writable within patience seconds; return the bytes
+    written.
 
-    A pipe that is writable has room for PIPE_BUF bytes. Raises OSError if nothing was taken.
+    A writable pipe has room for PIPE_BUF bytes. Raises OSError if nothing was written.
     """
     taken = 0
     poll = select.poll()
@@ -85,7 +86,7 @@ def _put(number: int, data: bytes, piece: int, patience: float = 0.0) -> int:
     try:
         while taken < len(data):
             if not poll.poll(patience * 1000):
-                raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+                raise BlockingIOError(errno.EAGAIN, "no reader")
             taken += os.write(number, data[taken : taken + piece])
     except OSError:
         if not taken:
@@ -94,14 +95,14 @@ def _put(number: int, data: bytes, piece: int, patience: float = 0.0) -> int:
 
 
 class Output:
-    """Standard error as a place for lines."""
+    """Standard error as a destination for lines."""
 
     def __init__(self, number: int = STDERR) -> None:
         self.number = number
-        """What writes go to; if possible to an open file description of our own, which alone is
-        non-blocking: flags of the one that was inherited are also its other users'."""
+        """The descriptor to write to: if possible a non-blocking open file description of our own,
+        because the inherited one shares its flags with other processes."""
         self.rest = b""
-        """Of the last line, what was not taken yet."""
+        """The part of the last line that is not written yet."""
         self._given = number
         self._socket: socket.socket | None = None
         self._piece: int | None = None
@@ -112,23 +113,23 @@ class Output:
             elif stat.S_ISFIFO(mode) or os.isatty(number):
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
                 self.number = os.open(f"/proc/self/fd/{number}", flags)
-        except OSError:  # another user's, not read yet, or no descriptor is left
+        except OSError:  # another user's, no reader yet, or too few descriptors
             self._piece = _piece(number)
 
     def write(self, line: bytes) -> None:
-        """Write a line, its end included. Raises OSError if it is lost."""
+        """Write a line, which ends in a newline. Raises OSError if it is lost."""
         self.flush()
         self.rest = line[self._taken(line) :]
 
     def flush(self) -> None:
-        """Write the rest of the last line. Raises OSError if not all of it was taken."""
+        """Write the rest of the last line. Raises OSError if some of it remains."""
         if self.rest:
             self.rest = self.rest[self._taken(self.rest) :]
         if self.rest:
-            raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+            raise BlockingIOError(errno.EAGAIN, "no reader")
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close the descriptors opened here."""
         if self._socket is not None:
             self._socket.close()
         elif self.number != self._given:
@@ -139,11 +140,11 @@ class Output:
             return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         if self._piece is not None:
             return _put(self.number, data, self._piece)
-        return os.write(self.number, data)  # a file, or non-blocking
+        return os.write(self.number, data)  # a regular file, or non-blocking
 
 
 class Journal:
-    """systemd's journal by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
+    """systemd's journal, by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -151,7 +152,7 @@ class Journal:
     def send(self, fields: Mapping[str, str]) -> None:
         """Send one entry. Raises OSError."""
         data = b"".join(map(_field, fields, fields.values()))
-        # Not connected: each entry finds the journal that runs then.
+        # Not connected: each entry reaches the journal that runs at the time.
         self._socket.sendto(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, JOURNAL_SOCKET)
 
     def close(self) -> None:
@@ -172,18 +173,18 @@ def is_journal(number: int = STDERR) -> bool:
 
 
 def priority(level: int) -> int:
-    """syslog(3)'s number of a level of logging."""
+    """syslog(3)'s number for a logging level."""
     return next((number for least, number in _PRIORITIES if level >= least), 7)
 
 
 class LogHandler(logging.Handler):
-    """Writes records, each whole or not at all."""
+    """Writes each record completely or not at all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.output: Final = Output()
         self.losing = trio.Event()
-        """Set while something waits to be said for want of a reader."""
+        """Set while lines wait for a reader."""
         self.lost = 0
         self._why = ""
         self._encoding: Final = getattr(sys.stderr, "encoding", None) or "utf-8"
@@ -199,13 +200,13 @@ class LogHandler(logging.Handler):
         try:
             self._tell_lost()
             self._send(record)
-        except Exception as error:  # also one of ours in a log call: that costs its line
+        except Exception as error:  # a bug in a log call, too, costs only its line
             self.lost += 1
             self._why = _reason(error)
             self._wait_for_reader(isinstance(error, BlockingIOError))
 
     def flush(self) -> None:
-        """Try again what waits to be said."""
+        """Try again to write what is waiting."""
         self.acquire()
         try:
             self.output.flush()
@@ -217,8 +218,8 @@ class LogHandler(logging.Handler):
             self.release()
 
     def write_error(self, text: str) -> None:
-        """Write one line to standard error, in no format but with its priority."""
-        # Not by the journal's socket: whose unit a process is cannot be told once it has ended.
+        """Write one line to standard error without a format, with priority "error"."""
+        # Not to the journal's socket: the journal cannot tell the unit of a process that has ended.
         with contextlib.suppress(OSError):
             self._write(text, priority(logging.ERROR))
 
@@ -239,13 +240,13 @@ class LogHandler(logging.Handler):
                 fields["VM"] = vm
             try:
                 self.journal.send(fields)
-            except OSError:  # out of reach, or its queue is full
+            except OSError:  # the journal is unreachable, or its queue is full
                 self._write(text, number)
         else:
             self._write(text, number)
 
     def _write(self, text: str, number: int) -> None:
-        if self.journal is not None:  # which takes each line for an entry (sd-daemon(3))
+        if self.journal is not None:  # each line becomes an entry (sd-daemon(3))
             text = "\n".join(f"<{number}>{line}" for line in text.split("\n"))
         self.output.write(f"{text}\n".encode(self._encoding, "backslashreplace"))
         self._wait_for_reader(bool(self.output.rest))

@@ -1,5 +1,5 @@
-"""Sets the log up for this process: its level and style, and everything that Python, its libraries
-and bugs would otherwise write to standard error."""
+"""Sets up this process's log: level, style, and whatever Python and its libraries would otherwise
+write to standard error."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vhost_balloon.log.lines import JsonFormatter, Shortage, TextFormatter, logg
 from vhost_balloon.log.output import LogHandler
 
 RETRY_PAUSE: Final = 1.0
-"""Seconds until a look at whether the log is read again."""
+"""Seconds until lost lines are reported, if the log is read again by then."""
 
 _LOST: Final = "VHOST_BALLOON_LOST_LINES"
 _shortage: Final = Shortage()
 
 
 def set_up(level: str = "info", style: str = "text") -> LogHandler:
-    """Log to stderr, or to the journal if it leads there, at a level ("debug" ... "error") in a
-    style ("text" or "json")."""
+    """Log to standard error, or to the journal if that leads there. level: "debug" ... "error";
+    style: "text" or "json"."""
     handler = _handler()
     if handler is None:
         handler = LogHandler()
@@ -44,7 +44,7 @@ def _handler() -> LogHandler | None:
 
 
 def _is_no_shortage(record: logging.LogRecord) -> bool:
-    """Put one line in place of the traceback that trio logs ten times a second."""
+    """Replace the traceback that trio logs ten times per second by one line."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, OSError):
         _shortage.met(error, "a client")
@@ -52,8 +52,8 @@ def _is_no_shortage(record: logging.LogRecord) -> bool:
 
 
 def catch_all(handler: LogHandler) -> None:
-    """Have the log told what nobody catches, and warnings. Python writes them to standard error
-    and waits for its reader."""
+    """Log uncaught exceptions and warnings, which Python would write to standard error, waiting for
+    its reader."""
     logging.raiseExceptions = False
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
@@ -66,7 +66,7 @@ def catch_all(handler: LogHandler) -> None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):  # which ends the process as a signal does
+    if not issubclass(kind, KeyboardInterrupt):  # ends the process as a signal does
         logger.critical("ended by a bug: %s", kind.__name__, exc_info=(kind, error, trace))
 
 
@@ -79,7 +79,7 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 
 async def tell_losses() -> None:
-    """Say what was lost soon after somebody reads again: the next line may be hours away."""
+    """Report lost lines soon after the log is read again: the next line may be hours away."""
     handler = _handler()
     while handler is not None:
         await handler.losing.wait()
@@ -88,7 +88,7 @@ async def tell_losses() -> None:
 
 
 def hand_over() -> None:
-    """Have the program that this one becomes say what was lost."""
+    """Have the program that replaces this one report lost lines."""
     handler = _handler()
     if handler is not None:
         handler.flush()

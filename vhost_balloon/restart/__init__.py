@@ -1,4 +1,4 @@
-"""Goes on with what the process before left, and re-executes the program in place.
+"""Continues what the previous process left, and re-executes the program in place.
 
-It reads what store/ holds; front_end/ serves what it finds.
+Reads what store/ holds; front_end/ serves what is found.
 """

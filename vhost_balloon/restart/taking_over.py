@@ -55,7 +55,7 @@ async def wait_for_lock(vm: Vm, lock: ProcessLock, left: LeftRecord | None) -> L
         "the previous process still has the VM and cannot be killed: the VM is served once that "
         "process has ended"
     )
-    while not lock.take():
+    while not lock.take():  # noqa: ASYNC110 - the kernel has no event for it
         await trio.sleep(LOCK_PAUSE)
     vm.log.info("the previous process has ended")
     vm.waits_for_lock = False

@@ -1,12 +1,12 @@
-"""Re-executes this program in place, with all that outlives it: an upgrade without a pause.
+"""Re-executes this program in place and hands its state over: an upgrade without a pause.
 
-Works with a service manager and without one. The new program gets the same descriptors, under the
-same names, as a service manager would hand to the next process. Without one the program that is
-installed now is started beside this one first, with the same options, to check everything that it
-will need; with one, a program that does not start is started again, and the VM waits. Then the
-connection comes to a rest between two messages, and its state is written to the record. The process
-stays the same, so nobody outside notices but control clients, whose connections end. Until the last
-system call, whatever fails leaves everything as it was.
+Works with and without a service manager. The new program gets the same descriptors, under the same
+names, as a service manager would hand to the next process. Without a service manager the installed
+program is first started beside this one, with the same options, to check everything it will need;
+with one, a program that fails to start is started again, and the VM waits. Then the connection is
+held between two messages, and its state is written to the record. The process stays the same, so
+only control clients notice: their connections end. Any failure before the last system call leaves
+everything as it was.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from vhost_balloon.vm.vm import FrontEnd, Vm
 
 VARIABLE: Final = "VHOST_BALLOON_HANDOVER"
 REST_LIMIT: Final = 2.0
-"""Seconds until the connection is at rest; QEMU waits that long at most."""
+"""Longest time to wait for the connection to rest, in seconds; QEMU waits at most that long."""
 ARRIVAL_PAUSE: Final = 0.005
-"""Seconds between two checks whether a front end that arrives is attached."""
+"""Seconds between two checks whether an arriving front end is attached."""
 START_LIMIT: Final = 20.0
-"""Seconds that the new program may take to check what it needs."""
+"""Longest time that the new program may take for its check, in seconds."""
 CHECK: Final = "--check-config"
 
 
 def inherited() -> list[tuple[str, OwnedFd]]:
-    """What this program handed over to itself, by name. Raises OperatorError if it is damaged."""
+    """The descriptors that this program handed over to itself, by name. Raises OperatorError."""
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return []
@@ -47,19 +47,19 @@ def inherited() -> list[tuple[str, OwnedFd]]:
         for _, fd in found:
             os.set_inheritable(fd.fileno(), False)
     except (OSError, ValueError, TypeError, OverflowError) as error:
-        raise OperatorError(f"{VARIABLE} in the environment is not understood: {error}") from None
+        raise OperatorError(f"{VARIABLE} in the environment is invalid: {error}") from None
     return found
 
 
 def command() -> list[str]:
-    """This program's command line, as it was started."""
+    """The command line that started this program."""
     return [sys.executable, *sys.orig_argv[1:]]
 
 
 async def check(sockets: Mapping[str, int]) -> None:
-    """See that the program as it is installed now has all that it needs. Raises CommandError.
+    """Check that the installed program would start. Raises CommandError.
 
-    sockets: listening sockets that this process was handed, by name.
+    sockets: listening sockets that were handed to this process, by name.
     """
     with trio.move_on_after(START_LIMIT):
         try:
@@ -82,11 +82,14 @@ async def check(sockets: Mapping[str, int]) -> None:
 
 
 async def execute(vm: Vm, is_arriving: Callable[[], bool], sockets: Mapping[str, int]) -> NoReturn:
-    """Become the new program. Raises CommandError if that cannot be, because the front end does not
-    take a reply, the system has nothing left, or the new program could not know what the service
-    manager has missed; all goes on then as it was."""
+    """Become the new program.
+
+    Raises CommandError if the front end does not read a reply, the system is short of resources, or
+    the service manager lags behind, which the new program could not know. Everything continues
+    then.
+    """
     if vm.store.is_behind:
-        raise CommandError("the service manager does not read")
+        raise CommandError("the service manager does not read its messages")
     resting = await _rest(vm, is_arriving)
     try:
         _save(vm)
@@ -95,14 +98,14 @@ async def execute(vm: Vm, is_arriving: Callable[[], bool], sockets: Mapping[str,
             arguments = command()
             hand_over_log()
             os.execv(arguments[0], arguments)
-    except (OSError, ValueError) as error:  # a state that does not fit its record is a ValueError
+    except (OSError, ValueError) as error:  # ValueError: the state does not fit its record
         if resting is not None:
             await resting.release()
         raise CommandError(f"the state cannot be handed over: {error}") from None
 
 
 def _save(vm: Vm) -> None:
-    """Put all of it on record. Raises ValueError if it does not fit."""
+    """Write the whole state to the record. Raises ValueError if it does not fit."""
     assert vm.record is not None
     assert vm.shelf is not None
     vm.save_to(vm.record)
@@ -119,8 +122,8 @@ def _table(entries: Mapping[str, int]) -> str:
 
 @contextmanager
 def _prepared(entries: Mapping[str, int]) -> Iterator[None]:
-    """What is to be otherwise at the new program's start."""
-    # Until it listens for it, a second SIGHUP would end it.
+    """Prepare signals, environment and descriptors for the new program; undone on exit."""
+    # Before the new program handles it, a second SIGHUP would end it.
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ[VARIABLE] = _table(entries)
     try:
@@ -135,9 +138,9 @@ def _prepared(entries: Mapping[str, int]) -> Iterator[None]:
 
 
 async def _rest(vm: Vm, is_arriving: Callable[[], bool]) -> FrontEnd | None:
-    """Have the connection, if there is one, at rest, and nobody arriving.
+    """Hold the connection, if there is one, at a moment when no front end is arriving.
 
-    Raises CommandError if it does not come to a rest in time; it goes on then.
+    Raises CommandError if that takes too long; the connection continues then.
     """
     resting: FrontEnd | None = None
     waits_for = ""
@@ -148,7 +151,7 @@ async def _rest(vm: Vm, is_arriving: Callable[[], bool]) -> FrontEnd | None:
                 waits_for = "the front end does not take its reply"
                 await resting.hold()
             elif vm.front_end is None and is_arriving():
-                waits_for = "a front end arrives"
+                waits_for = "a front end is arriving"
                 await trio.sleep(ARRIVAL_PAUSE)
             else:
                 return vm.front_end

@@ -1,4 +1,4 @@
-"""What the service manager hands over and is told; listening sockets and their files.
+"""The service manager: descriptors it hands over, notifications; listening sockets and their files.
 
-It knows nothing of VMs.
+Knows nothing of VMs.
 """

@@ -1,4 +1,4 @@
-"""Unix sockets: listening on a path, and telling what kind of socket a descriptor is."""
+"""Unix sockets: listens on paths, sets who may connect, and tells what a descriptor is."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from vhost_balloon.service.socket_file import SocketFile
 
 BACKLOG: Final = 128
 MAX_GROUP_ID: Final = (1 << 32) - 2
-"""The one above, -1, means "leave it" to chown."""
+"""The next number, as -1, makes chown leave the group as it is."""
 
 
 def listen(path: Path, access: SocketOptions) -> tuple[socket.socket, SocketFile]:
-    """Listen on path; nobody can connect before the permissions are set.
+    """Listen on path; no client can connect before the permissions are set.
 
-    A socket of ours that nobody listens on any more is replaced. Raises OperatorError, and leaves
-    nothing behind then.
+    A stale socket of our user is replaced. Raises OperatorError, and leaves nothing behind then.
     """
     group = find_group(access.group)
     with _mistakes(f"cannot listen on {path}"), ExitStack() as undo:
@@ -36,20 +35,20 @@ def listen(path: Path, access: SocketOptions) -> tuple[socket.socket, SocketFile
         undo.callback(file.remove)
         file.set_access(access.mode, group)
         sock.listen(BACKLOG)
-        file.check_in_place()  # until it listened, another daemon could take it for a stale one
+        file.check_in_place()  # before it listened, another daemon could replace it as stale
         undo.pop_all()
         return sock, file
 
 
 def change_access(file: SocketFile, access: SocketOptions) -> None:
-    """Set who may connect to a socket that listens. Raises OperatorError."""
+    """Set who may connect to a listening socket. Raises OperatorError."""
     group = find_group(access.group)
     with _mistakes(f"cannot set the permissions of {file.path}"):
         file.set_access(access.mode, file.default_group() if group is None else group)
 
 
 def listening_path(fd: OwnedFd) -> Path | None:
-    """Where a listening Unix socket has its file, None for anything else."""
+    """The path of a listening Unix socket, None for anything else."""
     path = bound_path(fd)
     if path is None:
         return None
@@ -59,23 +58,23 @@ def listening_path(fd: OwnedFd) -> Path | None:
 
 
 def bound_path(fd: OwnedFd) -> Path | None:
-    """The path that a Unix socket was bound to or accepted at, None for anything else."""
+    """The path that a Unix socket was bound to or accepted at; None for anything else."""
     if not stat.S_ISSOCK(os.fstat(fd.fileno()).st_mode):
-        return None  # socket() would refuse it, and leave the copy of the descriptor behind
+        return None  # socket() would fail and leak the duplicate
     with socket.socket(fileno=os.dup(fd.fileno())) as sock:
         return socket_path(sock) if sock.family == socket.AF_UNIX else None
 
 
 def socket_path(sock: socket.socket) -> Path | None:
-    """The path that a Unix socket is bound to: an abstract address is bytes, and no path; that of
-    an unnamed socket is empty."""
+    """The path that a Unix socket is bound to; None for an abstract address (bytes) or an unnamed
+    socket (empty)."""
     address = sock.getsockname()
     return Path(address) if isinstance(address, str) and address else None
 
 
 @contextmanager
 def _mistakes(what: str) -> Iterator[None]:
-    """What the system will not do here is the operator's to mend."""
+    """Turn a system error into a mistake that the operator can correct."""
     try:
         yield
     except OSError as error:
@@ -83,7 +82,7 @@ def _mistakes(what: str) -> Iterator[None]:
 
 
 def find_group(group: str | None) -> int | None:
-    """The number of a group that is given by name or number. Raises OperatorError."""
+    """The number of a group given by name or number. Raises OperatorError."""
     if group is None:
         return None
     if group.isdecimal() and len(group) <= len(str(MAX_GROUP_ID)) and int(group) <= MAX_GROUP_ID:
@@ -99,11 +98,11 @@ def adopt_connection(fd: int) -> OwnedFd:
     try:
         sock = socket.socket(fileno=fd)
     except (OSError, ValueError, OverflowError) as error:
-        raise OperatorError(f"--fd={fd} is no socket: {error}") from None
+        raise OperatorError(f"--fd={fd} is not a socket: {error}") from None
     try:
         sock.getpeername()
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-            raise OperatorError(f"--fd={fd} is no Unix stream socket")
+            raise OperatorError(f"--fd={fd} is not a Unix stream socket")
     except OSError:
         raise OperatorError(f"--fd={fd} is not connected") from None
     sock.setblocking(False)

@@ -1,8 +1,8 @@
-"""The file of a Unix socket: who may connect, whether it is still the one that was made, its end.
+"""The file of a Unix socket: permissions, identity, removal.
 
-A path says nothing: another socket, a file or a symbolic link may lie there by now. So a file is
-known by device and inode. What is done to it is done through a descriptor of the file itself, which
-also keeps its inode number from being used again.
+A path proves nothing: another socket, a file or a symbolic link may be there by now. So a file is
+identified by device and inode, and changed through a descriptor of the file itself, which also
+keeps its inode number from being reused.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log.lines import logger
 
 _BIRTHMARK: Final = stat.S_ISVTX
-"""Means nothing on a socket, and no finished one has it: it tells a file that was just made from
-any other that somebody may have put in its place."""
+"""A bit without a meaning on a socket, cleared once the socket is ready: it tells a new file from
+any other that may have been put in its place."""
 
 
 class SocketFile:
-    """What lies at a path, whatever that is. fd: opened with O_PATH; it is taken over."""
+    """The file at a path, of any type. fd: opened with O_PATH; it is taken over."""
 
     def __init__(self, path: Path, fd: OwnedFd) -> None:
         self.path: Final = path
@@ -32,13 +32,13 @@ class SocketFile:
 
     @classmethod
     def at(cls, path: Path) -> Self:
-        """The file at path itself, should that be a symbolic link. Raises OSError."""
+        """Open the file at path; does not follow a symbolic link. Raises OSError."""
         return cls(path, OwnedFd(os.open(path, os.O_PATH | os.O_NOFOLLOW)))
 
     @classmethod
     def bind(cls, sock: socket.socket, path: Path) -> Self:
-        """Bind a new socket; only its owner may connect, once it listens. Raises OSError."""
-        os.fchmod(sock.fileno(), 0o600 | _BIRTHMARK)  # what the file gets, less the umask
+        """Bind a new socket; only its owner may connect. Raises OSError."""
+        os.fchmod(sock.fileno(), 0o600 | _BIRTHMARK)  # minus the umask, the mode of the file
         sock.bind(os.fspath(path))
         file = cls.at(path)
         info = file.info()
@@ -52,12 +52,12 @@ class SocketFile:
         self._fd.close()
 
     def info(self) -> os.stat_result:
-        """Of the file itself, wherever it is."""
+        """Status of the file itself, wherever it is."""
         return os.fstat(self._fd.fileno())
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode: no other file has both as long as this one, or its socket, is open."""
+        """Device and inode, unique while this file or its socket is open."""
         info = self.info()
         return info.st_dev, info.st_ino
 
@@ -65,7 +65,7 @@ class SocketFile:
         return stat.S_ISSOCK(self.info().st_mode)
 
     def is_in_place(self) -> bool:
-        """Whether its path leads to it. Raises OSError if that leads nowhere, or cannot be told."""
+        """Whether its path still leads to it. Raises OSError if that cannot be determined."""
         return os.path.samestat(os.lstat(self.path), self.info())
 
     def check_in_place(self) -> None:
@@ -76,8 +76,8 @@ class SocketFile:
     def set_access(self, mode: int, group: int | None) -> None:
         """Set who may connect: permission bits, and a group's number or None to leave it.
 
-        Meanwhile nobody may who may neither before nor after. Raises OSError, also if its path
-        leads to something else.
+        Nobody gets access in between who has it neither before nor after. Raises OSError, also if
+        its path leads to something else.
         """
         self.check_in_place()
         info, itself = self.info(), self._itself()
@@ -90,24 +90,24 @@ class SocketFile:
         os.chmod(itself, mode)
 
     def default_group(self) -> int:
-        """The group that a file gets here if none is asked for. Raises OSError."""
+        """The group that a new file gets in this folder. Raises OSError."""
         folder = self.path.parent.stat()
         return folder.st_gid if folder.st_mode & stat.S_ISGID else os.getegid()
 
     def remove(self) -> None:
-        """Remove it, if its path still leads to it. What hinders is logged."""
+        """Remove it, if its path still leads to it. A failure is logged."""
         try:
             if self.is_in_place():
                 self.path.unlink()
         except (FileNotFoundError, NotADirectoryError):
-            pass  # somebody did so
+            pass  # removed already
         except OSError as error:
-            logger.warning("%s stays: %s", self.path, error.strerror)
+            logger.warning("cannot remove %s: %s", self.path, error.strerror)
 
     def make_way(self) -> None:
-        """Remove it if it is a socket of our user on which nobody listens.
+        """Remove it if it is a stale socket of our user.
 
-        Raises OperatorError for anything else, and OSError where it cannot be told or done.
+        Raises OperatorError for anything else, and OSError for a failure.
         """
         info = self.info()
         if not self.is_socket():
@@ -116,14 +116,14 @@ class SocketFile:
         self._check_stale()
         if info.st_uid != os.geteuid():
             raise OperatorError(
-                f"{self.path} is a socket of another user ({info.st_uid}), and is not replaced: "
-                "remove it if nobody needs it"
+                f"{self.path} is a socket of another user ({info.st_uid}) and is not replaced: "
+                "remove it if it is not needed"
             )
         if self.is_in_place():
             self.path.unlink()
 
     def _check_stale(self) -> None:
-        """Raises OperatorError if somebody listens, and OSError if that cannot be told."""
+        """Raises OperatorError if a process listens, and OSError if that cannot be determined."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             try:
@@ -131,7 +131,7 @@ class SocketFile:
             except ConnectionRefusedError:
                 return
             except BlockingIOError:
-                pass  # its backlog is full: somebody listens
+                pass  # its backlog is full, so a process listens
             except OSError as error:
                 if error.errno != errno.EPROTOTYPE:
                     raise
@@ -141,8 +141,8 @@ class SocketFile:
         raise OperatorError(f"{self.path} is in use: another process listens on it")
 
     def _itself(self) -> Path:
-        """A path that leads to the file, and that nobody can change. Raises OSError."""
+        """A path that always leads to the file itself. Raises OSError."""
         path = Path(f"/proc/self/fd/{self._fd.fileno()}")
         if not path.is_symlink():
-            raise OSError(errno.ENOSYS, "that takes /proc, which is not mounted")
+            raise OSError(errno.ENOSYS, "/proc is required and not mounted")
         return path

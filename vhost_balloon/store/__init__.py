@@ -1,4 +1,4 @@
 """Bytes and descriptors that outlive the process: record, journal, shelf, reply pipe, store.
 
-It knows nothing of what they mean.
+Knows nothing of their meaning.
 """

@@ -1,17 +1,17 @@
-"""The request in flight, on record, so that it is answered once whatever happens. Pure.
+"""Records the request in flight, so that it is answered exactly once. Pure.
 
-Theory of operation. A front end that sent a request waits for its reply for ever, with QEMU's lock
-held; what recvmsg has taken from the socket is gone with the process that took it. So a request is
+Theory of operation. A front end waits for a reply without a time limit, with QEMU's lock held, and
+a message received from the socket is lost with the process that received it. So a request is
 written here before it is taken from the socket, and its reply before it is sent:
 
-    SEEN    peeked at and written here; maybe taken from the socket, maybe not
-    TAKEN   taken from the socket; maybe acted on, not answered
-    DONE    acted on; its reply is here, not sent
-    SENDING the reply is on its way; vhost_balloon.store.reply_pipe tells whether it was sent
-    SENT    answered, or nothing was to be answered
+    SEEN    peeked at and written here; possibly taken from the socket
+    TAKEN   taken from the socket; possibly acted on, not answered
+    DONE    acted on; its reply is written here, not sent
+    SENDING the reply is being sent; store/reply_pipe.py tells whether it was
+    SENT    answered, or no reply was due
 
-Two entries alternate, each checksummed: one that was being written when the process died does not
-count, and the request that it was to hold is still in the socket.
+Two entries alternate, each with a checksum. One that was being written when the process died does
+not count; its request is still in the socket.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zlib import crc32
 
 
 class Phase(enum.IntEnum):
-    """How far the request has come; see the module."""
+    """How far the request has got; see the module."""
 
     SEEN = 1
     TAKEN = 2
@@ -44,8 +44,8 @@ _NO_REPLY: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A request: its bytes with the header, the names of its descriptors, and its reply's payload
-    (None before DONE, and where no reply is due)."""
+    """A request: its bytes with the header, its descriptors' names, and its reply's payload (None
+    before DONE, and if no reply is due)."""
 
     sequence: int
     phase: Phase
@@ -55,7 +55,7 @@ class Entry:
 
 
 class Journal:
-    """The journal of one connection in view, which is taken over."""
+    """The journal in view, which is taken over."""
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
@@ -74,7 +74,7 @@ class Journal:
         return len(entry.request) + len(":".join(entry.names))
 
     def latest(self) -> Entry | None:
-        """The newest request that was written whole."""
+        """The newest request that was completely written."""
         latest = self._latest()
         return None if latest is None else latest[0]
 
@@ -102,11 +102,11 @@ class Journal:
         self._start, self._body = start, end + len(joined)
 
     def taken(self) -> None:
-        """TAKEN: the socket does not hold the request any more."""
+        """TAKEN: the socket no longer holds the request."""
         self._view[self._start + _PHASE_AT] = Phase.TAKEN
 
     def done(self, reply: bytes | None) -> None:
-        """DONE: what it changed is on record; this is its reply, to be sent now."""
+        """DONE: the request's changes are on record; reply (None if none is due) comes next."""
         if reply is not None:
             self._view[self._body : self._body + len(reply)] = reply
             _REPLY.pack_into(self._view, self._start + _REPLY_AT, len(reply), crc32(reply))
@@ -121,7 +121,7 @@ class Journal:
         self._view[self._start + _PHASE_AT] = Phase.DONE
 
     def sent(self) -> None:
-        """SENT: nothing is left to do for this request."""
+        """SENT: the request needs nothing else."""
         self._view[self._start + _PHASE_AT] = Phase.SENT
 
     def release(self) -> None:
@@ -156,6 +156,6 @@ class Journal:
             else bytes(self._view[end : min(end + reply_size, start + self._half)])
         )
         if reply is not None and (len(reply) != reply_size or crc32(reply) != reply_checksum):
-            # Cut short while the reply was written: the request is still to be done.
+            # The process died while it wrote the reply: the request has to be repeated.
             reply, entry_phase = None, min(entry_phase, Phase.TAKEN)
         return [Entry(sequence, entry_phase, request, names, reply)]

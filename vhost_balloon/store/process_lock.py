@@ -1,12 +1,12 @@
 """Two processes never serve one VM.
 
-systemd starts the next process of a service beside one that it cannot kill (in uninterruptible
-sleep, say, inside a fallocate() that waits for somebody's lock). That process may still discard
-guest memory after the next one acknowledged a request. So a process serves only while it holds a
+If systemd cannot kill a process (in uninterruptible sleep, for example inside a fallocate() that
+waits for a lock), it starts the service's next process beside it. The old process may still discard
+guest memory after the new one has acknowledged a request. So a process serves only while it holds a
 POSIX lock on a file that all processes of the service share.
 
 A POSIX lock belongs to the process. It is released when the process ends, or closes any descriptor
-of the file, which nobody does. Locks of flock(2) or of an open file description would be shared
+of the file, which no code does. Locks of flock(2), or of an open file description, would be shared
 through the store.
 """
 
@@ -26,11 +26,11 @@ class ProcessLock:
 
     @classmethod
     def create(cls) -> ProcessLock:
-        """On a new file. Raises OSError."""
+        """Create a lock on a new file. Raises OSError."""
         return cls(OwnedFd(os.memfd_create("vhost-balloon lock", os.MFD_CLOEXEC)))
 
     def take(self) -> bool:
-        """Whether this process holds it now, which it then does until it ends."""
+        """Try to take the lock until this process ends; return whether this process has it."""
         try:
             fcntl.lockf(self.fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -1,8 +1,8 @@
 """The VM's record: a small memory file that a later process finds in the descriptor store.
 
-It is written in place through a mapping, a value at a time, each in two checksummed slots; so a
-process that is killed leaves the state before or after a change, never half of one. A layout
-says where each value lies, so that another version can find those that it knows.
+Values are written in place through a mapping, each in two slots with checksums (store/slots.py); so
+a process that is killed leaves the state before or after a change. The header says where each value
+lies, so that another version finds those that it knows.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 class Record:
-    """One record, mapped. fd is the record's own; version and build say who wrote it."""
+    """One record, mapped; it owns fd. version and build identify the program that created it."""
 
     def __init__(self, fd: OwnedFd) -> None:
-        """Open a record of any version. Raises StateError if it is none, or damaged."""
+        """Open a record of any version. Raises StateError if it is damaged or not a record."""
         size = os.fstat(fd.fileno()).st_size
         if not _HEADER_SIZE < size <= _MAX_SIZE:
-            raise StateError(f"a record of {size} bytes")
+            raise StateError(f"a record cannot have {size} bytes")
         if fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK == 0:
-            raise StateError("a record that is not sealed")
+            raise StateError("the record is not sealed")
         self._mapping = mmap.mmap(fd.fileno(), size)
         try:
             self._open(size)
@@ -95,7 +95,8 @@ class Record:
 
     @classmethod
     def create(cls, generation: int = 0) -> Record:
-        """A new, empty record of this version; generation tells which of two is the newer."""
+        """A new, empty record of this version; of two records, the newer has the higher
+        generation."""
         fd = OwnedFd(os.memfd_create("vhost-balloon", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         places, at = {}, _HEADER_SIZE
         for name, length in AREAS.items():
@@ -115,15 +116,15 @@ class Record:
         return cls(fd)
 
     def save(self, area: str, document: object) -> None:
-        """Write a JSON document, unless it is what the area holds. Raises ValueError if it does
-        not fit."""
+        """Write a JSON document, unless the area holds the same. Raises ValueError if it does not
+        fit."""
         data = _encode(document)
         if data != self._saved[area]:
             self._areas[area].save(data)
             self._saved[area] = data
 
     def load(self, area: str) -> Any:
-        """The area's document, None if there is none. Raises StateError if it is damaged."""
+        """The area's document, or None if there is none. Raises StateError if it is damaged."""
         data = self._areas[area].load()
         if data is None:
             if self._areas[area].written:
@@ -132,7 +133,7 @@ class Record:
         try:
             return json.loads(data)
         except (ValueError, RecursionError):
-            raise StateError(f"area {area} is no JSON") from None
+            raise StateError(f"area {area} is not JSON") from None
 
     def close(self) -> None:
         """Unmap it and close the descriptor."""
@@ -146,11 +147,11 @@ class Record:
 def _read_header(mapping: mmap.mmap) -> Any:
     magic, length, checksum = _HEAD.unpack_from(mapping, 0)
     if magic != MAGIC:
-        raise StateError("no record of a VM")
+        raise StateError("not a record of a VM")
     text = mapping[_HEAD.size : _HEAD.size + length]
     if length > _HEADER_SIZE - _HEAD.size or crc32(text) != checksum:
         raise StateError("the header is damaged")
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise StateError("the header is no JSON") from None
+        raise StateError("the header is not JSON") from None

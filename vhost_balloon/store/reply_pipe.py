@@ -1,18 +1,17 @@
-"""Sends replies so that it is known, whenever this process dies, whether one was sent.
+"""Sends replies in a way that tells the next process whether one was sent.
 
-A process that is killed right behind a send has no time to note it, and the front end, woken by
-the send, may well run first. So a reply goes through a pipe: splice(2) takes it out of the pipe
-and puts it into the socket in one system call, which a signal does not interrupt. The journal says
-whose reply was on its way, and the pipe, which outlives the process in the descriptor store,
-whether it still is:
+A process that is killed right after a send cannot note it, and the front end, woken by the send,
+may well run first. So a reply goes through a pipe: splice(2) moves it from the pipe to the socket
+in one system call, which a signal does not interrupt. The journal says which reply was being sent,
+and the pipe, which outlives the process in the descriptor store, whether it was:
 
     DONE                        it was not sent
     SENDING, the pipe is full   it was not sent
     SENDING, the pipe is empty  it was sent
 
-There is one pipe for all connections: nothing else runs between its filling and its emptying. The
-process after one that died looks before it sends anything (vhost_balloon.restart.records), and writes
-down what it saw before it empties the pipe; for it may die as well.
+There is one pipe for all connections: nothing else runs between filling and emptying it. The next
+process looks before it sends anything (restart/taking_over.py), and notes what it saw before it
+empties the pipe, because it may die as well.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _SIZE = 1 << 16
 
 
 def make_pipe() -> OwnedFd:
-    """An empty pipe, both ends in one descriptor."""
+    """An empty pipe with both ends in one descriptor."""
     reading, writing = map(OwnedFd, os.pipe2(os.O_CLOEXEC))
     with contextlib.closing(reading), contextlib.closing(writing):
         flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
@@ -38,20 +37,20 @@ def make_pipe() -> OwnedFd:
 
 
 class ReplyPipe:
-    """The pipe; fd is taken over, and may hold what another process did not send."""
+    """The pipe; fd is taken over, and may hold a reply that the previous process did not send."""
 
     def __init__(self, fd: OwnedFd) -> None:
         self.fd = fd
 
     @property
     def unsent(self) -> bool:
-        """Whether a reply is in it, whose process died before it was sent."""
+        """Whether the pipe holds a reply that was never sent."""
         size = array.array("i", [0])
         fcntl.ioctl(self.fd.fileno(), termios.FIONREAD, size)
         return size[0] > 0
 
     def settle(self, journal: Journal) -> None:
-        """Write down whether a reply that was on its way when a process died was sent."""
+        """Note in the journal whether the reply was sent that a process was sending as it died."""
         entry = journal.latest()
         if entry is None or entry.phase is not Phase.SENDING:
             return
@@ -61,7 +60,7 @@ class ReplyPipe:
             journal.sent()
 
     def send(self, sock: int, data: bytes, journal: Journal) -> int:
-        """Send what the socket (non-blocking) takes of a reply at once; the bytes that it took.
+        """Send as much of a reply as the non-blocking socket accepts; return how many bytes.
 
         journal is at DONE, and then at SENT if all was sent. Raises ConnectionError.
         """
@@ -85,6 +84,6 @@ class ReplyPipe:
         self.fd.close()
 
     def empty(self) -> None:
-        """Drop what is in it."""
+        """Drop the pipe's content."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd.fileno(), _SIZE)

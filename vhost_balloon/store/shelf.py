@@ -1,20 +1,20 @@
-"""The shelf: descriptors of the front end that outlive this process in sockets of its own.
+"""The shelf: keeps the front end's descriptors in socket pairs, where they outlive this process.
 
-Theory of operation. What is sent into a socket pair with SCM_RIGHTS stays open until it is
-received, whoever sent it. So a message's descriptors are sent into a pair before the message is
-taken from the front end's socket, and never received again: whoever goes on with them peeks. Both
-ends of the pair are in the descriptor store.
+Theory of operation. A descriptor sent into a socket pair with SCM_RIGHTS stays open until it is
+received, even if the sender dies. So a message's descriptors are sent into a pair before the
+message is taken from the front end's socket, and are never received, only peeked at. Both ends of
+the pair are in the descriptor store.
 
-- A packet is what is left of one message: its number, and which of its descriptors (bits, the
-  lowest first). A descriptor's name is number.index; it is the same wherever it lies.
-- There are two pairs. One is in use, and the record says which. Nothing is removed singly: when
-  what nobody uses any more has piled up, or the pair is full, the other one is emptied and filled
-  with what is in use, the record is told, and the first one is emptied. A process that dies
-  anywhere in between leaves one pair that is whole, and the record names it.
-- A packet that no record names is harmless. Its number is not used again: the first packet of a
-  pair that was filled so has the highest number so far, and no descriptor.
-- Emptying takes packets without asking for their descriptors. So none is installed here, and none
-  has to be closed, which would hang where its file hangs.
+- A packet holds the descriptors of one message: the message's number, and a bit for each descriptor
+  present (lowest first). A descriptor's name is number.index, in either pair.
+- There are two pairs; the record says which one is in use. Nothing is removed singly: when unused
+  descriptors have piled up, or the pair is full, the other pair is emptied and filled with those in
+  use, the record is updated, and the first pair is emptied. Wherever a process dies in between, the
+  pair that the record names is complete.
+- A packet that no record names is harmless. Its number is not used again: the first packet in a
+  freshly filled pair has the highest number so far, and no descriptor.
+- Emptying a pair receives packets without room for descriptors. So none is installed here, and none
+  has to be closed, which would hang if its file hangs.
 
 Source: unix(7); SO_PEEK_OFF in socket(7).
 """
@@ -38,12 +38,12 @@ from vhost_balloon.fds import OwnedFd, receive_fds
 SO_PEEK_OFF: Final = 42
 """include/uapi/asm-generic/socket.h; the socket module has no name for it."""
 BUFFER: Final = 1 << 20
-"""Bytes that a pair may hold, as far as net.core.wmem_max lets it: some 550 packets by default."""
+"""Bytes that a pair may hold, limited by net.core.wmem_max: some 550 packets by default."""
 SPARE_PACKETS: Final = 64
-"""Packets that a pair may hold beyond twice as many as there are descriptors in use."""
+"""Packets that a pair may hold in addition to twice the number of descriptors in use."""
 
 MAX_PACKET: Final = MAX_TABLE_REGIONS
-"""Descriptors in one packet: no request has more."""
+"""Most descriptors in one packet: no request has more."""
 
 _PACKET: Final = struct.Struct("<QB")
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_PACKET * array.array("i").itemsize)
@@ -51,11 +51,11 @@ _PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEX
 _SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 ENDS: Final = ("a-in", "a-out", "b-in", "b-out")
-"""What the four ends are called, in the order in which Shelf takes them."""
+"""Names of the four ends, in the order that Shelf expects."""
 
 
 class ShelvedFd(OwnedFd):
-    """A descriptor that lies on the shelf for as long as this one is open."""
+    """A descriptor that stays on the shelf for as long as this object is open."""
 
     __slots__ = ("_shelf", "name")
 
@@ -72,12 +72,12 @@ class ShelvedFd(OwnedFd):
 
 
 def shelf_name(fd: OwnedFd) -> str | None:
-    """The name that the shelf knows a descriptor by, or None."""
+    """A descriptor's name on the shelf, or None if it is not there."""
     return fd.name if isinstance(fd, ShelvedFd) else None
 
 
 class _Pair:
-    """One socket pair; the descriptors stay their owner's."""
+    """One socket pair; the caller owns the ends."""
 
     def __init__(self, ends: tuple[OwnedFd, OwnedFd]) -> None:
         self.ends: Final = ends
@@ -92,9 +92,9 @@ class _Pair:
         self.packets += 1
 
     def look(self, ancillary: int = 0) -> Iterator[tuple[int, int, list[OwnedFd]]]:
-        """Number, bits and descriptors of each packet; without room for ancillary data, no
-        descriptors."""
-        # The offset belongs to the socket: a process that died while it peeked left it elsewhere.
+        """Peek at each packet: number, bits and descriptors. ancillary: bytes of room for the
+        descriptors; 0 for none."""
+        # The offset belongs to the socket: a process that died while peeking left it elsewhere.
         self._out.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
         self.packets = 0
         with suppress(BlockingIOError):
@@ -118,10 +118,10 @@ class _Pair:
 
 
 class Shelf:
-    """Both pairs. ends: as named by ENDS; in_use: 0 or 1, as the record says."""
+    """Both pairs. ends: in the order of ENDS; in_use: 0 or 1, from the record."""
 
     def __init__(self, ends: Iterable[OwnedFd], in_use: int = 0) -> None:
-        """Raises OSError for descriptors that are no sockets."""
+        """Raises OSError for descriptors that are not sockets."""
         self.ends: Final = tuple(ends)
         if not all(stat.S_ISSOCK(os.fstat(end.fileno()).st_mode) for end in self.ends):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
@@ -131,7 +131,7 @@ class Shelf:
         self.users: Final[dict[str, list[ShelvedFd]]] = {}
         """Open descriptors by name."""
         self.switched: Callable[[], None] = lambda: None
-        """Called when the other pair is whole, before the one that was in use is emptied."""
+        """Called when the other pair is complete, before the previous one is emptied."""
         self._left: dict[str, OwnedFd] = {}
         self._number = 0
 
@@ -142,9 +142,9 @@ class Shelf:
         return cls(OwnedFd(end.detach()) for pair in pairs for end in pair)
 
     def load(self) -> None:
-        """Look at what a process before this one left, for adopt().
+        """Read what the previous process left, for adopt().
 
-        Raises OSError (EMFILE) if not all descriptors could be had: nothing is taken over then.
+        Raises OSError (EMFILE) if there are too few descriptors; nothing is taken over then.
         """
         self._left.clear()
         for number, _, _ in self._pairs[1 - self.in_use].look():
@@ -157,7 +157,7 @@ class Shelf:
             self._left |= dict(zip(_names(number, bits), fds, strict=True))
 
     def adopt(self, name: str) -> OwnedFd:
-        """Go on with a descriptor, as often as records name it. Raises StateError if it is lost."""
+        """Take over a descriptor, once for each use on record. Raises StateError if it is lost."""
         fd = self._left.pop(name, None)
         if fd is not None:
             return ShelvedFd(fd.detach(), name, self)
@@ -167,19 +167,19 @@ class Shelf:
         return ShelvedFd(os.dup(users[0].fileno()), name, self)
 
     def sweep(self) -> None:
-        """Close what was left and nobody adopted."""
+        """Close descriptors that were left and not adopted."""
         for fd in self._left.values():
             fd.close()
         self._left.clear()
 
     def put(self, fds: list[OwnedFd]) -> list[OwnedFd]:
-        """Put a message's descriptors, MAX_PACKET at most, on the shelf, and take them over.
+        """Put a message's descriptors, at most MAX_PACKET, on the shelf, and take them over.
 
         Raises OSError if there is no room, or if too many of this user's descriptors are in flight;
-        the descriptors stay the caller's then.
+        the caller still owns the descriptors then.
         """
         if self._pairs[self.in_use].packets > 2 * len(self.users) + SPARE_PACKETS:
-            with suppress(OSError):  # there may be room all the same
+            with suppress(OSError):  # there may still be room
                 self._compact()
         number, bits = self._number + 1, (1 << len(fds)) - 1
         numbers = [fd.fileno() for fd in fds]
@@ -193,14 +193,15 @@ class Shelf:
         return [ShelvedFd(fd.detach(), name, self) for fd, name in zip(fds, names, strict=True)]
 
     def closed(self, fd: ShelvedFd) -> None:
-        """A user has gone."""
+        """Note that one use of a descriptor has ended."""
         users = self.users[fd.name]
         users.remove(fd)
         if not users:
             del self.users[fd.name]
 
     def _compact(self) -> None:
-        """Move to the other pair what is in use. Raises OSError, and the pair in use stays."""
+        """Move the descriptors in use to the other pair. Raises OSError; nothing is changed
+        then."""
         messages: dict[int, dict[int, int]] = {}
         for name, users in self.users.items():
             packet, _, index = name.partition(".")
@@ -213,14 +214,14 @@ class Shelf:
                 bits = sum(1 << index for index in fds)
                 other.send(number, bits, (fds[index] for index in sorted(fds)))
         except OSError:
-            other.empty()  # what lies in it counts as in flight
+            other.empty()  # its descriptors count as in flight
             raise
         before, self.in_use = self._pairs[self.in_use], 1 - self.in_use
         self.switched()
         before.empty()
 
     def close(self) -> None:
-        """Close the ends. What lies in them goes unless the store has them."""
+        """Close the ends. Their content is lost unless the store has them."""
         self.sweep()
         for pair in self._pairs:
             pair.detach()

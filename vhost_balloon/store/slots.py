@@ -1,7 +1,7 @@
-"""One value in shared memory that survives being killed while it is written. Pure.
+"""One value in shared memory that survives the death of its writer at any moment. Pure.
 
-A writer alternates between two slots and checksums each; a reader takes the newest that is whole.
-Whatever moment the writer dies at, the value before or the value after is there.
+A writer alternates between two slots, each with a checksum; a reader takes the newest valid one. So
+there is always the old value or the new one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Slots:
             self._sequence, self._next, _ = newest[0], 1 - newest[1], newest[2]
 
     def load(self) -> bytes | None:
-        """The newest whole value, or None if there is none."""
+        """The newest valid value, or None if there is none."""
         newest = self._newest()
         return None if newest is None else newest[2]
 
     @property
     def written(self) -> bool:
-        """Whether anything was ever written to its end."""
+        """Whether any value was ever written completely."""
         return any(any(self._view[start : start + _SEQUENCE.size]) for start in self._starts)
 
     def save(self, data: bytes) -> None:
@@ -54,7 +54,7 @@ class Slots:
         self._view.release()
 
     def _newest(self) -> tuple[int, int, bytes] | None:
-        """Sequence, slot and content of the newest whole value."""
+        """Sequence, slot and content of the newest valid value."""
         whole = [(sequence, slot, data) for slot in (0, 1) for sequence, data in self._read(slot)]
         return max(whole, default=None)
 

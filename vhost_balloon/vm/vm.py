@@ -187,11 +187,7 @@ class Vm:
 
     def save_counters(self) -> None:
         """Save before showing: a counter that was shown must never be lower later."""
-        if self.saved_to is None:
-            return
-        mark = counters_mark(self.counters)
-        if mark != self._saved:
-            self._saved = mark
+        if self.saved_to is not None:
             self.saved_to.save("counters", counters_document(self.counters))
 
     def close(self) -> None:
