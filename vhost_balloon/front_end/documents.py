@@ -26,6 +26,19 @@ MAX_TARGET: Final = 1 << 128
 """Bound for a target on record, in bytes; an order has none."""
 
 
+_ADDRESS: Final = ("index", "descriptor", "available", "used", "log")
+_REGION: Final = ("guest-address", "size", "user-address", "mmap-offset")
+
+
+def _members(value: object, names: Iterable[str]) -> Document:
+    return {name: getattr(value, name.replace("-", "_")) for name in names}
+
+
+def _numbers(document: Document, names: Iterable[str]) -> dict[str, int]:
+    """The arguments that _members() wrote."""
+    return {name.replace("-", "_"): number(document[name]) for name in names}
+
+
 # The session: features and rings, as the front end set them
 
 
@@ -45,20 +58,10 @@ def session_document(session: Session) -> Document:
 def _ring_document(ring: Ring) -> Document:
     return {
         "size": ring.size,
-        "address": None if ring.address is None else _address_document(ring.address),
+        "address": None if ring.address is None else _members(ring.address, _ADDRESS),
         "base": ring.base,
         "enabled": ring.enabled,
         "started": ring.started,
-    }
-
-
-def _address_document(address: VringAddress) -> Document:
-    return {
-        "index": address.index,
-        "descriptor": address.descriptor,
-        "available": address.available,
-        "used": address.used,
-        "log": address.log,
     }
 
 
@@ -85,7 +88,7 @@ def _read_ring(document: Document) -> Ring:
     address = document["address"]
     ring = Ring(
         size=number(document["size"], 0, MAX_QUEUE_SIZE),
-        address=None if address is None else _read_address(address),
+        address=None if address is None else VringAddress(flags=0, **_numbers(address, _ADDRESS)),
         base=number(document["base"], 0, INDEX_MASK),
         enabled=flag(document["enabled"]),
         started=flag(document["started"]),
@@ -93,11 +96,6 @@ def _read_ring(document: Document) -> Ring:
     if ring.started and (address is None or not ring.size):
         raise ValueError("a started ring without size or address")
     return ring
-
-
-def _read_address(document: Document) -> VringAddress:
-    names = ("descriptor", "used", "available", "log")
-    return VringAddress(number(document["index"]), 0, *(number(document[name]) for name in names))
 
 
 def read_ring_index(value: object) -> int:
@@ -136,19 +134,11 @@ def restore_balloon(session: Session, document: Document) -> None:
 
 
 def region_document(mapped: MappedRegion) -> Document:
-    region = mapped.region
-    return {
-        "guest-address": region.guest_address,
-        "size": region.size,
-        "user-address": region.user_address,
-        "mmap-offset": region.mmap_offset,
-        "fd": shelf_name(mapped.fd),
-    }
+    return _members(mapped.region, _REGION) | {"fd": shelf_name(mapped.fd)}
 
 
 def read_region(document: Document) -> Region:
-    names = ("guest-address", "size", "user-address", "mmap-offset")
-    return Region(*(number(document[name]) for name in names))
+    return Region(**_numbers(document, _REGION))
 
 
 @dataclass(frozen=True, slots=True)
