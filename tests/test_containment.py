@@ -1,4 +1,4 @@
-"""Failures that end a client or a service, and never what is served beside it."""
+"""Failures end a client or a service, and never the VM beside it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from vhost_balloon.vm.vm import Vm
 
 
 class BugError(Exception):
-    """Stands for any mistake in this program."""
+    """Stands for any bug in this program."""
 
 
 def fail(*arguments: object, **_: object) -> None:
-    """Raise the exception that is given, or a bug of ours."""
+    """Raise the given exception, or a bug."""
     for argument in arguments:
         if isinstance(argument, BaseException):
             raise argument
@@ -55,7 +55,7 @@ async def test_only_exceptions_are_contained_and_cancellation_is_not(log_lines: 
     assert errors.counts["metrics"] == 1
     (line,) = log_lines.lines
     assert line.startswith("warning: internal error in metrics\n")
-    assert line.endswith("BugError: deep"), "the groups around a lone exception say nothing"
+    assert line.endswith("BugError: deep"), "groups around a single exception are left out"
 
 
 async def test_a_failure_beside_a_cancellation_is_contained_and_the_cancellation_goes_on() -> None:
@@ -140,7 +140,7 @@ async def test_what_the_operator_has_to_mend_is_said_once_and_tried_again(
 
 
 def internal_errors(text: bytes) -> dict[str, int]:
-    """The metric's series by the place."""
+    """The metric's series by place."""
     found = re.findall(
         r'^vhost_balloon_internal_errors_total\{.*where="([a-z-]+)".*\} ([0-9]+)',
         text.decode(),
@@ -150,7 +150,7 @@ def internal_errors(text: bytes) -> dict[str, int]:
 
 
 async def scraped(log_lines: LogLines) -> bytes:
-    """What the daemon's own metrics address answers; nothing if it hangs up."""
+    """The answer of the daemon's metrics address; empty if it hangs up."""
     (line,) = log_lines.having("metrics on http://")
     port = int(line.rpartition(":")[2].removesuffix("/metrics"))
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
@@ -172,14 +172,14 @@ async def test_every_place_has_its_series_from_the_start(
 
 
 def test_every_place_is_one_where_failures_are_contained() -> None:
-    """A value of the metric's label that nothing can count is a promise to nobody."""
+    """Every value of the metric's label can be counted."""
     package = Path(daemon.__file__).parent
     text = "".join(path.read_text() for path in package.glob("*.py"))
     used = re.findall(r'(?:\bstart|\.contained|\.record|\.supervise)\(\s*"([a-z-]+)"', text)
     assert set(PLACES) <= set(used)
 
 
-# Where it counts: a VM that is served beside
+# A VM served meanwhile
 
 
 async def test_a_scrape_that_fails_ends_alone(

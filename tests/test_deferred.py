@@ -1,4 +1,4 @@
-"""Modules that the daemon loads only when it uses them."""
+"""Modules that are loaded on first use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vhost_balloon.deferred import DEFERRED
 
 
 def run(text: str) -> str:
-    """What a new interpreter prints that has imported the daemon."""
+    """The output of a new interpreter that has imported the daemon."""
     program = f"import sys, vhost_balloon.__main__\n{text}"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60

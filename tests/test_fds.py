@@ -1,4 +1,4 @@
-"""Descriptors: closed once, and eventfds that never make us wait."""
+"""Descriptors are closed once; eventfds never block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vhost_balloon.errors import FrontEndError
 from vhost_balloon.fds import EventFd, Kick, OwnedFd
 
 FULL = (1 << 64) - 2
-"""An eventfd's largest count: writing to it blocks."""
+"""An eventfd's largest count: another write blocks."""
 MODES = [0, os.EFD_NONBLOCK]
 
 
@@ -35,7 +35,7 @@ def count(fd: int) -> int:
 
 
 def pair(flags: int, initial: int = 0) -> tuple[int, EventFd]:
-    """The front end's descriptor, to be closed, and ours for the same eventfd."""
+    """Two descriptors of one eventfd: the front end's, which the caller closes, and ours."""
     theirs = os.eventfd(0, flags)
     if initial:
         os.eventfd_write(theirs, initial)
@@ -53,7 +53,7 @@ def test_an_owned_descriptor_is_closed_once_and_never_by_a_reused_number() -> No
     number = owned.fileno()
     owned.close()
     again = os.eventfd(0)
-    assert again == number  # the kernel hands the lowest number out again
+    assert again == number  # the kernel reuses the lowest number
     owned.close()
     del owned
     assert is_open(again)
@@ -141,7 +141,7 @@ async def test_a_kick_wakes_whoever_waits_once_whatever_its_count(
         nursery.start_soon(ours.wait)
         await trio.testing.wait_all_tasks_blocked()
         os.eventfd_write(theirs, count)
-    assert await is_kicked(ours), "until it is taken"
+    assert await is_kicked(ours), "a kick lasts until it is taken"
     ours.take()
     assert not await is_kicked(ours)
     os.eventfd_write(theirs, 1)
@@ -161,7 +161,7 @@ async def test_a_kick_that_came_before_is_found(autojump_clock: trio.testing.Moc
 
 
 def test_a_kick_that_was_taken_keeps_its_count() -> None:
-    """A ring's next owner may ask for it."""
+    """The ring's next task may wait for it."""
     theirs, ours = kick_pair(0, 5)
     ours.take()
     assert count(theirs) == 5

@@ -1,4 +1,4 @@
-"""The vhost-balloon command: what it says, and what it answers to an operator's mistakes."""
+"""The vhost-balloon command: its output, and its answers to an operator's mistakes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vhost_balloon.config.config import parse
 from vhost_balloon.daemon import daemon as daemon_module
 from vhost_balloon.errors import OperatorError
 
-# What it says
+# Output
 
 
 def test_version() -> None:
@@ -126,7 +126,7 @@ def test_a_mistake_is_one_line_and_status_2(
         assert line.startswith("vhost-balloon: ")
         assert text in line
         assert "Traceback" not in done.stderr
-        assert sorted(tmp_path.iterdir()) == before, "nothing is left, and nothing was removed"
+        assert sorted(tmp_path.iterdir()) == before, "no file is added or removed"
 
 
 GONE: dict[tuple[str, ...], str] = {
@@ -151,7 +151,7 @@ GONE: dict[tuple[str, ...], str] = {
         "file for each VM, with its keys at the top level"
     ),
 }
-"""What a daemon of several VMs took."""
+"""Options of the former daemon for several VMs."""
 
 
 @pytest.mark.parametrize("arguments", GONE, ids=" ".join)
@@ -196,4 +196,4 @@ async def test_a_group_that_may_not_be_given(
     with pytest.raises(OperatorError, match=r"cannot listen on .*: Operation not permitted"):
         await daemon_module.run(parse([f"--socket-path={tmp_path}/a.sock", "--socket-group=7"]))
     assert os.listdir(tmp_path) == []
-    assert modes == [0o600], "nobody else may connect before the permissions are set"
+    assert modes == [0o600], "no other user may connect before the permissions are set"

@@ -1,4 +1,4 @@
-"""The commands for the daemon itself: config-reload is in test_config_reload, upgrade is here."""
+"""The command upgrade; config-reload is in test_reload.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vhost_balloon.vm.vm import Vm
 
 
 class FakeSuccessor:
-    """A program that can take this one's place, or cannot."""
+    """A program that can or cannot replace this one."""
 
     def __init__(self, mistake: str = "") -> None:
         self.mistake = mistake
@@ -98,7 +98,7 @@ async def test_a_vm_that_a_stuck_process_has_is_not_upgraded(
 
 @pytest.mark.parametrize("command", ["vm-add", "vm-del"])
 async def test_vms_come_and_go_with_their_processes(tmp_path: Path, command: str) -> None:
-    """The commands of a daemon of several VMs are no commands of this one."""
+    """Commands of the former daemon for several VMs no longer exist."""
     async with operated(tmp_path) as (host, client), by_hand(host.path()) as guest:
         failure = await client.failure(command, id="vm1")
         assert failure == ("CommandNotFound", f"The command {command} has not been found")

@@ -1,4 +1,4 @@
-"""The daemon as a process of its own: its sockets, its ends and its log."""
+"""The daemon as a process: sockets, ends and log."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def test_an_inherited_connection(tmp_path: Path) -> None:
             async with FrontEnd(trio.socket.from_stdlib_socket(ours), ram) as front_end:
                 await front_end.handshake()
                 assert front_end.queue_num == 5
-        assert running.process.wait(timeout=5) == 0, "its work is done with its front end"
+        assert running.process.wait(timeout=5) == 0, "it ends with its only front end"
 
 
 # The log

@@ -93,14 +93,14 @@ async def test_the_backend_channel_may_be_full_or_gone(
             with theirs:
                 theirs.setblocking(True)
                 await guest.front_end.command(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
-            for number in range(1, 2000):  # nobody reads
+            for number in range(1, 2000):  # the front end does not read
                 host.vm().set_target(number * PAGE)
         host.vm().set_target(TARGET)  # closed
         await guest.works(host.vm())
 
 
 async def test_without_vhost_user_protocol_features(tmp_path: Path, still_clock: MockClock) -> None:
-    """A front end from before them: rings are enabled once started, and memory is a table."""
+    """An old front end: rings are enabled once started, and memory comes as a table."""
     async with (
         serving(tmp_path) as host,
         by_hand(host.path(), features=None) as guest,

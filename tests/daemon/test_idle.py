@@ -1,4 +1,4 @@
-"""A daemon with nothing to do wakes for statistics only, and to feed a watchdog if there is one."""
+"""An idle daemon wakes only for statistics and the watchdog."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from tests.support.command import daemon
 from tests.support.end_to_end import MIB, ByHand, by_hand
 
 SETTLED: Final = 2.0
-"""Seconds after which everything that follows an event has been done: counters are on record, a
-held event is told."""
+"""Seconds until all consequences of an event are over: counters are on record, held events sent."""
 SECONDS: Final = 3.0
 HANDFUL: Final = 3
-"""Wakes that may have another reason, such as the end of a thread that waited for work."""
+"""Wakes for other reasons that are tolerated, such as the end of a thread."""
 
 
 def switches(pid: int) -> int:
-    """How often all threads of a process went to sleep by themselves."""
+    """Voluntary context switches of all threads of a process."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         text = (task / "status").read_text()
@@ -33,7 +32,7 @@ def switches(pid: int) -> int:
 
 
 async def wakes(pid: int) -> int:
-    """How often it wakes in SECONDS, once it has settled."""
+    """Wakes within SECONDS, once the daemon has settled."""
     await trio.sleep(SETTLED)
     before = switches(pid)
     await trio.sleep(SECONDS)
@@ -46,7 +45,7 @@ async def test_it_sleeps_while_nobody_is_there(tmp_path: Path) -> None:
 
 
 async def test_it_sleeps_while_nobody_wants_anything(tmp_path: Path) -> None:
-    """With control clients; a front end is attached, its device is stopped, and it is gone."""
+    """With control clients; with a front end attached, its device stopped, and gone."""
     path, control = tmp_path / "vm1.sock", tmp_path / "control"
     options = ("--stats-interval=0", f"--socket-path={path}", f"--control-socket={control}")
     with daemon(*options, wait_for=control) as running, ExitStack() as connected:
@@ -69,7 +68,7 @@ async def give_statistics(guest: ByHand) -> None:
 
 
 async def test_with_statistics_it_wakes_for_them(tmp_path: Path) -> None:
-    """Once to ask for a sample, once to take it."""
+    """One wake to request a sample, one to receive it."""
     path = tmp_path / "vm1.sock"
     with daemon("--stats-interval=1", f"--socket-path={path}") as running:
         async with by_hand(path) as guest, trio.open_nursery() as nursery:

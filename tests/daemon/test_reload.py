@@ -1,4 +1,4 @@
-"""config-reload: what follows from other files, and that a mistake changes nothing."""
+"""config-reload applies changed files, and changes nothing after a mistake."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUIET = DriverOptions(report_delay=None)
 
 
 class File:
-    """A file of --config, which says nothing yet."""
+    """An empty file for --config."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,7 @@ class File:
         self.path.write_text(text)
 
     def become(self, make: Callable[[Path], object]) -> None:
-        """Something else."""
+        """Another file."""
         self.path.unlink()
         make(self.path)
 
@@ -86,7 +86,7 @@ async def test_all_settings_are_shown(tmp_path: Path, file: File) -> None:
     }  # fmt: skip
     assert set(said) == set(SETTINGS)
     async with operated(tmp_path, file.option, "--no-page-poison") as (_, client):
-        assert (await settings(client))["page-poison"] is False, "the command line's"
+        assert (await settings(client))["page-poison"] is False, "from the command line"
         file.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in said.items()))
         answer = await client.execute("config-reload")
         assert set(answer["changed"]) == set(said) - {"stats", "must-tell-host"}
@@ -104,9 +104,9 @@ async def test_changed_settings(tmp_path: Path, file: File) -> None:
                 "stats-interval = 5\nsocket-mode = '0666'\nreporting = false\ntarget = '32M'\n"
             )
             await reload(client, "reporting", "stats-interval", "target", "socket-mode")
-            assert vm.stats_interval == 5, "at once"
+            assert vm.stats_interval == 5, "applies at once"
             assert stat.S_IMODE(host.path().stat().st_mode) == 0o666
-            assert vm.statistics().target == 64 * MIB, "for the next front end"
+            assert vm.statistics().target == 64 * MIB, "applies to the next front end"
             await guest.works(vm)
         await eventually(lambda: not vm.attached)
         async with by_hand(host.path(), features=None):
@@ -187,13 +187,13 @@ async def test_a_file_system_that_hangs_holds_up_nobody_else(
                 other = Client(stream)
                 await other.negotiate()
                 assert await other.execute("query-balloon")
-        # and the daemon has ended, as it is to be ended while it hangs
+        # the daemon has ended, although the file system hangs
         assert not goes_on.is_set()
     finally:
         goes_on.set()
 
 
-# The target that a file says
+# The target in a file
 
 
 async def test_an_initial_target_is_what_each_front_end_starts_with(
@@ -280,7 +280,7 @@ async def test_a_mistake_changes_nothing(
 async def test_what_is_no_file_of_settings_changes_nothing(
     tmp_path: Path, file: File, make: Any, what: str
 ) -> None:
-    """Nor does the good one before it."""
+    """Nor does a correct file before it."""
     first = File(tmp_path / "first.toml")
     async with operated(tmp_path, first.option, file.option) as (host, client):
         file.become(make)

@@ -1,4 +1,4 @@
-"""Starts and restarts where something secondary cannot be had, with waiting guests and without."""
+"""Starts and restarts without a secondary service, with and without a waiting guest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vhost_balloon import fds
 
 @contextmanager
 def taken_port() -> Iterator[tuple[socket.socket, str]]:
-    """A port that somebody else listens on, and its address."""
+    """A port that is in use, and its address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         yield taken, f"127.0.0.1:{taken.getsockname()[1]}"
 
@@ -44,13 +44,13 @@ def scraped(address: str) -> bool:
 
 
 def options_of(manager: ServiceManager, *options: str) -> None:
-    """What the next process is started with, instead of any option of the same name."""
+    """Replace or add an option for the next process."""
     names = {option.partition("=")[0] for option in options}
     kept = [option for option in manager.options if option.partition("=")[0] not in names]
     manager.options = (*kept, *options)
 
 
-# Restarts: a VM is held
+# Restarts with a VM
 
 
 async def test_metrics_come_back_once_their_port_is_free(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ async def test_metrics_come_back_with_their_certificate(tmp_path: Path) -> None:
     for name in ("first.pem", "first.key.pem", "second.key.pem"):
         shutil.copy(TLS / name, tmp_path)
     certificate, key = tmp_path / "first.pem", tmp_path / "key.pem"
-    shutil.copy(tmp_path / "second.key.pem", key)  # half renewed: it does not fit
+    shutil.copy(tmp_path / "second.key.pem", key)  # half renewed: the key does not match
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         options_of(
             host.manager,
@@ -117,7 +117,7 @@ async def test_a_mistake_in_the_options_strands_no_vm(tmp_path: Path, option: st
         await guest.inflate([5000])
         good = host.manager.options
         host.manager.options = (*good, option)
-        for page in (5001, 5002):  # the second process must not take the mistake for the options
+        for page in (5001, 5002):  # the second process must not adopt the mistake
             host.manager.kill()
             await guest.inflate([page])
             assert host.vm()["attached"]
@@ -139,7 +139,7 @@ async def test_a_handed_over_socket_that_is_none_strands_no_vm(tmp_path: Path) -
 
 @pytest.mark.parametrize("more", [4, 10])
 async def test_a_vm_waits_for_descriptors_and_loses_nothing(tmp_path: Path, more: int) -> None:
-    """The limit is lower than it was: more descriptors than were stored, and not enough."""
+    """The limit was lowered: it covers the stored descriptors, but no front end."""
     program, limit = tmp_path / "limited.py", tmp_path / "limit"
     program.write_text(
         "import os, resource, runpy\n"
@@ -167,7 +167,7 @@ async def test_settings_that_were_changed_are_in_force_after_a_restart(
         path = "/machine/peripheral/vm1"
         host.ask("qom-set", path=path, property="guest-stats-polling-interval", value=7)
         host.manager.kill()
-        assert host.vm()["stats-interval"] == 7, "an order counts while the setting is the same"
+        assert host.vm()["stats-interval"] == 7, "an order holds while the setting is the same"
         options_of(host.manager, "--stats-interval=11", "--socket-mode=0660", "--discard=never")
         host.manager.stop(how)
         host.manager.start()
@@ -189,7 +189,7 @@ async def test_a_target_that_was_changed_in_the_file_is_in_force_after_a_restart
     async with hosting(tmp_path, f"--config={file}") as host, by_hand(host.path()) as guest:
         host.ask("balloon", value=40 * MIB)
         host.manager.kill()
-        assert host.vm()["target"] == 40 * MIB, "an order counts while the file is the same"
+        assert host.vm()["target"] == 40 * MIB, "an order holds while the file is the same"
         say("32M")
         host.manager.kill()
         assert host.vm()["target"] == 32 * MIB
@@ -203,7 +203,7 @@ async def test_a_target_that_was_changed_in_the_file_is_in_force_after_a_restart
 def test_the_second_of_two_instances_with_one_metrics_address_serves_its_vm(
     tmp_path: Path,
 ) -> None:
-    """Its socket is the service manager's: QEMU may have connected, and would hang."""
+    """The socket is the service manager's: QEMU may have connected and would hang."""
     with taken_port() as (taken, address):
         options = (f"--control-socket={tmp_path}/control", f"--metrics-address={address}")
         with handed(*options, web2=listening(tmp_path / "web2.sock")) as started:
@@ -214,7 +214,7 @@ def test_the_second_of_two_instances_with_one_metrics_address_serves_its_vm(
             taken.close()
             wait_until(lambda: scraped(address), 10)
             code, log = started.end()
-    assert (code, "Address already in use" in log) == (0, False), "it is said once"
+    assert (code, "Address already in use" in log) == (0, False), "reported once"
 
 
 def test_without_guests_a_taken_port_is_the_operators_mistake(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_service_manager_that_reads_nothing_holds_nothing_up(tmp_path: Path, l
 def served(
     folder: Path, environment: dict[str, str]
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A daemon that accepts front ends, and what it logged until then."""
+    """A daemon that accepts front ends, and its log until then."""
     path = folder / "vm.sock"
     command = [sys.executable, "-m", "vhost_balloon", f"--socket-path={path}"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:

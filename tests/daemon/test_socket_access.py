@@ -1,4 +1,4 @@
-"""Who may connect to the daemon's sockets, from its start on and after a reload or a restart."""
+"""Permissions of the daemon's sockets at the start, after a reload and after a restart."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_permissions_that_cannot_be_had_end_no_vm(tmp_path: Path) -> None:
 
 
 def test_a_socket_that_is_the_service_managers_keeps_its_permissions(tmp_path: Path) -> None:
-    """Also at a reload; it is handed over under a name that is not stored."""
+    """Also at a reload; the socket is handed over under a name that is not stored."""
     path, file, control = tmp_path / "web.sock", tmp_path / "web.toml", tmp_path / "control"
     file.touch()
     with listening(path) as sock:

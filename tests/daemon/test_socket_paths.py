@@ -1,7 +1,6 @@
-"""The daemon's socket files at its end, after an upgrade or a restart, and what lies there then.
+"""Tampered socket paths, at the daemon's end and after an upgrade or a restart.
 
-Its front-end socket is tampered with in one way, and its control socket, in another folder, in
-another one.
+The front-end socket and the control socket, in two folders, are tampered with in different ways.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from tests.support.restarting.service_manager import ServiceManager
 
 @dataclass(frozen=True)
 class Place:
-    """Two folders with a socket each."""
+    """Two folders with one socket each."""
 
     folder: Path
     vm: Path
@@ -52,20 +51,20 @@ class Place:
 
     @property
     def options(self) -> tuple[str, str]:
-        """They win over those that were given before."""
+        """Options that override earlier ones."""
         return f"--socket-path={self.vm}", f"--control-socket={self.control}"
 
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    """In a folder whose name leaves room: a socket's path has 107 bytes at most."""
+    """In a folder with a short name: a socket's path has at most 107 bytes."""
     with tempfile.TemporaryDirectory() as folder:
         yield Place.below(Path(folder))
 
 
 @contextmanager
 def managed(place: Place, *options: str, limit: int = 16) -> Iterator[ServiceManager]:
-    """A daemon under a service manager, without one to store anything if limit is 0."""
+    """A daemon under a service manager, which stores nothing if limit is 0."""
     with ServiceManager("--stats-interval=0", *place.options, *options, limit=limit) as manager:
         try:
             yield manager
@@ -75,7 +74,7 @@ def managed(place: Place, *options: str, limit: int = 16) -> Iterator[ServiceMan
 
 
 async def upgrade(manager: ServiceManager) -> None:
-    """Have it re-execute itself in place, and wait until it serves again."""
+    """Have the daemon re-execute in place; wait until it serves again."""
 
     def served() -> int:
         return manager.log.read_text().count("info: serving")
@@ -91,7 +90,7 @@ def ended_well(manager: ServiceManager) -> None:
 
 
 def following(kind: Kind) -> Kind:
-    """Another one, so that every kind has its turn at both sockets."""
+    """Another kind, so that every kind is applied to both sockets."""
     return EVERY[(EVERY.index(kind) + 5) % len(EVERY)]
 
 
@@ -101,7 +100,7 @@ some = pytest.mark.parametrize(
     [another_listens, another_listened, a_link_to_it, folder_replaced, removed],
     ids=lambda kind: kind.__name__,
 )
-"""One of each sort: what takes a process's start is not done with all of them."""
+"""One of each group: starting a process for all of them would take too long."""
 
 
 # At the end
@@ -149,7 +148,7 @@ async def test_after_upgrades_its_sockets_are_removed_at_its_end(place: Place) -
 
 
 ANEW = ("another_listened", "removed")
-"""What may be replaced by a new socket: a socket that nobody listens on, and nothing."""
+"""Kinds that a new socket may replace: a stale socket, or nothing."""
 
 
 @some
@@ -157,7 +156,8 @@ ANEW = ("another_listened", "removed")
 async def test_a_front_end_outlives_the_loss_of_its_path(
     place: Place, kind: Kind, limit: int
 ) -> None:
-    """What can be opened anew is; all else is left as it is, and said. The VM is served on."""
+    """Sockets that can be opened again are; others are left and reported. The VM is still
+    served."""
     with ExitStack() as stack, managed(place, limit=limit) as manager:
         async with by_hand(place.vm) as guest:
             await guest.inflate([5000])

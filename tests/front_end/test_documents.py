@@ -1,4 +1,4 @@
-"""State as documents: there and back, and nothing taken over of what is wrong."""
+"""State survives a round trip through documents; nothing of a wrong document is used."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_histogram_with_other_buckets_starts_anew() -> None:
 
 @st.composite
 def spoilt(draw: st.DrawFn, document: Any) -> Any:
-    """A document with something else at one place."""
+    """A document with another value in one place."""
     document = through_json(document)
     if not isinstance(document, dict | list) or not document or draw(st.integers(0, 5)) == 0:
         return draw(JSON)

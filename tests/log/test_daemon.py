@@ -1,4 +1,4 @@
-"""Standard descriptors that are closed, full, or not read: what the daemon as a process does."""
+"""The daemon with standard descriptors that are closed, full or not read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def wait_for(control: Path) -> None:
             try:
                 sock.connect(str(control))
                 sock.settimeout(SECONDS)
-                assert sock.recv(1) == b"{", "it answers, so it follows signals too"
+                assert sock.recv(1) == b"{", "it answers, so it handles signals too"
                 return
             except OSError:
                 assert time.monotonic() < deadline
@@ -162,7 +162,7 @@ def test_what_is_printed_where_it_cannot_be(option: str, end: str) -> None:
         assert (done.returncode, done.stderr) == (2, text)
     else:
         assert (done.returncode, done.stderr) == (0, "")
-    if ">" in end[1:]:  # standard output is there
+    if ">" in end[1:]:  # standard output exists
         assert done.stdout == ANSWERS.get(option, done.stdout) != ""
 
 
@@ -188,7 +188,7 @@ GET_FEATURES = bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
 
 
 def come_and_go(path: Path, times: int = 1) -> None:
-    """Front ends that say nothing: two lines of the log each."""
+    """Front ends that send nothing: two log lines each."""
     for _ in range(times):
         with socket.socket(socket.AF_UNIX) as front_end:
             front_end.connect(str(path))
@@ -204,9 +204,9 @@ def test_a_log_that_nobody_reads_costs_lines_and_not_service(tmp_path: Path) -> 
         with socket.socket(socket.AF_UNIX) as last:
             last.connect(str(tmp_path / "vm1.sock"))
             last.sendall(GET_FEATURES)
-            assert last.recv(4) == GET_FEATURES[:4], "all others have gone"
+            assert last.recv(4) == GET_FEATURES[:4], "all earlier ones have gone"
             assert qmp.execute("query-vms")[0]["attached"]
-        # Nothing else happens meanwhile: it is said as soon as somebody reads.
+        # Nothing else happens: the loss is reported as soon as the log is read.
         said, whole, lost = read_until(reader, "-\n"), 0, 0
         while whole + lost < 1 + 2 * times:
             said += read_until(reader, "\n")
@@ -219,7 +219,7 @@ def test_a_log_that_nobody_reads_costs_lines_and_not_service(tmp_path: Path) -> 
             lost = sum(map(int, counts))
         assert whole > 2
         assert lost > 2
-        assert len(lines) == whole + len(counts), "no line torn"
+        assert len(lines) == whole + len(counts), "no line is torn"
         os.kill(pid_of(control), signal.SIGHUP)
         assert read_until(reader, "serving").count("lost") == 0
     os.close(reader)
@@ -244,7 +244,7 @@ def test_an_upgrade_while_nobody_reads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGABRT])
 def test_it_ends_though_nobody_reads(tmp_path: Path, number: signal.Signals) -> None:
-    """SIGABRT: what the watchdog sends; the stacks are written by the handler of the signal."""
+    """SIGABRT, the watchdog's signal: its handler writes the stacks."""
     reader, writer = full_pipe()
     control = tmp_path / "control"
     command = [*COMMAND, f"--socket-path={tmp_path}/a", f"--control-socket={control}"]
@@ -259,7 +259,7 @@ def test_it_ends_though_nobody_reads(tmp_path: Path, number: signal.Signals) -> 
     os.close(writer)
 
 
-# What nobody catches
+# Uncaught exceptions
 
 BUG = """
 import sys
@@ -405,7 +405,7 @@ def test_hundreds_of_clients_without_descriptors_are_a_handful_of_lines(
         said = ""
         if where == "control":
             said = read_until(reader, "a client has to wait: Too many open files")
-        else:  # control takes what is left
+        else:  # control clients take the rest
             crowd = [clients.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
             for sock in crowd:
                 sock.connect(str(control))
@@ -417,7 +417,7 @@ def test_hundreds_of_clients_without_descriptors_are_a_handful_of_lines(
             said += os.read(reader, 1 << 16).decode()
         assert "Traceback" not in said
         shown = [line for line in said.splitlines() if "wait" in line or "refused" in line]
-        assert len(shown) <= 2, "one of front ends, one of clients"
+        assert len(shown) <= 2, "one about front ends, one about clients"
         assert "raise LimitNOFILE=" in said
         clients.close()
         with QMPClient(control) as qmp:

@@ -1,4 +1,4 @@
-"""Log lines: whose they are, and how many."""
+"""Log lines: the VM they name, and limits of their number."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vhost_balloon.log.setup import set_up
 
 
 class Stderr:
-    """What was written to stderr so far."""
+    """The lines written to stderr so far."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd = capfd
@@ -47,7 +47,7 @@ class Stderr:
 
 @pytest.fixture
 def stderr(capfd: pytest.CaptureFixture[str]) -> Iterator[Stderr]:
-    """What set_up() makes the program write."""
+    """The program's output after set_up()."""
     with removed_at_the_end():
         yield Stderr(capfd)
 
@@ -199,17 +199,17 @@ def test_a_shortage_is_one_line_a_window(
     assert log_lines.lines[1:] == [f"warning: a client has to wait: {error.strerror}{remedy}"]
 
 
-# What may be in a line
+# Content of a line
 
 
 ANY = st.text(st.characters())
-"""Control characters and lone surrogates among them."""
+"""Includes control characters and lone surrogates."""
 
 
 def record(
     message: str, vm: str | None = None, error: BaseException | None = None
 ) -> logging.LogRecord:
-    """As VmLog makes them."""
+    """A record as VmLog makes it."""
     exc_info = None if error is None else (type(error), error, error.__traceback__)
     made = logging.LogRecord("vhost_balloon", logging.ERROR, "", 0, "%s", (message,), exc_info)
     if vm is not None:

@@ -1,4 +1,4 @@
-"""How lines are written: whole, in order, and never waited for."""
+"""Lines are written whole, in order, and without waiting."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LINE = b"x" * 99 + b"\n"
 
 @pytest.fixture
 def stderr() -> Iterator[StandardError]:
-    """Descriptor 2 for a test, which says what it is to be."""
+    """Replaces descriptor 2 as the test asks."""
     with removed_at_the_end(), StandardError() as found:
         yield found
 
 
 def fill(output: Output, line: bytes = LINE) -> int:
-    """Write until a line is lost; how many were not."""
+    """Write until a line is lost; return how many were written."""
     for number in range(1_000_000):
         try:
             output.write(line)
@@ -47,7 +47,7 @@ def fill(output: Output, line: bytes = LINE) -> int:
 
 
 def drained(number: int) -> bytes:
-    """All that can be read by now."""
+    """Everything that can be read now."""
     data = b""
     while readable(number) and (more := os.read(number, 1 << 16)):
         data += more
@@ -92,7 +92,7 @@ KINDS = [a_pipe, a_terminal, a_terminal_that_adds_to_newlines, a_stream_socket, 
 def test_a_reader_that_stops_costs_lines_and_no_line_is_torn(
     kind: Callable[[], Pair], foreign: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """foreign: the descriptor cannot be opened again, as another user's."""
+    """foreign: the descriptor cannot be reopened, as if it were another user's."""
     reader, number = kind()
     if foreign:
         monkeypatch.setattr(os, "open", _refused)
@@ -110,7 +110,7 @@ def test_a_reader_that_stops_costs_lines_and_no_line_is_torn(
         output.flush()
         data += drained(reader)
         assert data.replace(b"\r\n", b"\n") == LINE * went + b"later\n"
-        assert os.get_blocking(number) == flags, "it is not ours alone"
+        assert os.get_blocking(number) == flags, "its flags are shared"
     os.close(reader)
     os.close(number)
 
@@ -143,7 +143,7 @@ def test_a_terminal_that_was_stopped_by_a_key(
 def test_many_short_lines_for_a_foreign_terminal_that_is_read_bit_by_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where it is nearly full, a write of several bytes could wait for a reader."""
+    """If it is nearly full, a write of several bytes could wait for a reader."""
     master, terminal = pty.openpty()
     monkeypatch.setattr(os, "open", _refused)
     with closing(Output(terminal)) as output:
@@ -168,7 +168,7 @@ def test_many_short_lines_for_a_foreign_terminal_that_is_read_bit_by_bit(
 
 
 def test_a_long_line_comes_in_one_piece_or_with_its_rest_first() -> None:
-    """What does not fit into a pipe's buffers at once, with other lines waiting behind it."""
+    """A line longer than a pipe's buffers, with other lines waiting behind it."""
     reader, number = os.pipe()
     long = b"[" + b"1," * 100_000 + b"1]\n"
     with closing(Output(number)) as output:
@@ -190,7 +190,7 @@ def test_a_long_line_comes_in_one_piece_or_with_its_rest_first() -> None:
 
 
 def test_a_reader_that_has_gone_and_a_new_one(tmp_path: Path) -> None:
-    """A FIFO keeps what was not read yet, and so do we."""
+    """A FIFO keeps unread data, and so does Output."""
     path = tmp_path / "log"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -214,7 +214,7 @@ def test_a_fifo_that_nobody_reads_yet(tmp_path: Path) -> None:
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     number = os.open(path, os.O_WRONLY)
     os.close(reader)
-    with closing(Output(number)) as output:  # it cannot be opened again without a reader
+    with closing(Output(number)) as output:  # without a reader it cannot be reopened
         with pytest.raises(BrokenPipeError):
             output.write(LINE)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -430,7 +430,7 @@ def test_a_journal_that_restarts(journal: FakeJournal) -> None:
 
 
 def test_a_journal_that_does_not_read(journal: FakeJournal) -> None:
-    """Its queue of entries is short, and the stream's is long; beyond both, lines are lost."""
+    """The queue of entries is short, the stream's is long; beyond both, lines are lost."""
     journal.become_stderr()
     set_up()
     count = 20_000

@@ -1,4 +1,4 @@
-"""A front end that was left, and is not served again yet."""
+"""A front end that was left and is not served again yet."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_an_upgrade_waits_for_the_front_end_that_was_left(tmp_path: Path) 
 async def test_a_shelf_that_cannot_be_loaded_is_of_no_use_without_its_front_end(
     tmp_path: Path,
 ) -> None:
-    """The VM waits for descriptors as long as it is there, and its next front end does not."""
+    """The VM waits for descriptors while its front end is there; the next front end does not."""
     program, wanting = tmp_path / "program.py", tmp_path / "wanting"
     program.write_text(WANTING.format(wanting=str(wanting)))
     async with hosting(tmp_path, program=(str(program),)) as host:

@@ -1,4 +1,4 @@
-"""A front end that ends the daemon by a bug again and again is told from a rare one."""
+"""Crashes are counted only if they follow each other closely."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_only_crashes_soon_after_each_other_add_up(
 
 
 class Listening(Notifier):
-    """As if a service manager were there."""
+    """Claims that there is a service manager."""
 
     def __bool__(self) -> bool:
         return True

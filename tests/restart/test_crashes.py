@@ -1,6 +1,6 @@
-"""SIGKILL at any step of what a front end asks for: it gets right answers to all of it.
+"""SIGKILL at every step of a scenario: the front end still gets the right answers.
 
-The scenario is the same each time; the seed of a failure repeats it.
+The scenario is always the same; the seed of a failure repeats it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tests.support.restarting.crashing import POINTS
 from tests.support.restarting.scenario import KEPT, Scenario, hosting
 
 CRASHES = 8
-"""At most so many in one scenario: each process has a step of its own at which it ends."""
+"""Most deaths in one scenario; each process dies at a different step."""
 
 
 def crashes(seed: int) -> list[str]:
-    """Steps at which one process after the other is killed: soon after its start, or late."""
+    """Steps at which successive processes are killed: soon after the start, or late."""
     chosen, found = random.Random(seed), []
     for _ in range(CRASHES):
         point, count = "any", int(chosen.choice((10, 40, 160, 400)) * (0.5 + chosen.random()))
@@ -30,7 +30,7 @@ def crashes(seed: int) -> list[str]:
 
 
 async def survives(folder: Path, *steps: str) -> int:
-    """Run the scenario; how often the daemon was started again."""
+    """Run the scenario; return how often the daemon was started again."""
     async with hosting(folder, crashes=steps) as host:
         await Scenario.run(host)
         await eventually(lambda: len(host.manager.names()) == KEPT)
@@ -48,16 +48,16 @@ async def test_killed_again_and_again(tmp_path: Path, seed: int) -> None:
 
 
 STEPS = [
-    # What a front end has just said, and nobody has written down.
+    # A message has just arrived and is not on record yet.
     "store.keep:before:10",
     "store.keep:after:10",
     "journal.begin:before:3",
     "journal.begin:after:3",
-    # While it attaches: its socket is stored, and not all of its record is written.
+    # While the front end attaches: its socket is stored, but its record is incomplete.
     *(f"record.save:before:{count}" for count in (3, 4, 5, 6)),
     "journal.sending:after:9",
     "pipe.send:after:9",
-    # A message's descriptors are on the shelf, and nobody has written that down.
+    # A message's descriptors are on the shelf, but not on record.
     *(f"shelf.put:{side}:{count}" for side in ("before", "after") for count in (1, 2, 7)),
 ]
 
@@ -76,7 +76,7 @@ COMPACTING = [
 
 @pytest.mark.parametrize("step", COMPACTING)
 async def test_killed_while_the_shelf_is_compacted(tmp_path: Path, step: str) -> None:
-    """It is at every opportunity."""
+    """Compaction happens at every opportunity."""
     environment = {"SPARE_PACKETS": "0"}
     async with hosting(tmp_path, crashes=[step], environment=environment) as host:
         await Scenario.run(host)
@@ -85,6 +85,6 @@ async def test_killed_while_the_shelf_is_compacted(tmp_path: Path, step: str) ->
 
 
 async def test_killed_again_while_it_answers_what_was_left(tmp_path: Path) -> None:
-    """The reply is in the pipe when the first dies, and was taken from it when the second does."""
+    """The reply is in the pipe when the first process dies, and gone when the second does."""
     steps = ("journal.sending:after:9", "pipe.send:before:1", "eventfd.signal:before:1")
     assert await survives(tmp_path, *steps) >= 2

@@ -1,4 +1,4 @@
-"""What another version wrote of a VM is taken as far as it is understood."""
+"""Documents of another version are used as far as they are understood."""
 
 from __future__ import annotations
 

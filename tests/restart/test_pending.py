@@ -1,4 +1,4 @@
-"""The request that a process left unanswered, as the next one finds it."""
+"""A request that the previous process left unanswered."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shelf() -> Iterator[Shelf]:
 def test_what_only_the_document_has_of_a_reply_is_in_the_journal_before_it_is_sent(
     journal: Journal, shelf: Shelf, text: str | None, reply: bytes | None
 ) -> None:
-    """The document may be written again, without it, while the reply cannot be sent."""
+    """The document may be written again, without the reply, before the reply can be sent."""
     pending = read_pending(journal, {"sequence": journal.sequence, "reply": text}, shelf)
     assert pending is not None
     for entry in (pending.entry, journal.latest()):

@@ -1,4 +1,4 @@
-"""Restarts and what is around them: options that change, front ends that go, what is left over."""
+"""Restarts: changed options, front ends that go meanwhile, leftovers in the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.restarting.scenario import KEPT, Host, damage, hosting
 
 
 def restart_with(host: Host, *options: str, without: str = "") -> None:
-    """Have the next process start with other options."""
+    """Kill the daemon and start it with other options."""
     host.manager.stop(signal.SIGKILL)
     kept = tuple(o for o in host.manager.options if not without or not o.startswith(without))
     host.manager.options = (*kept, *options)
@@ -27,20 +27,20 @@ def restart_with(host: Host, *options: str, without: str = "") -> None:
 
 
 async def test_a_setting_that_changed_counts_for_the_next_front_end(tmp_path: Path) -> None:
-    """But a target counts at once: it is an order, and a mistake in it is mended so."""
+    """Except a target, which applies at once: it is an order, and this is how to correct one."""
     file = tmp_path / "vm.toml"
     file.write_text('target = "60M"\n')
     async with hosting(tmp_path, f"--config={file}") as host:
         async with by_hand(host.path()) as guest:
             host.ask("balloon", value=48 * MIB)
             host.manager.kill()
-            assert host.vm()["target"] == 48 * MIB, "the same setting, and an order since"
+            assert host.vm()["target"] == 48 * MIB, "the setting is the same, so the order holds"
             file.write_text('target = "40M"\n')
             restart_with(host, "--no-stats")
             await guest.inflate([5000])
             assert host.vm()["target"] == 40 * MIB
             assert host.vm()["settings"]["stats"] is False
-            assert "stats-vq" in host.vm()["features"], "it was negotiated before"
+            assert "stats-vq" in host.vm()["features"], "it was negotiated earlier"
         await eventually(lambda: not host.vm()["attached"])
         async with by_hand(host.path()) as guest:
             assert host.vm()["target"] == 40 * MIB
@@ -72,7 +72,7 @@ async def test_a_mistake_is_no_reason_to_leave_a_guest_alone(tmp_path: Path, mis
 
 
 async def test_a_mistake_in_the_file_is_none_either(tmp_path: Path) -> None:
-    """It goes on as it was, and the file can be read again once it is mended."""
+    """The daemon continues with the old settings, and reads the file again once it is corrected."""
     file = tmp_path / "vm.toml"
     file.write_text("stats-interval = 77\n")
     async with hosting(tmp_path, f"--config={file}") as host:
@@ -144,20 +144,20 @@ async def test_a_front_end_that_went_while_the_daemon_was_away(tmp_path: Path) -
 
 async def test_sigterm_leaves_sockets_and_store(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
-        await guest.front_end.get_config()  # all before it was served
+        await guest.front_end.get_config()  # waits for all earlier messages
         before = host.manager.names()
         assert host.manager.stop(signal.SIGTERM) == 0
         assert host.path().is_socket()
         assert host.manager.names() == before
         assert len(before) == KEPT + 1
         with socket.socket(socket.AF_UNIX) as waiting:
-            waiting.connect(str(host.path()))  # nobody who comes meanwhile is lost
+            waiting.connect(str(host.path()))  # a client that connects meanwhile is not lost
         host.manager.start()
         await guest.inflate([5001])
 
 
 async def test_the_one_who_waits_is_served_after_a_restart(tmp_path: Path) -> None:
-    """It connected while the one before it was served."""
+    """The second front end connected while the first was served."""
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         await guest.inflate([5000])
         with socket.socket(socket.AF_UNIX) as waiting:
@@ -172,7 +172,7 @@ async def test_the_one_who_waits_is_served_after_a_restart(tmp_path: Path) -> No
 
 async def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
-        await guest.front_end.get_config()  # all before it was served
+        await guest.front_end.get_config()  # waits for all earlier messages
         host.manager.stop(signal.SIGKILL)
         before = host.manager.names()
         host.manager.stored += [(".zz", os.eventfd(0)), (".record-0", os.memfd_create("none"))]
@@ -184,7 +184,7 @@ async def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
         await eventually(lambda: host.manager.names() == before)
         for page in (5001, 5002):
             await guest.inflate([page])
-            host.manager.kill()  # what is needed was not swept
+            host.manager.kill()  # nothing needed was dropped
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ async def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
     ],
 )
 async def test_killed_at_its_first_start(tmp_path: Path, point: str) -> None:
-    """Not all of what outlives it is stored, or the record is not filled."""
+    """The store is incomplete, or the record is empty."""
     async with hosting(tmp_path, crashes=[point]) as host, by_hand(host.path()) as guest:
         await guest.inflate([5000])
         assert host.manager.restarts == 1
@@ -206,7 +206,7 @@ async def test_killed_at_its_first_start(tmp_path: Path, point: str) -> None:
 
 
 async def test_a_store_that_is_full_serves_and_says_nothing_is_kept(tmp_path: Path) -> None:
-    """The service manager does not tell, so nobody can be refused for it."""
+    """The service manager does not report it, so no front end can be refused for it."""
     async with hosting(tmp_path, limit=3) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
@@ -216,7 +216,7 @@ async def test_a_store_that_is_full_serves_and_says_nothing_is_kept(tmp_path: Pa
             await guest.inflate([5000])
 
 
-# Another VM beside it
+# Another VM
 
 
 async def test_what_happens_to_one_is_nothing_to_another(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a guest and its front end find after the daemon was killed and started again."""
+"""A guest and its front end after the daemon was killed and started again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_a_message_in_parts_is_one_message(tmp_path: Path, cut: int) -> No
     data = HEADER.pack(Request.SET_VRING_ENABLE, NEED_REPLY, len(payload)) + payload
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         await guest.front_end.send_raw(data[:cut])
-        await guest.rings[Queue.DEFLATE].submit([guest.pfns([1])])  # it has been looked at
+        await guest.rings[Queue.DEFLATE].submit([guest.pfns([1])])  # the part has arrived
         host.manager.kill()
         with trio.fail_after(10):
             await guest.front_end.send_raw(data[cut:])
@@ -55,7 +55,7 @@ async def test_descriptors_of_a_message_in_parts_are_kept(tmp_path: Path) -> Non
         call = guest.front_end.ports[0].call = EventFd()
         guest.rings[Queue.INFLATE].call_event = call
         await guest.front_end.send_raw(data[:15], [call.fileno()])
-        await guest.rings[Queue.DEFLATE].submit([guest.pfns([1])])  # it has been looked at
+        await guest.rings[Queue.DEFLATE].submit([guest.pfns([1])])  # the part has arrived
         host.manager.kill()
         await guest.front_end.send_raw(data[15:])
         with trio.fail_after(10):
@@ -63,7 +63,7 @@ async def test_descriptors_of_a_message_in_parts_are_kept(tmp_path: Path) -> Non
 
 
 async def test_a_long_message_in_parts(tmp_path: Path) -> None:
-    """Longer than all else that is on record together."""
+    """Longer than everything else on record."""
     size = 0x10000
     data = HEADER.pack(200, NEED_REPLY, size) + b"\xff" * size
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
@@ -99,7 +99,7 @@ async def test_a_broken_ring_stays_broken_and_tells_its_base(tmp_path: Path) -> 
 
 
 async def test_a_base_that_is_ahead_of_the_used_index(tmp_path: Path) -> None:
-    """A front end may have used requests of its own, and tells the index to go on from."""
+    """A front end may use requests itself, and sets the index to continue from."""
     async with hosting(tmp_path) as host, by_hand(host.path(), features=None) as guest:
         ring = guest.rings[Queue.INFLATE]
         for _ in range(3):
@@ -114,7 +114,7 @@ async def test_a_base_that_is_ahead_of_the_used_index(tmp_path: Path) -> None:
 
 async def test_every_call_is_signalled_once(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
-        await guest.front_end.get_config()  # all before it was served
+        await guest.front_end.get_config()  # waits for all earlier messages
         calls = [guest.front_end.ports[index].call for index in guest.indexes.values()]
         for call in calls:
             call.take()
@@ -155,7 +155,7 @@ async def test_statistics_run_on_and_a_fresh_sample_is_asked_for(tmp_path: Path)
         grown = after["stats-age"] - before["stats-age"]
         assert after_asked - before_told - 0.1 <= grown <= after_told - before_asked + 0.1
         with trio.fail_after(5):
-            await ring.wait_used()  # it asks
+            await ring.wait_used()  # the device asks
         ring.add([guest.stats({int(StatTag.MEMFREE): 6})])
         ring.kick()
         await eventually(lambda: host.vm()["stats"] == {"stat-free-memory": 6})
@@ -223,7 +223,7 @@ async def test_a_refusal_is_one_after_a_restart_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["before:2", "after:2", "before:3", "after:3"])
 async def test_killed_around_taking_a_part(tmp_path: Path, step: str) -> None:
-    """What is taken is on record; and what is on record may not have been taken."""
+    """Parts that were taken are on record; parts on record may still be in the socket."""
     payload = payloads.CONFIG.pack(0, 16, 0) + bytes(16)
     data = HEADER.pack(Request.GET_CONFIG, VERSION, len(payload)) + payload
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
@@ -237,10 +237,12 @@ async def test_killed_around_taking_a_part(tmp_path: Path, step: str) -> None:
             await guest.front_end.get_config()
             for part in (data[:5], data[5:20], data[20:]):
                 await guest.front_end.send_raw(part)
-                await trio.sleep(0.05)  # it comes alone, as far as can be
+                await trio.sleep(0.05)  # so that it most likely arrives alone
             reply = await guest.front_end.receive_reply()
             assert reply.payload[:12] == payload[:12]
             host.manager.wait_restarts(1)
             host.manager.kill()
-            assert len(await guest.front_end.get_config()) == 16, "it is not answered again"
+            assert len(await guest.front_end.get_config()) == 16, (
+                "the request is not answered twice"
+            )
             await guest.inflate([5000])

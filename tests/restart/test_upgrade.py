@@ -1,4 +1,4 @@
-"""SIGHUP: the daemon becomes the program that is installed now, and nobody notices."""
+"""SIGHUP: the daemon becomes the installed program, unnoticed by its guest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def executions(host: Host) -> int:
 
 
 async def upgrade(host: Host) -> None:
-    """Have it re-execute, and wait until it serves again, as the same process."""
+    """Have the daemon re-execute; wait until the same process serves again."""
     pid, before = host.manager.process.pid, executions(host)
     host.manager.process.send_signal(signal.SIGHUP)
     await eventually(lambda: executions(host) > before)
@@ -43,7 +43,7 @@ async def test_with_a_store(tmp_path: Path) -> None:
                 await upgrade(host)
                 await guest.inflate([page])
                 assert host.vm()["target"] == 48 * MIB
-            host.manager.kill()  # the store is as good as before
+            host.manager.kill()  # the store is still complete
             await guest.inflate([5003])
             await guest.start(bases=await guest.stop())
             assert "RELOADING=1" in "\n".join(host.manager.told)
@@ -117,7 +117,7 @@ async def test_a_program_that_does_not_start_changes_nothing(tmp_path: Path, pro
 async def test_with_a_store_it_is_started_again_until_it_is_mended(
     tmp_path: Path, program: Path
 ) -> None:
-    """Its VM waits meanwhile, and loses nothing."""
+    """The VM waits meanwhile and loses nothing."""
     async with (
         hosting(tmp_path, program=(str(program),)) as host,
         by_hand(host.path()) as guest,

@@ -1,6 +1,7 @@
-"""Upgrades in place that cannot be: each is the command's error, and the VM is served on.
+"""Upgrades in place that fail: each is an error of the command, and the VM continues to be served.
 
-Without a service manager that would start it again. With one nothing is tried before.
+All without a service manager, which would start the program again; with one, nothing is checked
+beforehand.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.support.restarting.scenario import Host, hosting
 
 
 async def is_refused(host: Host, guest: ByHand, *reasons: str) -> None:
-    """Try by order and by signal; both fail for one of reasons, and change nothing."""
+    """Try by command and by signal; both fail for one of reasons, and change nothing."""
     pid, served, log = host.manager.process.pid, host.log().count("info: serving"), len(host.log())
     with pytest.raises(QMPError) as error:
         host.ask("upgrade")
@@ -38,7 +39,7 @@ async def is_refused(host: Host, guest: ByHand, *reasons: str) -> None:
 
 
 async def goes_on(host: Host, guest: ByHand) -> None:
-    """What was in the way has gone."""
+    """Upgrade after the obstacle has gone."""
     served = host.log().count("info: serving")
     host.ask("upgrade")
     await eventually(lambda: host.log().count("info: serving") > served)
@@ -47,7 +48,7 @@ async def goes_on(host: Host, guest: ByHand) -> None:
 
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
-    """A folder whose packages come before those that are installed."""
+    """A folder whose packages take precedence over installed ones."""
     folder = tmp_path / "packages"
     folder.mkdir()
     return folder
@@ -101,7 +102,7 @@ async def test_a_file_with_a_mistake_or_none(tmp_path: Path) -> None:
 
 
 async def test_an_address_that_this_machine_has_no_more(tmp_path: Path, packages: Path) -> None:
-    """A library that resolves names otherwise stands for a changed network."""
+    """A library that resolves names differently stands for a changed network."""
     environment = {"PYTHONPATH": str(packages)}
     options = ("--metrics-address=127.0.0.1:0",)
     async with (
@@ -123,7 +124,7 @@ async def test_no_descriptor_is_left(tmp_path: Path) -> None:
         pid = host.manager.process.pid
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         used = open_descriptors(host)
-        for left in (4, 5):  # pipes to the new program take six
+        for left in (4, 5):  # the pipes to the new program need six
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + left, limits[1]))
             await is_refused(host, guest, "Too many open files")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
@@ -131,7 +132,7 @@ async def test_no_descriptor_is_left(tmp_path: Path) -> None:
 
 
 def deniable(packages: Path, function: str, error: str) -> Path:
-    """Have a function of os fail with an error as long as the file is there that is returned."""
+    """Have a function of os fail with an error while the returned file exists."""
     flag = packages / "denied"
     (packages / "sitecustomize.py").write_text(
         "import os\n"
@@ -146,7 +147,7 @@ def deniable(packages: Path, function: str, error: str) -> Path:
 
 
 async def test_no_memory_file_is_to_be_had(tmp_path: Path, packages: Path) -> None:
-    """As where a filter denies memfd_create."""
+    """As if a seccomp filter denied memfd_create."""
     denied = deniable(packages, "memfd_create", "PermissionError(1, 'Operation not permitted')")
     environment = {"PYTHONPATH": str(packages)}
     async with (
@@ -160,7 +161,7 @@ async def test_no_memory_file_is_to_be_had(tmp_path: Path, packages: Path) -> No
 
 
 async def test_a_program_that_cannot_be_executed(tmp_path: Path, packages: Path) -> None:
-    """After it was checked: all that was prepared is taken back."""
+    """The check succeeded: everything prepared since is undone."""
     denied = deniable(packages, "execv", "OSError(26, 'Text file busy')")
     environment = {"PYTHONPATH": str(packages)}
     async with (
@@ -195,7 +196,7 @@ async def test_nothing_is_left_behind_by_upgrades(tmp_path: Path, limit: int) ->
         by_hand(host.path()) as guest,
     ):
         await goes_on(host, guest)
-        await eventually(partial(is_logged, host, "metrics on http", 2))  # they listen again, too
+        await eventually(partial(is_logged, host, "metrics on http", 2))  # they listen again
         used = open_descriptors(host)
         stored = len(host.manager.names())
         for _ in range(3):

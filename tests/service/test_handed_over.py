@@ -1,4 +1,4 @@
-"""Listening sockets that the service manager opened: by name, by path, and wrong ones."""
+"""Listening sockets from the service manager: by name, by path, and wrong ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def vms(control: Path) -> dict[str, dict[str, object]]:
 
 
 def refused(*options: str, **sockets: socket.socket) -> str:
-    """The one line of a daemon that does not start."""
+    """The one line that a daemon prints when it does not start."""
     with handed(*options, **sockets) as started:
         _, log = started.process.communicate(timeout=20)
         assert (started.process.returncode, log.count("\n")) == (2, 1), log
@@ -45,7 +45,7 @@ def test_front_end_control_and_metrics_all_by_name(tmp_path: Path) -> None:
             assert b'vhost_balloon_connected{vm="web1"} 0' in answer.read()
         assert it.end()[0] == 0
         assert it.told() == "STOPPING=1"
-    assert len(list(tmp_path.iterdir())) == 2, "their files are the service manager's"
+    assert len(list(tmp_path.iterdir())) == 2, "their files belong to the service manager"
 
 
 def test_a_front_end_may_connect_before_the_daemon_is_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Telling listening sockets from the other descriptors that a process before this one left."""
+"""Telling listening sockets from other descriptors that the previous process left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_only_a_listening_socket_has_a_listening_path(tmp_path: Path) -> None:
 
 
 def test_looking_at_any_descriptor_leaves_none_behind() -> None:
-    """A restart looks at all that is stored: ten thousand eventfds and files with many VMs."""
+    """A restart looks at everything stored, possibly thousands of descriptors."""
     unbound, inet = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
     fds = [
         OwnedFd(os.eventfd(0)),

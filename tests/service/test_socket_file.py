@@ -1,4 +1,4 @@
-"""Making, replacing and opening up a socket's file: nothing but a socket of ours is touched."""
+"""Creating and replacing a socket's file and setting its permissions touch only our sockets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPEN = SocketOptions(0o666)
 
 @contextmanager
 def listen(path: Path, access: SocketOptions = OPEN) -> Iterator[SocketFile]:
-    """The daemon's socket; nothing is open before and after."""
+    """The daemon's socket; no descriptor stays open."""
     sock, file = listeners.listen(path, access)
     with sock:
         yield file
@@ -35,7 +35,7 @@ def listen(path: Path, access: SocketOptions = OPEN) -> Iterator[SocketFile]:
 
 
 def refusal(path: Path, access: SocketOptions = OPEN) -> str:
-    """Why it cannot listen there; nothing in the folder changes, and nothing stays open."""
+    """The reason why it cannot listen; nothing in the folder changes, no descriptor stays open."""
     before, opened = Found.below(path.parent), open_fds()
     with pytest.raises(OperatorError) as failure:
         listeners.listen(path, access)
@@ -46,7 +46,7 @@ def refusal(path: Path, access: SocketOptions = OPEN) -> str:
 
 
 def before_call(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], None]) -> None:
-    """Have something happen once, just before a method of a socket is called."""
+    """Have something happen once, just before a method of the socket is called."""
     real = getattr(socket.socket, name)
 
     def acting(sock: socket.socket, *arguments: object) -> object:
@@ -71,7 +71,7 @@ def after_call(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], Non
     monkeypatch.setattr(socket.socket, name, acting, raising=False)
 
 
-# Who may connect, and from when on
+# Permissions, and when they apply
 
 
 @pytest.mark.parametrize("umask", [0, 0o077, 0o777])
@@ -92,7 +92,7 @@ def test_nobody_can_connect_before_the_permissions_are_set(
         monkeypatch.setattr(os, name, watched(getattr(os, name)))
     old = os.umask(umask)
     try:
-        monkeypatch.setattr(os, "umask", None)  # it is the whole process's
+        monkeypatch.setattr(os, "umask", None)  # the umask belongs to the whole process
         with listen(path, SocketOptions(0o666, "7")):
             monkeypatch.undo()
             info = path.stat()
@@ -159,7 +159,7 @@ def test_what_is_put_in_its_place_before_it_listens_is_not_opened_up(
 def test_who_loses_its_path_before_it_listens_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
-    """Two daemons that start at once: one takes the other's new socket for a stale one."""
+    """Two daemons start at once: one takes the other's new socket for a stale one."""
     path = tmp_path / "sock"
     with ExitStack() as stack:
         before_call(monkeypatch, "listen", lambda: kind(path, stack))
@@ -171,7 +171,7 @@ def test_who_loses_its_path_before_it_listens_says_so(
 def test_nor_is_another_socket_of_the_same_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any user who may write to the folder can rename one over the other."""
+    """Any user with write access to the folder can rename one over the other."""
     path, other = tmp_path / "sock", tmp_path / "other"
     with listen(other, SocketOptions(0o600)):
         after_call(monkeypatch, "bind", lambda: os.rename(other, path))
@@ -227,7 +227,7 @@ def test_without_proc_it_is_one_plain_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# What lies in the way
+# Obstacles at the path
 
 
 def test_a_socket_of_ours_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_nor_one_whose_backlog_is_full(tmp_path: Path) -> None:
 
 
 def test_nor_another_users(tmp_path: Path) -> None:
-    """Whoever asks: root's daemons have sockets of root."""
+    """Even for root: its daemons have sockets of root."""
     need_root("ANOTHER USER'S SOCKET")
     path = tmp_path / "sock"
     listening(path).close()
@@ -316,7 +316,7 @@ def test_nor_one_of_which_it_cannot_be_told(
 def test_nor_what_came_there_after_the_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
-    """The stale socket was replaced between the look and its removal."""
+    """The stale socket was replaced between check and removal."""
     path, found = tmp_path / "sock", []
     listening(path).close()
     with ExitStack() as stack:
@@ -334,7 +334,7 @@ def test_nor_what_came_there_after_the_look(
 def test_a_link_that_comes_before_the_look_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who listens behind it gets no visitor."""
+    """The listener behind the link gets no connection."""
     path = tmp_path / "sock"
     listening(path).close()
     with ExitStack() as stack, stack.enter_context(listening(tmp_path / "other")) as other:
@@ -394,7 +394,7 @@ def test_another_name_of_its_folder_is_no_other_place(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_used_again_is_no_identity(tmp_path: Path) -> None:
-    """Some file systems give a new file the number of the one that was just removed."""
+    """Some file systems reuse the inode number of a file that was just removed."""
     path = tmp_path / "sock"
     with ExitStack() as stack, listen(path) as file:
         before = file.identity

@@ -1,4 +1,4 @@
-"""The service manager's protocols, against a datagram socket of our own in its place."""
+"""The service manager's protocols, with a datagram socket in its place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vhost_balloon.service.systemd import Notifier
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """The receiving end, at the path that getsockname() says."""
+    """The receiving end, bound to a path."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
         sock.settimeout(5)
@@ -49,15 +49,15 @@ def take(manager: socket.socket) -> tuple[str, list[OwnedFd]]:
 
 
 def fill(notifier: Notifier) -> int:
-    """Send until the receiver's queue is full; how many fitted."""
+    """Fill the receiver's queue; return how many messages fit."""
     return next(number for number in range(10000) if not notifier.try_send("STATUS=full"))
 
 
-# What is handed over
+# Descriptors handed over
 
 
 def child(code: str, variables: dict[str, str], count: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run code in a process that was handed this many pipes; {pid} is its process id."""
+    """Run code in a process that was handed count pipes; PID in variables is its process ID."""
     ends = [fd for _ in range(count) for fd in os.pipe()][:count]
     script = (
         "import os, sys; e = os.environ\n"
@@ -282,7 +282,7 @@ async def test_the_watchdog_is_fed_at_its_interval_even_past_a_waiting_message(
 async def test_a_full_queue_does_not_starve_the_watchdog(
     manager: socket.socket, notifier: Notifier, autojump_clock: trio.abc.Clock
 ) -> None:
-    """As while hundreds of VMs are stored at once: whatever goes next shows that the loop turns."""
+    """The queue is full: the next message carries the keep-alive."""
     count = fill(notifier)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier.feed_watchdog, 7.5)

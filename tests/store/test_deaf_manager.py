@@ -1,4 +1,4 @@
-"""A service manager that does not read for a while knows all that is kept once it reads again."""
+"""A service manager that did not read for a while is told of everything once it reads again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vhost_balloon.vm.vm import Vm
 
 
 class Deaf:
-    """Stands for the notifier; the names that the service manager has are in held."""
+    """Stands for the notifier. held: the names that the service manager stores."""
 
     def __init__(self) -> None:
         self.reads = trio.Event()
@@ -57,7 +57,7 @@ async def test_what_it_missed_is_told_once_it_reads(
             began = trio.current_time()
             for number, fd in kept.items():
                 await store.keep(name(number), fd)
-            await store.remove(name(1))  # it never knew this one
+            await store.remove(name(1))  # the service manager never heard of this one
             assert trio.current_time() - began < 2 * KEEP_LIMIT
             vm = Vm("web1", store=store)
             with pytest.raises(CommandError, match="the service manager does not read"):
@@ -67,7 +67,7 @@ async def test_what_it_missed_is_told_once_it_reads(
             assert not store.is_behind
             assert deaf.held == {name(0), name(2), name(3)}
             deaf.reads = trio.Event()
-            kept[2].close()  # its user closes it, and then says so
+            kept[2].close()  # the user closes it before removing it
             await store.remove(name(2))
             deaf.reads.set()
             await trio.testing.wait_all_tasks_blocked()

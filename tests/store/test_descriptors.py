@@ -1,4 +1,4 @@
-"""The descriptor store: names, what is told to the service manager, and what is swept."""
+"""The descriptor store: names, messages to the service manager, sweeping."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vhost_balloon.store.descriptors import (
 
 
 class Manager:
-    """Stands for the notifier, and for the service manager behind it."""
+    """Stands for the notifier and the service manager behind it."""
 
     def __init__(self) -> None:
         self.reads = trio.Event()
@@ -42,7 +42,7 @@ class Manager:
     async def send(self, text: str, fds: Sequence[OwnedFd] = ()) -> bool:
         fields = dict(line.split("=", 1) for line in text.splitlines())
         name = fields["FDNAME"]
-        async with self._lock:  # messages arrive in the order sent
+        async with self._lock:  # messages arrive in order
             await trio.lowlevel.checkpoint()
             await self.reads.wait()
         if "FDSTOREREMOVE" in fields:
@@ -58,7 +58,7 @@ class Manager:
         return True
 
     def left(self) -> list[tuple[str, OwnedFd]]:
-        """What the next process inherits."""
+        """The descriptors that the next process inherits."""
         return [(name, OwnedFd(os.dup(fd.fileno()))) for name, fd in self.held.items()]
 
 
@@ -104,9 +104,9 @@ async def test_what_is_kept_is_stored_by_its_name_until_it_is_removed(manager: M
     await store.remove(LOCK)
     assert list(manager.held) == [PIPE]
     assert store.kept == {PIPE: pipe}
-    assert not lock.closed, "it is its user's"
+    assert not lock.closed, "its user owns it"
     pipe.close()
-    assert store.kept == {}, "what is closed is not handed over"
+    assert store.kept == {}, "a closed descriptor is not handed over"
     assert manager.order == ["+.lock", "+.pipe", "-.lock"]
 
 
@@ -130,7 +130,7 @@ async def test_what_was_left_is_taken_and_the_rest_swept(
     assert store.left() == list(fds)
     assert store.left(RECORD) == [f"{RECORD}3", f"{RECORD}4"]
     assert same_file(store.look(PIPE).fileno(), fds[PIPE].fileno())
-    assert PIPE in store.left(), "it was only looked at"
+    assert PIPE in store.left(), "look() does not take it"
     found = store.take(PIPE)
     assert found is not None
     assert same_file(found.fileno(), fds[PIPE].fileno())
@@ -157,7 +157,7 @@ async def test_what_was_left_can_be_removed_without_being_taken(manager: Manager
 async def test_a_new_number_is_none_that_any_name_had(manager: Manager) -> None:
     before = store_of(manager)
     assert [before.new_number(RECORD) for _ in range(3)] == [1, 2, 3]
-    assert before.new_number(CONNECTION) == 1, "each prefix has its own"
+    assert before.new_number(CONNECTION) == 1, "each prefix has its own numbers"
     for name in (f"{RECORD}7", f"{RECORD}5", f"{SHELF}2-a-in", f"{SHELF}4-b-out"):
         await before.keep(name, eventfd())
     store = store_of(manager, inherits=True)
@@ -199,7 +199,7 @@ async def test_a_service_manager_that_does_not_read_holds_nobody_up_for_long(
     assert trio.current_time() - began == pytest.approx(KEEP_LIMIT + 19 * DEAF_LIMIT)
     await store.remove(f"{RECORD}0")
     assert len(log_lines.having("warning: the service manager does not read")) == 1
-    assert len(store.kept) == 19, "it would still be handed over"
+    assert len(store.kept) == 19, "an upgrade in place still hands it over"
     manager.reads.set()
     for name, fd in fds.items():
         await store.keep(name, fd)
@@ -207,5 +207,7 @@ async def test_a_service_manager_that_does_not_read_holds_nobody_up_for_long(
     manager.reads = trio.Event()
     began = trio.current_time()
     await store.keep(LOCK, eventfd())
-    assert trio.current_time() - began == pytest.approx(KEEP_LIMIT), "it had read meanwhile"
+    assert trio.current_time() - began == pytest.approx(KEEP_LIMIT), (
+        "the full limit again, after it has read"
+    )
     assert len(log_lines.having("warning: the service manager does not read")) == 2

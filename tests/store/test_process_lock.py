@@ -27,7 +27,7 @@ WATCHDOG = {"WATCHDOG_USEC": "400000"}
 
 
 def takes_in_child(lock: ProcessLock) -> bool:
-    """Whether another process gets it; it ends then."""
+    """Whether another process, which then ends, can take the lock."""
     pid = os.fork()
     if pid == 0:
         os._exit(0 if lock.take() else 1)
@@ -46,7 +46,7 @@ def test_it_is_one_process_s_and_taken_as_often_as_that_likes() -> None:
 
 
 def test_it_goes_with_the_process_and_not_with_the_descriptor() -> None:
-    """As with the service manager, which has the descriptor for good."""
+    """The service manager keeps the descriptor for good."""
     lock = ProcessLock.create()
     told, tell = os.pipe()
     pid = os.fork()
@@ -86,8 +86,8 @@ def test_it_outlives_an_execution_in_place() -> None:
 
 @contextmanager
 def unkillable(host: Host) -> Iterator[subprocess.Popen[bytes]]:
-    """Stands for a process in uninterruptible sleep: it stopped, and holds what it holds. The
-    service manager starts the next one beside it."""
+    """Stands for a process in uninterruptible sleep: it is stopped and keeps its lock. The service
+    manager starts the next one beside it."""
     process = host.manager.process
     process.send_signal(signal.SIGSTOP)
     host.manager.abandon()
@@ -103,7 +103,7 @@ def watchdogs(host: Host) -> int:
 
 
 async def is_stuck(host: Host) -> None:
-    """It says so, is alive, and does nothing with what it has."""
+    """The daemon says that it waits, feeds the watchdog and serves nothing."""
     vm = host.vm()
     assert (vm["state"], vm["attached"]) == ("stuck", False)
     assert "STATUS=waiting for the previous process, which cannot be killed" in "\n".join(
@@ -133,7 +133,7 @@ async def test_the_next_process_waits_and_goes_on_once_it_can(tmp_path: Path) ->
             assert is_filled(guest.ram, 32 * MIB, 2 * BLOCK)
             with pytest.raises(trio.TooSlowError), trio.fail_after(0.5):
                 await guest.front_end.receive_reply()
-            assert host.manager.names() == stored, "nothing is removed, and nothing new"
+            assert host.manager.names() == stored, "nothing is added or removed"
             host.ask("balloon-pause")
             with pytest.raises(QMPError, match="cannot be killed"):
                 host.ask("upgrade")
@@ -144,7 +144,9 @@ async def test_the_next_process_waits_and_goes_on_once_it_can(tmp_path: Path) ->
                 await inflate.wait_used()
         vm = host.vm()
         assert (vm["attached"], vm["reporting-paused"]) == (True, True)
-        assert is_filled(guest.ram, 32 * MIB, BLOCK), "it waited too long, and reporting is paused"
+        assert is_filled(guest.ram, 32 * MIB, BLOCK), (
+            "the request waited too long, and reporting is paused"
+        )
         await eventually(lambda: "STATUS=a front end is attached" in host.manager.told)
         host.ask("balloon-resume")
         await guest.report((32 * MIB, BLOCK))
@@ -154,7 +156,7 @@ async def test_the_next_process_waits_and_goes_on_once_it_can(tmp_path: Path) ->
 
 
 async def test_what_the_one_before_did_until_its_end_counts(tmp_path: Path) -> None:
-    """It was not dead, but slow: it goes on for a while, and then ends."""
+    """The old process was only slow: it continues for a while, then ends."""
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         await guest.inflate([5000])
         with unkillable(host) as before:
@@ -165,7 +167,7 @@ async def test_what_the_one_before_did_until_its_end_counts(tmp_path: Path) -> N
             await guest.front_end.set_config(slice(4, 8), (7).to_bytes(4, "little"))
             await guest.inflate([5002])
             before.send_signal(signal.SIGTERM)
-            # Whoever asks now may be accepted by the one that ends.
+            # A new connection may still be accepted by the process that ends.
             await eventually(lambda: host.insist("query-vms")[0]["attached"])
         assert host.vm()["requests"]["inflate"] == 3
         assert (await guest.front_end.get_config())[4:8] == (7).to_bytes(4, "little")
@@ -175,7 +177,8 @@ async def test_what_the_one_before_did_until_its_end_counts(tmp_path: Path) -> N
 
 @contextmanager
 def held(lock: int) -> Iterator[None]:
-    """Another process has the lock: one that closes a descriptor of the file loses it."""
+    """Another process holds the lock: this one would lose it by closing any descriptor of the
+    file."""
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -198,7 +201,7 @@ def stored_lock(host: Host) -> int:
 
 
 async def test_a_lock_that_somebody_else_holds(tmp_path: Path) -> None:
-    """Nobody is served: who connects waits, and is served once it is free."""
+    """No front end is served: one that connects waits until the lock is free."""
     async with hosting(tmp_path) as host:
         await eventually(lambda: len(host.manager.names()) == KEPT)
         host.manager.stop(signal.SIGKILL)
@@ -211,7 +214,7 @@ async def test_a_lock_that_somebody_else_holds(tmp_path: Path) -> None:
                     with pytest.raises(trio.TooSlowError), trio.fail_after(1):
                         await front_end.handshake()
             assert host.manager.names() == stored
-            assert host.manager.stop(signal.SIGTERM) == 0, "it can be stopped, and started"
+            assert host.manager.stop(signal.SIGTERM) == 0, "it can be stopped and started"
             host.manager.start()
             assert host.vm()["state"] == "stuck"
         await eventually(lambda: host.vm()["state"] == "disconnected")

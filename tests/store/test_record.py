@@ -1,4 +1,4 @@
-"""A VM's record: what can be opened and what cannot, and the documents in it."""
+"""A VM's record: files that can and cannot be opened, and the documents in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vhost_balloon.vm.settings import VmSettings, settings_to_json
 
 Header = dict[str, Any]
 MAX_GROUP = 256
-"""LOGIN_NAME_MAX: a group's name is hardly longer."""
+"""LOGIN_NAME_MAX: the longest realistic name of a group."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 

@@ -1,4 +1,4 @@
-"""The reply pipe: whether a reply went out is known, whenever the process dies."""
+"""The reply pipe tells whether a reply was sent, whenever the process dies."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ REPLY = b"a reply of 20 bytes."
 
 
 class Killed(Exception):
-    """The process ends here."""
+    """Stands for the death of the process."""
 
 
 class Connection:
-    """A socket that its front end reads, the pipe and a journal whose request is handled."""
+    """A front end's socket, the pipe, and a journal whose request has been handled."""
 
     def __init__(self) -> None:
         self.front_end, self.sock = socket.socketpair()
@@ -38,7 +38,7 @@ class Connection:
         return self.pipe.send(self.sock.fileno(), REPLY, self.journal)
 
     def restart(self) -> Phase:
-        """What the next process makes of it: the phase that it goes on from."""
+        """Settle as the next process does; return the phase that it continues from."""
         self.pipe = ReplyPipe(OwnedFd(os.dup(self.pipe.fd.fileno())))
         self.journal = Journal(memoryview(self.file))
         self.pipe.settle(self.journal)
@@ -58,7 +58,7 @@ class Connection:
         return data
 
     def fill(self) -> int:
-        """Send until the socket takes no more; the bytes."""
+        """Fill the socket; return the bytes sent."""
         size = 0
         try:
             while True:
@@ -102,7 +102,7 @@ def test_killed_on_the_way(
         with pytest.raises(Killed):
             connection.send()
     assert connection.restart() is found
-    assert connection.restart() is found, "the process after this one may die as well"
+    assert connection.restart() is found, "the next process may die as well"
     connection.pipe.empty()
     assert connection.restart() is found
     assert connection.received() == (REPLY if arrives else b"")

@@ -1,4 +1,4 @@
-"""The shelf: descriptors that outlive a process in socket pairs."""
+"""The shelf: socket pairs in which descriptors outlive a process."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_nobody_adopts_is_swept_and_no_descriptor_is_left() -> None:
         used = open_now()
         next_one.load()
         next_one.load()
-        assert open_now().total() == used.total() + 2, "what was looked at before is closed"
+        assert open_now().total() == used.total() + 2, "descriptors from the first load are closed"
         next_one.sweep()
         assert open_now() == used
         next_one.close()
@@ -140,7 +140,7 @@ def test_where_a_dead_reader_stopped_counts_for_nobody(shelf: Shelf) -> None:
         shelf.put([marked(number)])
     reader = successor(shelf)
     looking = reader._pairs[0].look()
-    for _ in range(3):  # it dies in the middle: its offset stays with the socket
+    for _ in range(3):  # dies half-way: the socket keeps the offset
         next(looking)
     next_one = successor(shelf)
     next_one.load()
@@ -150,10 +150,10 @@ def test_where_a_dead_reader_stopped_counts_for_nobody(shelf: Shelf) -> None:
 
 
 def test_an_epoll_descriptor_with_20000_entries(shelf: Shelf) -> None:
-    """The most that a front end makes of one descriptor; nothing looks into it."""
+    """The most files that a front end can pass in one descriptor; the shelf looks into none."""
     files = [OwnedFd(os.eventfd(0)) for _ in range(40)]
     with select.epoll() as epoll:
-        for file in files:  # an entry is a file and a number
+        for file in files:  # each entry is a file and a number
             copies = [OwnedFd(os.dup(file.fileno())) for _ in range(500)]
             for copy in copies:
                 epoll.register(copy.fileno(), select.EPOLLIN)
@@ -192,7 +192,7 @@ def test_what_piles_up_is_dropped_and_what_is_used_stays(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("restarts", [0, 1, 3])
 def test_a_number_is_never_used_again(restarts: int) -> None:
-    """Also if its packet went with those that nobody used any more."""
+    """Also if its packet was dropped with unused ones."""
     with shelves() as shelf:
         for _ in range(SPARE_PACKETS + 1):
             shelf.put([marked(1)])[0].close()
@@ -218,7 +218,7 @@ def test_numbers_of_both_pairs_count(shelf: Shelf) -> None:
 
 
 def test_a_kick_that_is_replaced_3000_times_and_the_memory_beside_it() -> None:
-    """A restart in between, now and then; the process before each one is still open."""
+    """Restarts now and then; each previous process still has the shelf open."""
     with shelves() as first:
         shelf, memory_name, count = first, names(first.put([marked(4096)]))[0], 0
         (kick,) = first.put([marked(1)])
@@ -242,7 +242,7 @@ def test_a_kick_that_is_replaced_3000_times_and_the_memory_beside_it() -> None:
 
 
 def fill(shelf: Shelf) -> list[OwnedFd]:
-    """Put single descriptors on it until there is no room."""
+    """Put single descriptors on the shelf until it is full."""
     found: list[OwnedFd] = []
     extra = marked(1)
     while True:
@@ -250,7 +250,7 @@ def fill(shelf: Shelf) -> list[OwnedFd]:
         try:
             found += shelf.put([fd])
         except BlockingIOError:
-            assert not fd.closed, "it is the caller's still"
+            assert not fd.closed, "the caller still owns it"
             return found
 
 
@@ -272,7 +272,7 @@ def test_a_shelf_that_is_full_refuses_and_forgets_nothing() -> None:
 
 
 def test_all_memory_slots_and_rings_fit() -> None:
-    """The buffer that a host gives without being asked for more (net.core.wmem_max)."""
+    """The buffer size that a host allows by default (net.core.wmem_max)."""
     with shelves(212_992) as shelf:
         fds = [fd for _ in range(509 + 15) for fd in shelf.put([marked(1)])]
         shelf._compact()
@@ -295,7 +295,7 @@ def test_a_pile_that_cannot_be_moved_does_not_hold_up_what_has_room(
     monkeypatch.setattr(_Pair, "send", short)
     (fd,) = shelf.put([marked(2)])
     assert shelf.in_use == 0
-    assert packets(shelf, 1) == [], "what lies there would count as in flight"
+    assert packets(shelf, 1) == [], "its descriptors would count as in flight"
     next_one = successor(shelf)
     next_one.load()
     assert [mark(next_one.adopt(name)) for name in names([*kept, fd])] == [1, 2]
@@ -334,7 +334,7 @@ def test_descriptors_that_do_not_fit_are_an_error_and_nothing_is_taken_over(shel
 
 @pytest.mark.skipif(os.getuid() != 0, reason="another user's limit: needs root")
 def test_too_many_descriptors_in_flight() -> None:
-    """The kernel counts them by user; root is exempt."""
+    """The kernel counts descriptors in flight per user; root is exempt."""
 
     def run() -> None:
         limit = max(map(int, os.listdir("/proc/self/fd"))) + 50
@@ -348,7 +348,7 @@ def test_too_many_descriptors_in_flight() -> None:
         with pytest.raises(OSError, match="Too many references"):
             shelf.put(fds)
         assert not fds[0].closed
-        assert packets(shelf, 1) == [], "what lies there would count as well"
+        assert packets(shelf, 1) == [], "its descriptors would count as well"
         next_one = successor(shelf)
         next_one.load()
         assert mark(next_one.adopt("1.0")) == 1

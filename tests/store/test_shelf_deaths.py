@@ -1,4 +1,4 @@
-"""The shelf, whatever step a process dies at: nothing that is in use is lost."""
+"""The shelf loses no descriptor in use, at whatever step a process dies."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ from vhost_balloon.store.slots import Slots
 
 
 class Died(Exception):
-    """The process ends here."""
+    """Stands for the death of the process."""
 
 
 @contextmanager
 def dying(shelf: Shelf, at: int) -> Iterator[list[int]]:
-    """End at the step (from 0) of what sends into a pair, empties one, or says which is in use;
-    yields the steps that were taken."""
+    """Die at a step (from 0): sending into a pair, emptying one, or noting which is in use. Yields
+    the steps that were taken."""
     steps: list[int] = []
 
     def counted(function: Callable[..., None]) -> Callable[..., None]:
@@ -83,7 +83,7 @@ def dying(shelf: Shelf, at: int) -> Iterator[list[int]]:
 def next_process(
     stack: contextlib.ExitStack, before: Shelf, in_use: int, used: dict[str, int]
 ) -> Shelf:
-    """The shelf after a death; it has all that is used."""
+    """The shelf after a death; it has all descriptors in use."""
     found = successor(before, in_use)
     stack.callback(found.close)
     found.load()
@@ -111,7 +111,7 @@ def test_death_between_any_two_steps_of_compacting(in_use: int) -> None:
                 shelf._compact()
             is_whole = len(steps) < at
             with contextlib.ExitStack() as stack:
-                next_process(stack, shelf, recorded[0], used)  # it may die as well
+                next_process(stack, shelf, recorded[0], used)  # the next process may die as well
                 next_one = next_process(stack, shelf, recorded[0], used)
                 (fd,) = next_one.put([marked(9)])
                 assert names([fd]) == ["6.0"]
@@ -123,7 +123,7 @@ def test_death_between_any_two_steps_of_compacting(in_use: int) -> None:
 
 
 class Shelving(RuleBasedStateMachine):
-    """One process after the other over the same ends. A record names what is in use."""
+    """Successive processes with the same ends; a record names the descriptors in use."""
 
     fds = Bundle("fds")
 
@@ -152,7 +152,7 @@ class Shelving(RuleBasedStateMachine):
 
     @rule(target=fds, count=st.integers(1, MAX_PACKET), at=st.none() | st.integers(0, 40))
     def put(self, count: int, at: int | None) -> Any:
-        """At step at, if any, the process dies."""
+        """The process dies at step at, if not None."""
         files = [marked(len(self.given) + 1) for _ in range(count)]
         found: list[ShelvedFd] = []
         try:
@@ -168,7 +168,7 @@ class Shelving(RuleBasedStateMachine):
         else:
             numbers = {int(fd.name.partition(".")[0]) for fd in found}
             assert len(numbers) == 1
-            assert not numbers & self.given, "a number is used again"
+            assert not numbers & self.given, "a number was reused"
             self.given |= numbers
             self.open += found
             self.marks |= {fd.name: mark(fd) for fd in found}
@@ -193,7 +193,7 @@ class Shelving(RuleBasedStateMachine):
 
     @rule()
     def die(self) -> None:
-        """Everything is closed but what the service manager has; the next process goes on."""
+        """Only the service manager's descriptors remain; the next process continues."""
         before, self.shelf = self.shelf, successor(self.shelf, self.recorded)
         for fd in self.open:
             OwnedFd.close(fd)
@@ -221,8 +221,8 @@ TestShelving = Shelving.TestCase
 
 
 class Kicks:
-    """A front end that replaces its kick, and one process after the other that takes it. What
-    outlives them is a shelf, a journal, and a record of which kick is in use."""
+    """A front end that replaces its kick, and successive processes that take it. A shelf, a journal
+    and a record of the kick in use outlive them."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._ends = shelf.ends
@@ -234,7 +234,7 @@ class Kicks:
         self.sent = 0
 
     def send(self) -> None:
-        """One more message; its kick is known by its size."""
+        """Send one more message; its kick is identified by its size."""
         self.sent += 1
         data = HEADER.pack(Request.SET_VRING_KICK, VERSION, 8) + bytes([self.sent % 256, *bytes(7)])
         with contextlib.closing(marked(self.sent)) as file:
@@ -247,7 +247,8 @@ class Kicks:
         return name, number
 
     def serve(self, until: int) -> None:
-        """A process: take what was left, then messages, until the kick with this number."""
+        """A process: continue from what was left, then take messages until the kick with this
+        number."""
         shelf = Shelf([OwnedFd(os.dup(end.fileno())) for end in self._ends], self._in_use[0])
 
         def switched() -> None:
@@ -257,7 +258,7 @@ class Kicks:
         shelf.load()
         name, number = self.record()
         kick = shelf.adopt(name) if name else None
-        assert kick is None or mark(kick) == number, "another descriptor than the record's"
+        assert kick is None or mark(kick) == number, "not the record's descriptor"
         trio.run(self._converse, shelf, kick, number, until)
 
     async def _converse(self, shelf: Shelf, kick: OwnedFd | None, number: int, until: int) -> None:
@@ -305,7 +306,7 @@ def test_none_of_300_processes_that_are_killed_loses_a_descriptor() -> None:
                 time.sleep(0.0002)
             time.sleep(chance.random() * 0.002)
             os.kill(pid, signal.SIGKILL)
-            assert ended(pid) == -signal.SIGKILL, "it failed before it was killed"
+            assert ended(pid) == -signal.SIGKILL, "the process failed before it was killed"
             restarted += kicks.record()[1] < kicks.sent
         assert ended(started(lambda: kicks.serve(kicks.sent))) == 0
         assert kicks.record()[1] == kicks.sent

@@ -1,4 +1,4 @@
-"""Slots and the journal: whenever the writer dies, what was before or after is there."""
+"""Slots and the journal: the old or the new value survives the writer's death."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SIZE = 256
 
 
 def dying(before: bytes, write: Callable[[memoryview], object]) -> list[bytes]:
-    """What a file holds at each moment of a write: some changed bytes, in the order of a file,
-    body before head, are there already."""
+    """A file at each moment of a write: some of the changed bytes, body before head, are written
+    already."""
     after = bytearray(before)
     write(memoryview(after))
     changed = [at for at in range(len(before)) if before[at] != after[at]]

@@ -1,4 +1,4 @@
-"""What goes to the service manager: a few descriptors, all of our own making."""
+"""Only a few descriptors go to the service manager, all created by the daemon."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def identity(fd: int) -> tuple[int, int]:
 
 
 def check(host: Host, *foreign: int) -> None:
-    """All that is stored is ours, by name and by kind (no eventfd is), and no foreign file."""
+    """Everything stored is ours by name and kind (no eventfd), and no file is foreign."""
     names = host.manager.names()
     assert len(names) == len(set(names)) <= KEPT + 1
     assert all(OURS.fullmatch(name) for name in names), names
@@ -71,7 +71,7 @@ async def test_what_a_front_end_sends_is_never_stored(tmp_path: Path) -> None:
 
 
 async def test_nor_what_it_sends_where_nothing_belongs(tmp_path: Path) -> None:
-    """In any number, with any request, whole and in parts, for as long as it likes."""
+    """In any number, with any request, whole and in parts."""
     async with hosting(tmp_path, limit=100) as host, by_hand(host.path()) as guest:
         files = [os.memfd_create("foreign") for _ in range(3)] + [os.eventfd(0) for _ in range(3)]
         sockets = socket.socketpair()
@@ -117,7 +117,7 @@ _ANY: Final = re.compile(r"(\w+)\((\d+)\b")
 
 @contextmanager
 def traced(pid: int, file: Path) -> Iterator[None]:
-    """All system calls on descriptors that a process makes."""
+    """Trace all of a process's system calls on descriptors."""
     assert STRACE is not None
     calls = "trace=%desc,sendmsg,recvmsg,recvfrom,sendto,close,kcmp"
     with subprocess.Popen(
@@ -135,7 +135,8 @@ def traced(pid: int, file: Path) -> Iterator[None]:
 
 
 def too_early(trace: str) -> list[str]:
-    """Calls on received descriptors that are on no shelf yet; a call that shelves them is none."""
+    """Calls on received descriptors that are not on the shelf yet, except the one that puts them
+    there."""
     unshelved: set[int] = set()
     found = []
     for line in trace.splitlines():
@@ -160,7 +161,7 @@ def test_a_call_that_is_too_early_would_be_seen() -> None:
 
 
 async def connects(host: Host, ram: GuestRam) -> None:
-    """A device's whole start, and a kick in two parts."""
+    """A complete start of the device, and a kick in two parts."""
     async with await FrontEnd.connect(host.path(), ram) as front_end:
         await front_end.handshake()
         guest = ByHand(front_end, 64)
@@ -178,7 +179,7 @@ async def connects(host: Host, ram: GuestRam) -> None:
 async def test_nothing_is_done_with_a_descriptor_before_it_is_on_the_shelf(
     tmp_path: Path, limit: int
 ) -> None:
-    """Not even a look: a call on a file whose server is silent does not come back."""
+    """Not even fstat(): a call on a file whose server is silent hangs."""
     file = tmp_path / "trace"
     async with hosting(tmp_path, limit=limit) as host:
         with GuestRam.create(16 * (1 << 20)) as ram, traced(host.manager.process.pid, file):
