@@ -104,7 +104,7 @@ def main() -> None:
             return trio.run(check_config, settings)
         if handed.is_restart:
             wait_for_descriptors()
-        gc.freeze()  # or a full collection would traverse all imported modules, for some 10 ms
+        gc.freeze()  # else a full collection traverses all imported modules, for some 10 ms
         trio.run(daemon.run, settings, handed)
     except OperatorError as error:
         handler.write_error(f"vhost-balloon: {printable(shortened(str(error)))}")

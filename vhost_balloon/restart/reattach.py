@@ -120,7 +120,7 @@ def _read_session(areas: Document) -> Session:
 def read_partial(document: Document, journal: Journal, shelf: Shelf) -> Partial | None:
     """The message that had arrived in part, or None if the journal has it whole by now.
 
-    Raises what a wrong document leads to.
+    Raises the errors that checked.reading() catches.
     """
     partial = document["partial"]
     if partial is None or journal.sequence != documents.read_applied(document["applied"])[0]:
@@ -136,7 +136,7 @@ def read_pending(journal: Journal, applied: Document, shelf: Shelf) -> Pending |
     applied: from the connection's document. That may be written again, without the reply, before
     the reply is sent; so the reply is copied to the journal first.
 
-    Raises StateError, and what a wrong document leads to.
+    Raises StateError, and the errors that checked.reading() catches.
     """
     entry = journal.latest()
     if entry is None or entry.phase is Phase.SENT:

@@ -38,7 +38,7 @@ class SocketFile:
     @classmethod
     def bind(cls, sock: socket.socket, path: Path) -> Self:
         """Bind a new socket; only its owner may connect. Raises OSError."""
-        os.fchmod(sock.fileno(), 0o600 | _BIRTHMARK)  # minus the umask, the mode of the file
+        os.fchmod(sock.fileno(), 0o600 | _BIRTHMARK)  # the mode of the file, minus the umask
         sock.bind(os.fspath(path))
         file = cls.at(path)
         info = file.info()
