@@ -17,8 +17,6 @@ from vhost_balloon.balloon.guest_stats import GuestStats, restore_stats, stats_d
 from vhost_balloon.errors import RingErrorReason, StateError
 from vhost_balloon.figures.counters import Counters, counters_document, restore_counters
 from vhost_balloon.front_end import documents as state
-from vhost_balloon.restart import migrations
-from vhost_balloon.restart.migrations import lift
 from vhost_balloon.session.session import Ring, Session
 
 U16 = st.integers(0, 0xFFFF)
@@ -143,14 +141,3 @@ def test_what_is_wrong_is_a_state_error_and_nothing_is_taken_over(data: st.DataO
         restore_counters(counters, data.draw(spoilt(counters_document(counters))))
     except StateError:
         assert counters == Counters()
-
-
-def test_older_documents_are_lifted_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = {1: lambda areas: areas | {"a": 1}, 2: lambda areas: {"b": areas["a"] + 1}}
-    monkeypatch.setattr(migrations, "MIGRATIONS", steps)
-    assert lift({}, 1, 3) == {"b": 2}
-    assert lift({"c": 0}, 3, 3) == {"c": 0}
-    with pytest.raises(StateError, match="version 2: KeyError"):
-        lift({}, 2, 3)
-    with pytest.raises(StateError, match="version 0 is no longer supported"):
-        lift({}, 0, 3)

@@ -136,7 +136,7 @@ class Listening:
 
 
 @dataclass(frozen=True, slots=True)
-class _Left:
+class _LeftSocket:
     """A listening socket that was left. file: None if it cannot be opened."""
 
     path: Path
@@ -144,7 +144,7 @@ class _Left:
     file: SocketFile | None
 
 
-def _left(store: Store) -> Iterator[_Left]:
+def _left(store: Store) -> Iterator[_LeftSocket]:
     """Listening sockets that were left and whose files are still in place."""
     for name in store.left(LISTENER):
         path, noted = listening_path(store.look(name)), _NAME.match(name)
@@ -156,9 +156,9 @@ def _left(store: Store) -> Iterator[_Left]:
             continue
         except OSError as error:
             logger.warning("cannot open %s: %s", path, error.strerror)
-            yield _Left(path, name, None)
+            yield _LeftSocket(path, name, None)
             continue
         if file.identity == (int(noted[1], 16), int(noted[2], 16)):
-            yield _Left(path, name, file)
+            yield _LeftSocket(path, name, file)
         else:
             file.close()

@@ -41,7 +41,7 @@ NOT_ACTIVATED: Final = "No balloon device has been activated"
 Listener = Callable[["Vm"], None]
 
 
-class Keeping(Protocol):
+class StateKeeper(Protocol):
     """Writes an attached front end's state for the next process."""
 
     def save_all(self, record: Record) -> None:
@@ -52,7 +52,7 @@ class FrontEnd(Protocol):
     """What others ask of an attached front end (vhost_balloon.front_end)."""
 
     @property
-    def keeper(self) -> Keeping: ...
+    def keeper(self) -> StateKeeper: ...
 
     @property
     def has_device(self) -> bool:

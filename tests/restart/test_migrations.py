@@ -1,4 +1,4 @@
-"""Documents that version 2 wrote, with positions in place of names, are lifted and served.
+"""Documents of older versions are lifted; a guest is served on those of version 2.
 
 version_2.json holds all documents of a VM that a daemon of version 2 served: a DIMM, a broken ring,
 a stopped ring, a message received in part, refused ranges, statistics and a target.
@@ -27,6 +27,7 @@ from vhost_balloon.balloon.guest_stats import GuestStats, restore_stats
 from vhost_balloon.errors import RingErrorReason, StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end import documents
+from vhost_balloon.restart import migrations
 from vhost_balloon.restart.migrations import lift
 from vhost_balloon.restart.records import restore_vm
 from vhost_balloon.session.session import Session
@@ -40,6 +41,20 @@ RECORDED: Final = Path(__file__).with_name("version_2.json")
 def recorded() -> dict[str, Any]:
     areas: dict[str, Any] = json.loads(RECORDED.read_text())
     return areas
+
+
+# Steps
+
+
+def test_older_documents_are_lifted_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {1: lambda areas: areas | {"a": 1}, 2: lambda areas: {"b": areas["a"] + 1}}
+    monkeypatch.setattr(migrations, "MIGRATIONS", steps)
+    assert lift({}, 1, 3) == {"b": 2}
+    assert lift({"c": 0}, 3, 3) == {"c": 0}
+    with pytest.raises(StateError, match="version 2: KeyError"):
+        lift({}, 2, 3)
+    with pytest.raises(StateError, match="version 0 is no longer supported"):
+        lift({}, 0, 3)
 
 
 # As version 2 wrote them
