@@ -185,6 +185,14 @@ def read_eventfds(documents: Iterable[Document]) -> list[tuple[int, str]]:
     return [(read_ring_index(entry["ring"]), str(entry["fd"])) for entry in documents]
 
 
+# A connection that is answered inertly
+
+
+def inert_document(reason: str, socket: str) -> Document:
+    """All that is known if the state was lost; inert.py adds answers and messages."""
+    return {"inert": reason, "socket": socket}
+
+
 # Messages
 
 

@@ -7,14 +7,14 @@ guest's requests stay in its rings, and the next front end on the socket is serv
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from vhost_balloon.errors import CommandError, StreamError
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.conversation import Conversation, Pending
-from vhost_balloon.front_end.documents import applied_document, partial_document
+from vhost_balloon.front_end.documents import applied_document, inert_document, partial_document
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.session.inert_session import InertSession
 from vhost_balloon.session.message import Message
@@ -78,9 +78,7 @@ class InertKeeper:
             self._save(self._record, self._record.journal.sequence)
 
     def _save(self, record: Record, sequence: int) -> None:
-        document: dict[str, Any] = {
-            "inert": self.reason,
-            "socket": self._name,
+        document = inert_document(self.reason, self._name) | {
             "answers": self._session.document(),
             "partial": partial_document(self._transport.partial),
             "applied": applied_document(sequence),

@@ -15,6 +15,7 @@ import trio
 
 from vhost_balloon.checked import Document, number, reading
 from vhost_balloon.errors import OperatorError, StateError
+from vhost_balloon.front_end.documents import inert_document
 from vhost_balloon.log.lines import logger
 from vhost_balloon.restart.records import LeftRecord, drop_record, read_areas, restore_counters
 from vhost_balloon.restart.revival import STATE_LOST, newest_connection
@@ -139,7 +140,7 @@ async def _record(store: Store, left: LeftRecord | None) -> Record:
 
 def _lost(socket: str | None) -> Document | None:
     """The document of a connection of which nothing but its socket is known, if there is one."""
-    return None if socket is None else {"inert": STATE_LOST, "socket": socket}
+    return None if socket is None else inert_document(STATE_LOST, socket)
 
 
 def _copy_journal(old: Record, new: Record, areas: Document) -> None:
