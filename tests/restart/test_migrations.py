@@ -29,9 +29,11 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end import documents
 from vhost_balloon.restart import migrations
 from vhost_balloon.restart.migrations import lift
-from vhost_balloon.restart.records import restore_vm
+from vhost_balloon.restart.records import LeftRecord, read_areas, restore_vm
+from vhost_balloon.restart.taking_over import take_over
 from vhost_balloon.session.session import Session
 from vhost_balloon.simulator.events import EventFd
+from vhost_balloon.store.journal import Entry, Phase
 from vhost_balloon.store.record import DOCUMENTS, MAGIC, STATE_VERSION, Record
 from vhost_balloon.vm.vm import Vm
 
@@ -182,6 +184,37 @@ def test_a_vm_without_a_device_is_lifted(connection: dict[str, Any] | None) -> N
 def test_other_documents_of_version_2_are_not_lifted(area: str) -> None:
     with pytest.raises(StateError, match="state of version 2: "):
         lift(recorded() | {area: {"crashes": [1], "partial": None, "applied": []}}, 2, 3)
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("is_applied", [True, False])
+async def test_a_request_in_flight_moves_to_the_new_record(
+    vm: Vm, phase: Phase, is_applied: bool
+) -> None:
+    old = Record.create()
+    old.version = 2
+    steps = (old.journal.taken, lambda: old.journal.done(b"yes"), old.journal.sending)
+    for _ in range(3):
+        old.journal.begin(b"request", ("27.0",))
+    for step in (*steps, old.journal.sent)[: phase - Phase.SEEN]:
+        step()
+    for area, document in recorded().items():
+        old.save(area, document)
+    applied = [3 if is_applied else 2, None]
+    old.save("connection", recorded()["connection"] | {"applied": applied})
+    await take_over(vm, LeftRecord(".record-1", old, read_areas(old)), [])
+    assert vm.record is not None
+    entry, sequence = (
+        vm.record.journal.latest(),
+        vm.record.load("connection")["applied"]["sequence"],
+    )
+    if phase is Phase.SENT:
+        assert (entry, sequence) == (None, 0)
+    else:
+        reply = b"yes" if phase >= Phase.DONE else None
+        assert entry == Entry(1, phase, b"request", ("27.0",), reply)
+        assert sequence == (1 if is_applied else 0)
+    vm.close()
 
 
 # Under a guest
