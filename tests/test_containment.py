@@ -58,7 +58,9 @@ async def test_only_exceptions_are_contained_and_cancellation_is_not(log_lines: 
     assert line.endswith("BugError: deep"), "groups around a single exception are left out"
 
 
-async def test_a_failure_beside_a_cancellation_is_contained_and_the_cancellation_goes_on() -> None:
+async def test_a_failure_beside_a_cancellation_is_contained_and_the_cancellation_continues() -> (
+    None
+):
     errors = InternalErrors()
 
     async def fail_when_cancelled() -> None:
@@ -123,7 +125,7 @@ async def test_after_a_long_time_the_pause_is_short_again(autojump_clock: MockCl
     assert len(ends) == 5
 
 
-async def test_what_the_operator_has_to_mend_is_said_once_and_tried_again(
+async def test_an_operators_mistake_is_logged_once_and_tried_again(
     autojump_clock: MockClock, log_lines: LogLines
 ) -> None:
     errors, tries = InternalErrors(), list[float]()
@@ -173,8 +175,8 @@ async def test_every_place_has_its_series_from_the_start(
 
 def test_every_place_is_one_where_failures_are_contained() -> None:
     """Every value of the metric's label can be counted."""
-    package = Path(daemon.__file__).parent
-    text = "".join(path.read_text() for path in package.glob("*.py"))
+    package = Path(daemon.__file__).parents[1]
+    text = "".join(path.read_text() for path in package.rglob("*.py"))
     used = re.findall(r'(?:\bstart|\.contained|\.record|\.supervise)\(\s*"([a-z-]+)"', text)
     assert set(PLACES) <= set(used)
 

@@ -132,7 +132,7 @@ async def is_kicked(kick: Kick) -> bool:
 
 @pytest.mark.parametrize("flags", [*MODES, os.EFD_SEMAPHORE])
 @pytest.mark.parametrize("count", [1, 3, FULL - 2])
-async def test_a_kick_wakes_whoever_waits_once_whatever_its_count(
+async def test_a_kick_wakes_the_waiting_task_once_whatever_its_count(
     flags: int, count: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     theirs, ours = kick_pair(flags)
@@ -153,7 +153,7 @@ async def test_a_kick_wakes_whoever_waits_once_whatever_its_count(
     os.close(theirs)
 
 
-async def test_a_kick_that_came_before_is_found(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_earlier_kick_is_found(autojump_clock: trio.testing.MockClock) -> None:
     theirs, ours = kick_pair(0, 5)
     assert await is_kicked(ours)
     ours.close()
@@ -184,7 +184,7 @@ def test_a_kick_that_cannot_be_waited_for_is_left_to_the_caller(
     owned.close()
 
 
-def test_an_epoll_object_is_no_kick_however_many_entries_it_has() -> None:
+def test_an_epoll_object_is_not_a_kick_however_many_entries_it_has() -> None:
     eventfds = [os.eventfd(0) for _ in range(200)]
     with select.epoll() as epoll:
         for number in eventfds:

@@ -156,7 +156,7 @@ GONE: dict[tuple[str, ...], str] = {
 
 @pytest.mark.parametrize("arguments", GONE, ids=" ".join)
 @pytest.mark.parametrize("check", [False, True], ids=["start", "check"])
-def test_what_was_for_several_vms_says_what_to_do_instead(
+def test_options_of_the_former_daemon_say_what_to_use_instead(
     tmp_path: Path, arguments: tuple[str, ...], check: bool
 ) -> None:
     folder = tmp_path / "run"
@@ -183,9 +183,7 @@ def test_an_fd_must_be_a_connected_stream() -> None:
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
-async def test_a_group_that_may_not_be_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_group_that_may_not_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[int] = []
 
     def chown(path: Path, *_: object) -> None:

@@ -27,7 +27,7 @@ QUIET = DriverOptions(report_delay=None)
 # Sockets
 
 
-def test_permissions_and_what_is_left_at_the_end(tmp_path: Path) -> None:
+def test_permissions_and_leftovers_at_the_end(tmp_path: Path) -> None:
     vm, control = tmp_path / "vm1.sock", tmp_path / "qmp.sock"
     options = ["--control-mode=0660", "--control-group=1"]
     with daemon(f"--socket-path={vm}", f"--control-socket={control}", *options) as running:

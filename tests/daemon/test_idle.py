@@ -39,12 +39,12 @@ async def wakes(pid: int) -> int:
     return switches(pid) - before
 
 
-async def test_it_sleeps_while_nobody_is_there(tmp_path: Path) -> None:
+async def test_it_sleeps_without_a_front_end(tmp_path: Path) -> None:
     with daemon("--stats-interval=0", f"--socket-path={tmp_path}/vm1.sock") as running:
         assert await wakes(running.process.pid) <= HANDFUL
 
 
-async def test_it_sleeps_while_nobody_wants_anything(tmp_path: Path) -> None:
+async def test_it_sleeps_without_requests(tmp_path: Path) -> None:
     """With control clients; with a front end attached, its device stopped, and gone."""
     path, control = tmp_path / "vm1.sock", tmp_path / "control"
     options = ("--stats-interval=0", f"--socket-path={path}", f"--control-socket={control}")

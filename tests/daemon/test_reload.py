@@ -115,7 +115,7 @@ async def test_changed_settings(tmp_path: Path, file: File) -> None:
             assert not vm.front_end.session.offered & BalloonFeature.PAGE_REPORTING
 
 
-async def test_what_no_file_says_any_more_is_the_command_lines_again(
+async def test_a_setting_removed_from_the_file_falls_back_to_the_command_line(
     tmp_path: Path, file: File
 ) -> None:
     other = File(tmp_path / "other.toml")
@@ -133,7 +133,7 @@ async def test_what_no_file_says_any_more_is_the_command_lines_again(
         assert (await settings(client))["reporting"] is False
 
 
-async def test_an_interval_that_an_operator_set_is_kept_unless_the_file_says_another(
+async def test_an_ordered_interval_holds_until_the_file_changes_it(
     tmp_path: Path, file: File
 ) -> None:
     file.write("stats-interval = 5\n")
@@ -167,7 +167,7 @@ async def test_reloads_at_the_same_time_come_one_after_the_other(
         assert host.vm().stats_interval == 5
 
 
-async def test_a_file_system_that_hangs_holds_up_nobody_else(
+async def test_a_hanging_file_system_delays_nothing_else(
     tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on = threading.Event()
@@ -211,7 +211,9 @@ async def test_an_initial_target_is_what_each_front_end_starts_with(
             await eventually(lambda: not host.vm().attached)
 
 
-async def test_a_guest_comes_to_its_initial_target_by_itself(tmp_path: Path, file: File) -> None:
+async def test_a_guest_reaches_its_initial_target_without_an_order(
+    tmp_path: Path, file: File
+) -> None:
     file.write("target = '32M'\n")
     async with (
         operated(tmp_path, file.option) as (host, _),
@@ -277,7 +279,7 @@ async def test_a_mistake_changes_nothing(
         (lambda path: path.write_text("socket-group = 'no-such'"), "there is no group 'no-such'"),
     ],
 )
-async def test_what_is_no_file_of_settings_changes_nothing(
+async def test_a_file_that_cannot_be_used_changes_nothing(
     tmp_path: Path, file: File, make: Any, what: str
 ) -> None:
     """Nor does a correct file before it."""
@@ -301,7 +303,7 @@ async def is_unharmed(host: Host) -> None:
         await guest.works(host.vm())
 
 
-async def test_there_is_nothing_to_read_without_config(tmp_path: Path) -> None:
+async def test_without_config_there_is_nothing_to_read(tmp_path: Path) -> None:
     async with operated(tmp_path) as (_, client):
         failure = await client.failure("config-reload")
         assert failure == ("GenericError", "this daemon was started without --config")

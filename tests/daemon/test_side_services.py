@@ -129,7 +129,7 @@ async def test_a_mistake_in_the_options_strands_no_vm(tmp_path: Path, option: st
         await guest.inflate([5003])
 
 
-async def test_a_handed_over_socket_that_is_none_strands_no_vm(tmp_path: Path) -> None:
+async def test_a_handed_over_descriptor_that_is_not_a_socket_strands_no_vm(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         host.manager.stored.append(("db", os.open(os.devnull, os.O_RDONLY)))
         host.manager.kill()
@@ -239,7 +239,7 @@ def test_a_notification_socket_that_leads_nowhere_is_a_warning(
 
 
 @pytest.mark.parametrize("limit", [0, 100])
-def test_a_service_manager_that_reads_nothing_holds_nothing_up(tmp_path: Path, limit: int) -> None:
+def test_a_service_manager_that_does_not_read_delays_nothing(tmp_path: Path, limit: int) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"{tmp_path}/notify")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
@@ -274,7 +274,7 @@ def served(
 
 
 @pytest.mark.parametrize("error", [ValueError("not allowed"), OSError(1, "")])
-def test_a_limit_that_cannot_be_raised_is_a_wish(
+def test_a_limit_that_cannot_be_raised_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     asked: list[tuple[int, int]] = []

@@ -36,7 +36,7 @@ async def test_a_reload_changes_the_sockets_permissions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
-async def test_and_of_nothing_that_has_taken_its_place(
+async def test_but_not_those_of_a_file_in_its_place(
     tmp_path: Path, kind: Kind, log_lines: LogLines
 ) -> None:
     folder, file, control = tmp_path / "vm", tmp_path / "vm1.toml", tmp_path / "control"
@@ -70,7 +70,7 @@ async def test_settings_that_changed_meanwhile_are_in_force(tmp_path: Path, how:
         assert (mode(host.path()), host.path().stat().st_gid) == (0o640, 7)
 
 
-async def test_permissions_that_cannot_be_had_end_no_vm(tmp_path: Path) -> None:
+async def test_permissions_that_cannot_be_set_strand_no_vm(tmp_path: Path) -> None:
     file = tmp_path / "vm1.toml"
     file.touch()
     async with hosting(tmp_path, f"--config={file}") as host, by_hand(host.path()) as guest:
@@ -105,7 +105,7 @@ os.execv(sys.argv[1], sys.argv[1:])
                 assert mode(path) == 0o640
                 file.write_text("socket-mode = '0604'\n")
                 ask_reload(control)
-                assert "is the service manager's" in process.stderr.readline()
+                assert "belong to the service manager" in process.stderr.readline()
                 assert mode(path) == 0o640
                 process.terminate()
                 assert process.wait(10) == 0

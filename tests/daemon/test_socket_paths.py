@@ -115,7 +115,7 @@ async def test_its_sockets_are_removed_at_its_end(place: Place) -> None:
 
 
 @every
-async def test_what_is_no_longer_the_daemons_socket_stays_at_its_end(
+async def test_a_file_in_the_sockets_place_stays_at_the_end(
     place: Place, kind: Kind, log_lines: LogLines
 ) -> None:
     with ExitStack() as stack:
@@ -128,7 +128,7 @@ async def test_what_is_no_longer_the_daemons_socket_stays_at_its_end(
 
 
 @some
-async def test_nor_after_an_upgrade(place: Place, kind: Kind) -> None:
+async def test_it_stays_after_an_upgrade_too(place: Place, kind: Kind) -> None:
     with ExitStack() as stack, managed(place, limit=0) as manager:
         await upgrade(manager)
         kind(place.vm, stack)
@@ -215,7 +215,7 @@ def is_served(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [1, 13, 16, 30])
-async def test_what_hinders_the_removal_is_a_warning(
+async def test_a_failed_removal_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines, number: int
 ) -> None:
     def unlink(*_: object, **__: object) -> None:
@@ -273,7 +273,7 @@ async def test_another_path_takes_the_first_ones_socket_along(tmp_path: Path) ->
             await guest.inflate([5000])
 
 
-async def test_but_not_what_is_anothers_by_then(tmp_path: Path) -> None:
+async def test_but_not_a_file_in_its_place(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host:
         host.manager.stop(signal.SIGKILL)
         other = tmp_path / "other.sock"

@@ -116,7 +116,7 @@ def spoilt(draw: st.DrawFn, document: Any) -> Any:
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_what_is_wrong_is_a_state_error_and_nothing_is_taken_over(data: st.DataObject) -> None:
+def test_a_wrong_document_is_a_state_error_and_nothing_is_taken_over(data: st.DataObject) -> None:
     session, stats, counters = data.draw(sessions()), GuestStats(), Counters()
     document = data.draw(spoilt(state.session_document(session)))
     target = new_session()

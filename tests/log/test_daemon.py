@@ -130,7 +130,7 @@ except OSError as error:
 
 @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("mistake", ["--nonsense", "--socket-path=/nonexistent/a"])
-def test_an_operators_mistake_that_cannot_be_said(closed: str, mistake: str) -> None:
+def test_an_operators_mistake_that_cannot_be_written(closed: str, mistake: str) -> None:
     line = f"exec {' '.join(COMMAND)} {mistake} {closed}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
@@ -152,7 +152,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("option", [*ANSWERS, "--help"])
 @pytest.mark.parametrize("end", [">&-", ">/dev/full", "2>&-", "<&- 2>&-"])
-def test_what_is_printed_where_it_cannot_be(option: str, end: str) -> None:
+def test_output_that_cannot_be_written(option: str, end: str) -> None:
     line = f"exec {' '.join(COMMAND)} {option} {end}"
     done = subprocess.run(
         ["sh", "-c", line], capture_output=True, text=True, timeout=SECONDS, check=False
@@ -167,7 +167,7 @@ def test_what_is_printed_where_it_cannot_be(option: str, end: str) -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_what_is_printed_into_a_pipe(reads: bool) -> None:
+def test_output_into_a_pipe(reads: bool) -> None:
     reader, writer = full_pipe()
     process = subprocess.Popen([*COMMAND, "--help"], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
@@ -194,7 +194,7 @@ def come_and_go(path: Path, times: int = 1) -> None:
             front_end.connect(str(path))
 
 
-def test_a_log_that_nobody_reads_costs_lines_and_not_service(tmp_path: Path) -> None:
+def test_an_unread_log_costs_lines_and_not_service(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     os.write(writer, b"-" * 2047 + b"\n")
@@ -226,7 +226,7 @@ def test_a_log_that_nobody_reads_costs_lines_and_not_service(tmp_path: Path) -> 
     os.close(writer)
 
 
-def test_an_upgrade_while_nobody_reads(tmp_path: Path) -> None:
+def test_an_upgrade_while_the_log_is_not_read(tmp_path: Path) -> None:
     reader, writer = full_pipe()
     with started(tmp_path, stderr=writer) as control:
         with Client(str(control)) as client:
@@ -243,7 +243,7 @@ def test_an_upgrade_while_nobody_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGABRT])
-def test_it_ends_though_nobody_reads(tmp_path: Path, number: signal.Signals) -> None:
+def test_it_ends_while_the_log_is_not_read(tmp_path: Path, number: signal.Signals) -> None:
     """SIGABRT, the watchdog's signal: its handler writes the stacks."""
     reader, writer = full_pipe()
     control = tmp_path / "control"
@@ -316,7 +316,7 @@ except OSError:
 """
 
 
-def test_whatever_python_and_libraries_say_is_in_the_log() -> None:
+def test_output_of_python_and_libraries_is_in_the_log() -> None:
     done = python(HOOKS, stderr=subprocess.PIPE)
     entries = [json.loads(line) for line in done.stderr.splitlines()]
     assert [(entry["level"], entry.get("traceback", "").split("\n")[-1]) for entry in entries] == [

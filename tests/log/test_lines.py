@@ -119,7 +119,7 @@ def test_a_bug_is_logged_with_its_traceback(stderr: Stderr, style: str) -> None:
     assert "Traceback" in stderr.text()
 
 
-def test_setting_up_twice_does_not_say_everything_twice(stderr: Stderr) -> None:
+def test_setting_up_twice_does_not_double_the_lines(stderr: Stderr) -> None:
     set_up("info", "json")
     set_up("info", "text")
     VmLog("web1").info("once")
@@ -161,7 +161,7 @@ def test_a_front_end_that_comes_and_goes_cannot_fill_the_log_nor_hide_misbehavio
     ]
 
 
-def test_what_fits_into_the_limit_is_not_counted_as_left_out(stderr: Stderr, clock: Clock) -> None:
+def test_lines_within_the_limit_are_not_counted_as_left_out(stderr: Stderr, clock: Clock) -> None:
     set_up("info", "text")
     vm = VmLog("web1")
     for _ in range(BURST):
@@ -171,7 +171,7 @@ def test_what_fits_into_the_limit_is_not_counted_as_left_out(stderr: Stderr, clo
     assert len(stderr.lines()) == BURST + 1
 
 
-def test_until_it_is_set_up_the_log_is_pythons(caplog: pytest.LogCaptureFixture) -> None:
+def test_before_the_set_up_the_log_is_pythons(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="vhost_balloon"):
         VmLog("web1").info("seen")
     assert [getattr(record, "vm", None) for record in caplog.records] == ["web1"]
@@ -225,7 +225,7 @@ def test_a_text_line_is_one_line_and_printable(message: str, vm: str | None) -> 
 
 
 @given(message=ANY, vm=st.none() | ANY, said=ANY)
-def test_a_json_line_is_one_line_that_says_exactly_what_was_meant(
+def test_a_json_line_is_one_line_with_the_exact_message(
     message: str, vm: str | None, said: str
 ) -> None:
     line = JsonFormatter().format(record(message, vm, ValueError(said)))

@@ -208,7 +208,7 @@ def test_a_reader_that_has_gone_and_a_new_one(tmp_path: Path) -> None:
     os.close(number)
 
 
-def test_a_fifo_that_nobody_reads_yet(tmp_path: Path) -> None:
+def test_a_fifo_without_a_reader_yet(tmp_path: Path) -> None:
     path = tmp_path / "log"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -239,7 +239,7 @@ def test_a_file_is_written_in_order_with_its_other_users(tmp_path: Path) -> None
 # The handler
 
 
-def test_what_was_lost_is_said_before_the_next_line(stderr: StandardError) -> None:
+def test_lost_lines_are_reported_before_the_next_line(stderr: StandardError) -> None:
     reader = stderr.become_pipe()
     set_up()
     vm = VmLog("web1")
@@ -309,7 +309,7 @@ def test_a_pipe_without_a_reader(stderr: StandardError) -> None:
     assert handler.lost == 3
 
 
-def test_the_program_that_follows_says_what_this_one_lost(stderr: StandardError) -> None:
+def test_the_next_program_reports_lines_that_this_one_lost(stderr: StandardError) -> None:
     stderr.become_file("/dev/full")
     with removed_at_the_end():
         set_up()
@@ -322,7 +322,7 @@ def test_the_program_that_follows_says_what_this_one_lost(stderr: StandardError)
     assert "VHOST_BALLOON_LOST_LINES" not in os.environ
 
 
-def test_a_mistake_in_a_log_call_costs_its_line_and_is_said(stderr: StandardError) -> None:
+def test_a_bug_in_a_log_call_costs_its_line_and_is_reported(stderr: StandardError) -> None:
     reader = stderr.become_pipe()
     handler = set_up()
     handler.handle(logging.LogRecord("", logging.INFO, "", 0, "%d", ("no number",), None))
@@ -391,7 +391,7 @@ def test_json_for_the_journal(journal: FakeJournal) -> None:
 
 
 @given(message=st.text(st.characters()), vm=st.text(st.characters()))
-def test_whatever_is_said_makes_three_fields_and_the_vm(message: str, vm: str) -> None:
+def test_any_message_makes_three_fields_and_the_vm(message: str, vm: str) -> None:
     data = b"".join(map(log_output._field, ("MESSAGE", "VM"), (message, vm)))
     found = FakeJournal.parsed(data)
     assert found == {

@@ -62,7 +62,7 @@ async def test_an_upgrade_waits_for_the_front_end_that_was_left(tmp_path: Path) 
         await guest.start(bases=await guest.stop())
 
 
-async def test_a_shelf_that_cannot_be_loaded_is_of_no_use_without_its_front_end(
+async def test_a_shelf_that_cannot_be_loaded_is_dropped_once_its_front_end_goes(
     tmp_path: Path,
 ) -> None:
     """The VM waits for descriptors while its front end is there; the next front end does not."""

@@ -32,7 +32,7 @@ class Listening(Notifier):
         return True
 
 
-async def test_the_next_process_goes_on_counting(vm: Vm) -> None:
+async def test_the_next_process_continues_counting(vm: Vm) -> None:
     first = Vm("web1", store=Store(Listening(), 16))
     first.record = record = Record.create()
     first.crashed()

@@ -84,7 +84,7 @@ async def test_killed_while_the_shelf_is_compacted(tmp_path: Path, step: str) ->
         assert host.manager.restarts == 1
 
 
-async def test_killed_again_while_it_answers_what_was_left(tmp_path: Path) -> None:
+async def test_killed_again_while_answering_a_pending_request(tmp_path: Path) -> None:
     """The reply is in the pipe when the first process dies, and gone when the second does."""
     steps = ("journal.sending:after:9", "pipe.send:before:1", "eventfd.signal:before:1")
     assert await survives(tmp_path, *steps) >= 2

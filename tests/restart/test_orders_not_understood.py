@@ -26,14 +26,14 @@ def areas_of(vm: Vm) -> dict[str, Any]:
     return found
 
 
-async def test_all_that_is_understood_is_taken(vm: Vm, log_lines: LogLines) -> None:
+async def test_documents_that_are_understood_are_restored(vm: Vm, log_lines: LogLines) -> None:
     restore_vm(vm, areas_of(vm))
     assert (vm.counters.freed_bytes, vm.paused, vm.stats_interval) == (4096, True, 7.0)
     assert log_lines.lines == []
 
 
 @pytest.mark.parametrize("orders", [{"halted": True}, [], "x", {"paused": 1}])
-async def test_counters_go_on_where_orders_are_not_understood(
+async def test_counters_are_restored_without_orders(
     vm: Vm, log_lines: LogLines, orders: object
 ) -> None:
     restore_vm(vm, areas_of(vm) | {"vm": orders})
@@ -42,7 +42,7 @@ async def test_counters_go_on_where_orders_are_not_understood(
 
 
 @pytest.mark.parametrize("counters", [{"freed": 1}, [], {"totals": {}}])
-async def test_orders_go_on_where_counters_are_not_understood(
+async def test_orders_are_restored_without_counters(
     vm: Vm, log_lines: LogLines, counters: object
 ) -> None:
     restore_vm(vm, areas_of(vm) | {"counters": counters})
@@ -50,6 +50,6 @@ async def test_orders_go_on_where_counters_are_not_understood(
     assert log_lines.having("warning: web1", "start anew")
 
 
-async def test_a_record_that_was_never_filled_is_no_damage(vm: Vm, log_lines: LogLines) -> None:
+async def test_an_empty_record_is_not_damaged(vm: Vm, log_lines: LogLines) -> None:
     restore_vm(vm, {"vm": None, "counters": None, "connection": None})
     assert log_lines.lines == []

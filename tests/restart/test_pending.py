@@ -30,7 +30,7 @@ def shelf() -> Iterator[Shelf]:
 
 
 @pytest.mark.parametrize(("text", "reply"), [("0f00", b"\x0f\0"), (None, None)])
-def test_what_only_the_document_has_of_a_reply_is_in_the_journal_before_it_is_sent(
+def test_a_reply_in_the_document_is_copied_to_the_journal_before_it_is_sent(
     journal: Journal, shelf: Shelf, text: str | None, reply: bytes | None
 ) -> None:
     """The document may be written again, without the reply, before the reply can be sent."""
@@ -41,12 +41,12 @@ def test_what_only_the_document_has_of_a_reply_is_in_the_journal_before_it_is_se
         assert (entry.phase, entry.reply) == (Phase.DONE, reply)
 
 
-def test_one_that_changed_nothing_yet_is_to_be_done(journal: Journal, shelf: Shelf) -> None:
+def test_a_request_that_was_not_applied_is_repeated(journal: Journal, shelf: Shelf) -> None:
     pending = read_pending(journal, {"sequence": journal.sequence - 1, "reply": "ff"}, shelf)
     assert pending is not None
     assert (pending.entry.phase, pending.message.request) == (Phase.TAKEN, Request.GET_STATUS)
 
 
-def test_one_that_was_answered_is_none(journal: Journal, shelf: Shelf) -> None:
+def test_an_answered_request_is_not_pending(journal: Journal, shelf: Shelf) -> None:
     journal.sent()
     assert read_pending(journal, {"sequence": journal.sequence, "reply": "ff"}, shelf) is None

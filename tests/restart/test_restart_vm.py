@@ -26,7 +26,7 @@ def restart_with(host: Host, *options: str, without: str = "") -> None:
 # Options
 
 
-async def test_a_setting_that_changed_counts_for_the_next_front_end(tmp_path: Path) -> None:
+async def test_a_changed_setting_applies_to_the_next_front_end(tmp_path: Path) -> None:
     """Except a target, which applies at once: it is an order, and this is how to correct one."""
     file = tmp_path / "vm.toml"
     file.write_text('target = "60M"\n')
@@ -57,7 +57,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-async def test_a_mistake_is_no_reason_to_leave_a_guest_alone(tmp_path: Path, mistake: str) -> None:
+async def test_a_mistake_in_the_options_does_not_cost_a_guest_its_device(
+    tmp_path: Path, mistake: str
+) -> None:
     async with hosting(tmp_path, "--no-stats") as host, by_hand(host.path()) as guest:
         await guest.inflate([5000])
         restart_with(host, *MISTAKES[mistake])
@@ -71,7 +73,7 @@ async def test_a_mistake_is_no_reason_to_leave_a_guest_alone(tmp_path: Path, mis
         assert host.log().count("these options are not used") == 2
 
 
-async def test_a_mistake_in_the_file_is_none_either(tmp_path: Path) -> None:
+async def test_nor_does_a_mistake_in_the_file(tmp_path: Path) -> None:
     """The daemon continues with the old settings, and reads the file again once it is corrected."""
     file = tmp_path / "vm.toml"
     file.write_text("stats-interval = 77\n")
@@ -115,7 +117,7 @@ async def test_a_vm_whose_socket_moved_keeps_its_front_end(tmp_path: Path) -> No
 # Coming and going
 
 
-async def test_the_service_manager_is_told_who_is_there(tmp_path: Path) -> None:
+async def test_the_status_line_says_whether_a_front_end_is_attached(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host:
         assert host.manager.told[-1].endswith("STATUS=no front end is attached")
         async with by_hand(host.path()):
@@ -156,7 +158,7 @@ async def test_sigterm_leaves_sockets_and_store(tmp_path: Path) -> None:
         await guest.inflate([5001])
 
 
-async def test_the_one_who_waits_is_served_after_a_restart(tmp_path: Path) -> None:
+async def test_a_waiting_front_end_is_served_after_a_restart(tmp_path: Path) -> None:
     """The second front end connected while the first was served."""
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         await guest.inflate([5000])
@@ -170,7 +172,7 @@ async def test_the_one_who_waits_is_served_after_a_restart(tmp_path: Path) -> No
             assert len(waiting.recv(100)) == 20
 
 
-async def test_what_nobody_knows_is_swept(tmp_path: Path) -> None:
+async def test_unknown_descriptors_are_swept(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         await guest.front_end.get_config()  # waits for all earlier messages
         host.manager.stop(signal.SIGKILL)
@@ -205,7 +207,7 @@ async def test_killed_at_its_first_start(tmp_path: Path, point: str) -> None:
         assert "warning" not in host.log()
 
 
-async def test_a_store_that_is_full_serves_and_says_nothing_is_kept(tmp_path: Path) -> None:
+async def test_a_full_store_does_not_keep_a_front_end_from_being_served(tmp_path: Path) -> None:
     """The service manager does not report it, so no front end can be refused for it."""
     async with hosting(tmp_path, limit=3) as host:
         async with by_hand(host.path()) as guest:
@@ -219,7 +221,7 @@ async def test_a_store_that_is_full_serves_and_says_nothing_is_kept(tmp_path: Pa
 # Another VM
 
 
-async def test_what_happens_to_one_is_nothing_to_another(tmp_path: Path) -> None:
+async def test_a_vm_is_not_affected_by_another_ones_daemon(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()

@@ -122,7 +122,7 @@ async def test_every_call_is_signalled_once(tmp_path: Path) -> None:
         assert [call.take() for call in calls] == [1] * len(calls)
 
 
-async def test_what_is_found_waiting_is_acknowledged_and_kept(tmp_path: Path) -> None:
+async def test_waiting_reports_are_acknowledged_without_being_discarded(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         fill(guest.ram, 32 * MIB, BLOCK)
         await guest.report((48 * MIB, BLOCK))
@@ -142,7 +142,7 @@ async def test_what_is_found_waiting_is_acknowledged_and_kept(tmp_path: Path) ->
 # The model
 
 
-async def test_statistics_run_on_and_a_fresh_sample_is_asked_for(tmp_path: Path) -> None:
+async def test_statistics_are_kept_and_a_fresh_sample_is_requested(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         ring = guest.rings[Queue.STATS]
         ring.add([guest.stats({int(StatTag.MEMFREE): 5})])
@@ -184,7 +184,7 @@ async def test_orders_and_counters_are_kept(tmp_path: Path) -> None:
         assert is_filled(guest.ram, 32 * MIB, BLOCK)
 
 
-async def test_what_was_shown_is_never_more_than_what_is_shown_later(tmp_path: Path) -> None:
+async def test_counters_that_were_shown_never_go_back(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         for round in range(3):
             fill(guest.ram, 32 * MIB, BLOCK)
@@ -196,7 +196,7 @@ async def test_what_was_shown_is_never_more_than_what_is_shown_later(tmp_path: P
 
 
 @pytest.mark.parametrize("read", [False, True])
-async def test_a_config_change_is_told_again_only_if_it_was_not_read(
+async def test_a_config_change_is_sent_again_only_if_it_was_not_read(
     tmp_path: Path, read: bool
 ) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
@@ -210,7 +210,7 @@ async def test_a_config_change_is_told_again_only_if_it_was_not_read(
         assert guest.config_changes == (1 if read else 2)
 
 
-async def test_a_refusal_is_one_after_a_restart_too(tmp_path: Path) -> None:
+async def test_a_request_is_refused_after_a_restart_too(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         assert guest.front_end.protocol_features & ProtocolFeature.REPLY_ACK
         host.manager.kill()

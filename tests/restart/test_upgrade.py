@@ -114,7 +114,7 @@ async def test_a_program_that_does_not_start_changes_nothing(tmp_path: Path, pro
         assert executions(host) == 1
 
 
-async def test_with_a_store_it_is_started_again_until_it_is_mended(
+async def test_with_a_store_a_broken_program_is_started_until_it_works(
     tmp_path: Path, program: Path
 ) -> None:
     """The VM waits meanwhile and loses nothing."""

@@ -69,7 +69,7 @@ async def test_a_library_that_is_half_installed(tmp_path: Path, packages: Path) 
         await goes_on(host, guest)
 
 
-async def test_a_certificate_that_is_gone_or_does_not_fit(tmp_path: Path) -> None:
+async def test_a_certificate_that_is_missing_or_does_not_match(tmp_path: Path) -> None:
     certificate, key = tmp_path / "first.pem", tmp_path / "first.key.pem"
     for path in (certificate, key):
         shutil.copy(TLS / path.name, path)
@@ -101,7 +101,7 @@ async def test_a_file_with_a_mistake_or_none(tmp_path: Path) -> None:
         await goes_on(host, guest)
 
 
-async def test_an_address_that_this_machine_has_no_more(tmp_path: Path, packages: Path) -> None:
+async def test_an_address_that_this_machine_no_longer_has(tmp_path: Path, packages: Path) -> None:
     """A library that resolves names differently stands for a changed network."""
     environment = {"PYTHONPATH": str(packages)}
     options = ("--metrics-address=127.0.0.1:0",)
@@ -146,7 +146,7 @@ def deniable(packages: Path, function: str, error: str) -> Path:
     return flag
 
 
-async def test_no_memory_file_is_to_be_had(tmp_path: Path, packages: Path) -> None:
+async def test_no_memory_file_can_be_created(tmp_path: Path, packages: Path) -> None:
     """As if a seccomp filter denied memfd_create."""
     denied = deniable(packages, "memfd_create", "PermissionError(1, 'Operation not permitted')")
     environment = {"PYTHONPATH": str(packages)}

@@ -51,7 +51,7 @@ NAMES = "print([(name, fd.fileno()) for name, fd in environment.inherited()])"
         ({"LISTEN_FDS": "0"}, "[]"),
     ],
 )
-def test_what_is_handed_over(variables: dict[str, str], found: str) -> None:
+def test_descriptors_are_handed_over_by_name(variables: dict[str, str], found: str) -> None:
     done = child(NAMES, {"LISTEN_PID": "PID", "LISTEN_FDS": "2"} | variables)
     assert (done.stdout.strip(), done.stderr) == (found, "")
 
@@ -73,7 +73,7 @@ def test_nonsense_is_an_operators_mistake(variables: dict[str, str], said: str) 
     assert said in done.stdout, done.stderr
 
 
-def test_nothing_of_it_reaches_children_or_is_found_twice() -> None:
+def test_descriptors_do_not_reach_children_and_are_not_found_twice() -> None:
     code = (
         f"import fcntl; fds = environment.inherited(); assert len(fds) == 2; {NAMES}\n"
         "print([fcntl.fcntl(3, fcntl.F_GETFD), fcntl.fcntl(4, fcntl.F_GETFD)])\n"

@@ -85,21 +85,21 @@ def test_a_handed_over_socket_serves_the_socket_path_of_the_same_path(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["unknown", "front-end"])
-def test_without_a_name_it_is_its_files(tmp_path: Path, name: str) -> None:
+def test_without_a_name_the_vm_is_named_after_the_socket(tmp_path: Path, name: str) -> None:
     sockets = {name: listening(tmp_path / "x.sock")}
     with handed(f"--control-socket={tmp_path}/c", **sockets) as it:
         it.told()
         assert list(vms(tmp_path / "c")) == ["x"]
 
 
-def test_the_option_says_the_name_before_any_socket_does(tmp_path: Path) -> None:
+def test_the_option_for_the_name_comes_before_the_sockets_name(tmp_path: Path) -> None:
     sock = listening(tmp_path / "x.sock")
     with handed("--name=web1", f"--control-socket={tmp_path}/c", db=sock) as it:
         it.told()
         assert list(vms(tmp_path / "c")) == ["web1"]
 
 
-def test_what_came_back_from_the_descriptor_store_is_no_vm(tmp_path: Path) -> None:
+def test_a_stored_descriptor_does_not_name_the_vm(tmp_path: Path) -> None:
     stored = {".5": listening(tmp_path / "stored.sock"), "vm": listening(tmp_path / "vm.sock")}
     with handed(f"--control-socket={tmp_path}/c", **stored) as started:
         started.told()
@@ -118,13 +118,13 @@ def test_wrong_kinds_are_one_line(tmp_path: Path) -> None:
     pair[1].close()
 
 
-def test_a_file_is_no_socket() -> None:
+def test_a_file_is_not_a_socket() -> None:
     null = OwnedFd(os.open(os.devnull, os.O_RDONLY))
     with pytest.raises(OperatorError, match="'web1' handed over: Socket operation"):
         take_sockets([("web1", null)])
 
 
-def test_what_does_not_go_together_is_one_line(tmp_path: Path) -> None:
+def test_sockets_that_contradict_options_are_one_line(tmp_path: Path) -> None:
     def sock(name: str) -> socket.socket:
         return listening(tmp_path / name)
 

@@ -26,7 +26,7 @@ def test_only_a_listening_socket_has_a_listening_path(tmp_path: Path) -> None:
             theirs.close()
 
 
-def test_looking_at_any_descriptor_leaves_none_behind() -> None:
+def test_looking_at_a_descriptor_leaks_none() -> None:
     """A restart looks at everything stored, possibly thousands of descriptors."""
     unbound, inet = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
     fds = [

@@ -104,9 +104,7 @@ def test_nobody_can_connect_before_the_permissions_are_set(
     assert all(mode & 0o077 == 0 for _, mode in seen)
 
 
-def test_whoever_may_neither_before_nor_after_may_not_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_one_gets_access_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
     real = os.chown
 
@@ -125,7 +123,7 @@ def test_whoever_may_neither_before_nor_after_may_not_meanwhile(
 
 
 @pytest.mark.parametrize("setgid", [False, True])
-def test_without_a_group_it_is_what_a_new_file_gets(tmp_path: Path, setgid: bool) -> None:
+def test_without_a_group_the_file_gets_the_default(tmp_path: Path, setgid: bool) -> None:
     if setgid:
         os.chown(tmp_path, -1, 9)
         tmp_path.chmod(0o2755)
@@ -139,7 +137,7 @@ def test_without_a_group_it_is_what_a_new_file_gets(tmp_path: Path, setgid: bool
 
 @pytest.mark.parametrize("kind", [*REPLACED, removed], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("access", [OPEN, SocketOptions(0o666, "7")], ids=["mode", "group"])
-def test_what_is_put_in_its_place_before_it_listens_is_not_opened_up(
+def test_a_file_put_in_its_place_keeps_its_permissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, access: SocketOptions
 ) -> None:
     path, found = tmp_path / "sock", []
@@ -156,7 +154,7 @@ def test_what_is_put_in_its_place_before_it_listens_is_not_opened_up(
 
 
 @pytest.mark.parametrize("kind", [tampering.another_listens, removed])
-def test_who_loses_its_path_before_it_listens_says_so(
+def test_losing_the_path_before_listening_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
     """Two daemons start at once: one takes the other's new socket for a stale one."""
@@ -168,7 +166,7 @@ def test_who_loses_its_path_before_it_listens_says_so(
         assert path.exists() == (kind is tampering.another_listens)
 
 
-def test_nor_is_another_socket_of_the_same_user(
+def test_nor_is_another_socket_of_the_same_user_opened_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any user with write access to the folder can rename one over the other."""
@@ -181,7 +179,7 @@ def test_nor_is_another_socket_of_the_same_user(
 
 
 @pytest.mark.parametrize("kind", [*REPLACED, removed], ids=lambda kind: kind.__name__)
-def test_nor_is_what_is_put_there_later(tmp_path: Path, kind: Kind) -> None:
+def test_nor_is_a_file_put_there_later(tmp_path: Path, kind: Kind) -> None:
     path = tmp_path / "sock"
     with ExitStack() as stack, listen(path) as file:
         kind(path, stack)
@@ -230,7 +228,7 @@ def test_without_proc_it_is_one_plain_line(tmp_path: Path) -> None:
 # Obstacles at the path
 
 
-def test_a_socket_of_ours_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
+def test_a_stale_socket_of_our_user_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
         with socket.socket(socket.AF_UNIX, kind) as old:
@@ -298,7 +296,7 @@ def test_nor_another_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "number", [errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ELOOP, errno.ENOENT, errno.EMFILE]
 )
-def test_nor_one_of_which_it_cannot_be_told(
+def test_nor_a_socket_that_cannot_be_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     path = tmp_path / "sock"
@@ -313,7 +311,7 @@ def test_nor_one_of_which_it_cannot_be_told(
 
 
 @pytest.mark.parametrize("kind", REPLACED, ids=lambda kind: kind.__name__)
-def test_nor_what_came_there_after_the_look(
+def test_nor_a_file_that_came_after_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
     """The stale socket was replaced between check and removal."""
@@ -331,7 +329,7 @@ def test_nor_what_came_there_after_the_look(
         assert Found.below(tmp_path) == found[0]
 
 
-def test_a_link_that_comes_before_the_look_is_not_followed(
+def test_a_link_that_comes_before_the_check_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The listener behind the link gets no connection."""
@@ -375,14 +373,14 @@ def test_a_stale_socket_that_cannot_be_removed(
         ("loop/sock", "Too many levels of symbolic links"),
     ],
 )
-def test_a_path_at_which_nothing_can_be(tmp_path: Path, name: str, text: str) -> None:
+def test_a_path_where_no_file_can_be(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     told = refusal(tmp_path / name)
     assert told == f"cannot listen on {tmp_path / name}: {text}"
 
 
-def test_another_name_of_its_folder_is_no_other_place(tmp_path: Path) -> None:
+def test_another_name_of_the_folder_is_the_same_place(tmp_path: Path) -> None:
     """/var/run is a link to /run."""
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
@@ -393,7 +391,7 @@ def test_another_name_of_its_folder_is_no_other_place(tmp_path: Path) -> None:
     assert not (tmp_path / "run/sock").exists()
 
 
-def test_a_number_that_is_used_again_is_no_identity(tmp_path: Path) -> None:
+def test_a_reused_inode_number_is_not_the_same_file(tmp_path: Path) -> None:
     """Some file systems reuse the inode number of a file that was just removed."""
     path = tmp_path / "sock"
     with ExitStack() as stack, listen(path) as file:

@@ -50,7 +50,7 @@ def fill(notifier: Notifier) -> int:
     return next(number for number in range(10000) if not notifier.try_send("STATUS=full"))
 
 
-async def test_without_a_service_manager_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_service_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notifier = Notifier()
     assert not notifier
@@ -82,9 +82,7 @@ async def test_messages_arrive_whole(
     "address",
     ["here", "vsock:2:1", "/nowhere", "/" + 200 * "x", "/dev/null", "/a\0b", "@", "@nobody"],
 )
-async def test_an_address_that_cannot_be_used_is_as_good_as_none(
-    address: str, log_lines: LogLines
-) -> None:
+async def test_an_unusable_address_counts_as_none(address: str, log_lines: LogLines) -> None:
     notifier = Notifier(address)
     assert not notifier
     assert not await notifier.send(systemd.READY)

@@ -46,7 +46,7 @@ def name(number: int) -> str:
     return f"{CONNECTION}{number}"
 
 
-async def test_what_it_missed_is_told_once_it_reads(
+async def test_missed_changes_are_sent_once_the_manager_reads(
     deaf: Deaf, autojump_clock: trio.testing.MockClock, log_lines: LogLines
 ) -> None:
     store = Store(cast(Notifier, deaf), 16)

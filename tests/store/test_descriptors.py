@@ -79,7 +79,9 @@ def eventfd(count: int = 0) -> OwnedFd:
 
 
 @pytest.mark.parametrize("limit", [0, 16])
-async def test_without_a_service_manager_what_is_kept_is_for_this_program_alone(limit: int) -> None:
+async def test_without_a_service_manager_descriptors_are_kept_for_this_program_only(
+    limit: int,
+) -> None:
     store, fd = Store(limit=limit), eventfd()
     assert not store.active
     await store.keep(LOCK, fd)
@@ -96,7 +98,7 @@ async def test_a_service_manager_without_a_store_is_told_nothing(manager: Manage
     assert manager.order == []
 
 
-async def test_what_is_kept_is_stored_by_its_name_until_it_is_removed(manager: Manager) -> None:
+async def test_a_descriptor_is_stored_by_name_until_it_is_removed(manager: Manager) -> None:
     store, lock, pipe = store_of(manager), eventfd(), eventfd()
     await store.keep(LOCK, lock)
     await store.keep(PIPE, pipe)
@@ -110,7 +112,7 @@ async def test_what_is_kept_is_stored_by_its_name_until_it_is_removed(manager: M
     assert manager.order == ["+.lock", "+.pipe", "-.lock"]
 
 
-async def test_what_is_not_ours_is_handed_over_and_never_stored(manager: Manager) -> None:
+async def test_a_foreign_descriptor_is_handed_over_and_never_stored(manager: Manager) -> None:
     store, fd = store_of(manager), eventfd()
     await store.keep(f"{CONNECTION}1", fd, is_ours=False)
     assert (manager.order, store.kept) == ([], {f"{CONNECTION}1": fd})
@@ -119,7 +121,7 @@ async def test_what_is_not_ours_is_handed_over_and_never_stored(manager: Manager
 # The next process
 
 
-async def test_what_was_left_is_taken_and_the_rest_swept(
+async def test_descriptors_that_were_left_are_taken_and_the_rest_is_swept(
     manager: Manager, log_lines: LogLines
 ) -> None:
     before, fds = store_of(manager), {}
@@ -145,7 +147,9 @@ async def test_what_was_left_is_taken_and_the_rest_swept(
     assert store.left() == []
 
 
-async def test_what_was_left_can_be_removed_without_being_taken(manager: Manager) -> None:
+async def test_a_descriptor_that_was_left_can_be_removed_without_being_taken(
+    manager: Manager,
+) -> None:
     await store_of(manager).keep(f"{RECORD}1", eventfd())
     store = store_of(manager, inherits=True)
     fd = store.look(f"{RECORD}1")
@@ -154,7 +158,7 @@ async def test_what_was_left_can_be_removed_without_being_taken(manager: Manager
     assert manager.held == {}
 
 
-async def test_a_new_number_is_none_that_any_name_had(manager: Manager) -> None:
+async def test_a_new_number_was_never_used_before(manager: Manager) -> None:
     before = store_of(manager)
     assert [before.new_number(RECORD) for _ in range(3)] == [1, 2, 3]
     assert before.new_number(CONNECTION) == 1, "each prefix has its own numbers"
@@ -187,7 +191,7 @@ def test_any_names_have_numbers_or_none(texts: list[str], numbers: list[int]) ->
 # A service manager that does not read
 
 
-async def test_a_service_manager_that_does_not_read_holds_nobody_up_for_long(
+async def test_a_service_manager_that_does_not_read_delays_little(
     manager: Manager, autojump_clock: trio.testing.MockClock, log_lines: LogLines
 ) -> None:
     store, began = store_of(manager), trio.current_time()

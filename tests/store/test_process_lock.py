@@ -37,7 +37,7 @@ def takes_in_child(lock: ProcessLock) -> bool:
 # The lock
 
 
-def test_it_is_one_process_s_and_taken_as_often_as_that_likes() -> None:
+def test_one_process_has_the_lock_and_may_take_it_again() -> None:
     lock = ProcessLock.create()
     assert takes_in_child(lock)
     assert lock.take()
@@ -45,7 +45,7 @@ def test_it_is_one_process_s_and_taken_as_often_as_that_likes() -> None:
     assert not takes_in_child(lock)
 
 
-def test_it_goes_with_the_process_and_not_with_the_descriptor() -> None:
+def test_the_lock_ends_with_the_process_not_with_the_descriptor() -> None:
     """The service manager keeps the descriptor for good."""
     lock = ProcessLock.create()
     told, tell = os.pipe()
@@ -63,7 +63,7 @@ def test_it_goes_with_the_process_and_not_with_the_descriptor() -> None:
     os.close(tell)
 
 
-def test_it_outlives_an_execution_in_place() -> None:
+def test_the_lock_outlives_an_execution_in_place() -> None:
     lock = ProcessLock.create()
     os.set_inheritable(lock.fd.fileno(), True)
     told, tell = os.pipe()
@@ -113,7 +113,7 @@ async def is_stuck(host: Host) -> None:
     await eventually(lambda: watchdogs(host) > fed + 2)
 
 
-async def test_the_next_process_waits_and_goes_on_once_it_can(tmp_path: Path) -> None:
+async def test_the_next_process_waits_and_continues_once_it_has_the_lock(tmp_path: Path) -> None:
     async with hosting(tmp_path, environment=WATCHDOG) as host, by_hand(host.path()) as guest:
         fill(guest.ram, 32 * MIB, 2 * BLOCK)
         await guest.report((48 * MIB, BLOCK))
@@ -155,7 +155,7 @@ async def test_the_next_process_waits_and_goes_on_once_it_can(tmp_path: Path) ->
         assert host.manager.names() == stored
 
 
-async def test_what_the_one_before_did_until_its_end_counts(tmp_path: Path) -> None:
+async def test_everything_that_the_previous_process_did_counts(tmp_path: Path) -> None:
     """The old process was only slow: it continues for a while, then ends."""
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:
         await guest.inflate([5000])
@@ -200,7 +200,7 @@ def stored_lock(host: Host) -> int:
     return lock
 
 
-async def test_a_lock_that_somebody_else_holds(tmp_path: Path) -> None:
+async def test_a_lock_that_another_process_holds(tmp_path: Path) -> None:
     """No front end is served: one that connects waits until the lock is free."""
     async with hosting(tmp_path) as host:
         await eventually(lambda: len(host.manager.names()) == KEPT)
@@ -242,7 +242,7 @@ async def test_an_upgrade_in_place_keeps_the_lock(tmp_path: Path, times: int) ->
         await guest.inflate([5001])
 
 
-async def test_without_a_service_manager_there_is_nobody_to_wait_for(tmp_path: Path) -> None:
+async def test_without_a_service_manager_there_is_no_process_to_wait_for(tmp_path: Path) -> None:
     async with hosting(tmp_path, limit=0) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])

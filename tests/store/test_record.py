@@ -95,7 +95,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_is_no_record_is_a_state_error(text: str) -> None:
+def test_a_file_that_is_not_a_record_is_a_state_error(text: str) -> None:
     with pytest.raises(StateError, match=text):
         Record(WRONG[text]())
 
@@ -112,14 +112,14 @@ def test_a_damaged_area_is_a_state_error_and_one_never_written_none() -> None:
 
 
 @pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 2000, b"1" * 5000])
-def test_an_area_that_is_no_json(data: bytes) -> None:
+def test_an_area_that_is_not_json(data: bytes) -> None:
     record = Record.create()
     record._areas["connection"].save(data)
     with pytest.raises(StateError, match="not JSON"):
         record.load("connection")
 
 
-def test_what_does_not_fit_changes_nothing() -> None:
+def test_a_document_that_does_not_fit_changes_nothing() -> None:
     record = Record.create()
     record.save("stats", [1])
     with pytest.raises(ValueError, match="do not fit"):

@@ -76,7 +76,7 @@ def connection() -> Iterator[Connection]:
     connection.front_end.close()
 
 
-def test_a_reply_is_sent_and_known_to_be(connection: Connection) -> None:
+def test_a_sent_reply_is_known_to_be_sent(connection: Connection) -> None:
     assert connection.send() == len(REPLY)
     assert connection.received() == REPLY
     assert connection.restart() is Phase.SENT
@@ -87,7 +87,7 @@ def test_a_reply_is_sent_and_known_to_be(connection: Connection) -> None:
     ("point", "arrives", "found"),
     [("sending", False, Phase.DONE), ("splice", False, Phase.DONE), ("sent", True, Phase.SENT)],
 )
-def test_killed_on_the_way(
+def test_killed_while_sending(
     connection: Connection,
     monkeypatch: pytest.MonkeyPatch,
     point: str,
@@ -126,7 +126,7 @@ def test_a_closed_peer_leaves_nothing_in_the_pipe(connection: Connection) -> Non
     assert not connection.pipe.unsent
 
 
-def test_what_was_settled_is_left_alone(connection: Connection) -> None:
+def test_a_settled_request_is_left_alone(connection: Connection) -> None:
     """Another connection's reply is in the pipe."""
     os.write(connection.pipe.fd.fileno(), b"another's")
     assert connection.restart() is Phase.DONE

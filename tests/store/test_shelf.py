@@ -56,7 +56,7 @@ def test_a_name_leads_to_the_same_file_in_the_next_process(shelf: Shelf) -> None
     next_one.close()
 
 
-def test_what_is_not_on_it_is_lost(shelf: Shelf) -> None:
+def test_a_descriptor_that_is_not_on_the_shelf_is_lost(shelf: Shelf) -> None:
     (fd,) = shelf.put([marked(1)])
     for name in ("1.1", "2.0", "", "1", "x.y", "None"):
         with pytest.raises(StateError, match="lost"):
@@ -66,7 +66,7 @@ def test_what_is_not_on_it_is_lost(shelf: Shelf) -> None:
         shelf.adopt("1.0")
 
 
-def test_what_is_named_twice_is_adopted_twice(shelf: Shelf) -> None:
+def test_a_descriptor_named_twice_is_adopted_twice(shelf: Shelf) -> None:
     shelf.put([marked(7)])
     next_one = successor(shelf)
     next_one.load()
@@ -77,7 +77,7 @@ def test_what_is_named_twice_is_adopted_twice(shelf: Shelf) -> None:
     next_one.close()
 
 
-def test_what_nobody_adopts_is_swept_and_no_descriptor_is_left() -> None:
+def test_descriptors_that_are_not_adopted_are_closed() -> None:
     before = open_now()
     with shelves() as shelf:
         fds = shelf.put([marked(1), marked(2)])
@@ -94,7 +94,7 @@ def test_what_nobody_adopts_is_swept_and_no_descriptor_is_left() -> None:
     assert open_now() == before
 
 
-def test_only_what_is_on_the_shelf_has_a_name(shelf: Shelf) -> None:
+def test_only_descriptors_on_the_shelf_have_names(shelf: Shelf) -> None:
     assert shelf_name(marked(1)) is None
     (fd,) = shelf.put([marked(1)])
     assert isinstance(fd, ShelvedFd)
@@ -103,7 +103,7 @@ def test_only_what_is_on_the_shelf_has_a_name(shelf: Shelf) -> None:
     assert shelf.users == {}
 
 
-def test_ends_that_are_no_sockets() -> None:
+def test_ends_that_are_not_sockets() -> None:
     before = open_now()
     with shelves() as shelf, pytest.raises(OSError, match="socket"):
         Shelf([*(OwnedFd(os.dup(end.fileno())) for end in shelf.ends[:3]), marked(1)])
@@ -135,7 +135,7 @@ def test_eventfds_come_back_with_their_counts(shelf: Shelf) -> None:
     next_one.close()
 
 
-def test_where_a_dead_reader_stopped_counts_for_nobody(shelf: Shelf) -> None:
+def test_the_peek_offset_of_a_dead_reader_is_ignored(shelf: Shelf) -> None:
     for number in range(1, 6):
         shelf.put([marked(number)])
     reader = successor(shelf)
@@ -169,7 +169,7 @@ def test_an_epoll_descriptor_with_20000_entries(shelf: Shelf) -> None:
 # Compaction
 
 
-def test_what_piles_up_is_dropped_and_what_is_used_stays(shelf: Shelf) -> None:
+def test_unused_descriptors_are_dropped_and_used_ones_stay(shelf: Shelf) -> None:
     kept = shelf.put([marked(1), marked(2), marked(3)])
     kept[1].close()
     switched: list[int] = []
@@ -279,7 +279,7 @@ def test_all_memory_slots_and_rings_fit() -> None:
         assert len(fds) == len(shelf.users) == 524
 
 
-def test_a_pile_that_cannot_be_moved_does_not_hold_up_what_has_room(
+def test_a_failed_compaction_does_not_stop_a_message_that_fits(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = shelf.put([marked(1)])

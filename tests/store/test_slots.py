@@ -39,7 +39,7 @@ def test_a_writer_that_dies_leaves_before_or_after(values: list[bytes], last: by
 
 
 @given(st.lists(st.binary(max_size=SIZE // 2 - 16), min_size=1, max_size=6))
-def test_another_writer_goes_on(values: list[bytes]) -> None:
+def test_another_writer_continues(values: list[bytes]) -> None:
     file = bytearray(SIZE)
     for value in values:
         Slots(memoryview(file)).save(value)
@@ -74,7 +74,7 @@ def test_the_first_value_was_never_written_if_its_writer_died() -> None:
         assert slots.written is not body_only
 
 
-def test_what_is_too_long_changes_nothing() -> None:
+def test_a_value_that_is_too_long_changes_nothing() -> None:
     slots = Slots(memoryview(bytearray(SIZE)))
     slots.save(b"x" * slots.capacity)
     with pytest.raises(ValueError, match="do not fit"):
@@ -111,7 +111,7 @@ def test_each_phase_is_read_back() -> None:
         assert entry.sequence == journal(file).sequence == 1
 
 
-def test_another_process_goes_on_with_an_entry() -> None:
+def test_another_process_continues_an_entry() -> None:
     file = bytearray(SIZE)
     journal(file).begin(b"request", ("a",))
     journal(file).taken()
@@ -137,7 +137,7 @@ def test_an_entry_that_is_half_written_does_not_count(first: bytes, second: byte
         assert found in ((1, first, (".1",), b"old"), (2, second, (".2",), None))
 
 
-def test_a_reply_that_is_half_written_leaves_the_request_to_be_done() -> None:
+def test_a_half_written_reply_leaves_the_request_to_be_repeated() -> None:
     file = bytearray(SIZE)
     journal(file).begin(b"request")
     journal(file).taken()
@@ -151,7 +151,7 @@ def test_a_reply_that_is_half_written_leaves_the_request_to_be_done() -> None:
             assert entry.phase is Phase.TAKEN
 
 
-def test_what_is_too_long_is_no_entry() -> None:
+def test_an_entry_that_is_too_long_is_ignored() -> None:
     file = bytearray(SIZE)
     journal(file).begin(b"kept")
     with pytest.raises(ValueError, match="different structures"):

@@ -70,7 +70,7 @@ async def test_what_a_front_end_sends_is_never_stored(tmp_path: Path) -> None:
             check(host, memory)
 
 
-async def test_nor_what_it_sends_where_nothing_belongs(tmp_path: Path) -> None:
+async def test_nor_are_descriptors_that_no_request_expects(tmp_path: Path) -> None:
     """In any number, with any request, whole and in parts."""
     async with hosting(tmp_path, limit=100) as host, by_hand(host.path()) as guest:
         files = [os.memfd_create("foreign") for _ in range(3)] + [os.eventfd(0) for _ in range(3)]
