@@ -15,7 +15,7 @@ from vhost_balloon.daemon.check_config import check_config
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.service.listeners import SocketOptions
 from vhost_balloon.vm.names import MAX_NAME, name_from_file, read_name
-from vhost_balloon.vm.settings import SettingError, VmSettings
+from vhost_balloon.vm.settings import SETTINGS, Setting, SettingError, VmSettings, changed_settings
 
 ONE_EACH = r"one vhost-balloon for each \(under systemd vhost-balloon@NAME\.socket\)$"
 Handed = dict[str, Path | None]
@@ -212,12 +212,43 @@ def test_any_file_name_is_a_name_or_a_mistake(data: bytes) -> None:
         assert found == name == read_name(name) == json.loads(json.dumps(name))
 
 
-# Options that are gone, and the rest
+# The options of settings
+
+VALUES = {
+    "discard": "never",
+    "stats-interval": "3",
+    "report-rate": "512M/s",
+    "socket-mode": "0660",
+    "socket-group": "kvm",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_an_option_changes_its_setting_and_no_other(setting: Setting) -> None:
+    value = f"={VALUES[setting.key]}" if setting.kind.metavar else ""
+    arguments = ["--fd=3", f"{setting.option}{value}"]
+    if not setting.section:
+        assert "unrecognized arguments" in mistake(arguments)
+    else:
+        assert changed_settings(VmSettings(), parse(arguments).settings) == [setting.key]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--discard=x", "--stats-interval=x", "--stats-interval=-1", "--stats-interval=nan",
+     "--report-rate=0", "--socket-mode=1777", "--control-mode=x"],
+)  # fmt: skip
+def test_a_value_that_an_option_cannot_have(argument: str) -> None:
+    option, value = argument.split("=")
+    assert mistake([argument]).startswith(f"argument {option}: '{value}' is not ")
+
+
+# Removed options, and the rest
 
 
 def test_an_option_that_is_not_needed_any_more() -> None:
     text = mistake(["--socket-path=/run/a", "--allow-unsealed-memory"])
-    assert text.startswith("--allow-unsealed-memory is not needed any more: leave it out")
+    assert text.startswith("--allow-unsealed-memory is no longer needed: leave it out")
 
 
 async def test_groups_are_checked() -> None:

@@ -1,20 +1,24 @@
-"""The daemon's command line: its options, and how their values are read."""
+"""The daemon's command line: its options, and how their values are read.
+
+The options of the VM's settings come from vm/settings.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vhost_balloon.config.option_parser import Parser, add_log_options
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.figures.discard_policy import DiscardMode
 from vhost_balloon.log.output import print_out
 from vhost_balloon.metrics.options import add_metrics_options
-from vhost_balloon.sizes import parse_rate
+from vhost_balloon.vm import settings
 from vhost_balloon.vm.names import read_name
-from vhost_balloon.vm.settings import MAX_STATS_INTERVAL, SWITCHES, SettingError, read_mode
+from vhost_balloon.vm.setting_kinds import PERMISSIONS
+from vhost_balloon.vm.settings import SETTINGS, SettingError, VmSettings
 
 CAPABILITIES: Final = {"type": "balloon"}
 """QEMU docs/interop/vhost-user.json, VhostUserBackendCapabilities."""
@@ -27,47 +31,24 @@ class _PrintCapabilities(argparse.Action):
 
 
 class _Refuse(argparse.Action):
-    """An option that is gone; const says what to do instead."""
+    """A removed option; const is the advice to give."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         raise OperatorError(f"{self.option_strings[0]} {self.const}")
 
 
-def _name(text: str) -> str:
-    try:
-        return read_name(text)
-    except SettingError as error:
-        raise argparse.ArgumentTypeError(error.text) from None
+def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse reports a ValueError without its text."""
 
+    def read_option(text: str) -> Any:
+        try:
+            return read(text)
+        except SettingError as error:
+            raise argparse.ArgumentTypeError(error.text) from None
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-def _absolute(text: str) -> Path:
-    return Path(text).absolute()
-
-
-def _mode(text: str) -> int:
-    try:
-        return read_mode(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds <= MAX_STATS_INTERVAL:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of seconds from 0 to {MAX_STATS_INTERVAL:.0f}"
-        )
-    return seconds
-
-
-def _rate(text: str) -> int:
-    try:
-        return parse_rate(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return read_option
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,8 +68,28 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check options, files and addresses without serving anything, and exit",
     )
-    vm = parser.add_argument_group("virtual machine")
-    vm.add_argument(
+    vm = parser.add_argument_group(settings.VM)
+    _add_vm(vm)
+    control = parser.add_argument_group(settings.CONTROL)
+    _add_control(control)
+    add_metrics_options(parser)
+    features = parser.add_argument_group(settings.FEATURES)
+    memory = parser.add_argument_group(settings.MEMORY)
+    memory.add_argument(
+        "--allow-unsealed-memory",
+        action=_Refuse,
+        nargs=0,
+        const="is no longer needed: leave it out (each VM has a process of its own)",
+        dest=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
+    _add_settings({str(group.title): group for group in (vm, control, features, memory)})
+    add_log_options(parser)
+    return parser
+
+
+def _add_vm(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--socket-path",
         type=Path,
         action="append",
@@ -96,95 +97,74 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="listen here for the VM's front end",
     )
-    vm.add_argument(
+    group.add_argument(
         "--fd",
         type=int,
         action="append",
         default=[],
         metavar="N",
-        help="serve this connected front-end socket (whose process cannot be told: see --discard)",
+        help="serve this connected front-end socket (its process stays unknown: see --discard)",
     )
-    vm.add_argument(
+    group.add_argument(
         "--name",
-        type=_name,
+        type=_reader(read_name),
         metavar="NAME",
         help="the VM's name (default: that of the socket's file, without .sock)",
     )
-    vm.add_argument(
+    group.add_argument(
         "--config",
-        type=_absolute,
+        type=lambda text: Path(text).absolute(),
         action="append",
         default=[],
         metavar="FILE",
         help="the VM's settings (TOML), read again by vhost-balloonctl reload; may be repeated, "
         "later files win",
     )
-    _add_access(vm, "socket", "the front-end socket")
-    control = parser.add_argument_group("control")
-    control.add_argument(
+
+
+def _add_control(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--control-socket", type=Path, metavar="PATH", help="listen here for QMP clients"
     )
-    _add_access(control, "control", "the control socket")
-    control.add_argument(
-        "--stats-interval",
-        type=_interval,
-        default=10.0,
-        metavar="SECONDS",
-        help="how often the guest is asked for statistics (default 10; 0: on demand only)",
-    )
-    add_metrics_options(parser)
-    features = parser.add_argument_group("features, all offered by default")
-    for name, (_, text) in SWITCHES.items():
-        features.add_argument(f"--no-{name}", action="store_true", help=f"do not offer {text}")
-    _add_memory(parser)
-    add_log_options(parser)
-    return parser
-
-
-def _add_access(group: argparse._ArgumentGroup, prefix: str, what: str) -> None:
     group.add_argument(
-        f"--{prefix}-mode",
-        type=_mode,
+        "--control-mode",
+        type=_reader(PERMISSIONS.read_option),
         default=0o600,
         metavar="MODE",
-        help=f"permissions of {what} (octal, default 0600)",
+        help="permissions of the control socket (octal, default 0600)",
     )
-    group.add_argument(f"--{prefix}-group", metavar="GROUP", help=f"group of {what}")
+    group.add_argument("--control-group", metavar="GROUP", help="group of the control socket")
 
 
-def _add_memory(parser: argparse.ArgumentParser) -> None:
-    memory = parser.add_argument_group("guest memory")
-    memory.add_argument(
-        "--discard",
-        choices=[mode.value for mode in DiscardMode],
-        default=DiscardMode.AUTO.value,
-        help="auto (default): not while the front end has memory pinned for passed-through "
-        "devices, or may not be looked at (as another user's process); always: without looking; "
-        "never: acknowledge and discard nothing",
-    )
-    memory.add_argument(
-        "--report-rate",
-        type=_rate,
-        metavar="RATE",
-        help="bytes a second, such as 512M/s, that the guest's reports may have discarded, and two "
-        "seconds' worth at once (default: all); what is beyond it is acknowledged and kept",
-    )
-    memory.add_argument(
-        "--discard-hugetlb",
-        action="store_true",
-        help="discard hugetlb pages too: the guest dies if it touches one again while the host's "
-        "pool is empty",
-    )
-    memory.add_argument(
-        "--discard-other-filesystems",
-        action="store_true",
-        help="discard memory in files that are on neither tmpfs nor hugetlbfs",
-    )
-    memory.add_argument(
-        "--allow-unsealed-memory",
-        action=_Refuse,
-        nargs=0,
-        const="is not needed any more: leave it out (each VM has a process of its own)",
-        dest=argparse.SUPPRESS,
-        help=argparse.SUPPRESS,
-    )
+def _add_settings(groups: dict[str, argparse._ArgumentGroup]) -> None:
+    """Add the option of each setting that has one; its value, or None, is kept under the key."""
+    for key, setting in SETTINGS.items():
+        if not setting.section:
+            continue
+        group = groups[setting.section]
+        if setting.kind.metavar:
+            group.add_argument(
+                setting.option,
+                dest=key,
+                type=_reader(setting.kind.read_option),
+                metavar=setting.kind.metavar,
+                help=setting.help,
+            )
+        else:
+            group.add_argument(
+                setting.option,
+                dest=key,
+                action="store_const",
+                const=setting.const,
+                help=setting.help,
+            )
+
+
+def read_settings(options: argparse.Namespace) -> VmSettings:
+    """The settings of a parsed command line."""
+    found = VmSettings()
+    for key, setting in SETTINGS.items():
+        value = getattr(options, key, None)
+        if value is not None:
+            found = setting.put(found, value)
+    return found

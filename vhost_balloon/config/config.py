@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon.config.command_line import build_parser
+from vhost_balloon.config.command_line import build_parser, read_settings
 from vhost_balloon.config.file import read_files
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
 from vhost_balloon.metrics.options import MetricsOptions, read_metrics_options
 from vhost_balloon.service.environment import UNNAMED
 from vhost_balloon.service.handed_over import CONTROL, METRICS, RESERVED_NAMES
 from vhost_balloon.service.listeners import SocketOptions
 from vhost_balloon.vm.names import name_from_file, read_name
-from vhost_balloon.vm.settings import SWITCHES, SettingError, VmSettings
+from vhost_balloon.vm.settings import SettingError, VmSettings
 
 FRONT_END: Final = "front-end"
 """FileDescriptorName= of our units, which says nothing of the VM."""
@@ -86,7 +85,7 @@ def parse(
         raise OperatorError(
             f"{control} is given for front end and control: give --control-socket another path"
         )
-    base = _settings(options)
+    base = read_settings(options)
     return Config(
         name=options.name or _default_name(options, socket_path, handed_over),
         socket_path=socket_path,
@@ -155,25 +154,6 @@ def _is_same(one: Path, other: Path) -> bool:
 
 def _resolved(path: Path) -> tuple[str, str]:
     return os.path.realpath(path.parent), path.name
-
-
-def _settings(options: argparse.Namespace) -> VmSettings:
-    offered = sum(
-        int(bit)
-        for name, (bit, _) in SWITCHES.items()
-        if not getattr(options, f"no_{name.replace('-', '_')}")
-    )
-    return VmSettings(
-        offered=offered,
-        policy=DiscardPolicy(
-            DiscardMode(options.discard),
-            options.discard_hugetlb,
-            options.discard_other_filesystems,
-        ),
-        stats_interval=options.stats_interval,
-        report_rate=options.report_rate,
-        access=SocketOptions(options.socket_mode, options.socket_group),
-    )
 
 
 def _control(options: argparse.Namespace, handed: Mapping[str, Path | None]) -> Path | None:

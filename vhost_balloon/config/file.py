@@ -19,14 +19,10 @@ from typing import Any, Final, NoReturn
 
 from vhost_balloon.config.toml_lines import Lines
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.sizes import parse_rate, parse_size
 from vhost_balloon.vm.settings import SettingError, VmSettings, settings_from_json
 
 MAX_SIZE: Final = 64 << 10
 """Bytes: some dozen settings, and a lot of comments. What is larger is another kind of file."""
-
-_TEXTS: Final = {"target": (parse_size, "a size"), "report-rate": (parse_rate, "a rate")}
-"""Settings that are numbers of bytes, and may be texts such as "512M" too."""
 
 _ONE_VM: Final = (
     "is for several VMs, and this daemon serves one: write one file for each VM, with its keys at "
@@ -56,22 +52,12 @@ def _read_file(path: Path, base: VmSettings) -> VmSettings:
     lines = Lines(text)
     document = _parse(path, text, lines)
     try:
-        return settings_from_json({key: _value(key, document[key]) for key in document}, base)
+        for key in document:
+            if key in _REFUSED:
+                raise SettingError(key, _REFUSED[key])
+        return settings_from_json(document, base)
     except SettingError as error:
         _fail(path, lines.of(error.key), str(error))
-
-
-def _value(key: str, value: object) -> object:
-    """What settings_from_json takes: numbers for sizes and rates. Raises SettingError."""
-    if key in _REFUSED:
-        raise SettingError(key, _REFUSED[key])
-    if key not in _TEXTS or not isinstance(value, str):
-        return value
-    parse, what = _TEXTS[key]
-    try:
-        return parse(value)
-    except ValueError as error:
-        raise SettingError(key, f"expects {what}: {error}") from None
 
 
 def _open(path: str, flags: int) -> int:

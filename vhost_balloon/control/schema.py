@@ -18,7 +18,7 @@ from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.figures.discard_policy import DiscardMode
 from vhost_balloon.figures.refusal import EVERY_REASON
 from vhost_balloon.figures.statistics import VmState
-from vhost_balloon.vm.settings import SWITCHES
+from vhost_balloon.vm.settings import SETTINGS
 
 _BUILTINS: Final = {
     "str": "string",
@@ -109,15 +109,7 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
         "requests": "int",
     },
     "VmSettings": {
-        **dict.fromkeys(SWITCHES, "bool"),
-        "discard": "DiscardMode",
-        "discard-hugetlb": "bool",
-        "discard-other-filesystems": "bool",
-        "stats-interval": "number",
-        "*target": "int",
-        "*report-rate": "int",
-        "socket-mode": "str",
-        "*socket-group": "str",
+        "*" * setting.is_optional + key: setting.kind.qmp for key, setting in SETTINGS.items()
     },
     "VmRegion": {"guest-address": "int", "size": "int", "page-size": "int", "backing": "str"},
 }

@@ -1,4 +1,4 @@
-"""A VM's name, and the reserved names of sockets that are handed over."""
+"""VM names: which are valid, and which one a socket's file suggests."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import os
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon.vm.settings import SettingError, is_file_name_text
+from vhost_balloon.vm.setting_kinds import is_file_name_text
+from vhost_balloon.vm.settings import SettingError
 
 MAX_NAME: Final = 255
-"""Bytes, as in a file's name."""
+"""Bytes, as for a file name."""
 
 _SUFFIXES: Final = (".sock", ".socket")
 
 
 def read_name(value: str) -> str:
-    """A VM's name. Raises SettingError.
+    """Return value if it is a valid VM name. Raises SettingError.
 
-    It is the last part of a path in qom-get, so it has no "/". A control socket of a name that
-    begins with "." would be a hidden file.
+    The name is the last part of a path in qom-get, so it contains no "/". With a leading "." its
+    control socket would be a hidden file.
     """
     if not value or value.startswith(".") or "/" in value or not is_file_name_text(value):
         raise SettingError("name", f"cannot be {value[:MAX_NAME]!r}")
@@ -28,8 +29,8 @@ def read_name(value: str) -> str:
 
 
 def name_from_file(path: Path) -> str:
-    """The name that a socket's file suggests, not checked: web1 from web1.sock.
+    """The name that a socket's file suggests, unchecked: web1 for web1.sock.
 
-    Other suffixes stay, so that web.example.com and web.example.org are two names.
+    Other suffixes stay: web.example.com and web.example.org are different names.
     """
     return path.stem if path.suffix in _SUFFIXES else path.name

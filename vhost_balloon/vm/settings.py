@@ -1,42 +1,40 @@
-"""What an operator may choose for the VM, and the one reader of it.
+"""The VM's settings: one table that command line, files, state records and query-vms follow.
 
-The command line has the choices as options. Configuration files and state records have them as a
-mapping, its keys spelled as the options; there a feature is switched by true or false.
+Keys are spelled like the options. A feature is switched by true or false, or by --no-KEY.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from operator import attrgetter
+from typing import Any, ClassVar, Final
 
 from protocol.qmp import Json
 from protocol.virtio_balloon import BalloonFeature
-from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
+from vhost_balloon.figures.discard_policy import DiscardPolicy
 from vhost_balloon.service.listeners import SocketOptions
+from vhost_balloon.vm.setting_kinds import (
+    BOOLEAN,
+    DISCARD_MODE,
+    GROUP,
+    PERMISSIONS,
+    RATE,
+    SECONDS,
+    SIZE,
+    Kind,
+)
 
-MAX_STATS_INTERVAL: Final = 86400.0
-MAX_TARGET: Final = (1 << 63) - 1
-MAX_REPORT_RATE: Final = (1 << 63) - 1
-"""Bytes, and bytes a second: the largest of QMP's integers."""
+ALL_FEATURES: Final = sum(int(bit) for bit in BalloonFeature)
 
-SWITCHES: Final = {
-    "must-tell-host": (BalloonFeature.MUST_TELL_HOST, "the guest must ask to take pages back"),
-    "stats": (BalloonFeature.STATS_VQ, "guest memory statistics"),
-    "deflate-on-oom": (
-        BalloonFeature.DEFLATE_ON_OOM,
-        "deflation when the guest is out of memory",
-    ),
-    "free-page-hint": (BalloonFeature.FREE_PAGE_HINT, "free page hints (never acted on)"),
-    "page-poison": (BalloonFeature.PAGE_POISON, "the guest's page poison value"),
-    "reporting": (BalloonFeature.PAGE_REPORTING, "free page reporting"),
-}
-"""Feature switches: --no-NAME takes the bit from what is offered to the guest."""
 
-ALL_FEATURES: Final = sum(int(bit) for bit, _ in SWITCHES.values())
+class SettingError(ValueError):
+    """A value that key cannot have; text says why."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(f"'{key}' {text}")
+        self.key: Final = key
+        self.text: Final = text
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,8 @@ class VmSettings:
     """What the operator chose for the VM.
 
     offered: balloon feature bits. stats_interval: seconds, 0 for on demand only. target: bytes
-    that the guest is to keep from its front end's start on, None for all. access: of its socket.
-    report_rate: bytes a second that the guest's reports may have discarded, None for all.
+    that the guest keeps when its front end starts, None for all. access: to the VM's socket.
+    report_rate: bytes a second of the guest's reports that may be discarded, None for all.
     """
 
     offered: int = ALL_FEATURES
@@ -56,143 +54,163 @@ class VmSettings:
     report_rate: int | None = None
 
 
-class SettingError(ValueError):
-    """A value that key cannot have; text says what it expects."""
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
 
-    def __init__(self, key: str, text: str) -> None:
-        super().__init__(f"'{key}' {text}")
-        self.key: Final = key
-        self.text: Final = text
+    path: its attribute in VmSettings. section: the option's group in --help, "" for a setting that
+    only files have. const: what an option without a value sets.
+    """
+
+    key: str
+    path: str
+    kind: Kind
+    section: str
+    help: str
+
+    const: ClassVar = True
+
+    @property
+    def option(self) -> str:
+        return f"--{self.key}"
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it has no value by default."""
+        return self.get(VmSettings()) is None
+
+    def get(self, settings: VmSettings) -> Any:
+        return attrgetter(self.path)(settings)
+
+    def put(self, settings: VmSettings, value: Any) -> VmSettings:
+        outer, _, name = self.path.rpartition(".")
+        if outer:
+            value = replace(getattr(settings, outer), **{name: value})
+        return replace(settings, **{outer or name: value})
+
+
+@dataclass(frozen=True)
+class Feature(Setting):
+    """A balloon feature that is offered to the guest unless --no-KEY is given."""
+
+    bit: int
+
+    const: ClassVar = False
+
+    @property
+    def option(self) -> str:
+        return f"--no-{self.key}"
+
+    def get(self, settings: VmSettings) -> bool:
+        return bool(settings.offered & self.bit)
+
+    def put(self, settings: VmSettings, value: Any) -> VmSettings:
+        offered = settings.offered & ~self.bit
+        return replace(settings, offered=offered | self.bit if value else offered)
+
+
+VM: Final = "virtual machine"
+CONTROL: Final = "control"
+FEATURES: Final = "features, all offered by default"
+MEMORY: Final = "guest memory"
+"""Groups of options in --help."""
+
+
+def _feature(key: str, bit: BalloonFeature, what: str) -> Feature:
+    return Feature(key, "offered", BOOLEAN, FEATURES, f"do not offer {what}", int(bit))
+
+
+_ALL: Final = (
+    _feature(
+        "must-tell-host",
+        BalloonFeature.MUST_TELL_HOST,
+        "the requirement that the guest asks before it takes pages back",
+    ),
+    _feature("stats", BalloonFeature.STATS_VQ, "guest memory statistics"),
+    _feature(
+        "deflate-on-oom",
+        BalloonFeature.DEFLATE_ON_OOM,
+        "deflation when the guest is out of memory",
+    ),
+    _feature("free-page-hint", BalloonFeature.FREE_PAGE_HINT, "free page hints (never acted on)"),
+    _feature("page-poison", BalloonFeature.PAGE_POISON, "the guest's page poison value"),
+    _feature("reporting", BalloonFeature.PAGE_REPORTING, "free page reporting"),
+    Setting(
+        "discard",
+        "policy.mode",
+        DISCARD_MODE,
+        MEMORY,
+        "auto (default): not while the front end has memory pinned for passed-through devices, or "
+        "cannot be examined (as another user's process); always: without examining it; never: "
+        "acknowledge reports and discard nothing",
+    ),
+    Setting(
+        "discard-hugetlb",
+        "policy.hugetlb",
+        BOOLEAN,
+        MEMORY,
+        "discard hugetlb pages too: the guest dies if it touches one again while the host's pool "
+        "is empty",
+    ),
+    Setting(
+        "discard-other-filesystems",
+        "policy.other_filesystems",
+        BOOLEAN,
+        MEMORY,
+        "discard memory in files that are on neither tmpfs nor hugetlbfs",
+    ),
+    Setting(
+        "stats-interval",
+        "stats_interval",
+        SECONDS,
+        CONTROL,
+        "how often to ask the guest for statistics (default 10; 0: on demand only)",
+    ),
+    Setting("target", "target", SIZE, "", "memory that the guest keeps when its front end starts"),
+    Setting(
+        "report-rate",
+        "report_rate",
+        RATE,
+        MEMORY,
+        "bytes a second of the guest's reports to discard, such as 512M/s, in bursts of two "
+        "seconds' worth (default: all); reports above it are acknowledged and kept",
+    ),
+    Setting(
+        "socket-mode",
+        "access.mode",
+        PERMISSIONS,
+        VM,
+        "permissions of the front-end socket (octal, default 0600)",
+    ),
+    Setting("socket-group", "access.group", GROUP, VM, "group of the front-end socket"),
+)
+
+SETTINGS: Final[Mapping[str, Setting]] = {setting.key: setting for setting in _ALL}
+"""All settings, by key."""
 
 
 def settings_to_json(settings: VmSettings) -> dict[str, Json]:
-    """All settings by key; what has no value is left out."""
-    values: dict[str, Json] = {
-        name: bool(settings.offered & bit) for name, (bit, _) in SWITCHES.items()
+    """All settings by key, without those that have no value."""
+    values = {key: setting.get(settings) for key, setting in SETTINGS.items()}
+    return {
+        key: SETTINGS[key].kind.write(value) for key, value in values.items() if value is not None
     }
-    values |= {
-        "discard": settings.policy.mode.value,
-        "discard-hugetlb": settings.policy.hugetlb,
-        "discard-other-filesystems": settings.policy.other_filesystems,
-        "stats-interval": settings.stats_interval,
-        "target": settings.target,
-        "report-rate": settings.report_rate,
-        "socket-mode": f"{settings.access.mode:04o}",
-        "socket-group": settings.access.group,
-    }
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def settings_from_json(values: Mapping[str, object], base: VmSettings) -> VmSettings:
-    """base with the values that are given. Raises SettingError."""
+    """base with the given values. Raises SettingError."""
     settings = base
     for key, value in values.items():
-        if key not in _READERS:
+        if key not in SETTINGS:
             raise SettingError(key, "is not known")
-        settings = _READERS[key](settings, key, value)
+        setting = SETTINGS[key]
+        try:
+            settings = setting.put(settings, setting.kind.read(value))
+        except ValueError:
+            raise SettingError(key, f"expects {setting.kind.noun}") from None
     return settings
-
-
-def read_mode(text: str) -> int:
-    """Permission bits, in octal. Raises ValueError."""
-    if not re.fullmatch("[0-7]{1,6}", text) or int(text, 8) > 0o777:
-        raise ValueError(f"{text!r} is no octal mode such as 0660")
-    return int(text, 8)
-
-
-def is_file_name_text(text: str) -> bool:
-    """Whether the system's calls take this text as a path, or as a name."""
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-
-
-_Reader = Callable[[VmSettings, str, object], VmSettings]
-
-
-def _switch(settings: VmSettings, key: str, value: object) -> VmSettings:
-    bit = int(SWITCHES[key][0])
-    offered = settings.offered & ~bit
-    return replace(settings, offered=offered | bit if _boolean(key, value) else offered)
-
-
-def _discard(settings: VmSettings, key: str, value: object) -> VmSettings:
-    modes = {mode.value: mode for mode in DiscardMode}
-    if not isinstance(value, str) or value not in modes:
-        raise SettingError(key, f"expects one of {', '.join(modes)}")
-    return replace(settings, policy=replace(settings.policy, mode=modes[value]))
-
-
-def _hugetlb(settings: VmSettings, key: str, value: object) -> VmSettings:
-    return replace(settings, policy=replace(settings.policy, hugetlb=_boolean(key, value)))
-
-
-def _other_filesystems(settings: VmSettings, key: str, value: object) -> VmSettings:
-    policy = replace(settings.policy, other_filesystems=_boolean(key, value))
-    return replace(settings, policy=policy)
-
-
-def _stats_interval(settings: VmSettings, key: str, value: object) -> VmSettings:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        value = math.nan
-    if not 0 <= value <= MAX_STATS_INTERVAL:
-        text = f"expects a number of seconds from 0 to {MAX_STATS_INTERVAL:.0f}"
-        raise SettingError(key, text)
-    return replace(settings, stats_interval=float(value))
-
-
-def _target(settings: VmSettings, key: str, value: object) -> VmSettings:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_TARGET:
-        raise SettingError(key, "expects a size above 0, in bytes")
-    return replace(settings, target=value)
-
-
-def _report_rate(settings: VmSettings, key: str, value: object) -> VmSettings:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_REPORT_RATE:
-        raise SettingError(key, "expects a number of bytes a second above 0")
-    return replace(settings, report_rate=value)
-
-
-def _socket_mode(settings: VmSettings, key: str, value: object) -> VmSettings:
-    try:
-        mode = read_mode(value) if isinstance(value, str) else None
-    except ValueError:
-        mode = None
-    if mode is None:
-        raise SettingError(key, "expects a string of octal digits such as 0660")
-    return replace(settings, access=replace(settings.access, mode=mode))
-
-
-def _socket_group(settings: VmSettings, key: str, value: object) -> VmSettings:
-    if not isinstance(value, str) or not is_file_name_text(value):
-        raise SettingError(key, "expects a group's name or number, as a string")
-    return replace(settings, access=replace(settings.access, group=value))
-
-
-def _boolean(key: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise SettingError(key, "expects true or false")
-    return value
-
-
-_READERS: Final[Mapping[str, _Reader]] = {
-    **dict.fromkeys(SWITCHES, _switch),
-    "discard": _discard,
-    "discard-hugetlb": _hugetlb,
-    "discard-other-filesystems": _other_filesystems,
-    "stats-interval": _stats_interval,
-    "target": _target,
-    "report-rate": _report_rate,
-    "socket-mode": _socket_mode,
-    "socket-group": _socket_group,
-}
-
-SETTINGS: Final = tuple(_READERS)
-"""All keys."""
 
 
 def changed_settings(old: VmSettings, new: VmSettings) -> list[str]:
     """Keys of the settings that differ, in the order of SETTINGS."""
-    before, after = settings_to_json(old), settings_to_json(new)
-    return [key for key in SETTINGS if before.get(key) != after.get(key)]
+    return [key for key, setting in SETTINGS.items() if setting.get(old) != setting.get(new)]
