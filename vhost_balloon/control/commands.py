@@ -17,6 +17,9 @@ from vhost_balloon.control.report import describe_vm
 from vhost_balloon.errors import CommandError
 from vhost_balloon.vm.vm import NOT_ACTIVATED, Vm
 
+EMPTY: Final = "q_empty"
+"""The return type of commands that return nothing."""
+
 INT64_MAX: Final = (1 << 63) - 1
 UINT32_MAX: Final = (1 << 32) - 1
 
@@ -56,6 +59,7 @@ class Command:
 
     handler: Handler
     parameters: tuple[Parameter, ...] = ()
+    returns: str = EMPTY
     then: Callable[[], None] | None = None
 
 
@@ -222,14 +226,16 @@ _ID: Final = Parameter("id", "string", optional=True)
 _PROPERTY: Final = (Parameter("path", "string"), Parameter("property", "string"))
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    "balloon": Command(_balloon, (Parameter("value", "integer"), _ID)),
-    "query-balloon": Command(_query_balloon, (_ID,)),
-    "balloon-stats": Command(_balloon_stats, (Parameter("timeout", "integer", optional=True), _ID)),
+    "balloon": Command(_balloon, (Parameter("value", "integer"), _ID), "Accepted"),
+    "query-balloon": Command(_query_balloon, (_ID,), "BalloonInfo"),
+    "balloon-stats": Command(
+        _balloon_stats, (Parameter("timeout", "integer", optional=True), _ID), "GuestStats"
+    ),
     "balloon-pause": Command(_balloon_pause, (_ID,)),
     "balloon-resume": Command(_balloon_resume, (_ID,)),
-    "query-vms": Command(_query_vms),
-    "query-version": Command(_query_version),
-    "qom-get": Command(_qom_get, _PROPERTY),
+    "query-vms": Command(_query_vms, returns="[VmInfo]"),
+    "query-version": Command(_query_version, returns="VersionInfo"),
+    "qom-get": Command(_qom_get, _PROPERTY, "any"),
     "qom-set": Command(_qom_set, (*_PROPERTY, Parameter("value", "any"))),
 }
-"""All but what belongs to a client's session, or lists these commands (control)."""
+"""All commands except those of a client's session (server.py) and of the process (daemon/)."""

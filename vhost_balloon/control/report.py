@@ -1,60 +1,36 @@
-"""The snapshot of a VM: one document from which query-vms, metrics and the hub are made.
+"""Describes the VM: the document from which query-vms, the metrics and the hub are made.
 
-JSON values by QMP's manner of naming. What is not known is left out, as QMP does.
+Its members are those of figures/vm_info.py. A plain one is the attribute of that name, of the
+snapshot or of its counters.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any, Final
 
 from protocol.qmp import Json, Object
 from protocol.vhost_user import ProtocolFeature, VhostFeature
 from protocol.virtio_balloon import STAT_NAMES, BalloonFeature
 from protocol.virtio_ring import RingFeature
 from vhost_balloon.figures.counters import Counters
-from vhost_balloon.figures.statistics import HugePages, QueueStatistics, RegionStatistics
+from vhost_balloon.figures.vm_info import PARTS, VM_INFO
 from vhost_balloon.vm.settings import settings_to_json
 from vhost_balloon.vm.snapshot import VmStatistics
 
+Read = Callable[[Any], Json]
+
 
 def describe_vm(vm: VmStatistics) -> Object:
-    """One element of query-vms: sizes in bytes, ages in seconds."""
-    return _known(
-        {
-            "id": vm.id,
-            "attached": vm.attached,
-            "state": vm.state.value,
-            "settings": None if vm.settings is None else settings_to_json(vm.settings),
-            "socket-path": None if vm.socket_path is None else str(vm.socket_path),
-            "front-end-pid": vm.front_end_pid,
-            "features": names(vm.features, BalloonFeature, VhostFeature, RingFeature),
-            "protocol-features": names(vm.protocol_features, ProtocolFeature),
-            "queues": [_describe_queue(queue) for queue in vm.queues],
-            "regions": [_describe_region(region) for region in vm.regions],
-            "guest-memory": vm.guest_memory,
-            "target": vm.target,
-            "pending": vm.pending,
-            "actual": vm.actual,
-            "balloon": vm.balloon,
-            "resident": vm.resident,
-            "driver-ready": vm.driver_ready,
-            "reporting-paused": vm.reporting_paused,
-            "pause-reasons": list(vm.pause_reasons),
-            "queue-map-ambiguous": vm.queue_map_ambiguous,
-            "stats": {STAT_NAMES[tag]: value for tag, value in vm.stats.items()},
-            "stats-age": vm.stats_age,
-            "stats-interval": vm.stats_interval,
-            "report-rate": vm.report_rate,
-            "huge-pages": _describe_huge_pages(vm.huge_pages),
-            "internal-errors": {where: n for where, n in vm.internal_errors.items() if n},
-            **_describe_counters(vm.counters),
-        }
-    )
+    """One element of query-vms."""
+    return _members(vm, _VM)
 
 
 def names(bits: int, *kinds: Iterable[enum.IntFlag]) -> list[str]:
-    """The names of the bits set, lowest first; "bit-N" for one that no kind has a name for."""
+    """The names of the bits set, lowest first; "bit-N" for a bit without a name in kinds."""
     known = {int(flag): str(flag.name) for kind in kinds for flag in kind}
     masks = [1 << bit for bit in range(bits.bit_length()) if bits >> bit & 1]
     return [
@@ -62,67 +38,69 @@ def names(bits: int, *kinds: Iterable[enum.IntFlag]) -> list[str]:
     ]
 
 
-def _describe_queue(queue: QueueStatistics) -> Object:
-    return _known(
-        {
-            "index": queue.index,
-            "queue": queue.queue and queue.queue.value,
-            "size": queue.size,
-            "started": queue.started,
-            "enabled": queue.enabled,
-            "broken": queue.broken,
-            "requests": queue.requests,
-        }
-    )
+def _members(source: object, readers: Mapping[str, Read]) -> Object:
+    """What source has, without members that are not known."""
+    found = {name: read(source) for name, read in readers.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _describe_region(region: RegionStatistics) -> Object:
-    return {
-        "guest-address": region.guest_address,
-        "size": region.size,
-        "page-size": region.page_size,
-        "backing": region.backing,
-    }
+def _readers(
+    members: Iterable[str], special: Mapping[str, Read], of_counters: Collection[str] = ()
+) -> dict[str, Read]:
+    """Readers of members by name; of_counters: attributes that are read from `counters`."""
+    readers = dict(special)
+    for name in (member.removeprefix("*") for member in members):
+        attribute = name.replace("-", "_")
+        path = f"counters.{attribute}" if attribute in of_counters else attribute
+        readers.setdefault(name, attrgetter(path))
+    return readers
 
 
-def _describe_huge_pages(pages: HugePages | None) -> Json:
-    if pages is None:
-        return None
-    return {
-        "partial": pages.partial,
-        "whole": pages.whole,
-        "waiting-bytes": pages.waiting,
-    }
+def _queues(vm: VmStatistics) -> Json:
+    return [_members(queue, _QUEUE) for queue in vm.queues]
 
 
-def _describe_counters(counters: Counters) -> dict[str, Json]:
-    return {
-        "reported-bytes": counters.reported_bytes,
-        "inflated-bytes": counters.inflated_bytes,
-        "deflated-bytes": counters.deflated_bytes,
-        "freed-bytes": counters.freed_bytes,
-        "huge-pages-freed": counters.huge_pages_freed,
-        "refused-bytes": dict(counters.refused_bytes),
-        "refused-ranges": dict(counters.refused_ranges),
-        "requests": {queue.value: count for queue, count in counters.requests.items()},
-        "ring-errors": _describe_ring_errors(counters),
-        "front-end-errors": counters.front_end_errors,
-        "front-end-stalls": counters.front_end_stalls,
-        "config-changes": counters.config_changes,
-        "discard-seconds": {
-            "counts": list(counters.discard_seconds.counts),
-            "sum": counters.discard_seconds.sum,
-        },
-    }
+def _regions(vm: VmStatistics) -> Json:
+    return [_members(region, _REGION) for region in vm.regions]
 
 
-def _describe_ring_errors(counters: Counters) -> Json:
-    """By queue, then by reason."""
+def _ring_errors(vm: VmStatistics) -> Json:
+    """By ring, then by reason."""
     found: dict[str, dict[str, int]] = {}
-    for (queue, reason), count in counters.ring_errors.items():
-        found.setdefault(queue, {})[reason.value] = count
+    for (ring, reason), count in vm.counters.ring_errors.items():
+        found.setdefault(ring, {})[reason.value] = count
     return found
 
 
-def _known(members: dict[str, Json]) -> Object:
-    return {name: value for name, value in members.items() if value is not None}
+def _discard_seconds(vm: VmStatistics) -> Json:
+    histogram = vm.counters.discard_seconds
+    return {"counts": list(histogram.counts), "sum": histogram.sum}
+
+
+_REGION: Final = _readers(PARTS["VmRegion"], {})
+_HUGE_PAGES: Final = _readers(PARTS["HugePages"], {"waiting-bytes": attrgetter("waiting")})
+_QUEUE: Final = _readers(
+    PARTS["VmQueue"], {"queue": lambda queue: queue.queue and queue.queue.value}
+)
+_VM: Final = _readers(
+    VM_INFO,
+    {
+        "state": lambda vm: vm.state.value,
+        "settings": lambda vm: vm.settings and settings_to_json(vm.settings),
+        "socket-path": lambda vm: vm.socket_path and str(vm.socket_path),
+        "features": lambda vm: names(vm.features, BalloonFeature, VhostFeature, RingFeature),
+        "protocol-features": lambda vm: names(vm.protocol_features, ProtocolFeature),
+        "queues": _queues,
+        "regions": _regions,
+        "pause-reasons": lambda vm: list(vm.pause_reasons),
+        "stats": lambda vm: {STAT_NAMES[tag]: value for tag, value in vm.stats.items()},
+        "huge-pages": lambda vm: vm.huge_pages and _members(vm.huge_pages, _HUGE_PAGES),
+        "internal-errors": lambda vm: {where: n for where, n in vm.internal_errors.items() if n},
+        "refused-bytes": lambda vm: dict(vm.counters.refused_bytes),
+        "refused-ranges": lambda vm: dict(vm.counters.refused_ranges),
+        "requests": lambda vm: {queue.value: n for queue, n in vm.counters.requests.items()},
+        "ring-errors": _ring_errors,
+        "discard-seconds": _discard_seconds,
+    },
+    [field.name for field in fields(Counters)],
+)

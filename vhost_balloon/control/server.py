@@ -106,8 +106,8 @@ class Client:
         self._event_posted = trio.Event()
         self._commands: Mapping[str, Command] = {
             CAPABILITIES: Command(self._negotiate, (Parameter("enable", "array", optional=True),)),
-            "query-commands": Command(self._query_commands),
-            QUERY_SCHEMA: Command(self._query_schema),
+            "query-commands": Command(self._query_commands, returns="[CommandInfo]"),
+            QUERY_SCHEMA: Command(self._query_schema, returns="[any]"),
             **server.commands,
         }
 

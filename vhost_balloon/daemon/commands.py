@@ -36,6 +36,6 @@ def service_commands(configuration: Configuration, successor: Successor) -> Mapp
             raise CommandError(str(error)) from None
 
     return {
-        "config-reload": Command(reload),
+        "config-reload": Command(reload, returns="ConfigChanges"),
         "upgrade": Command(upgrade, then=successor.want),
     }

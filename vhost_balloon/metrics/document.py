@@ -10,19 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from protocol.virtio_balloon import STAT_NAMES, Queue
 from vhost_balloon.containment import PLACES
-from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.figures.counters import DISCARD_BUCKETS
-from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
+from vhost_balloon.figures.refusal import PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
+from vhost_balloon.figures.vm_info import PARTS, VM_INFO
 
 Document = Mapping[str, Any]
 """A snapshot: JSON values by the names of query-vms."""
-
-UNKNOWN_QUEUE: Final = "ring"
-"""A ring that broke before it was known what it carries (rings.RingSet)."""
-QUEUES: Final = (*(queue.value for queue in Queue), UNKNOWN_QUEUE)
 
 MAX_NUMBER: Final = 1 << 64
 
@@ -93,10 +88,6 @@ def _members(known: Mapping[str, _Check]) -> _Check:
     return check
 
 
-def _counts(known: Iterable[str]) -> _Check:
-    return _members(dict.fromkeys(known, _number))
-
-
 def _histogram(value: Any) -> dict[str, Any]:
     kept: dict[str, Any] = _HISTOGRAM(value)
     if len(kept) != len(_HISTOGRAM_MEMBERS):
@@ -118,29 +109,34 @@ def _state(value: Any) -> str:
 _STATES: Final = {state.value: state.value for state in VmState}
 _HISTOGRAM_MEMBERS: Final[Mapping[str, _Check]] = {"counts": _buckets, "sum": _number}
 _HISTOGRAM: Final = _members(_HISTOGRAM_MEMBERS)
-_HUGE_PAGES: Final = ("partial", "whole", "waiting-bytes")
-_FLAGS: Final = ("attached", "reporting-paused", "queue-map-ambiguous")
-_NUMBERS: Final = (
-    "guest-memory", "target", "actual", "resident", "report-rate", "stats-interval", "stats-age",
-    "reported-bytes", "inflated-bytes", "deflated-bytes", "freed-bytes", "huge-pages-freed",
-    "front-end-errors", "front-end-stalls", "config-changes",
-)  # fmt: skip
+
+_NOT_SHOWN: Final = {
+    "id", "settings", "socket-path", "front-end-pid", "features", "protocol-features", "queues",
+    "regions", "pending", "balloon", "driver-ready",
+}  # fmt: skip
+"""Members that no metric is made from."""
+
+_SPECIAL: Final[Mapping[str, _Check]] = {
+    "state": _state,
+    "pause-reasons": _words(PAUSE_REASONS),
+    "internal-errors": _members(dict.fromkeys(PLACES, _number)),
+    "discard-seconds": _histogram,
+}
+
+
+def _check_of(kind: str) -> _Check:
+    """The check of a QMP type (figures/vm_info.py)."""
+    if kind in ("int", "number"):
+        return _number
+    if kind == "bool":
+        return _flag
+    return _members({name.removeprefix("*"): _check_of(of) for name, of in PARTS[kind].items()})
+
 
 _SNAPSHOT: Final = _members(
     {
-        **dict.fromkeys(_FLAGS, _flag),
-        **dict.fromkeys(_NUMBERS, _number),
-        "state": _state,
-        "pause-reasons": _words(PAUSE_REASONS),
-        "huge-pages": _counts(_HUGE_PAGES),
-        "refused-bytes": _counts(EVERY_REASON),
-        "refused-ranges": _counts(EVERY_REASON),
-        "requests": _counts(QUEUES),
-        "ring-errors": _members(
-            dict.fromkeys(QUEUES, _counts(reason.value for reason in RingErrorReason))
-        ),
-        "internal-errors": _counts(PLACES),
-        "discard-seconds": _histogram,
-        "stats": _counts(STAT_NAMES.values()),
+        name: _SPECIAL.get(name) or _check_of(kind)
+        for name, kind in ((name.removeprefix("*"), kind) for name, kind in VM_INFO.items())
+        if name not in _NOT_SHOWN
     }
 )

@@ -22,7 +22,8 @@ from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.figures.counters import DISCARD_BUCKETS
 from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
-from vhost_balloon.metrics.document import QUEUES, Document
+from vhost_balloon.figures.vm_info import RINGS
+from vhost_balloon.metrics.document import Document
 from vhost_balloon.metrics.family import (
     PREFIX,
     Family,
@@ -37,7 +38,7 @@ from vhost_balloon.metrics.family import (
 
 _REFUSED: Final = tuple((reason,) for reason in EVERY_REASON)
 _RING_ERRORS: Final = tuple(
-    (queue, reason.value) for queue, reason in product(QUEUES, RingErrorReason)
+    (ring, reason.value) for ring, reason in product(RINGS, RingErrorReason)
 )
 
 
