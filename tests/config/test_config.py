@@ -113,9 +113,9 @@ def test_two_front_ends(arguments: list[str], handed: Handed) -> None:
 
 def test_another_path_than_that_of_what_was_handed_over() -> None:
     text = mistake(["--socket-path=/b"], {"a": Path("/a")})
-    assert text == "--socket-path=/b, and /a was handed over: leave out the option"
+    assert text == "--socket-path=/b, but /a was handed over: leave out the option"
     text = mistake(["--control-socket=/b"], {"a": Path("/a"), "control": Path("/c")})
-    assert text == "--control-socket=/b, and /c was handed over: leave out the option"
+    assert text == "--control-socket=/b, but /c was handed over: leave out the option"
 
 
 @pytest.mark.parametrize("handed", [{}, {"control": Path("/c"), "metrics": None}])
@@ -170,12 +170,12 @@ def test_the_name_is_that_of_the_sockets_file(path: str, name: str) -> None:
 def test_a_file_whose_name_cannot_be_a_vms(path: str) -> None:
     text = mistake([f"--socket-path={path}"])
     assert text.startswith("the VM's name ")
-    assert text.endswith(": give another with --name=NAME")
+    assert text.endswith(": choose one with --name=NAME")
     assert parse([f"--socket-path={path}", "--name=web1"]).name == "web1"
 
 
 def test_a_name_that_was_handed_over_and_cannot_be_a_vms() -> None:
-    assert "'a/b': give another with --name=NAME" in mistake([], {"a/b": Path("/run/web1.sock")})
+    assert "'a/b': choose one with --name=NAME" in mistake([], {"a/b": Path("/run/web1.sock")})
     assert parse(["--name=web1"], {"a/b": Path("/run/web1.sock")}).name == "web1"
 
 

@@ -95,7 +95,7 @@ GOOD = "stats = true\n"
         ("target = [1,\n2", 1, "Unclosed array"),
         (GOOD + "target = " + "9" * 5000, 2, "limit"),
         (GOOD + "x = " + "[" * 50_000, 2, "nested too deeply"),
-        (b"# ok\n# \xff\n", 2, "no UTF-8"),
+        (b"# ok\n# \xff\n", 2, "not UTF-8"),
         # What files for several VMs had
         (
             "\n[vm.web1]\nsocket-path = '/a'",
@@ -106,7 +106,7 @@ GOOD = "stats = true\n"
         (GOOD + "\nvm.web1.stats = true", 3, "'vm' is for several VMs"),
         (GOOD + "\nvm = 5", 3, "'vm' is for several VMs"),
         ("# all\n[defaults]\nstats = true", 2, "'defaults' is for several VMs"),
-        (GOOD + '\nsocket-path = "/a"', 3, "give the option --socket-path"),
+        (GOOD + '\nsocket-path = "/a"', 3, "give --socket-path"),
         # Keys and tables that are not known
         ("\n[web1]\nstats = 1", 2, "'web1' is not known"),
         ("\n[[web1]]", 2, "'web1' is not known"),

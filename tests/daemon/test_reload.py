@@ -275,7 +275,7 @@ async def test_a_mistake_changes_nothing(
         (os.mkfifo, "{file} is not a regular file"),
         (lambda path: path.symlink_to(path), "cannot read {file}: Too many levels of symbolic"),
         (lambda path: path.write_text("#" * (MAX_SIZE + 1)), "{file} is larger than 64 KiB"),
-        (lambda path: path.write_bytes(b"\xff"), "{file}: line 1: this is no UTF-8"),
+        (lambda path: path.write_bytes(b"\xff"), "{file}: line 1: not UTF-8"),
         (lambda path: path.write_text("socket-group = 'no-such'"), "there is no group 'no-such'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line and the configuration files, checked and then frozen.
+"""The command line and the configuration files: read, checked and frozen.
 
-It opens no socket and starts nothing.
+Opens no sockets and starts nothing.
 """

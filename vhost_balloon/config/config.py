@@ -1,4 +1,4 @@
-"""The daemon's configuration: made from the command line and files, checked, then frozen."""
+"""The daemon's configuration: command line and files combined, checked and frozen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vhost_balloon.vm.names import name_from_file, read_name
 from vhost_balloon.vm.settings import SettingError, VmSettings
 
 FRONT_END: Final = "front-end"
-"""FileDescriptorName= of our units, which says nothing of the VM."""
+"""FileDescriptorName= in our units; it does not name the VM."""
 
 _ONE_EACH: Final = (
     "this daemon serves one VM: start one vhost-balloon for each "
@@ -30,13 +30,12 @@ _ONE_EACH: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One VM, and how its daemon is to serve it.
+    """The VM, and how its daemon serves it.
 
-    name: of the VM; "" if nothing says it, which needs check_only. socket_path: where its front
-    end connects, absolute; None with fd. fd: a connected front end. settings: those of the command
-    line, then the files over them; base: those of the command line alone. files: absolute, later
-    ones win. check_only: nothing is to be served. arguments: the command line that it was made
-    from.
+    name: the VM's; "" only with check_only, if nothing names it. socket_path: where the front end
+    connects, absolute; None with fd. fd: a connected front end. settings: those of the command
+    line, overridden by the files; base: those of the command line alone. files: absolute, later
+    ones win. check_only: serve nothing. arguments: the command line it was made from.
     """
 
     name: str
@@ -65,11 +64,11 @@ def parse(
     *,
     settings: VmSettings | None = None,
 ) -> Config:
-    """Read the command line and its files; handed: sockets that were handed over, their names and
-    paths.
+    """Read the command line and its files.
 
-    settings: those of the process before, in place of the files, which are not read then.
-    Raises OperatorError with one line, or exits after --version and the like.
+    handed: names and paths of the sockets that were handed over. settings: those of the
+    previous process, used instead of reading the files.
+    Raises OperatorError with one line of text, or exits after --version and the like.
     """
     options = build_parser().parse_args(arguments)
     handed = handed or {}
@@ -83,7 +82,8 @@ def parse(
     control = _control(options, handed)
     if control is not None and socket_path is not None and _is_same(control, socket_path):
         raise OperatorError(
-            f"{control} is given for front end and control: give --control-socket another path"
+            f"front end and control socket have the same path {control}: "
+            "give --control-socket another path"
         )
     base = read_settings(options)
     return Config(
@@ -106,7 +106,7 @@ def parse(
 def _front_end(
     options: argparse.Namespace, handed: Mapping[str, Path | None]
 ) -> tuple[Path | None, str | None]:
-    """Where the front end connects, and the name of that socket if it was handed over."""
+    """Where the front end connects, and the socket's name if it was handed over."""
     given = [path.absolute() for path in options.socket_path]
     sockets = {name: path for name, path in handed.items() if name not in RESERVED_NAMES}
     if len(given) > 1:
@@ -116,13 +116,13 @@ def _front_end(
     if len(sockets) > 1:
         raise OperatorError(f"front-end sockets {', '.join(sockets)} were handed over: {_ONE_EACH}")
     if options.fd and (given or sockets):
-        raise OperatorError(f"--fd and another front-end socket: {_ONE_EACH}")
+        raise OperatorError(f"both --fd and another front-end socket: {_ONE_EACH}")
     for name, path in sockets.items():
         if path is None:
-            raise OperatorError(f"{name!r} was handed over and has no path")
+            raise OperatorError(f"{name!r} was handed over without a path")
         if given and not _is_same(given[0], path):
             raise OperatorError(
-                f"--socket-path={given[0]}, and {path} was handed over: leave out the option"
+                f"--socket-path={given[0]}, but {path} was handed over: leave out the option"
             )
         return path.absolute(), name
     return (given[0] if given else None), None
@@ -131,24 +131,24 @@ def _front_end(
 def _default_name(
     options: argparse.Namespace, socket_path: Path | None, handed_over: str | None
 ) -> str:
-    """The VM's name where --name does not say it. Raises OperatorError."""
+    """The VM's name without --name. Raises OperatorError."""
     if options.fd:
         return f"fd{options.fd[0]}"
     if socket_path is None:
         return ""
     if handed_over in (None, "", UNNAMED, FRONT_END):
-        # As it was given: an absolute path has the name of a folder even if none was given.
+        # As given: made absolute, the path "" or "." would end in the name of a folder.
         name = name_from_file(socket_path if handed_over is not None else options.socket_path[0])
     else:
         name = handed_over
     try:
         return read_name(name)
     except SettingError as error:
-        raise OperatorError(f"the VM's name {error.text}: give another with --name=NAME") from None
+        raise OperatorError(f"the VM's name {error.text}: choose one with --name=NAME") from None
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two paths are one, however written; nothing need be there."""
+    """Whether two paths lead to the same place; the files need not exist."""
     return _resolved(one) == _resolved(other)
 
 
@@ -163,6 +163,6 @@ def _control(options: argparse.Namespace, handed: Mapping[str, Path | None]) -> 
     path = handed[CONTROL]
     if given is not None and (path is None or not _is_same(given, path)):
         raise OperatorError(
-            f"--control-socket={given}, and {path} was handed over: leave out the option"
+            f"--control-socket={given}, but {path} was handed over: leave out the option"
         )
     return path

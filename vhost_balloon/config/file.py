@@ -1,10 +1,10 @@
-"""The files of --config: the VM's settings, in TOML. A mistake in one is told with its line.
+"""The files of --config: the VM's settings, in TOML. Mistakes are reported with their line.
 
     target = "2G"
     stats-interval = 30
     reporting = false
 
-Keys are spelled as the options, and stand at the top level; a feature is switched by true or false.
+Keys are those of vm/settings.py, at the top level.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vhost_balloon.errors import OperatorError
 from vhost_balloon.vm.settings import SettingError, VmSettings, settings_from_json
 
 MAX_SIZE: Final = 64 << 10
-"""Bytes: some dozen settings, and a lot of comments. What is larger is another kind of file."""
+"""Bytes: enough for a dozen settings and many comments. Anything larger is not our file."""
 
 _ONE_VM: Final = (
     "is for several VMs, and this daemon serves one: write one file for each VM, with its keys at "
@@ -31,15 +31,15 @@ _ONE_VM: Final = (
 _REFUSED: Final = {
     "vm": _ONE_VM,
     "defaults": _ONE_VM,
-    "socket-path": "is no setting: give the option --socket-path, or have the socket handed over",
+    "socket-path": "is not a setting: give --socket-path, or have the socket handed over",
 }
-"""Keys that files of this daemon once had, and what to do instead."""
+"""Keys of earlier versions, and what to do instead."""
 
 
 def read_files(files: Sequence[Path], base: VmSettings) -> VmSettings:
-    """base with the settings of the files, of which later ones win.
+    """base with the settings of the files; later files win.
 
-    Raises OperatorError that says the file and the line.
+    Raises OperatorError with the file and the line.
     """
     settings = base
     for path in files:
@@ -61,7 +61,7 @@ def _read_file(path: Path, base: VmSettings) -> VmSettings:
 
 
 def _open(path: str, flags: int) -> int:
-    """Not blocking: what is given may be a FIFO that nobody writes to."""
+    """Without blocking: the path may lead to a FIFO without a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -79,14 +79,14 @@ def _read_text(path: Path) -> str:
     try:
         return data.decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        _fail(path, data.count(b"\n", 0, error.start) + 1, "this is no UTF-8")
+        _fail(path, data.count(b"\n", 0, error.start) + 1, "not UTF-8")
 
 
 def _parse(path: Path, text: str, lines: Lines) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # tomllib says the line, but not of the document's end, nor of a number's conversion.
+        # tomllib names the line, except at the document's end and for numbers it cannot convert.
         found = re.fullmatch(r"(.*) \(at line ([0-9]+), column [0-9]+\)", str(error), re.DOTALL)
         line = int(found[2]) if found else lines.broken or text.count("\n") + 1
         reason = found[1] if found else str(error).removesuffix(" (at end of document)")

@@ -1,4 +1,4 @@
-"""What the command lines of the daemon and of the hub have in common."""
+"""The common part of the daemon's and the hub's command lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vhost_balloon.log.output import print_out
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with one line on a mistake (OperatorError), instead of the usage and a line."""
+    """Reports a mistake as an OperatorError of one line, without the usage."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)

@@ -1,8 +1,8 @@
-"""On which line of a TOML text a top-level key stands: tomllib tells that only of what it cannot
-parse.
+"""Finds the line of each top-level key of a TOML text, for error messages.
 
-No grammar of our own: a statement (a table's header, or a key and its value) is a TOML document by
-itself, and a part of one that ends with a line is none. So tomllib finds where statements end.
+Hand-written because neither tomllib nor tomlkit reports the lines of keys. There is no grammar
+here: a statement (a table's header, or a key with its value) is a TOML document by itself, and the
+first lines of a longer one are not. So tomllib finds where statements end.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, Final
 
 MAX_STATEMENT: Final = 20
 MAX_TRIES: Final = 2000
-"""Lines of one statement, and lines in all that end none: each is parsed from its statement's start
-on, and none of ours needs more than one line."""
+"""Most lines of one statement, and most lines in all that end no statement: each of those costs
+parsing its statement from the start. Our settings need one line each."""
 
 
 class Lines:
-    """Where each top-level key or table of a text first stands.
+    """The line where each top-level key or table of a text first occurs.
 
-    broken: the first line of the first statement that tomllib cannot parse, or that is too much
-    (MAX_STATEMENT, MAX_TRIES); nothing behind it is known. None if there is no such statement.
+    broken: the first line of the first statement that tomllib cannot parse or that exceeds a limit
+    (MAX_STATEMENT, MAX_TRIES); no later keys are known. None if there is no such statement.
     """
 
     def __init__(self, text: str) -> None:
@@ -36,11 +36,11 @@ class Lines:
             in_table |= is_header
 
     def of(self, key: str) -> int:
-        """The key's line, from 1; 1 if it is not known."""
+        """The key's line, counted from 1; 1 if it is not known."""
         return self._found.get(key, 1)
 
     def _statements(self, lines: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Each one's first line, its text, and what it says."""
+        """The first line, the text and the parsed value of each."""
         start = tries = 0
         while start < len(lines) and tries < MAX_TRIES:
             for end in range(start + 1, min(start + MAX_STATEMENT, len(lines)) + 1):

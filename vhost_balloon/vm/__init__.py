@@ -1,4 +1,4 @@
-"""What the VM is: its settings, its life, its snapshot.
+"""The VM: its settings, its life, its snapshot.
 
-It sees an attached front end only through the protocol that it declares itself.
+It knows an attached front end only as the protocol in vm.py.
 """

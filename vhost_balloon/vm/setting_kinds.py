@@ -1,4 +1,4 @@
-"""Kinds of values that a setting can have: how each is read, written and described."""
+"""The kinds of values that settings have: how each kind is read, written and described. Pure."""
 
 from __future__ import annotations
 

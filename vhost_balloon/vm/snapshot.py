@@ -1,4 +1,4 @@
-"""TODO."""
+"""The snapshot of the VM: Vm.statistics() makes it, and an attached front end completes it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vhost_balloon.vm.settings import VmSettings
 class VmStatistics:
     """A snapshot of the VM. Sizes in bytes.
 
-    target: what the guest is to keep, None while neither a wish nor the memory's size is known.
-    pending: a target waits for the driver. actual: what the guest keeps, None before its memory
-    is known. balloon: what it has in the balloon. resident: what the host spends on its memory,
-    None without a front end. stats_last_update: host wall clock in whole seconds, 0 before the
-    first sample; stats_age in seconds. pause_reasons: why reports are acknowledged without being
-    discarded ("operator", or refusal.Refusal's words), empty if they are discarded. stats_interval in
-    seconds, 0 for on demand only. report_rate: bytes a second that reports may have discarded.
-    huge_pages: of the balloon, None where the host's pages are no larger than its. counters are
-    the live ones, to be read only; internal_errors likewise, by place.
+    target: memory for the guest to keep, None while neither an order nor the memory's size is
+    known. pending: the target waits for the driver. actual: memory that the guest keeps, None
+    before its size is known. balloon: memory in the balloon. resident: memory that the host spends
+    on the guest, None without a front end. pause_reasons: why reports are acknowledged without
+    being discarded (figures.refusal.PAUSE_REASONS), empty if they are discarded. stats_interval:
+    seconds, 0 for on demand only. report_rate: bytes a second of reports to discard. huge_pages:
+    of the balloon, None where the host's pages are no larger than the balloon's.
+    stats_last_update: host wall clock in whole seconds, 0 before the first sample. stats_age: in
+    seconds. counters and internal_errors (by place) are the live ones: read only.
     """
 
     id: str
