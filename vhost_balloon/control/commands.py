@@ -1,7 +1,7 @@
-"""The commands of the control socket: one table of what they take and what they do.
+"""The commands of the control socket: a table of their arguments, results and handlers.
 
-Names, arguments and results that QEMU has too are those of QEMU's qapi/{balloon,machine,qom}.json.
-There is one balloon; `id` may name its VM, and no other.
+Commands that QEMU has too follow its qapi/{balloon,machine,qom}.json. There is one balloon; `id`
+may name its VM and no other.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ UINT32_MAX: Final = (1 << 32) - 1
 
 STATS_TIMEOUT: Final = 3000
 MAX_STATS_TIMEOUT: Final = 60_000
-"""Milliseconds, as QMP counts timeouts: of balloon-stats when it says nothing, and at most."""
+"""Milliseconds, QMP's unit of timeouts: the default and the limit of balloon-stats."""
 
 QOM_TYPE: Final = "vhost-balloon"
-"""What stands for the type's name in errors about properties."""
+"""The type's name in errors about properties."""
 
 QOM_PREFIX: Final = "/machine/peripheral/"
 STATS: Final = "guest-stats"
@@ -50,11 +50,11 @@ Handler: TypeAlias = "Callable[[Vm, dict[str, Any]], Json | Awaitable[Json]]"
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a command takes and does.
+    """A command.
 
-    The handler gets checked arguments, returns the reply's "return" and raises CommandError if it
-    fails; any other exception is our bug. One that has to wait returns an awaitable. then is
-    called once the reply to a command that succeeded was sent.
+    handler: gets checked arguments, and returns the reply's "return" or an awaitable of it; raises
+    CommandError if it fails, and any other exception is our bug. returns: the type of the result
+    (control/schema.py). then: is called after the reply to a successful command was sent.
     """
 
     handler: Handler
@@ -64,7 +64,7 @@ class Command:
 
 
 def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dict[str, Any]:
-    """Return the arguments once each is known, there, and of its type. Raises CommandError."""
+    """Return the arguments if none is unknown, missing or of another type. Raises CommandError."""
     for parameter in parameters:
         if parameter.name in arguments:
             check_type(parameter.name, parameter.kind, arguments[parameter.name])
@@ -78,7 +78,7 @@ def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dic
 
 
 def _is_integer(value: Json) -> bool:
-    """Whether value is a signed integer of 64 bits; true and 1.0 are none."""
+    """Whether value is a signed integer of 64 bits; true and 1.0 are not."""
     if not isinstance(value, int) or isinstance(value, bool):
         return False
     return -INT64_MAX - 1 <= value <= INT64_MAX
@@ -95,7 +95,7 @@ _KINDS: Final[Mapping[str, Callable[[Json], bool]]] = {
 
 
 def check_type(name: str, kind: str, value: Json) -> None:
-    """Raise CommandError if value is not of that kind (see Parameter)."""
+    """Raise CommandError if value is not of this kind (see Parameter)."""
     if not _KINDS[kind](value):
         raise CommandError(f"Invalid parameter type for '{name}', expected: {kind}")
 
@@ -127,7 +127,7 @@ def _check_attached(vm: Vm, arguments: dict[str, Any]) -> None:
 
 
 def _balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
-    """Set a target in bytes. The reply says so if there is no driver yet to take it up."""
+    """Set the target in bytes. The reply says "pending" while there is no driver to follow it."""
     _check_attached(vm, arguments)
     if arguments["value"] <= 0:
         raise CommandError("Parameter 'value' expects a size")
@@ -149,7 +149,7 @@ def _query_vms(vm: Vm, arguments: dict[str, Any]) -> Json:
 
 
 async def _balloon_stats(vm: Vm, arguments: dict[str, Any]) -> Json:
-    """A fresh sample, as guest-stats has it; the guest has `timeout` milliseconds to give it."""
+    """A fresh sample in the form of guest-stats, which the guest delivers within `timeout` ms."""
     _check_attached(vm, arguments)
     milliseconds = arguments.get("timeout", STATS_TIMEOUT)
     if not 0 < milliseconds <= MAX_STATS_TIMEOUT:
@@ -187,7 +187,7 @@ def _guest_stats(vm: Vm) -> Json:
 
 
 def _polling_interval(vm: Vm) -> Json:
-    """A whole number as QEMU has it, unless the operator's option set a fraction of a second."""
+    """An integer as in QEMU, unless the operator's option set a fraction of a second."""
     interval = vm.stats_interval
     return int(interval) if interval == int(interval) else interval
 

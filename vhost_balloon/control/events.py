@@ -1,7 +1,7 @@
-"""BALLOON_CHANGE: held back as QEMU does, so that no guest can flood the clients.
+"""BALLOON_CHANGE, limited in rate as in QEMU, so that no guest can flood the clients.
 
-The first change is told at once. Those of the second after it are held, and at its end the last of
-them is told, which begins another second.
+The first change is sent at once. Changes within the next second are held; at its end the last of
+them is sent, which starts another second.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ INTERVAL: Final = 1.0
 
 
 class BalloonEvents:
-    """Tells broadcast(event) of changes; its timer runs in nursery. One that fails is counted in
-    errors, and the next change starts another."""
+    """Calls broadcast(event) for changes. The timer runs in nursery; if it fails, that is counted
+    in errors, and the next change starts another."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class BalloonEvents:
         self._errors = errors
         self._is_holding = False
         self._held: float | None = None
-        """When the change was that is held."""
+        """The time of the change that is held."""
 
     def changed(self, vm: Vm) -> None:
-        """The VM's actual has changed. On the guest's hot path: while events are held, it is cheap.
+        """The VM's actual has changed. On the guest's hot path: cheap while events are held.
 
-        Only the time is kept of a change that is held, and the value is read when it is told.
+        A held change is kept as its time only; the value is read when it is sent.
         """
         if self._is_holding:
             self._held = time.time()
@@ -64,5 +64,5 @@ class BalloonEvents:
 
     def _tell(self, vm: Vm, timestamp: float) -> None:
         actual = vm.statistics(details=False).actual
-        if actual is not None:  # its front end may have gone meanwhile
+        if actual is not None:  # the front end may have gone in the meantime
             self._broadcast(qmp.event(EVENT, {"actual": actual, "id": vm.id}, timestamp))

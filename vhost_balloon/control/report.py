@@ -30,7 +30,7 @@ def describe_vm(vm: VmStatistics) -> Object:
 
 
 def names(bits: int, *kinds: Iterable[enum.IntFlag]) -> list[str]:
-    """The names of the bits set, lowest first; "bit-N" for a bit without a name in kinds."""
+    """Names of the set bits, lowest first; "bit-N" for a bit without a name in kinds."""
     known = {int(flag): str(flag.name) for kind in kinds for flag in kind}
     masks = [1 << bit for bit in range(bits.bit_length()) if bits >> bit & 1]
     return [
@@ -39,7 +39,7 @@ def names(bits: int, *kinds: Iterable[enum.IntFlag]) -> list[str]:
 
 
 def _members(source: object, readers: Mapping[str, Read]) -> Object:
-    """What source has, without members that are not known."""
+    """The members of source that are known."""
     found = {name: read(source) for name, read in readers.items()}
     return {name: value for name, value in found.items() if value is not None}
 

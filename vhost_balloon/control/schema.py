@@ -113,7 +113,7 @@ def _enums() -> Iterator[Object]:
 
 
 def _arrays(objects: Iterable[Mapping[str, str]], commands: Iterable[Command]) -> Iterator[Object]:
-    """Every array type that is used."""
+    """Every array type in use."""
     kinds = {kind for members in objects for kind in members.values()}
     for kind in sorted(kinds | {command.returns for command in commands}):
         if kind.startswith("["):

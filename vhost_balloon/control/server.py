@@ -1,11 +1,11 @@
-"""The control socket: a QMP server. A thin shell around protocol.qmp and the table of commands.
+"""The control socket: a QMP server, a thin shell around protocol.qmp and the table of commands.
 
-What keeps one client from hurting another, or the daemon:
-- A client's requests are answered one by one, each before the next is read. One that does not
-  read its replies stops only itself, and costs what the kernel's socket buffers hold.
-- An event waits for a slow client in a slot, where the next one replaces it. So nothing grows, and
-  the last value always arrives.
-- A client's failure ends that client, and so does a bug of ours in serving it (containment).
+Clients cannot hurt each other or the daemon:
+- A client's requests are answered one by one, each before the next is read. A client that does not
+  read its replies stops only itself and costs no more than the kernel's socket buffers.
+- An event waits for a slow client in a slot, where the next event replaces it. So nothing grows,
+  and the last value always arrives.
+- A client's failure ends that client, and so does our bug in serving it (containment).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from vhost_balloon.errors import CommandError
 from vhost_balloon.vm.vm import Vm
 
 RECEIVE_SIZE: Final = 16 << 10
-"""Bytes: a client's input is looked at in pieces of a few milliseconds."""
+"""Bytes: one piece of a client's input takes a few milliseconds to parse."""
 
 CAPABILITIES: Final = "qmp_capabilities"
 QUERY_SCHEMA: Final = "query-qmp-schema"
 OOB: Final = "oob"
-"""The one capability that QMP knows. It is not offered: a client's commands run in order."""
+"""QMP's only capability. It is not offered: a client's commands run in order."""
 
 Listener = trio.abc.Listener[trio.abc.Stream]
 
@@ -86,7 +86,7 @@ class ControlServer:
             self._clients.remove(client)
 
     def broadcast(self, event: Object) -> None:
-        """Give an event to every client, in place of one that still waits."""
+        """Send an event to every client; it replaces an event that still waits."""
         message = qmp.encode(event)
         for client in self._clients:
             client.post(message)
@@ -112,14 +112,14 @@ class Client:
         }
 
     async def run(self) -> None:
-        """Serve until the client has hung up, or has ended its requests and has all replies."""
+        """Serve until the client hangs up, or ends its requests and has received all replies."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_events)
             await self._answer_requests()
             nursery.cancel_scope.cancel()
 
     def post(self, message: bytes) -> None:
-        """Have an event sent when the client takes it. Never waits."""
+        """Queue an event, which is sent once the client can receive it. Never waits."""
         if self._negotiated:
             self._event = message
             self._event_posted.set()
@@ -191,8 +191,8 @@ class Client:
             if name != OOB:
                 raise CommandError(f"Parameter 'enable' does not accept value '{name}'")
             raise CommandError(f"Capability {OOB} not available")
-        # From here on events come. None overtakes this reply, which clients would take it for: its
-        # sending begins before another task runs.
+        # Events follow from now on. None overtakes this reply, for which clients would mistake it:
+        # its sending begins before another task runs.
         self._negotiated = True
         return {}
 
@@ -200,14 +200,14 @@ class Client:
         return [{"name": name} for name in self._commands]
 
     def _query_schema(self, vm: Vm, arguments: dict[str, Any]) -> Json:
-        from vhost_balloon.control.schema import describe  # hardly anybody asks
+        from vhost_balloon.control.schema import describe  # rarely needed
 
         return describe(self._commands)
 
 
 @contextmanager
 def _peer_errors() -> Iterator[None]:
-    """The one place where a stream's failure becomes the client's end: nothing else may."""
+    """The only place where a stream's failure becomes the client's end."""
     try:
         yield
     except trio.BrokenResourceError as failure:
