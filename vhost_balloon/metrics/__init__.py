@@ -1,4 +1,4 @@
-"""What Prometheus is told, made from snapshots, and the address where it asks.
+"""Metrics for Prometheus, made from snapshots, and the HTTP server that it scrapes.
 
-It reads snapshots only, so that hub and daemon share it.
+It reads snapshots only, so the hub and the daemon share it.
 """

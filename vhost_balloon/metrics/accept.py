@@ -1,7 +1,7 @@
-"""Negotiates the format of a scrape from its Accept header (RFC 9110 section 12.5.1).
+"""Negotiates the format of a scrape from its Accept header (RFC 9110 section 12.5.1). Pure.
 
-This reads the header itself, strictly: the client library raises on versions that it cannot parse,
-and makes up a format for every version that it can.
+Hand-written and strict, because the client library raises on versions that it cannot parse, and
+invents a format for any version that it can.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 """RFC 9110 section 5.6.2."""
 
 _LEXEMES: Final = re.compile(r'"(?:\\.|[^"\\])*"?|[,;]|[^",;]+', re.DOTALL)
-"""Quoted strings, separators and what is between them. No two alternatives begin alike, so the
-time this takes is linear."""
+"""Quoted strings, separators and the text between them. No two alternatives start with the same
+character, so matching takes linear time."""
 
 _RANGE: Final = re.compile(rf"({TOKEN})/({TOKEN})")
 _PARAMETER: Final = re.compile(rf'({TOKEN})=(?:({TOKEN})|"((?:\\.|[^"\\])*)")', re.DOTALL)
@@ -25,7 +25,7 @@ _WEIGHT: Final = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 @dataclass(frozen=True, slots=True)
 class MediaType:
-    """A format that is served. also: older versions whose readers can read it."""
+    """A supported format. also: older versions whose readers understand it."""
 
     type: str
     subtype: str
@@ -39,16 +39,16 @@ class MediaType:
 
 TEXT: Final = MediaType("text", "plain", "0.0.4")
 OPENMETRICS: Final = MediaType("application", "openmetrics-text", "1.0.0", ("0.0.1",))
-"""Prometheus asks for 0.0.1 beside 1.0.0, and did for 0.0.1 alone before it knew of 1.0.0."""
+"""Prometheus asks for 0.0.1 beside 1.0.0; old versions ask for 0.0.1 only."""
 
 
 class _Match(NamedTuple):
-    """How a range matches a format; the most specific one counts."""
+    """How a range matches a format; the most specific match counts."""
 
     level: int
     """2 for the format's name, 1 for its type, 0 for anything."""
     is_exact: bool
-    """Whether the range names the version that is served."""
+    """Whether the range names the supported version."""
     weight: float
 
 
@@ -73,12 +73,12 @@ class _MediaRange(NamedTuple):
 
 
 def negotiate(accept: str) -> MediaType:
-    """The format for a client that accepts this: OPENMETRICS or TEXT.
+    """The format for a client with this Accept header: OPENMETRICS or TEXT.
 
-    accept: the values of all Accept lines, joined by commas; any text will do. What does not follow
-    the grammar is skipped. Parameters other than version and q are ignored. OpenMetrics is for
-    clients that prefer it, or name it and like it as much as text. All others get text, even if
-    they accept neither, because every scraper reads it.
+    accept: the values of all Accept lines, joined by commas. Elements that break the grammar are
+    skipped. Parameters other than version and q are ignored. OpenMetrics goes to clients that
+    prefer it, or that name it and rate it as high as text. All others get text, even if they accept
+    neither, because every scraper reads it.
     """
     ranges = list(_media_ranges(accept))
     text, openmetrics = _best(ranges, TEXT), _best(ranges, OPENMETRICS)
@@ -101,7 +101,7 @@ def _media_ranges(accept: str) -> Iterator[_MediaRange]:
 
 
 def _media_range(element: str) -> _MediaRange | None:
-    """None for what does not follow the grammar."""
+    """None if element breaks the grammar."""
     name, *parameters = _split(element, ";")
     match = _RANGE.fullmatch(name)
     values = _parameters(parameters)
@@ -115,7 +115,7 @@ def _media_range(element: str) -> _MediaRange | None:
 
 
 def _parameters(parameters: Iterable[str]) -> dict[str, str] | None:
-    """Their values by lower-case name. None if one is malformed or given twice."""
+    """Values by lower-case name; None if a parameter is malformed or given twice."""
     values: dict[str, str] = {}
     for parameter in filter(None, parameters):
         match = _PARAMETER.fullmatch(parameter)
@@ -127,9 +127,9 @@ def _parameters(parameters: Iterable[str]) -> dict[str, str] | None:
 
 
 def _split(text: str, separator: str) -> Iterator[str]:
-    """The parts between separators that are not quoted, without the spaces around them.
+    """The parts between unquoted separators, without surrounding spaces.
 
-    A quoted string without an end takes all that follows it.
+    An unterminated quoted string extends to the end.
     """
     part = ""
     for lexeme in _LEXEMES.findall(text):

@@ -1,8 +1,7 @@
-"""The snapshot of a VM (control_report), checked before its figures are shown.
+"""Checks the snapshot of a VM (figures/vm_info.py) before metrics are made from it. Pure.
 
-A document may come from a daemon that was taken over by its guest. What is kept of it has the
-types, members and words that are known here, whatever it says; members and words that are not known
-are ignored, because another version may have more of them.
+A document may come from a daemon that was taken over by its guest, so only known types, members
+and words are kept. Unknown members and words are ignored: another version may have more of them.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ Document = Mapping[str, Any]
 MAX_NUMBER: Final = 1 << 64
 
 _Check = Callable[[Any], Any]
-"""Gives what is kept of a value. Raises BadDocument."""
+"""Returns the part of a value that is kept. Raises BadDocument."""
 
 
 class BadDocument(Exception):
-    """A snapshot that no daemon would give; the text names the member."""
+    """A snapshot that no proper daemon sends; the text names the member."""
 
 
 def checked(snapshot: object) -> Document:
-    """What is known of a snapshot, in new objects. Raises BadDocument.
+    """The known part of a snapshot, in new objects. Raises BadDocument.
 
-    A member that is missing is left out, but no snapshot lacks "attached" and "state".
+    Members may be missing, except "attached" and "state".
     """
     document: Document = _SNAPSHOT(snapshot)
     for name in ("attached", "state"):
@@ -44,7 +43,7 @@ def checked(snapshot: object) -> Document:
 def _number(value: Any) -> float:
     # bool is a subclass of int, and NaN is in no range.
     if type(value) not in (int, float) or not 0 <= value < MAX_NUMBER:
-        raise BadDocument("is no number from 0 to 2^64")
+        raise BadDocument("is not a number from 0 to 2^64")
     return value  # type: ignore[no-any-return]
 
 
@@ -56,7 +55,7 @@ def _flag(value: Any) -> bool:
 
 def _word(value: Any) -> str:
     if type(value) is not str:
-        raise BadDocument("is no string")
+        raise BadDocument("is not a string")
     return value
 
 
@@ -65,7 +64,7 @@ def _words(known: Iterable[str]) -> _Check:
 
     def check(value: Any) -> list[str]:
         if type(value) is not list:
-            raise BadDocument("is no array")
+            raise BadDocument("is not an array")
         given = set(map(_word, value))
         return [word for word in words if word in given]
 
@@ -75,7 +74,7 @@ def _words(known: Iterable[str]) -> _Check:
 def _members(known: Mapping[str, _Check]) -> _Check:
     def check(value: Any) -> dict[str, Any]:
         if type(value) is not dict:
-            raise BadDocument("is no object")
+            raise BadDocument("is not an object")
         kept = {}
         for name, inner in known.items() if value else ():
             if name in value:
@@ -91,18 +90,18 @@ def _members(known: Mapping[str, _Check]) -> _Check:
 def _histogram(value: Any) -> dict[str, Any]:
     kept: dict[str, Any] = _HISTOGRAM(value)
     if len(kept) != len(_HISTOGRAM_MEMBERS):
-        raise BadDocument("is no histogram")
+        raise BadDocument("is not a histogram")
     return kept
 
 
 def _buckets(value: Any) -> list[float]:
     if type(value) is not list or len(value) != len(DISCARD_BUCKETS) + 1:
-        raise BadDocument(f"is no array of {len(DISCARD_BUCKETS) + 1}")
+        raise BadDocument(f"is not an array of {len(DISCARD_BUCKETS) + 1}")
     return [_number(count) for count in value]
 
 
 def _state(value: Any) -> str:
-    """A state of another version is none that is known."""
+    """ "" for a state of another version."""
     return _STATES.get(_word(value), "")
 
 

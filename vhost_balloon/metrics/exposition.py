@@ -1,9 +1,9 @@
-"""Prometheus' text formats, fast enough for an event loop that serves guests.
+"""Prometheus' text formats, written fast enough for an event loop that serves guests.
 
-The client library writes some 200,000 lines a second, and a VM has 140: 100 VMs would take 60 ms
-of every scrape. So the library writes each line once, for one VM of no name, and a scrape puts
-names and values into these. The library's formats and its escaping hold; which of the two formats a
-client gets is read from its request by ourselves (metrics_accept).
+The client library writes 200,000 lines a second, and a VM has 140: 100 VMs would take 60 ms of
+every scrape, 64 times as long as this. So the library writes each line once, for a VM without a
+name, and a scrape inserts names and values. The library's formats and escaping apply;
+metrics/accept.py chooses the format.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from vhost_balloon.metrics.process import ProcessCollector
 
 Encoder = Callable[[Collector], bytes]
 Rows = Sequence[tuple[str, Document | None]]
-"""Names of VMs and their snapshots; None where there is none, so that `up` is 0."""
+"""VM names and snapshots; None for a VM without one, whose `up` is 0."""
 Snapshots = Callable[[], Awaitable[Rows]]
 
 _PLACE: Final = "\N{NULL}vm\N{NULL}"
-"""Stands for a VM's name until it is known: no path, and so no VM, has it in its name."""
+"""Placeholder for a VM's name. No path contains it, so no VM's name does."""
 
 _END: Final = "# EOF\n"
 """The last line in OpenMetrics; Prometheus' own format has none."""
@@ -39,14 +39,14 @@ _ENCODERS: Final[Mapping[MediaType, Encoder]] = {
     TEXT: generate_latest,
     OPENMETRICS: openmetrics.generate_latest,
 }
-"""All versions of the library that are allowed write these formats if they are given nothing but a
-collector. How they would escape other names does not matter: all of ours are plain."""
+"""All supported versions of the library write these formats when called with a collector alone.
+How they escape metric names does not matter: ours are plain."""
 
 MIN_INTERVAL: Final = 0.1
-"""Seconds that a text is given to all who ask, so that no client makes us write in a loop."""
+"""Seconds for which all clients get the same text, so that no client can keep us busy."""
 
 _DOWN: Final[Document] = {}
-"""In place of a snapshot that there is not: no family but `up` has a value of it."""
+"""Replaces a missing snapshot: no family but `up` has a value for it."""
 
 
 class _One(Collector):
@@ -59,7 +59,7 @@ class _One(Collector):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A family in one format: the lines before its series, and a VM's series with %s for values."""
+    """A family in one format: its header lines, and a VM's series with %s for each value."""
 
     header: str
     series: str
@@ -85,7 +85,7 @@ _LAYOUTS: Final = {
 
 
 class VmSeries:
-    """One VM's series of a family. Most values are those of the scrape before."""
+    """One VM's series of a family. Most values are those of the previous scrape."""
 
     __slots__ = ("template", "text", "values")
 
@@ -96,7 +96,7 @@ class VmSeries:
 
 
 class Format:
-    """All families in one format; what was laid out for a VM is kept as long as the VM is there."""
+    """All families in one format. A VM's layout is kept as long as the VM exists."""
 
     def __init__(self, media: MediaType) -> None:
         self.content_type: Final = media.content_type
@@ -107,9 +107,9 @@ class Format:
         self._made = float("-inf")
 
     def render(self, rows: Rows, registry: CollectorRegistry, now: float) -> bytes:
-        """The VMs' series, then registry's; now: when the VMs were asked."""
+        """The series of the VMs, then those of registry. now: when the VMs were asked."""
         if now != self._made:
-            # The registry comes last: OpenMetrics ends with a line that it writes.
+            # The registry comes last, because it writes the last line of OpenMetrics.
             self._body = self._fill(rows).encode() + self._encode(registry)
             self._made = now
         return self._body
@@ -136,7 +136,7 @@ class Format:
 
 
 class Exposition:
-    """What a scrape gets: the VMs, this program and its process."""
+    """The answer to a scrape: the VMs, this program and its process."""
 
     def __init__(self, snapshots: Snapshots, collectors: Iterable[Collector] = ()) -> None:
         self._snapshots = snapshots
@@ -149,13 +149,13 @@ class Exposition:
         self._formats = {media: Format(media) for media in _ENCODERS}
 
     async def render(self, accept: str) -> tuple[bytes, str]:
-        """The metrics and their content type, for a client that accepts this.
+        """The metrics and their content type, for a client with this Accept header.
 
-        Whoever asks while the VMs are being asked, or within MIN_INTERVAL after, gets the same.
+        Scrapes during a query of the VMs or within MIN_INTERVAL after it share its result.
         """
         async with self._asking:
             if trio.current_time() - self._asked >= MIN_INTERVAL:
-                # Others wait for this too, so a client that goes meanwhile does not end it.
+                # Others wait for this too, so the end of one client must not cancel it.
                 with trio.CancelScope(shield=True):
                     self._rows = await self._snapshots()
                 self._asked = trio.current_time()

@@ -1,9 +1,8 @@
-"""What Prometheus is told of each VM.
+"""The metrics of each VM.
 
-Names are a promise to those who have alerts and dashboards. A configured VM has its own series
-(connected, state, counters, histogram) from the start, the counters at 0, so that the first event
-is seen as an increase. What is known only of a guest is left out while there is none, or while the
-guest does not say it.
+Names are stable: alerts and dashboards depend on them. A configured VM has its series (connected,
+state, counters, histogram) from the start, with counters at 0, so that the first event counts as an
+increase. Series about the guest are left out while there is no guest or it does not report them.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def _huge_pages(document: Document) -> Values | None:
 VM_FAMILIES: Final = (
     gauge(
         "up",
-        "Whether the VM's daemon answered with figures that make sense.",
+        "Whether the VM's daemon answered with valid figures.",
         lambda document: int(bool(document)),
     ),
     gauge(
@@ -68,7 +67,7 @@ VM_FAMILIES: Final = (
     ),
     flags(
         "state",
-        "What the balloon is doing: 1 for the state that the VM is in.",
+        "State of the balloon: 1 for the current state.",
         "state",
         tuple(state.value for state in VmState),
         _state,
@@ -80,19 +79,19 @@ VM_FAMILIES: Final = (
     ),
     flags(
         "reporting_pause_reason",
-        "Why reported free pages are not discarded: 1 for each reason that holds.",
+        "Why reported free pages are not discarded: 1 for each reason that applies.",
         "reason",
         PAUSE_REASONS,
         lambda document: document.get("pause-reasons"),
     ),
     gauge(
         "stats_interval_seconds",
-        "How often the guest is asked for statistics; 0 if it is asked on demand only.",
+        "How often the guest is asked for statistics; 0 for on demand only.",
         member("stats-interval"),
     ),
     gauge(
         "queue_map_ambiguous",
-        "Whether the optional queues cannot be told apart, and are left unread.",
+        "Whether the optional queues cannot be told apart and are therefore not read.",
         _queue_map_ambiguous,
     ),
     gauge(
@@ -100,7 +99,7 @@ VM_FAMILIES: Final = (
         "Size of the guest's memory: the sum of the regions that the front end shares.",
         lambda document: document.get("guest-memory") or None,
     ),
-    gauge("target_bytes", "Memory that the guest is to keep.", member("target")),
+    gauge("target_bytes", "Memory for the guest to keep.", member("target")),
     gauge(
         "actual_bytes",
         "Memory that the guest keeps: its size less what is in the balloon.",
@@ -108,18 +107,18 @@ VM_FAMILIES: Final = (
     ),
     gauge(
         "guest_resident_bytes",
-        "What the host really spends on the guest's memory: st_blocks, each file once, in RAM and "
-        "swap together.",
+        "Memory that the host really spends on the guest, in RAM and swap: st_blocks, each file "
+        "counted once.",
         member("resident"),
     ),
     gauge(
         "report_rate_limit_bytes",
-        "Bytes a second that the guest's reports may have discarded (--report-rate).",
+        "Bytes a second of the guest's reports that are discarded at most (--report-rate).",
         member("report-rate"),
     ),
     Family(
         "huge_pages",
-        "Host pages larger than the balloon's, of which a part or all is in the balloon, as far as "
+        "Host pages larger than the balloon's that are partly or wholly in the balloon, as far as "
         "the daemon knows.",
         _huge_pages,
         ("state",),
@@ -127,18 +126,18 @@ VM_FAMILIES: Final = (
     ),
     gauge(
         "huge_pages_waiting_bytes",
-        "Memory in the balloon that goes once the rest of its huge pages is there as well; it "
-        "counts as refused (partial-huge-page) when it is known that this cannot be.",
+        "Memory in the balloon that is freed once the rest of its huge pages is there too; counted "
+        "as refused (partial-huge-page) once that is known to be impossible.",
         member("huge-pages", "waiting-bytes"),
     ),
     counter(
         "huge_pages_freed_total",
-        "Huge pages that were discarded because all of each was in the balloon.",
+        "Huge pages that were discarded because they were wholly in the balloon.",
         member("huge-pages-freed"),
     ),
     counter(
         "reported_bytes_total",
-        "Free pages that the guest reported, as far as they lie in its memory.",
+        "Free pages that the guest reported, as far as they are in its memory.",
         member("reported-bytes"),
     ),
     counter(
@@ -153,7 +152,7 @@ VM_FAMILIES: Final = (
     ),
     counter(
         "freed_bytes_total",
-        "Memory that really came back to the host; an estimate while the guest runs and requests "
+        "Memory that really returned to the host; an estimate while the guest runs and requests "
         "overlap.",
         member("freed-bytes"),
     ),
@@ -173,31 +172,31 @@ VM_FAMILIES: Final = (
     ),
     counters(
         "requests_total",
-        "Requests of the guest that were completed, by queue.",
+        "Completed requests of the guest, by queue.",
         ("queue",),
         tuple((queue.value,) for queue in Queue),
         "requests",
     ),
     counters(
         "ring_errors_total",
-        "Rings that were stopped because the guest broke their structure.",
+        "Rings stopped because the guest broke their structure.",
         ("queue", "reason"),
         _RING_ERRORS,
         "ring-errors",
     ),
     counter(
         "front_end_errors_total",
-        "Messages of the front end that were refused, or that ended its connection.",
+        "Messages of the front end that were refused or ended its connection.",
         member("front-end-errors"),
     ),
     counter(
         "front_end_stalls_total",
-        "Times that the front end said nothing, or stopped inside a message.",
+        "Times that the front end stayed silent or stopped inside a message.",
         member("front-end-stalls"),
     ),
     counter(
         "config_changes_total",
-        "Times that the front end was told of a new target.",
+        "Times that the front end was notified of a new target.",
         member("config-changes"),
     ),
     histogram(
@@ -215,7 +214,7 @@ VM_FAMILIES: Final = (
     ),
     gauge(
         "guest_stats_age_seconds",
-        "Age of the guest's statistics; there is none before the first sample.",
+        "Age of the guest's statistics; missing before the first sample.",
         member("stats-age"),
     ),
 )
@@ -223,22 +222,25 @@ VM_FAMILIES: Final = (
 
 _GUEST_GAUGES: Final = {
     StatTag.MEMFREE: ("free_bytes", "Memory that the guest does not use for anything."),
-    StatTag.MEMTOT: ("memory_bytes", "Memory that the guest's kernel has to give out."),
+    StatTag.MEMTOT: ("memory_bytes", "Memory that the guest's kernel can allocate."),
     StatTag.AVAIL: ("available_bytes", "Memory that the guest could use without swapping."),
     StatTag.CACHES: ("caches_bytes", "Page cache that the guest could drop at once."),
 }
 _GUEST_COUNTERS: Final = {
     StatTag.SWAP_IN: ("swap_in_bytes_total", "Memory that the guest read back from its swap."),
     StatTag.SWAP_OUT: ("swap_out_bytes_total", "Memory that the guest wrote to its swap."),
-    StatTag.MAJFLT: ("major_faults_total", "Page faults that the guest read from disk for."),
+    StatTag.MAJFLT: ("major_faults_total", "Page faults that made the guest read from disk."),
     StatTag.MINFLT: ("minor_faults_total", "Page faults that the guest served from memory."),
     StatTag.HTLB_PGALLOC: ("hugetlb_allocations_total", "Huge pages that the guest allocated."),
-    StatTag.HTLB_PGFAIL: ("hugetlb_failures_total", "Huge pages that the guest could not get."),
+    StatTag.HTLB_PGFAIL: ("hugetlb_failures_total", "Failed huge page allocations of the guest."),
     StatTag.OOM_KILL: ("oom_kills_total", "Processes that the guest killed for lack of memory."),
     StatTag.ALLOC_STALL: ("alloc_stalls_total", "Allocations that waited for memory to be freed."),
-    StatTag.ASYNC_SCAN: ("async_scans_total", "Pages that the guest looked at in background."),
-    StatTag.DIRECT_SCAN: ("direct_scans_total", "Pages that waiting allocations looked at."),
-    StatTag.ASYNC_RECLAIM: ("async_reclaims_total", "Pages that the guest freed in background."),
+    StatTag.ASYNC_SCAN: ("async_scans_total", "Pages that the guest scanned in the background."),
+    StatTag.DIRECT_SCAN: ("direct_scans_total", "Pages that waiting allocations scanned."),
+    StatTag.ASYNC_RECLAIM: (
+        "async_reclaims_total",
+        "Pages that the guest freed in the background.",
+    ),
     StatTag.DIRECT_RECLAIM: ("direct_reclaims_total", "Pages that waiting allocations freed."),
 }
 
@@ -254,20 +256,20 @@ FAMILIES: Final[tuple[Family, ...]] = (
 
 
 def vm_label(vm_id: str) -> str:
-    """A VM's name as a label: Prometheus takes only UTF-8, and a file's name may be anything."""
+    """A VM's name as a label: Prometheus accepts UTF-8 only, but a file name may be anything."""
     return vm_id.encode(errors="backslashreplace").decode()
 
 
 class BuildCollector(Collector):
-    """Which version runs."""
+    """The version of this program."""
 
     def collect(self) -> Iterator[Metric]:
-        text = "The program that answers this scrape."
+        text = "The program that answered this scrape."
         yield InfoMetricFamily(f"{PREFIX}build", text, {"version": __version__})
 
 
 class HubErrorCollector(Collector):
-    """Bugs of the hub that ended nothing but a client, an answer, or a service for a while."""
+    """Contained failures of the hub."""
 
     def __init__(self, errors: InternalErrors) -> None:
         self._errors = errors

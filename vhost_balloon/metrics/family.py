@@ -1,4 +1,4 @@
-"""A metric family over many VMs: its name and words, and how its values are read from a VM."""
+"""A metric family over many VMs: name, help and labels, and the reader of a VM's values. Pure."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from vhost_balloon.metrics.document import Document
 PREFIX: Final = "vhost_balloon_"
 
 Values = float | tuple[float, ...]
-"""A VM's values in a family; one alone is no tuple, because there are so many of these."""
+"""A VM's values in a family. A single value is not a tuple, because most families have just one."""
 
 Read = Callable[[Document], Values | None]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One or more series for each VM, which all have the label `vm`.
+    """One or more series for each VM, all with the label `vm`.
 
-    labels: names besides `vm`; series: their values, in the order of what read() returns.
-    read: None leaves the VM out, as an empty document always does except for `up`.
+    labels: names of further labels; series: their values, in the order of the values of read().
+    read: returns None to leave the VM out, as for an empty document in every family but `up`.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Family:
         return (0,) * len(self.series)
 
     def metric(self, rows: Iterable[tuple[str, Values]]) -> Metric:
-        """The family as the client library has it; a row is a VM's name and its values."""
+        """The client library's form of the family; a row is a VM's name and its values."""
         metric = self.kind(PREFIX + self.name, self.help, labels=("vm", *self.labels))
         for vm, values in rows:
             several = values if isinstance(values, tuple) else (values,)
@@ -54,7 +54,7 @@ class Family:
 
 @dataclass(frozen=True)
 class HistogramFamily(Family):
-    """Its values: the buckets up to each bound, how many there are in all, and their sum."""
+    """Values: the cumulative counts up to each bound and in all, the count, and the sum."""
 
     bounds: tuple[float, ...] = ()
 
@@ -72,7 +72,7 @@ class HistogramFamily(Family):
 
 
 def member(*path: str) -> Read:
-    """Reads one number of a document, or a flag as 0 or 1."""
+    """A reader of one number of a document, or of a flag as 0 or 1."""
     *outer, last = path
 
     def read(document: Document) -> float | None:
@@ -99,7 +99,7 @@ def flags(
     words: tuple[str, ...],
     read: Callable[[Document], Iterable[str] | None],
 ) -> Family:
-    """A gauge for each word, 1 for those that read() returns."""
+    """A gauge for each word, 1 for the words that read() returns."""
 
     def values(document: Document) -> Values | None:
         now = read(document)
@@ -115,13 +115,13 @@ def counters(
     keys: tuple[tuple[str, ...], ...],
     key: str,
 ) -> Family:
-    """A counter for each of keys, the values of labels: an object of a document has an object for
-    each label but the last. What it has no number for is 0."""
+    """A counter for each of keys, which are values of labels. The member named key is an object,
+    nested once for each further label; a missing number counts as 0."""
     zeros = (0,) * len(keys)
 
     def values(document: Document) -> Values | None:
         counted: Any = document.get(key)
-        if not counted:  # as most are, nearly always
+        if not counted:  # the usual case
             return None if counted is None else zeros
         return tuple([_at(counted, path) for path in keys])
 
@@ -137,7 +137,7 @@ def _at(counted: Any, path: tuple[str, ...]) -> float:
 
 
 def histogram(name: str, text: str, bounds: tuple[float, ...], key: str) -> Family:
-    """A histogram of ours."""
+    """A figures.counters.Histogram."""
 
     def values(document: Document) -> Values | None:
         found = document.get(key)

@@ -1,4 +1,4 @@
-"""As much of HTTP/1.1 (RFC 9112) as a scrape needs: one request a connection, no body."""
+"""The part of HTTP/1.1 (RFC 9112) that a scrape needs: one request, without a body. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vhost_balloon import __version__
 from vhost_balloon.metrics.accept import TOKEN
 
 MAX_HEAD: Final = 16 << 10
-"""Bytes of a request, with the empty lines before it: Prometheus sends some 500."""
+"""Bytes of a request, including empty lines before it; Prometheus sends some 500."""
 
 METRICS_PATH: Final = "/metrics"
 LANDING_PAGE: Final = f"""\
@@ -34,7 +34,7 @@ _FIELD: Final = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)")
 
 
 class BadRequest(Exception):
-    """Not HTTP, or too much of it."""
+    """A request that is malformed or too long."""
 
     def __init__(self, status: HTTPStatus) -> None:
         super().__init__(status.phrase)
@@ -43,7 +43,7 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What counts of a request. The path is without its query."""
+    """The relevant parts of a request. path: without the query."""
 
     method: str
     path: str
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a client gets, after which the connection ends."""
+    """A response, after which the connection ends."""
 
     status: HTTPStatus
     body: bytes
@@ -71,16 +71,16 @@ class Answer:
 
 
 class RequestReader:
-    """Reads the head of one request, in whatever pieces it comes.
+    """Reads the head of one request from pieces of any length.
 
-    A line ends with CRLF or LF, and empty lines before the request are skipped (section 2.2). Each
-    line is judged once it is complete, so a client that does not speak HTTP/1 gets its answer
-    without an empty line. How the bytes were split makes no difference.
+    Lines end with CRLF or LF; empty lines before the request are skipped (section 2.2). Each line
+    is checked once it is complete, so a client that does not speak HTTP/1 is answered without
+    sending an empty line.
     """
 
     def __init__(self) -> None:
         self.method: str | None = None
-        """None until the request line was read."""
+        """None until the request line is read."""
         self._path = ""
         self._accept: list[str] = []
         self._has_host = False
@@ -116,11 +116,11 @@ class RequestReader:
         path = _path(target)
         if path is None and self.method in _METHODS:
             raise BadRequest(HTTPStatus.BAD_REQUEST)
-        self._path = path or target  # of another method, such as "OPTIONS *"
+        self._path = path or target  # for other methods, such as "OPTIONS *"
 
     def _read_field(self, line: str) -> None:
         match = _FIELD.fullmatch(line)
-        if match is None:  # such as a folded line, or a space before the colon
+        if match is None:  # such as a folded line or a space before the colon
             raise BadRequest(HTTPStatus.BAD_REQUEST)
         name, value = match[1].lower(), match[2].strip(" \t")
         if name == "accept":
@@ -145,12 +145,12 @@ def _path(target: str) -> str | None:
 
 
 def plain(status: HTTPStatus, *headers: str) -> Answer:
-    """A status that says itself."""
+    """A status without further content."""
     return Answer(status, f"{status.value} {status.phrase}\n".encode(), headers=headers)
 
 
 def answer_page(request: Request) -> Answer | None:
-    """The answer to everything but a request for the metrics."""
+    """The response to any request but one for the metrics, for which it returns None."""
     if request.method not in _METHODS:
         return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"Allow: {', '.join(_METHODS)}")
     if request.path == METRICS_PATH:

@@ -1,4 +1,4 @@
-"""Listens for scrapes: one port, on every address that a host stands for."""
+"""Listens for scrapes: on one port, at every address of a host."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Final
 import trio
 
 EVERYWHERE: Final = "*"
-"""The host that stands for all addresses of this machine, of whichever families it has."""
+"""The host that means all addresses of this machine, of all families that it has."""
 
 _ABSENT: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-"""How an address is refused that this machine does not have."""
+"""Errors for an address that this machine does not have."""
 
 _ATTEMPTS: Final = 10
-"""How many ports are tried where any will do and a later address has it taken."""
+"""Ports to try for port 0, as a free port of one address may be in use at another."""
 
 _Address = tuple[socket.AddressFamily, Any]
-"""A family, and an address as its sockets take it."""
+"""A family, and an address in the form of its sockets."""
 
 
 def _listen(sock: socket.socket) -> None:
@@ -28,11 +28,11 @@ def _listen(sock: socket.socket) -> None:
 
 
 async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
-    """Listen on the addresses of host, all on the same port; 0 is any free one.
+    """Listen on all addresses of host, on the same port; 0 is any free port.
 
-    host: an address, a name or EVERYWHERE. An IPv6 address may have a zone, and `::` takes IPv4 as
-    well. Where a host has several addresses, those that this machine has not are left out. Raises
-    OSError or UnicodeError.
+    host: an address, a name or EVERYWHERE. An IPv6 address may have a zone; `::` includes IPv4. If
+    a host has several addresses, those that this machine does not have are skipped. Raises OSError
+    or UnicodeError.
     """
     addresses = await _resolve(host, port)
     attempts = 1 if port else _ATTEMPTS
@@ -48,8 +48,7 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
 
 
 async def check_address(host: str, port: int) -> None:
-    """Whether open_listeners() could listen, apart from a port that is in use. Raises OSError or
-    UnicodeError."""
+    """Raise the OSError or UnicodeError that open_listeners() would, except for a port in use."""
     addresses = await _resolve(host, port)
     try:
         sockets = _bind_to_all(addresses, port, lambda sock: None)
@@ -68,7 +67,7 @@ async def _resolve(host: str, port: int) -> list[_Address]:
         type=socket.SOCK_STREAM,
         flags=socket.AI_PASSIVE,
     )
-    # The same address may be found twice, as a line of /etc/hosts may be there twice.
+    # An address is found twice if its line is in /etc/hosts twice.
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
@@ -98,7 +97,7 @@ def _bind_to_all(
 
 
 def _bind(family: socket.AddressFamily, address: tuple[Any, ...], *, alone: bool) -> socket.socket:
-    """alone: there is no socket for IPv4 beside it, so one for `::` is for both."""
+    """alone: there is no separate socket for IPv4, so `::` serves both families."""
     with ExitStack() as opened:
         sock = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

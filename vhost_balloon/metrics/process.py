@@ -1,7 +1,7 @@
-"""process_*: what this program itself costs, named as all client libraries do.
+"""process_*: the cost of this program, under the names that all client libraries use.
 
-Not by the client library's own collector, which lists /proc/self/fd: a hub has a descriptor for
-each VM.
+Hand-written because the client library's collector lists /proc/self/fd, where a hub has a
+descriptor for each VM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
-# Positions in /proc/PID/stat behind the command's name: proc_pid_stat(5).
+# Positions in /proc/PID/stat after the command's name: proc_pid_stat(5).
 _USER, _SYSTEM, _START, _VIRTUAL, _RESIDENT = 11, 12, 19, 20, 21
 
 
@@ -27,7 +27,7 @@ class ProcessCollector(Collector):
     """This process."""
 
     def __init__(self) -> None:
-        # Not from /proc/stat, which is hidden from a service with ProcSubset=pid.
+        # /proc/stat has the boot time too, but ProcSubset=pid hides it from a service.
         boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._started = boot + int(_stat()[_START]) / _TICKS
 
@@ -66,6 +66,6 @@ def _stat() -> list[str]:
 
 
 def _open_fds() -> int:
-    """From Linux 6.2 on the folder's size says it."""
+    """Since Linux 6.2 it is the folder's size."""
     size = os.stat("/proc/self/fd").st_size
     return size or len(os.listdir("/proc/self/fd")) - 1

@@ -1,14 +1,13 @@
-"""The metrics address: a small HTTP answerer on the daemon's own event loop.
+"""The metrics address: a small HTTP server on the event loop of the daemon or the hub.
 
-It is not the client library's server, which has a thread for each client, no time limits, and
-with TLS waits for one client's handshake before it accepts the next. What keeps a client from
-hurting anyone here:
-- One request a connection, of MAX_HEAD bytes, and PATIENCE seconds for everything.
-- At most MAX_CLIENTS at a time; the oldest has to go for a new one, so a scrape, which takes
-  milliseconds, gets through a crowd that only sits there.
-- Scrapes within MIN_INTERVAL of each other get the same text, and those that come while the VMs are
-  asked wait for the same answers (metrics_text).
-Nothing is compressed: that would cost more than the scrape itself.
+Hand-written because the client library's server has a thread for each client, no time limits, and
+completes one client's TLS handshake before it accepts the next client. Limits on clients here:
+- One request per connection, of MAX_HEAD bytes, and PATIENCE seconds for everything.
+- At most MAX_CLIENTS at a time. A new client replaces the oldest, so a scrape, which takes
+  milliseconds, gets through a crowd of idle clients.
+- Scrapes within MIN_INTERVAL get the same text, and scrapes during a query of the VMs share its
+  answers (exposition.py).
+Nothing is compressed, because that would cost more than the scrape itself.
 """
 
 from __future__ import annotations
@@ -42,20 +41,20 @@ from vhost_balloon.metrics.tls import Certificates
 from vhost_balloon.service.handed_over import METRICS
 
 PATIENCE: Final = 10.0
-"""Seconds for one client: Prometheus gives up after as many."""
+"""Seconds for one client, Prometheus' own limit."""
 MAX_CLIENTS: Final = 64
 DRAIN_SECONDS: Final = 1.0
-"""What a client still sends is read for so long."""
+"""How long to read what a client still sends after its answer."""
 
 
 class _HungUpError(Exception):
-    """The client went before it had asked."""
+    """The client left before its request was complete."""
 
 
 class MetricsServer:
-    """Answers clients with what snapshots() says, until its run() is cancelled.
+    """Serves the metrics of the VMs in snapshots() until run() is cancelled.
 
-    collectors: of what is told beside the VMs, this program and its process.
+    collectors: of further metrics, besides those of the VMs, the program and its process.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class MetricsServer:
         self._listeners = listeners
         self._certificates = certificates
         self._looking = trio.CapacityLimiter(1)
-        """Certificates are looked at in a thread, because a file system may hang."""
+        """Certificates are checked in a thread, because a file system may hang."""
         self._clients: dict[trio.CancelScope, None] = {}
 
     @classmethod
@@ -83,9 +82,9 @@ class MetricsServer:
         listener: trio.SocketListener | None = None,
         collectors: Iterable[Collector] = (),
     ) -> Self:
-        """Listen on every address of the host's name, if listener does not listen already.
+        """Use listener, or listen on every address of the host's name.
 
-        It is to be closed. Raises OperatorError.
+        The caller closes the server. Raises OperatorError.
         """
         certificates = await trio.to_thread.run_sync(
             _load_certificates, options, abandon_on_cancel=True
@@ -96,7 +95,7 @@ class MetricsServer:
         return server
 
     def urls(self) -> list[str]:
-        """Where it listens. The address of a link has its zone."""
+        """The URLs of its addresses; a link-local address has its zone."""
         scheme = "http" if self._certificates is None else "https"
         names = [
             socket.getnameinfo(
@@ -110,7 +109,7 @@ class MetricsServer:
         ]
 
     def close(self) -> None:
-        """Do not listen any more."""
+        """Stop listening."""
         for listener in self._listeners:
             listener.socket.close()
 
@@ -124,7 +123,7 @@ class MetricsServer:
         self._make_room()
         self._clients[scope] = None
         try:
-            # Whoever is gone, or does not speak TLS, is no failure of ours.
+            # A client that is gone or does not speak TLS is not our failure.
             gone = suppress(trio.BrokenResourceError, _HungUpError)
             with self._errors.contained("metrics-client"), gone, scope:
                 async with stream:
@@ -149,7 +148,7 @@ class MetricsServer:
         encrypted = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         await self._answer_one(encrypted)
         with trio.move_on_after(DRAIN_SECONDS), suppress(trio.BrokenResourceError):
-            await encrypted.unwrap()  # which breaks if the client still sends
+            await encrypted.unwrap()  # fails if the client still sends
         await _drain(stream)
 
     async def _answer_one(self, stream: trio.abc.Stream) -> None:
@@ -169,15 +168,15 @@ class MetricsServer:
 
 
 async def check_metrics(options: MetricsOptions) -> None:
-    """Raises OperatorError if MetricsServer.open() would, but for a port that is in use."""
+    """Raise the OperatorError that MetricsServer.open() would, except for a port in use."""
     _load_certificates(options)
-    if options.host != METRICS:  # the service manager's
+    if options.host != METRICS:  # which means a socket of the service manager
         with _mistakes(options):
             await check_address(options.host, options.port)
 
 
 def _load_certificates(options: MetricsOptions) -> Certificates | None:
-    """For HTTPS, None for HTTP. Raises OperatorError."""
+    """Certificates for HTTPS, None for HTTP. Raises OperatorError."""
     if options.certificate is None:
         return None
     return Certificates(options.certificate, options.key, options.client_ca)
@@ -190,7 +189,7 @@ async def _listen(options: MetricsOptions) -> list[trio.SocketListener]:
 
 @contextmanager
 def _mistakes(options: MetricsOptions) -> Iterator[None]:
-    """What the system will not do here is the operator's to mend."""
+    """Turn refusals of the system into OperatorErrors."""
     try:
         yield
     except (OSError, UnicodeError) as error:
@@ -199,7 +198,7 @@ def _mistakes(options: MetricsOptions) -> Iterator[None]:
 
 
 async def _drain(stream: trio.SocketStream) -> None:
-    """Closing with something unread would destroy the answer on its way."""
+    """Read the rest: closing with unread data would destroy an answer that is still in transit."""
     await stream.send_eof()
     with trio.move_on_after(DRAIN_SECONDS):
         while await stream.receive_some(MAX_HEAD):

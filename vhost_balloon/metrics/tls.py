@@ -1,4 +1,4 @@
-"""TLS for the metrics address. A renewed certificate is taken up without a restart."""
+"""TLS for the metrics address. A renewed certificate is loaded without a restart."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vhost_balloon.log.lines import logger
 
 
 class Certificates:
-    """The certificate (with its chain) and its key, as they lie on disk.
+    """The current certificate (with its chain) and its key on disk.
 
-    client_ca: if given, only clients with a certificate of this authority are answered.
-    Raises OperatorError if they cannot be used at the start.
+    client_ca: accept only clients with a certificate of this authority, if given.
+    Raises OperatorError if the files cannot be used at the start.
     """
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:
@@ -26,20 +26,20 @@ class Certificates:
         self._context = self._load()
 
     def context(self) -> ssl.SSLContext:
-        """For the next connection; files that cannot be used leave the old ones in force."""
+        """The context for the next connection. Unusable files leave the previous ones in use."""
         seen = self._look()
         if seen != self._seen:
             self._seen = seen
             try:
                 self._context = self._load()
             except OperatorError as error:
-                logger.warning("%s; the certificate before is still used", error)
+                logger.warning("%s; the previous certificate is still used", error)
             else:
-                logger.info("took up the new certificate in %s", self._certificate)
+                logger.info("loaded the new certificate in %s", self._certificate)
         return self._context
 
     def _look(self) -> list[tuple[int, int, int] | None]:
-        """What tells a file from the one that was there before."""
+        """Identities of the files, which change when a file is replaced or written."""
         files = (self._certificate, self._key, self._client_ca)
         return [_identity(path) for path in files if path is not None]
 
@@ -47,7 +47,7 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         files = [p for p in (self._certificate, self._key, self._client_ca) if p is not None]
         for path in files:
-            if path.exists() and not path.is_file():  # OpenSSL would wait for a FIFO's writer
+            if path.exists() and not path.is_file():  # OpenSSL would wait for the writer of a FIFO
                 raise OperatorError(f"{path} is not a regular file")
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
@@ -69,5 +69,5 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def _no_password() -> str:
-    """Instead of OpenSSL's question on the terminal."""
-    raise OperatorError("the metrics key is encrypted, which the daemon cannot open")
+    """Keeps OpenSSL from asking for the password on the terminal."""
+    raise OperatorError("the metrics key is encrypted, which is not supported")
