@@ -73,7 +73,7 @@ def test_a_socket_for_metrics_stands_for_the_address() -> None:
     assert parse([], ["metrics"]).metrics.host == "metrics"
     with pytest.raises(OperatorError, match="a socket for metrics was handed over"):
         parse(["--metrics-address=:0"], ["metrics"])
-    with pytest.raises(OperatorError, match="'web1' was handed over, and the hub takes 'metrics'"):
+    with pytest.raises(OperatorError, match="'web1' was handed over, but the hub takes 'metrics'"):
         parse([], ["web1"])
 
 

@@ -33,7 +33,7 @@ from tests.support.fakes.host_vms import (
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.hub import connection
 from vhost_balloon.hub.connection import MAX_ANSWER
-from vhost_balloon.hub.vms import PLACES, Host
+from vhost_balloon.hub.vms import HUB_PLACES, Host
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ async def test_a_failure_of_the_hub_itself_costs_one_vm(
         return real(line)
 
     monkeypatch.setattr(connection, "_parse", parse)
-    errors = InternalErrors(PLACES)
+    errors = InternalErrors(HUB_PLACES)
     host = Host([tmp_path], errors)
     async with daemons(tmp_path, {"web1": good(), "web2": answering(reply("bug"))}):
         found = await figures(host)

@@ -19,7 +19,7 @@ from vhost_balloon.containment import InternalErrors
 from vhost_balloon.hub import vms
 from vhost_balloon.hub.__main__ import RESERVE, most_vms
 from vhost_balloon.hub.folders import MAX_PROBLEMS, MAX_VMS, look
-from vhost_balloon.hub.vms import PLACES, Host
+from vhost_balloon.hub.vms import HUB_PLACES, Host
 from vhost_balloon.metrics.document import Document
 
 
@@ -69,8 +69,8 @@ def test_of_one_name_the_first_is_taken(tmp_path: Path) -> None:
         f"{first}/\\udcff.control", f"{first}/web1.control", f"{second}/web2.control",
     ]  # fmt: skip
     assert listing.problems == [
-        f"{first}/\udcff.control is left out: {first}/\\udcff.control has that name",
-        f"{second}/web1.control is left out: {first}/web1.control has that name",
+        f"{first}/\udcff.control is left out: {first}/\\udcff.control has the same name",
+        f"{second}/web1.control is left out: {first}/web1.control has the same name",
     ]
 
 
@@ -89,7 +89,7 @@ def test_the_number_of_vms_is_limited_and_so_are_complaints(tmp_path: Path) -> N
     assert list(listing.sockets) == [f"{number:03}" for number in range(90)]
     assert listing.left_out == 20
     assert len(listing.problems) == MAX_PROBLEMS
-    assert look(folders[:1], most=90).problems == ["10 VMs are left out: 90 are the most"]
+    assert look(folders[:1], most=90).problems == ["10 VMs are left out: the limit is 90"]
 
 
 def test_another_file_of_the_same_name_is_told_apart(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_the_limit_of_vms_leaves_descriptors_for_scrapers(few_descriptors: None)
 async def test_no_descriptor_for_a_vm_costs_that_vm(
     tmp_path: Path, few_descriptors: None, log_lines: LogLines
 ) -> None:
-    host = Host([tmp_path], InternalErrors(PLACES))
+    host = Host([tmp_path], InternalErrors(HUB_PLACES))
     async with daemons(tmp_path, {f"web{number}": good() for number in range(9)}):
         await trio.to_thread.run_sync(int)  # what a thread takes is open from here on
         used = {int(name) for name in os.listdir("/proc/self/fd")}
@@ -135,7 +135,7 @@ async def test_a_vm_in_a_deep_folder_with_a_long_name(tmp_path: Path) -> None:
     folder = tmp_path / ("d" * 100) / ("e" * 100)
     folder.mkdir(parents=True)
     short = tmp_path / "s"
-    host = Host([folder], InternalErrors(PLACES))
+    host = Host([folder], InternalErrors(HUB_PLACES))
     async with daemons(tmp_path, {"s": good()}):
         (tmp_path / "s.control").rename(folder / f"{'n' * 200}.control")
         assert not short.exists()
@@ -148,7 +148,7 @@ async def test_problems_are_said_once_as_long_as_they_last(
     tmp_path: Path, log_lines: LogLines
 ) -> None:
     folder = tmp_path / "later"
-    host = Host([folder], InternalErrors(PLACES))
+    host = Host([folder], InternalErrors(HUB_PLACES))
     missing = f"warning: no VMs in {folder}: No such file or directory"
     for _ in range(3):
         assert await snapshots(host) == {}
@@ -164,7 +164,7 @@ async def test_a_file_system_that_hangs_costs_figures_and_no_scrape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
 ) -> None:
     monkeypatch.setattr(vms, "PATIENCE", 0.5)
-    host, released = Host([tmp_path], InternalErrors(PLACES)), Event()
+    host, released = Host([tmp_path], InternalErrors(HUB_PLACES)), Event()
     async with daemons(tmp_path, {"web1": good()}):
         assert (await snapshots(host))["web1"] is not None
         with monkeypatch.context() as patch:

@@ -17,7 +17,7 @@ from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import raise_descriptor_limit
 from vhost_balloon.hub.folders import MAX_VMS
 from vhost_balloon.hub.options import HubOptions, parse
-from vhost_balloon.hub.vms import PLACES, Host
+from vhost_balloon.hub.vms import HUB_PLACES, Host
 from vhost_balloon.log import setup as log_setup
 from vhost_balloon.log.lines import logger, shortened
 from vhost_balloon.log.output import prepare_descriptors
@@ -28,25 +28,24 @@ from vhost_balloon.service import environment, signals, systemd
 from vhost_balloon.service.handed_over import METRICS, paths, take_sockets
 
 RESERVE: Final = MAX_CLIENTS + 32
-"""Descriptors kept for other things than VMs: scrapers, the log, the event loop, a file that is
-looked at."""
+"""Descriptors for anything but VMs: scrapers, the log, the event loop, a file that is read."""
 
 
 def most_vms() -> int:
-    """How many VMs can have a descriptor each while scrapers still get theirs."""
+    """How many VMs can have a descriptor each, with RESERVE left."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_VMS if soft == resource.RLIM_INFINITY else min(MAX_VMS, soft - RESERVE)
     if most < MAX_VMS:
-        logger.info("%d VMs at most: raise LimitNOFILE= (ulimit -n) for more", max(most, 1))
+        logger.info("limited to %d VMs: raise LimitNOFILE= (ulimit -n) for more", max(most, 1))
     return max(most, 1)
 
 
 async def run(options: HubOptions, listener: trio.SocketListener | None = None) -> None:
-    """Answer scrapes until SIGTERM or SIGINT. listener: a socket that listens for them already.
+    """Answer scrapes until SIGTERM or SIGINT. listener: a socket that already listens for them.
 
-    Raises OperatorError before anything is served.
+    Raises OperatorError before it serves anything.
     """
-    errors = InternalErrors(PLACES)
+    errors = InternalErrors(HUB_PLACES)
     with ExitStack() as stack:
         notifier = systemd.Notifier()
         stack.callback(notifier.close)
@@ -82,7 +81,7 @@ def main() -> None:
         options = parse(sys.argv[1:], paths(handed))
         log_setup.set_up(options.log_level, options.log_format)
         raise_descriptor_limit()
-        gc.freeze()  # a full collection would look at all that was imported
+        gc.freeze()  # a full collection would traverse all imported modules
         trio.run(run, options, handed[METRICS].listener() if handed else None)
     except OperatorError as error:
         handler.write_error(f"vhost-balloon-hub: {printable(shortened(str(error)))}")

@@ -1,8 +1,9 @@
-"""A connection to a VM's control socket; whatever the other side does costs little.
+"""A connection to a VM's control socket that a hostile daemon cannot make expensive.
 
-An answer is bounded in bytes and messages. The messages of a longer one than usual are parsed one
-at a time, and only one connection does so in each round of the event loop. So any number of long
-answers leaves time for short ones. The caller limits how long an answer may take.
+Answers are limited in bytes and messages. The messages of an unusually long answer are parsed one
+at a time, and by only one connection in each pass of the event loop, so any number of long answers
+leaves time for short ones. The caller limits the time. ctl/link.py does not fit here: it is
+synchronous, and parses whatever the one daemon sends that its user waits for.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from protocol import qmp
 from vhost_balloon.fds import OwnedFd
 
 MAX_ANSWER: Final = 256 << 10
-"""Bytes of everything that is read for one answer: a VM with 500 regions of memory takes 50 KiB."""
+"""Bytes that are read for one answer; a VM with 500 memory regions needs 50 KiB."""
 MAX_MESSAGES: Final = 500
-"""Of one answer, with the events before it: the kernel holds some 280 small ones."""
+"""In one answer, including events before it; the kernel buffers some 280 small ones."""
 RECEIVE_SIZE: Final = 16 << 10
-"""Bytes: no more than these are kept behind an answer until the next."""
+"""Bytes: the most that can be left over after an answer."""
 USUAL: Final = 32 << 10
-"""Bytes of messages that are parsed as they come; each message counts MESSAGE_COST bytes more."""
+"""Bytes of an answer that are parsed without waiting for the turn; each message counts
+MESSAGE_COST bytes more."""
 MESSAGE_COST: Final = 256
 
 _NEGOTIATION: Final = b'{"execute": "qmp_capabilities"}\n'
@@ -31,15 +33,15 @@ _QUERY: Final = b'{"execute": "query-vms"}\n'
 
 
 class Unanswered(Exception):
-    """The VM's daemon did not give the answer that was asked for; the text says why."""
+    """The VM's daemon did not give a proper answer; the text says why."""
 
 
 class Ended(Unanswered):
-    """It closed the connection."""
+    """The daemon closed the connection."""
 
 
 class Connection:
-    """A negotiated QMP connection, once query() has succeeded. It is to be closed."""
+    """A QMP connection, negotiated by the first query(). The caller closes it."""
 
     def __init__(self, sock: trio.socket.SocketType, turn: trio.Lock) -> None:
         self._socket = sock
@@ -49,9 +51,9 @@ class Connection:
 
     @classmethod
     def open(cls, path: str, turn: trio.Lock) -> Self:
-        """Connect to the socket file at path, of any length. Never waits. Raises OSError.
+        """Connect to the socket file at path, which may be of any length. Never waits.
 
-        turn: of all connections.
+        turn: shared by all connections; held to parse a long answer. Raises OSError.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -70,8 +72,8 @@ class Connection:
         self._socket.close()
 
     async def query(self) -> Any:
-        """What query-vms returns, any JSON value. Raises Unanswered or OSError."""
-        # All in one go: greeting and replies come in this order.
+        """The result of query-vms, any JSON value. Raises Unanswered or OSError."""
+        # Sent together: greeting and replies arrive in this order.
         await self._send(_QUERY if self._negotiated else _NEGOTIATION + _QUERY)
         messages = _Messages(self._socket, self._buffer, self._turn)
         if not self._negotiated:
@@ -87,7 +89,7 @@ class Connection:
 
 
 class _Messages:
-    """Reads the messages of one answer; buffer has what was read before, and keeps the rest."""
+    """Reads the messages of one answer; buffer holds data read earlier, and keeps the rest."""
 
     def __init__(self, sock: trio.socket.SocketType, buffer: bytearray, turn: trio.Lock) -> None:
         self._socket = sock
@@ -102,7 +104,7 @@ class _Messages:
         while "event" in (message := await self.next()):
             pass
         if "return" not in message:
-            raise Unanswered("it refused the command")
+            raise Unanswered("it refuses the command")
         return message["return"]
 
     async def next(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class _Messages:
         del self._buffer[: end + 1]
         self._messages_left -= 1
         if self._messages_left < 0:
-            raise Unanswered(f"more than {MAX_MESSAGES} messages instead of an answer")
+            raise Unanswered(f"it sends more than {MAX_MESSAGES} messages instead of an answer")
         self._cost += end + MESSAGE_COST
         if self._cost > USUAL:
             async with self._turn:
@@ -128,7 +130,7 @@ class _Messages:
             raise Ended("it closed the connection")
         self._bytes_left -= len(data)
         if self._bytes_left < 0:
-            raise Unanswered(f"an answer of more than {MAX_ANSWER >> 10} KiB")
+            raise Unanswered(f"its answer is longer than {MAX_ANSWER >> 10} KiB")
         return data
 
 
@@ -136,7 +138,7 @@ def _parse(line: bytearray) -> dict[str, Any]:
     try:
         message = qmp.load(line.decode())
     except (ValueError, RecursionError):
-        raise Unanswered("what it sends is no JSON") from None
+        raise Unanswered("it sends invalid JSON") from None
     if not isinstance(message, dict):
-        raise Unanswered("what it sends is no QMP")
+        raise Unanswered("it does not speak QMP")
     return message

@@ -14,12 +14,12 @@ from vhost_balloon.metrics.families import vm_label
 SUFFIX: Final = ".control"
 MAX_VMS: Final = 4096
 MAX_PROBLEMS: Final = 20
-"""Most problems that are told of one look: whoever can make files in a folder can make many."""
+"""Most problems reported by one look(): whoever can create files in a folder can create many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A socket file. identity tells it from the one that was there before."""
+    """A socket file. identity: differs from that of an earlier file of the same path."""
 
     path: str
     identity: tuple[int, int, int]
@@ -27,7 +27,7 @@ class Found:
 
 @dataclass(slots=True)
 class Listing:
-    """What is there: sockets by the VMs' labels, and what the operator has to know."""
+    """The sockets found, by the VMs' labels, and the problems to report to the operator."""
 
     sockets: dict[str, Found] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -39,23 +39,22 @@ class Listing:
 
 
 def look(folders: Sequence[Path], most: int = MAX_VMS) -> Listing:
-    """Find `*.control` sockets, and return no more than most. To run in a thread: a file system may
-    hang.
+    """Find up to most `*.control` sockets. Call it in a thread, because a file system may hang.
 
-    A VM is named by its file. Of two with one name, or one label, the first is taken. Symbolic
-    links are not followed: they could lead to anybody's socket.
+    A VM is named by its file. Of two files with the same name or label, the first wins. Symbolic
+    links are not followed: they could lead to any socket.
     """
     listing = Listing()
     for folder in folders:
         for label, path in _names(folder, listing):
             _add(listing, label, path, most)
     if listing.left_out:
-        listing.trouble(f"{listing.left_out} VMs are left out: {most} are the most")
+        listing.trouble(f"{listing.left_out} VMs are left out: the limit is {most}")
     return listing
 
 
 def _names(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]:
-    """Labels and paths, in the order of names."""
+    """Labels and paths, sorted by name."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
@@ -70,13 +69,13 @@ def _add(listing: Listing, label: str, path: str, most: int) -> None:
     try:
         info = os.stat(path, follow_symlinks=False)
     except OSError:
-        return  # gone meanwhile
+        return  # gone in the meantime
     if not stat.S_ISSOCK(info.st_mode):
         return
     if label in listing.sockets:
-        listing.trouble(f"{path} is left out: {listing.sockets[label].path} has that name")
+        listing.trouble(f"{path} is left out: {listing.sockets[label].path} has the same name")
     elif len(listing.sockets) >= most:
         listing.left_out += 1
     else:
-        # Another file may get the number of one that is gone.
+        # With the time, because a new file may get the inode number of a deleted one.
         listing.sockets[label] = Found(path, (info.st_dev, info.st_ino, info.st_mtime_ns))

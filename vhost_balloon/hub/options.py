@@ -24,7 +24,7 @@ ADDRESS: Final = ("127.0.0.1", 9750)
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """folders: absolute, where control sockets are."""
+    """The hub's configuration. folders: those of control sockets, absolute."""
 
     folders: tuple[Path, ...]
     metrics: MetricsOptions
@@ -35,14 +35,14 @@ class HubOptions:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="vhost-balloon-hub",
-        description="Answers Prometheus for all VMs of a host whose daemons are vhost-balloon.",
+        description="Serves Prometheus the metrics of all VMs on a host that use vhost-balloon.",
     )
     parser.add_argument(
         "--folder",
         type=_read_folder,
         action="append",
         metavar="PATH",
-        help=f"where the VMs' control sockets NAME.control are; may be repeated (default {FOLDER})",
+        help=f"folder of the VMs' control sockets NAME.control; may be repeated (default {FOLDER})",
     )
     add_metrics_options(parser, "{}:{}".format(*ADDRESS))
     add_log_options(parser)
@@ -51,24 +51,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _read_folder(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("it names no folder")
+        raise argparse.ArgumentTypeError("the folder's name is empty")
     return Path(text).absolute()
 
 
 def parse(arguments: list[str], handed: Collection[str] = ()) -> HubOptions:
-    """Read the command line; handed: names of sockets that were handed over.
+    """Read the command line; handed: names of the sockets that were handed over.
 
-    Raises OperatorError with one line, or exits after --version and the like.
+    Raises OperatorError with one line of text, or exits after --version and the like.
     """
     options = build_parser().parse_args(arguments)
     for name in handed:
         if name != METRICS:
-            raise OperatorError(f"{name!r} was handed over, and the hub takes {METRICS!r} only")
+            raise OperatorError(f"{name!r} was handed over, but the hub takes {METRICS!r} only")
     folders = tuple(dict.fromkeys(options.folder or [FOLDER]))
     for folder in folders:
-        # One that is not there yet may come.
+        # A folder that does not exist may be created later.
         if os.path.exists(folder) and not os.path.isdir(folder):
-            raise OperatorError(f"--folder={folder} is no folder")
+            raise OperatorError(f"--folder={folder} is not a folder")
     if not handed and options.metrics_address is None:
         options.metrics_address = ADDRESS
     metrics = read_metrics_options(options, bool(handed))

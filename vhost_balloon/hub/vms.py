@@ -1,6 +1,6 @@
-"""All VMs of a host: which there are now, and what each one's daemon answers.
+"""All current VMs of a host, and the answers of their daemons.
 
-Nothing runs between two scrapes. A connection is kept from one to the next.
+Nothing runs between scrapes, but connections are kept from one scrape to the next.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vhost_balloon.log.lines import VmLog, logger
 from vhost_balloon.metrics.document import BadDocument, Document, checked
 
 PATIENCE: Final = 1.0
-"""Seconds for a VM's answer, with connection and negotiation; and for a look at the folders."""
+"""Seconds for a VM's answer, including connection and negotiation; and for reading the folders."""
 
-PLACES: Final = ("log", "metrics", "metrics-client", "vm", "watchdog")
-"""Where a failure of the hub is contained; the values are the metric's label."""
+HUB_PLACES: Final = ("log", "metrics", "metrics-client", "vm", "watchdog")
+"""Where failures of the hub are contained; the values of the metric's label."""
 
 
 class HostVm:
-    """A VM as it is seen from outside."""
+    """A VM as the hub sees it."""
 
     def __init__(self, label: str, found: Found, turn: trio.Lock) -> None:
-        """turn: see connection."""
+        """turn: see Connection.open()."""
         self.found: Final = found
         self._turn = turn
         self._log = VmLog(label)
@@ -36,13 +36,13 @@ class HostVm:
         self._connection: Connection | None = None
 
     def close(self) -> None:
-        """End the connection; the next ask() makes another."""
+        """Close the connection; the next ask() opens another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     async def ask(self) -> Document | None:
-        """Its snapshot; None if its daemon gives none within PATIENCE, which is logged once."""
+        """Its snapshot; None if the daemon gives none within PATIENCE, which is logged once."""
         problem = f"no answer within {PATIENCE:g} s"
         with trio.move_on_after(PATIENCE):
             try:
@@ -68,12 +68,12 @@ class HostVm:
             try:
                 return await self._try()
             except (Ended, OSError):
-                pass  # of a daemon that was restarted, for one
+                pass  # for example, the daemon was restarted
         self._connection = Connection.open(self.found.path, self._turn)
         return await self._try()
 
     async def _try(self) -> Any:
-        """Ask once; a connection that is not at the end of an answer then is closed."""
+        """Ask once. Without a complete answer the connection is closed."""
         assert self._connection is not None
         complete = False
         try:
@@ -88,15 +88,15 @@ class HostVm:
 def _only(answer: Any) -> Document:
     """The snapshot of the one VM that a daemon has. Raises BadDocument."""
     if not isinstance(answer, list) or len(answer) != 1:
-        raise BadDocument("its answer is no list of one VM")
+        raise BadDocument("its answer is not a list of one VM")
     try:
         return checked(answer[0])
     except BadDocument as error:
-        raise BadDocument(f"its answer makes no sense: {error}") from None
+        raise BadDocument(f"its answer is invalid: {error}") from None
 
 
 class Host:
-    """The VMs whose control sockets are in folders; a failure with one of them is errors'."""
+    """The VMs whose control sockets are in folders. Failures with one are contained in errors."""
 
     def __init__(
         self, folders: Sequence[Path], errors: InternalErrors, most: int = MAX_VMS
@@ -114,8 +114,8 @@ class Host:
             vm.close()
 
     async def snapshots(self) -> list[tuple[str, Document | None]]:
-        """Every VM's label and its snapshot, or None; takes twice PATIENCE at most. To be called
-        again only after it has returned."""
+        """Each VM's label and its snapshot, or None; takes at most twice PATIENCE. Do not call it
+        again before it returns."""
         found: dict[str, Document | None] = dict.fromkeys(self._vms)
         if await self._look():
             found = dict.fromkeys(self._vms)
@@ -129,7 +129,7 @@ class Host:
             found[label] = await vm.ask()
 
     async def _look(self) -> bool:
-        """Follow what is in the folders; False if they cannot be looked at in time."""
+        """Update the VMs from the folders; False if they cannot be read in time."""
         with trio.move_on_after(PATIENCE):
             listing = await trio.to_thread.run_sync(
                 look, self._folders, self._most, limiter=self._looking, abandon_on_cancel=True
@@ -152,7 +152,7 @@ class Host:
         self._say(listing.problems)
 
     def _say(self, problems: list[str]) -> None:
-        """Each problem is said once as long as it lasts."""
+        """Log each problem once while it lasts."""
         for problem in problems:
             if problem not in self._said:
                 logger.warning("%s", problem)

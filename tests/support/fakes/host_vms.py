@@ -20,7 +20,7 @@ from vhost_balloon.control.report import describe_vm
 from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.figures.counters import Counters
 from vhost_balloon.figures.statistics import HugePages, VmState
-from vhost_balloon.hub.vms import PLACES, Host
+from vhost_balloon.hub.vms import HUB_PLACES, Host
 from vhost_balloon.metrics.exposition import Exposition, Rows
 from vhost_balloon.vm.snapshot import VmStatistics
 
@@ -143,7 +143,7 @@ async def serve(listener: trio.SocketListener, behave: Behaviour) -> None:
 
 
 def host_of(*folders: Path, most: int = 100) -> Host:
-    return Host(folders, InternalErrors(PLACES), most)
+    return Host(folders, InternalErrors(HUB_PLACES), most)
 
 
 async def figures(host: Host) -> Samples:
