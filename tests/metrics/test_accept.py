@@ -1,4 +1,4 @@
-"""Which format an Accept header asks for."""
+"""The format that an Accept header asks for."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ NAME = "application/openmetrics-text"
         "text/plain;q=0,*/*",
         "application/*",
         "application/*;q=0.5,text/*;q=0.4,*/*;q=0.9",
-        # Beside what is no range
+        # Beside malformed ranges
         f"hello,{NAME}",
         f"a/b/c,/,;,=,{NAME}",
         f"text/plain;q=2,{NAME};q=0.1",
@@ -73,7 +73,7 @@ NAME = "application/openmetrics-text"
         f'{NAME},text/plain;x="has no end',
     ],
 )
-def test_who_gets_openmetrics(accept: str) -> None:
+def test_openmetrics(accept: str) -> None:
     assert negotiate(accept) is OPENMETRICS
 
 
@@ -88,7 +88,7 @@ def test_who_gets_openmetrics(accept: str) -> None:
         "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8",
         "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",
         "application/*,text/*",
-        # Versions that are not served
+        # Unsupported versions
         *(
             f"{NAME};version={version}"
             for version in (
@@ -114,7 +114,7 @@ def test_who_gets_openmetrics(accept: str) -> None:
             for weight in ("", "2", "1.1", "1.001", "-0", "+1", ".5", "1e0", "0.1234", "nan", "inf")
         ),
         *(f"{NAME};q={weight}" for weight in ("abc", "1;q=1", "0x1", "\u0661", "1" * 9000)),
-        # What is no range, or another
+        # Malformed or other ranges
         *("application/openmetrics-texts", "openmetrics-text", "*", "*/openmetrics-text"),
         *(f"{NAME}; version = 1.0.0", f"{NAME} version=1.0.0", f"{NAME};version", f"{NAME};=1"),
         *(f'x;y="{NAME}', f'"{NAME}"', f'x;y="\\",{NAME}', f"x{NAME}", f"{NAME}/x", f"{NAME};x"),
@@ -123,7 +123,7 @@ def test_who_gets_openmetrics(accept: str) -> None:
         "applicat\u0131on/openmetrics-text",
     ],
 )
-def test_who_gets_text(accept: str) -> None:
+def test_text(accept: str) -> None:
     assert negotiate(accept) is TEXT
 
 
@@ -169,7 +169,7 @@ RANGES = st.lists(st.tuples(PARTS, VERSIONS, WEIGHTS), max_size=6)
 
 
 def written(ranges: list[tuple[str, str | None, str | None]]) -> str:
-    """Without anything that could be left out."""
+    """Ranges without anything optional."""
     return ",".join(
         name
         + (f";version={version}" if version is not None else "")
@@ -179,7 +179,7 @@ def written(ranges: list[tuple[str, str | None, str | None]]) -> str:
 
 
 def written_oddly(ranges: list[tuple[str, str | None, str | None]], r: random.Random) -> str:
-    """The same in another way."""
+    """The same ranges in another spelling."""
 
     def spelled(word: str) -> str:
         return "".join(r.choice((letter.lower(), letter.upper())) for letter in word)
@@ -223,7 +223,7 @@ def test_order_makes_no_difference(
 
 
 @given(RANGES)
-def test_a_format_that_is_refused_is_given_to_nobody_who_takes_the_other(
+def test_a_refused_format_is_not_sent_where_the_other_is_accepted(
     ranges: list[tuple[str, str | None, str | None]],
 ) -> None:
     others = [each for each in ranges if each[0] not in (NAME, "text/plain")]

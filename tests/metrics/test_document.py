@@ -1,4 +1,4 @@
-"""Snapshots that are not to be trusted: what is kept of them, and what is refused."""
+"""Untrusted snapshots: which parts are kept, and which are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def values(document: Any) -> list[Any]:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value, itself included."""
+    """The path of every value in a JSON value, itself included."""
     yield path
     members = value.items() if isinstance(value, dict) else ()
     for key, inner in enumerate(value) if isinstance(value, list) else members:
@@ -55,14 +55,14 @@ def replaced(value: Any, path: tuple[Any, ...], other: Any) -> Any:
 PLACES = list(places(full_document()))
 
 
-def test_nothing_that_is_shown_is_lost() -> None:
+def test_no_figure_is_lost() -> None:
     document = full_document()
     assert values(checked(document)) == values(document)
     assert None not in values(document)
 
 
 def test_every_member_that_a_family_reads_is_known() -> None:
-    """Reading records what it asks for."""
+    """A dictionary records the members that are read."""
     asked: set[str] = set()
 
     class Recorder(dict[str, Any]):
@@ -80,16 +80,14 @@ def test_every_member_that_a_family_reads_is_known() -> None:
 
 @settings(deadline=None)
 @given(JSON)
-def test_anything_is_refused_or_makes_sense(snapshot: Any) -> None:
+def test_any_json_is_refused(snapshot: Any) -> None:
     with pytest.raises(BadDocument):
         checked(snapshot)
 
 
 @settings(deadline=None)
 @given(st.sampled_from(PLACES), JSON)
-def test_whatever_is_changed_only_figures_that_make_sense_come_out(
-    path: tuple[Any, ...], other: Any
-) -> None:
+def test_any_change_is_refused_or_gives_valid_figures(path: tuple[Any, ...], other: Any) -> None:
     try:
         document = checked(replaced(full_document(), path, other))
     except BadDocument:
@@ -112,14 +110,14 @@ def test_whatever_is_changed_only_figures_that_make_sense_come_out(
 def test_a_number_is_finite_and_not_negative(path: tuple[Any, ...], bad: Any) -> None:
     document = replaced(full_document(), path, bad)
     if path[0] not in checked(full_document()):
-        checked(document)  # nobody asks for it
+        checked(document)  # no metric is made from it
         return
     with pytest.raises(BadDocument, match=f"^'{path[0]}' is not a number from 0 to"):
         checked(document)
 
 
 @pytest.mark.parametrize("name", sorted(checked(full_document())))
-def test_what_is_missing_is_left_out(name: str) -> None:
+def test_a_missing_member_is_left_out(name: str) -> None:
     document = full_document()
     del document[name]
     if name in ("attached", "state"):
@@ -131,7 +129,7 @@ def test_what_is_missing_is_left_out(name: str) -> None:
     values(kept)
 
 
-def test_nothing_of_what_was_given_is_kept() -> None:
+def test_unknown_members_are_dropped() -> None:
     document = full_document() | {"much": [0] * 1000}
     document["refused-bytes"] |= {str(number): number for number in range(1000)}
     kept = checked(document)

@@ -1,4 +1,4 @@
-"""What a scrape says: names, values, and the life of a VM's series."""
+"""The metrics in a scrape: names, values, and the life of a VM's series."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def of_vm(vms: Vms, vm: str = "web1") -> dict[str, float]:
 # Names
 
 
-def test_every_metric_of_the_design_is_there_and_has_words() -> None:
+def test_every_metric_of_the_design_exists_and_has_help() -> None:
     assert {family.name for family in FAMILIES} == {*DESIGN, *MORE}
     for family in FAMILIES:
         assert family.help.endswith(".")
@@ -109,7 +109,7 @@ async def test_a_configured_vm_has_its_own_series_at_0(vms: Vms) -> None:
     assert sum(found.values()) - found["stats_interval_seconds"] == 2  # up, and its state
 
 
-async def test_what_only_a_guest_has_is_left_out_without_one(vms: Vms) -> None:
+async def test_guest_series_are_left_out_without_a_guest(vms: Vms) -> None:
     web1 = vms["web1"]
     before = (await of_vm(vms)).keys()
     attach(web1, target=GIB, resident=0, stats={StatTag.MEMFREE: 1}, stats_age=0.0)
@@ -122,7 +122,7 @@ async def test_what_only_a_guest_has_is_left_out_without_one(vms: Vms) -> None:
     assert (await of_vm(vms)).keys() == before
 
 
-async def test_what_is_not_known_yet_is_left_out(vms: Vms) -> None:
+async def test_unknown_values_are_left_out(vms: Vms) -> None:
     attach(vms["web1"], guest_memory=0, actual=None, driver_ready=False, resident=0)
     found = await of_vm(vms)
     assert found["guest_resident_bytes"] == 0
@@ -183,7 +183,7 @@ async def test_sizes_and_flags(vms: Vms) -> None:
     assert reasons == {reason: reason == "pins-unknown" for reason in PAUSE_REASONS}
 
 
-async def test_a_pause_that_was_ordered_shows_without_a_front_end(vms: Vms) -> None:
+async def test_an_ordered_pause_shows_without_a_front_end(vms: Vms) -> None:
     vms["web1"].paused = True
     found = await of_vm(vms)
     assert found["reporting_paused"] == found[f"reporting_pause_reason{{{OPERATOR}}}"] == 1

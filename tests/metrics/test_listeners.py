@@ -21,7 +21,7 @@ from vhost_balloon.metrics.options import MetricsOptions
 from vhost_balloon.metrics.server import MetricsServer
 
 IPV6 = Path("/proc/net/if_inet6")
-"""The kernel's list of its IPv6 addresses; it is missing or empty where there is no IPv6."""
+"""The kernel's list of its IPv6 addresses; missing or empty without IPv6."""
 
 
 def ipv6_addresses() -> list[list[str]]:
@@ -33,7 +33,7 @@ needs_ipv6 = pytest.mark.skipif(not ipv6_addresses(), reason="no IPv6 here")
 
 
 class Names(trio.abc.HostnameResolver):
-    """Knows one name, which stands for some addresses."""
+    """Resolves one name to some addresses."""
 
     def __init__(self, *addresses: str) -> None:
         self._addresses = addresses
@@ -51,13 +51,13 @@ class Names(trio.abc.HostnameResolver):
 
 
 def known_as(*addresses: str) -> str:
-    """A name that stands for these in this test."""
+    """A name that resolves to these addresses in this test."""
     trio.socket.set_custom_hostname_resolver(Names(*addresses))
     return "name.example"
 
 
 def hosts(listeners: Sequence[trio.SocketListener]) -> list[str]:
-    """What is listened on, all on the same port; closes the sockets."""
+    """The addresses of listeners, which all have the same port; closes the sockets."""
     names = [listener.socket.getsockname() for listener in listeners]
     for listener in listeners:
         listener.socket.close()
@@ -111,8 +111,8 @@ async def test_all_addresses_of_a_name_on_one_port() -> None:
         ["127.0.0.1", "2001:db8::1"],
     ],
 )
-async def test_what_of_a_name_is_left_out(addresses: list[str]) -> None:
-    """Addresses that were found twice, and those that this machine has not."""
+async def test_addresses_of_a_name_that_are_left_out(addresses: list[str]) -> None:
+    """Duplicates, and addresses that this machine does not have."""
     assert hosts(await open_listeners(known_as(*addresses), 0)) == ["127.0.0.1"]
 
 
@@ -137,7 +137,7 @@ async def test_a_name_without_an_address_here() -> None:
 
 
 async def test_a_zone() -> None:
-    """A link-local address is one of its interface."""
+    """A link-local address belongs to its interface."""
     local = [fields for fields in ipv6_addresses() if fields[3] == "20" and fields[4] == "80"]
     if not local:
         pytest.skip("no link-local address here")
@@ -175,7 +175,7 @@ async def test_a_port_that_is_taken(host: str) -> None:
         with pytest.raises(OperatorError) as error:
             await MetricsServer.open(MetricsOptions(host, number), no_vms, InternalErrors())
         assert str(error.value) == f"cannot listen on {host}:{number}: Address already in use"
-    for listener in await open_listeners(host, number):  # nothing was left listening
+    for listener in await open_listeners(host, number):  # nothing still listens
         listener.socket.close()
 
 

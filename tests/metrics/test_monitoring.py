@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard that are shipped: promtool takes them, and they mean it."""
+"""The shipped alert rules and dashboard: promtool accepts them, and the alerts fire as intended."""
 
 from __future__ import annotations
 
@@ -27,8 +27,21 @@ needs_promtool = pytest.mark.rig(PROMETHEUS)
 LABEL: Final = re.compile(r'\b(state|reason)(=~|!~|=)"([^"]+)"')
 
 
+def expressions() -> list[str]:
+    """All PromQL expressions of the dashboard."""
+    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+
+
+def filled_in(expression: str, vm: str = "web1") -> str:
+    """An expression with Grafana's variables replaced."""
+    for name, value in {"$__rate_interval": "1m", "$instance": ".*", "$vm": vm}.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression
+    return expression
+
+
 async def known_names() -> set[str]:
-    """Every series' name that a scrape may have."""
+    """All names of series in a scrape."""
     errors = InternalErrors()
     rendered = Exposition(no_vms, [HubErrorCollector(errors)])
     body, _ = await rendered.render("")
@@ -41,7 +54,7 @@ async def known_names() -> set[str]:
 # Names
 
 
-async def test_every_metric_that_is_asked_for_exists() -> None:
+async def test_every_metric_that_is_queried_exists() -> None:
     known = await known_names()
     asked = {name for text in (RULES_TEXT, *expressions()) for name in METRIC.findall(text)}
     assert len(asked) > 25
@@ -50,7 +63,7 @@ async def test_every_metric_that_is_asked_for_exists() -> None:
     assert {name for v in variables for name in METRIC.findall(str(v["query"]))} <= known
 
 
-def test_every_state_and_reason_that_is_asked_for_exists() -> None:
+def test_every_state_and_reason_that_is_queried_exists() -> None:
     known = {
         "state": {state.value for state in VmState},
         "reason": {*EVERY_REASON, *PAUSE_REASONS},
@@ -61,7 +74,7 @@ def test_every_state_and_reason_that_is_asked_for_exists() -> None:
         assert set(words.split("|")) <= known[label]
 
 
-def test_every_alert_says_what_is_up() -> None:
+def test_every_alert_has_a_severity_a_summary_and_a_description() -> None:
     rules = re.split(r"^ +- alert: ", RULES_TEXT, flags=re.MULTILINE)[1:]
     assert len(rules) == len(ALERTS) == len(set(ALERTS))
     for rule in rules:
@@ -80,7 +93,7 @@ VM: Final = 'job="vhost-balloon",instance="host:9100",vm="web1"'
 MIB: Final = 1 << 20
 
 Series = dict[str, str]
-"""Values in promtool's notation, one for every 15 s, by name and own labels."""
+"""Values in promtool's notation, one for every 15 s, by name and labels."""
 
 
 def size(mib: int) -> str:
@@ -201,7 +214,7 @@ def of_the_vm(name: str) -> str:
 
 
 def check(tmp_path: Path, alert: str, at: str, series: Series, firing: list[str]) -> None:
-    """Have promtool judge which VMs the alert fires for."""
+    """Let promtool check for which VMs the alert fires."""
     expression = f'sum by (vm) (ALERTS{{alertname="{alert}",alertstate="firing"}})'
     samples = [{"labels": labels, "value": 1} for labels in firing]
     test = {
@@ -281,7 +294,7 @@ def test_expressions_of_the_dashboard_are_promql(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_one_row_a_vm_shows_what_an_operator_asks() -> None:
+def test_each_vm_has_a_row_with_its_main_metrics() -> None:
     rows = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     repeated = [row for row in rows if row.get("repeat") == "vm"]
     assert [row["title"] for row in repeated] == ["$vm"]
@@ -310,7 +323,7 @@ def test_dashboard_can_be_imported_anywhere() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_panels_do_not_overlap_and_say_what_they_show() -> None:
+def test_panels_do_not_overlap_and_have_descriptions() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]

@@ -1,4 +1,4 @@
-"""The metrics address: HTTP, clients that are slow or rude, and the daemon's options."""
+"""The metrics address: HTTP, slow and rude clients, and the daemon's options."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_metrics() -> None:
         assert b'vhost_balloon_connected{vm="web2"} 0\n' in body
 
 
-async def test_openmetrics_is_for_who_accepts_it() -> None:
+async def test_openmetrics_for_a_client_that_accepts_it() -> None:
     request = b"GET /metrics HTTP/1.1\r\naccept: application/openmetrics-text\r\n\r\n"
     async with serving() as server:
         _, headers, body = await ask(server, request)
@@ -73,7 +73,7 @@ async def test_head_has_no_body() -> None:
         (b"x" * 4 * MAX_HEAD, 431),
     ],
 )
-async def test_what_is_not_answered(request_: bytes, status: int) -> None:
+async def test_requests_that_are_refused(request_: bytes, status: int) -> None:
     async with serving() as server:
         assert (await ask(server, request_))[0] == status
         assert (await ask(server, GET))[0] == 200
@@ -89,7 +89,7 @@ async def test_a_request_may_come_byte_by_byte() -> None:
 # Slow and rude clients
 
 
-async def test_a_client_has_only_so_much_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clients_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_server, "PATIENCE", 0.1)
     async with serving() as server:
         for beginning in (b"", b"GET / HT", GET[:-1]):
@@ -109,7 +109,7 @@ async def test_the_oldest_of_a_crowd_makes_room_for_a_scrape() -> None:
         assert (await read_all(idle[-1])).startswith(b"HTTP/1.1 200")
 
 
-async def test_clients_that_break_off_hurt_nobody() -> None:
+async def test_clients_that_break_off_affect_no_other() -> None:
     reset = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
     async with serving() as server:
         for beginning in (b"", b"GET ", GET, b"POST / HTTP/1.1\r\n\r\n" + bytes(1 << 20)):
@@ -166,7 +166,7 @@ def test_no_metrics_unless_asked_for() -> None:
         ["--metrics-client-ca=x", "--metrics-address=:0"],
     ],
 )
-def test_options_that_make_no_sense(options: list[str]) -> None:
+def test_invalid_options(options: list[str]) -> None:
     with pytest.raises(OperatorError, match="metrics") as error:
         config.parse([*VM, *options])
     assert "\n" not in str(error.value)
@@ -199,7 +199,7 @@ def test_the_daemon_ends_in_time_whatever_clients_do() -> None:
         match = daemon.wait_logged(r"metrics on http://(127\.0\.0\.1):(\d+)/metrics\n")
         clients = [socket.create_connection((match[1], int(match[2]))) for _ in range(20)]
         for client in clients[::2]:
-            client.send(GET)  # and never reads
+            client.send(GET)  # without reading the answer
         for client in clients[1::4]:
             client.send(GET[:-1])
         with socket.create_connection((match[1], int(match[2]))) as scrape:
@@ -218,7 +218,7 @@ HARMFUL = [
     b"Accept: text/plain;version=" + b"9" * 5000 + b"\r\n",
     b"Accept: \xff\xb2\r\n",
 ]
-"""What the client library's own negotiation does not survive, or nearly."""
+"""Headers that the client library's negotiation fails on, or nearly."""
 
 
 def test_no_request_ends_the_daemon() -> None:

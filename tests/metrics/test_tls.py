@@ -1,4 +1,4 @@
-"""The metrics address by TLS: whom it answers, renewed certificates, files that cannot be used."""
+"""The metrics address with TLS: accepted clients, renewed certificates, unusable files."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ async def test_tls() -> None:
             with contextlib.suppress(trio.BrokenResourceError):
                 await plain.send_all(GET)
                 assert b"200 OK" not in await read_all(plain)
-        async with await connect(server):  # a silent client keeps nobody waiting
+        async with await connect(server):  # a silent client does not delay others
             assert (await ask(server, GET, trusting("first")))[0] == 200
 
 
 async def test_an_answer_ends_as_tls_ends() -> None:
-    """Otherwise it could have been cut short."""
+    """Otherwise the client could not tell it from a truncated one."""
     async with serving(encrypted(TLS / "first.pem", TLS / "first.key.pem")) as server:
         plain = await connect(server)
         async with trio.SSLStream(plain, trusting("first"), server_hostname="localhost") as strict:
@@ -67,7 +67,7 @@ async def test_an_answer_ends_as_tls_ends() -> None:
         (b"\n" + bytes(1 << 20), 431),
     ],
 )
-async def test_what_is_sent_beyond_a_request_does_not_cost_the_answer(
+async def test_data_after_a_request_does_not_destroy_the_answer(
     request_: bytes, status: int
 ) -> None:
     async with serving(encrypted(TLS / "first.pem", TLS / "first.key.pem")) as server:
@@ -90,7 +90,7 @@ async def test_only_clients_with_a_certificate() -> None:
                 await ask(server, GET, trusting("first", client))
 
 
-async def test_a_renewed_certificate_is_taken_up(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_a_renewed_certificate_is_loaded(tmp_path: Path, log_lines: LogLines) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
 
     def install(name: str) -> None:
@@ -147,7 +147,7 @@ async def test_files_that_cannot_be_used(
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-async def test_what_is_no_file_is_not_waited_for(
+async def test_a_path_that_is_not_a_file_is_refused_without_waiting(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     certificate = tmp_path / "first.pem"
@@ -157,7 +157,7 @@ async def test_what_is_no_file_is_not_waited_for(
         await MetricsServer.open(options, no_vms, InternalErrors())
 
 
-async def test_files_on_a_file_system_that_hangs_hold_up_nobody_but_scrapers(
+async def test_a_file_system_that_hangs_delays_scrapers_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mended, context = threading.Event(), Certificates.context
