@@ -1,4 +1,4 @@
-"""The hub's connections: kept from scrape to scrape, made anew."""
+"""The hub's connections: kept between scrapes, reopened when necessary."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from vhost_balloon.hub.vms import HUB_PLACES, Host
 
 @pytest.fixture
 def clock() -> MockClock:
-    """Time jumps where nothing happens for a moment; a thread takes less."""
+    """Time jumps after 0.2 s without activity; threads take less."""
     return MockClock(autojump_threshold=0.2)
 
 
 # Connections
 
 
-async def test_a_connection_is_kept_and_made_anew(
+async def test_a_connection_is_kept_and_reopened(
     tmp_path: Path, clock: MockClock, log_lines: LogLines
 ) -> None:
-    """For another file, or where it ended: the same scrape has the figures."""
+    """After its end, or for a new file: the same scrape has the figures."""
     connected: list[trio.SocketStream] = []
     path = tmp_path / "web1.control"
 
@@ -68,7 +68,7 @@ async def test_a_connection_is_kept_and_made_anew(
         await connected[0].send_all(EVENT * 50)  # between two scrapes
         assert of_vm(await figures(host), "web1") == await complete(1)
         assert len(connected) == 1
-        await connected[0].aclose()  # a restart behind a socket of the service manager
+        await connected[0].aclose()  # as in a restart with a socket of the service manager
         assert of_vm(await figures(host), "web1") == await complete(1)
         assert len(connected) == 2
         path.unlink()
@@ -82,7 +82,7 @@ async def test_a_connection_is_kept_and_made_anew(
     assert log_lines.lines == []
 
 
-async def test_what_comes_behind_an_answer_counts_for_the_next(tmp_path: Path) -> None:
+async def test_data_after_an_answer_belongs_to_the_next(tmp_path: Path) -> None:
     host = host_of(tmp_path)
     much = answering(reply([full_document()]), after=b"x" * MAX_ANSWER + b"\n")
     async with daemons(tmp_path, {"web1": much}):
@@ -91,7 +91,7 @@ async def test_what_comes_behind_an_answer_counts_for_the_next(tmp_path: Path) -
     host.close()
 
 
-async def test_nothing_is_kept_of_a_vm_that_went(tmp_path: Path) -> None:
+async def test_the_connection_to_a_removed_vm_is_closed(tmp_path: Path) -> None:
     ended = trio.Event()
 
     async def behave(stream: trio.SocketStream) -> None:
@@ -107,7 +107,7 @@ async def test_nothing_is_kept_of_a_vm_that_went(tmp_path: Path) -> None:
             await ended.wait()
 
 
-async def test_a_counter_that_falls_is_passed_on(tmp_path: Path) -> None:
+async def test_a_counter_may_fall(tmp_path: Path) -> None:
     document = full_document(9)
 
     async def behave(stream: trio.SocketStream) -> None:
@@ -123,7 +123,7 @@ async def test_a_counter_that_falls_is_passed_on(tmp_path: Path) -> None:
     host.close()
 
 
-async def test_a_vm_has_no_word_in_its_name_or_its_labels(tmp_path: Path) -> None:
+async def test_an_answer_cannot_choose_names_or_labels(tmp_path: Path) -> None:
     document = full_document() | {"id": "web2", "state": "flying", "unknown": {"a": [-1]}}
     document["pause-reasons"] = ["whim", "operator", "operator"]
     document["refused-bytes"] = {"poison": 8192, 'x"} 1\nup{vm="web2': 7, "never": "heard"}
@@ -182,7 +182,7 @@ async def test_answers_in_any_pieces(tmp_path: Path, clock: MockClock) -> None:
 
 
 async def test_long_answers_leave_time_for_others(tmp_path: Path) -> None:
-    """The most that may be parsed, many times over: the good VMs are there in their time."""
+    """Many answers of the maximal length: the good VMs still answer in time."""
     long = b'{"return": [' + b"{}," * (MAX_ANSWER // 3 - 100) + b"{}]}\r\n"
     small = EVENT * 250
     bad = {f"long{n}": answering(long) for n in range(30)}

@@ -1,4 +1,4 @@
-"""Which VMs the hub finds in its folders, and what it calls them."""
+"""The VMs that the hub finds in its folders, and their names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from vhost_balloon.metrics.document import Document
 
 
 def make(folder: Path, *names: str | bytes) -> None:
-    """Socket files that nobody listens on."""
+    """Make socket files without listeners."""
     folder.mkdir(exist_ok=True)
     before = os.getcwd()
-    os.chdir(folder)  # so that a long name has room in a socket's address
+    os.chdir(folder)  # so that long names fit into a socket's address
     try:
         for name in names:
             with socket.socket(socket.AF_UNIX) as sock:
@@ -59,8 +59,8 @@ def test_names_are_those_of_files_whatever_their_bytes(tmp_path: Path) -> None:
     assert listing.problems == []
 
 
-def test_of_one_name_the_first_is_taken(tmp_path: Path) -> None:
-    """Also of two names that make one label: a scrape with a series twice is none."""
+def test_of_two_equal_names_the_first_wins(tmp_path: Path) -> None:
+    """Equal labels too: a scrape with the same series twice is invalid."""
     first, second = tmp_path / "1", tmp_path / "2"
     make(first, "web1.control", b"\xff.control", "\\udcff.control")
     make(second, "web1.control", "web2.control")
@@ -97,7 +97,7 @@ def test_another_file_of_the_same_name_is_told_apart(tmp_path: Path) -> None:
     before = look([tmp_path]).sockets["web1"]
     assert look([tmp_path]).sockets["web1"] == before
     (tmp_path / "web1.control").unlink()
-    time.sleep(0.02)  # the file system's clock, which ticks every 4 ms, tells reused numbers apart
+    time.sleep(0.02)  # the file system's clock ticks every 4 ms, and inode numbers are reused
     make(tmp_path, "web1.control")
     assert look([tmp_path]).sockets["web1"] != before
 
@@ -117,7 +117,7 @@ async def test_no_descriptor_for_a_vm_costs_that_vm(
 ) -> None:
     host = Host([tmp_path], InternalErrors(HUB_PLACES))
     async with daemons(tmp_path, {f"web{number}": good() for number in range(9)}):
-        await trio.to_thread.run_sync(int)  # what a thread takes is open from here on
+        await trio.to_thread.run_sync(int)  # opens the descriptors that threads need
         used = {int(name) for name in os.listdir("/proc/self/fd")}
         free = [number for number in range(max(used) + 20) if number not in used]
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -144,9 +144,7 @@ async def test_a_vm_in_a_deep_folder_with_a_long_name(tmp_path: Path) -> None:
     assert document is not None
 
 
-async def test_problems_are_said_once_as_long_as_they_last(
-    tmp_path: Path, log_lines: LogLines
-) -> None:
+async def test_a_problem_is_logged_once_while_it_lasts(tmp_path: Path, log_lines: LogLines) -> None:
     folder = tmp_path / "later"
     host = Host([folder], InternalErrors(HUB_PLACES))
     missing = f"warning: no VMs in {folder}: No such file or directory"
@@ -160,7 +158,7 @@ async def test_problems_are_said_once_as_long_as_they_last(
     assert log_lines.lines == [missing] * 2
 
 
-async def test_a_file_system_that_hangs_costs_figures_and_no_scrape(
+async def test_a_file_system_that_hangs_costs_figures_but_no_scrape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
 ) -> None:
     monkeypatch.setattr(vms, "PATIENCE", 0.5)

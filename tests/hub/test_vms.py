@@ -1,4 +1,4 @@
-"""The hub: finds VMs, asks them all at once, and believes none of them."""
+"""The hub queries all VMs at once and trusts none of them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ EVENTLESS = GREETING + DONE
 
 @pytest.fixture
 def clock() -> MockClock:
-    """Time jumps where nothing happens for a moment; a thread takes less."""
+    """Time jumps after 0.2 s without activity; threads take less."""
     return MockClock(autojump_threshold=0.2)
 
 
 def figure(name: str, value: object) -> bytes:
-    """An answer with another value of a member, in JSON or as bytes that are to be JSON."""
+    """An answer with another value of a member; bytes are inserted into the JSON text."""
     document = full_document()
     if isinstance(value, bytes):
         text = json.dumps([{**document, name: "@"}]).replace('"@"', value.decode())
@@ -75,8 +75,8 @@ BAD: dict[str, Behaviour] = {
     "greets without QMP": saying(b'{"return": {}}\n' * 3),
     "greets with words": saying(b'{"QMP": "yes"}\n' + DONE * 2),
     "refuses": answering(b'{"error": {"class": "GenericError", "desc": "no"}}\r\n'),
-    "is no UTF-8": answering(b'{"return": "\xff"}\r\n'),
-    "is no JSON": answering(b'{"return": \r\n'),
+    "sends invalid UTF-8": answering(b'{"return": "\xff"}\r\n'),
+    "sends invalid JSON": answering(b'{"return": \r\n'),
     "is nested deeply": answering(b'{"return": ' + NESTED + b"}\r\n"),
     "has members twice": answering(figure("target", b'1, "target": 2')),
     "has half a character": answering(figure("state", b'"\\ud800"')),
@@ -107,10 +107,10 @@ BAD: dict[str, Behaviour] = {
 }
 
 
-async def test_all_that_can_be_wrong_beside_a_good_vm(
+async def test_bad_vms_beside_a_good_one(
     tmp_path: Path, clock: MockClock, log_lines: LogLines
 ) -> None:
-    """Twice: nothing that was left of the first time hurts in the second."""
+    """Twice, because leftovers of the first scrape must not harm the second."""
     host = host_of(tmp_path)
     async with daemons(tmp_path, {**BAD, "good": good()}):
         for _ in range(2):
@@ -122,13 +122,13 @@ async def test_all_that_can_be_wrong_beside_a_good_vm(
                 assert of_vm(found, name) == DOWN, name
     host.close()
     said = [line for line in log_lines.lines if line.startswith("warning: ")]
-    assert len(said) == len(BAD), "one line each, not one a scrape"
+    assert len(said) == len(BAD), "one line each, not one per scrape"
     assert sorted(line.split(": ")[1] for line in said) == sorted(BAD)
     assert not any("good" in line.split(": ")[1:2] for line in said)
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_whoever_mends_its_ways_is_shown_again(
+async def test_a_bad_vm_that_recovers_is_shown_again(
     tmp_path: Path, clock: MockClock, log_lines: LogLines, name: str
 ) -> None:
     host, behaviour = host_of(tmp_path), BAD[name]
@@ -158,10 +158,10 @@ async def test_a_flood_is_not_read_to_its_end(tmp_path: Path, clock: MockClock) 
     host = host_of(tmp_path)
     async with daemons(tmp_path, {"web1": flood}):
         assert of_vm(await figures(host), "web1") == DOWN
-    assert sum(sent) < 4 * MAX_ANSWER  # with what the kernel takes
+    assert sum(sent) < 4 * MAX_ANSWER  # including the kernel's buffers
 
 
-async def test_no_listener_a_full_backlog_and_what_is_no_socket(tmp_path: Path) -> None:
+async def test_no_listener_a_full_backlog_and_other_files(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as full:
         dead.bind(str(tmp_path / "dead.control"))
         full.bind(str(tmp_path / "full.control"))
