@@ -1,4 +1,4 @@
-"""The command line: one VM, its front end and its name, and what does not go together."""
+"""The command line: the VM's front end, its name, options of settings, contradictions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_descriptor() -> None:
     assert parse(["--fd=7", "--name=web1"]).name == "web1"
 
 
-def test_a_socket_that_was_handed_over() -> None:
+def test_a_socket_that_is_handed_over() -> None:
     handed: Handed = {
         "control": Path("/run/web1.control"),
         FRONT_END: Path("/run/web1.sock"),
@@ -76,8 +76,8 @@ def test_a_socket_that_was_handed_over() -> None:
 @pytest.mark.parametrize(
     "path", ["/run/vm/web1.sock", "/run/vm/../vm/web1.sock", "{link}/vm/web1.sock"]
 )
-def test_the_path_of_a_socket_that_was_handed_over(tmp_path: Path, path: str) -> None:
-    """However it is written, such as by way of /var/run."""
+def test_the_path_of_a_socket_that_is_handed_over(tmp_path: Path, path: str) -> None:
+    """In any spelling, such as through /var/run."""
     link = tmp_path / "link"
     link.symlink_to("/run")
     handed: Handed = {"a": Path("/run/vm/web1.sock"), "control": Path("/run/vm/c")}
@@ -111,7 +111,7 @@ def test_two_front_ends(arguments: list[str], handed: Handed) -> None:
         parse(arguments, handed)
 
 
-def test_another_path_than_that_of_what_was_handed_over() -> None:
+def test_another_path_than_that_of_the_socket_that_is_handed_over() -> None:
     text = mistake(["--socket-path=/b"], {"a": Path("/a")})
     assert text == "--socket-path=/b, but /a was handed over: leave out the option"
     text = mistake(["--control-socket=/b"], {"a": Path("/a"), "control": Path("/c")})
@@ -122,7 +122,7 @@ def test_another_path_than_that_of_what_was_handed_over() -> None:
 def test_no_front_end(handed: Handed) -> None:
     text = mistake(["--control-socket=/c", "--name=web1"], handed)
     assert text.startswith("no front end: give --socket-path=PATH or --fd=N")
-    config = parse(["--check-config"], handed)  # nothing is to be served
+    config = parse(["--check-config"], handed)  # serves nothing
     assert (config.name, config.socket_path, config.fd) == ("", None, None)
 
 
@@ -174,7 +174,7 @@ def test_a_file_whose_name_cannot_be_a_vms(path: str) -> None:
     assert parse([f"--socket-path={path}", "--name=web1"]).name == "web1"
 
 
-def test_a_name_that_was_handed_over_and_cannot_be_a_vms() -> None:
+def test_a_name_that_is_handed_over_and_cannot_be_a_vms() -> None:
     assert "'a/b': choose one with --name=NAME" in mistake([], {"a/b": Path("/run/web1.sock")})
     assert parse(["--name=web1"], {"a/b": Path("/run/web1.sock")}).name == "web1"
 
@@ -188,14 +188,14 @@ def test_names_that_no_vm_can_have(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["control", "metrics"])
 def test_the_names_of_other_sockets_are_vms_names_too(name: str) -> None:
-    """Instances of the units may be called so."""
+    """Instances of the units may have these names."""
     handed: Handed = {"front-end": Path(f"/run/{name}.sock"), "control": Path("/run/c")}
     assert parse([f"--name={name}"], handed).name == parse([], handed).name == name
     assert parse([f"--socket-path=/run/{name}.sock"]).name == name
 
 
 @pytest.mark.parametrize("value", ["a\0b", "\ud800"])
-def test_values_that_are_no_name(value: str) -> None:
+def test_invalid_names(value: str) -> None:
     with pytest.raises(SettingError, match=r"^'name' "):
         read_name(value)
 
@@ -246,7 +246,7 @@ def test_a_value_that_an_option_cannot_have(argument: str) -> None:
 # Removed options, and the rest
 
 
-def test_an_option_that_is_not_needed_any_more() -> None:
+def test_a_removed_option() -> None:
     text = mistake(["--socket-path=/run/a", "--allow-unsealed-memory"])
     assert text.startswith("--allow-unsealed-memory is no longer needed: leave it out")
 

@@ -1,4 +1,4 @@
-"""The files of --config: what they say, and each mistake with its line."""
+"""The files of --config: settings, and mistakes with their lines."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def read(path: Path, text: str | bytes) -> VmSettings:
     return read_files([path], BASE)
 
 
-def test_an_empty_file_says_nothing(path: Path) -> None:
-    assert read(path, "") == read(path, "# all as it is\n") == read_files([], BASE) == BASE
+def test_an_empty_file_changes_nothing(path: Path) -> None:
+    assert read(path, "") == read(path, "# defaults\n") == read_files([], BASE) == BASE
 
 
-def test_all_that_a_file_can_say(path: Path) -> None:
+def test_all_settings_of_a_file(path: Path) -> None:
     text = """
         reporting = true
         deflate-on-oom = false
@@ -64,7 +64,7 @@ def test_all_that_a_file_can_say(path: Path) -> None:
     assert all(f"{key} = " in text for key in SETTINGS)
 
 
-def test_lines_that_end_as_on_windows(path: Path) -> None:
+def test_windows_line_ends(path: Path) -> None:
     assert read(path, "stats = false\r\ntarget = 4096\r\n").target == 4096
 
 
@@ -96,7 +96,7 @@ GOOD = "stats = true\n"
         (GOOD + "target = " + "9" * 5000, 2, "limit"),
         (GOOD + "x = " + "[" * 50_000, 2, "nested too deeply"),
         (b"# ok\n# \xff\n", 2, "not UTF-8"),
-        # What files for several VMs had
+        # Keys of files for several VMs
         (
             "\n[vm.web1]\nsocket-path = '/a'",
             2,
@@ -107,7 +107,7 @@ GOOD = "stats = true\n"
         (GOOD + "\nvm = 5", 3, "'vm' is for several VMs"),
         ("# all\n[defaults]\nstats = true", 2, "'defaults' is for several VMs"),
         (GOOD + '\nsocket-path = "/a"', 3, "give --socket-path"),
-        # Keys and tables that are not known
+        # Unknown keys and tables
         ("\n[web1]\nstats = 1", 2, "'web1' is not known"),
         ("\n[[web1]]", 2, "'web1' is not known"),
         ("\n[web1.example.com]", 2, "'web1' is not known"),
@@ -176,7 +176,7 @@ def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
 # With the command line
 
 
-def test_the_files_speak_over_the_command_line(path: Path, tmp_path: Path) -> None:
+def test_files_override_the_command_line(path: Path, tmp_path: Path) -> None:
     path.write_text("stats-interval = 1\nreporting = true\n")
     later = tmp_path / "later.toml"
     later.write_text("stats-interval = 2\n")
@@ -195,7 +195,7 @@ def test_the_paths_of_files_are_absolute(path: Path, monkeypatch: pytest.MonkeyP
     assert parse(["--fd=3", f"--config={path.name}"]).files == (path,)
 
 
-def test_files_are_not_read_where_their_settings_are_given(path: Path) -> None:
+def test_files_are_not_read_if_settings_are_given(path: Path) -> None:
     path.write_text("\ntarget = 0")
     arguments, before = ["--socket-path=/run/a", f"--config={path}"], VmSettings(target=5)
     with pytest.raises(OperatorError, match=f"^{path}: line 2: "):

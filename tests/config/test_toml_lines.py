@@ -1,4 +1,4 @@
-"""On which line of a TOML text a top-level key stands."""
+"""The lines of top-level keys in a TOML text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quoted(key: str) -> str:
     st.lists(FILLING, min_size=40, max_size=40),
     st.booleans(),
 )
-def test_every_key_and_table_is_found_where_it_was_written(
+def test_every_key_and_table_is_found_on_its_line(
     keys: dict[str, tuple[str, int]],
     tables: dict[str, dict[str, tuple[str, int]]],
     fillings: list[str],
@@ -56,7 +56,7 @@ def test_every_key_and_table_is_found_where_it_was_written(
         for key, (value, _) in tables[table].items():
             write(f"{quoted(key)} = {value}")
     text = "\n".join(lines)
-    assert set(tomllib.loads(text)) == set(written)  # it is what it is meant to be
+    assert set(tomllib.loads(text)) == set(written), "the text is as intended"
     found = Lines(text)
     assert found.broken is None
     assert {key: found.of(key) for key in written} == written
@@ -76,7 +76,7 @@ def test_every_key_and_table_is_found_where_it_was_written(
         ("a = [\n[1],\n[2]]\nb = 1", "b", 4),
     ],
 )
-def test_other_ways_to_write_it(text: str, key: str, line: int) -> None:
+def test_other_spellings(text: str, key: str, line: int) -> None:
     assert Lines(text).of(key) == line
 
 
@@ -91,15 +91,15 @@ def test_other_ways_to_write_it(text: str, key: str, line: int) -> None:
         ("\n" + "a = [\n1,\n2]\n" * MAX_TRIES, 2 + 3 * MAX_TRIES // 2),
     ],
 )
-def test_where_it_is_broken(text: str, line: int) -> None:
+def test_the_line_of_a_broken_statement(text: str, line: int) -> None:
     lines = Lines(text)
     assert lines.broken == line
-    assert lines.of("c") == 1, "nothing behind is known"
+    assert lines.of("c") == 1, "later keys are unknown"
 
 
 @given(st.text(st.sampled_from("[]{}=.,#'\"ab1\n \r"), max_size=40))
-def test_any_text_is_looked_through(text: str) -> None:
-    """What tomllib takes as a whole, it takes statement by statement."""
+def test_any_text(text: str) -> None:
+    """A text that tomllib accepts as a whole, it accepts statement by statement."""
     lines = Lines(text)
     assert 1 <= lines.of("a") <= text.count("\n") + 1
     try:

@@ -58,7 +58,7 @@ async def test_commands_wait_for_negotiation(server: MemoryListener) -> None:
         ("oob", "Invalid parameter type for 'enable', expected: array"),
     ],
 )
-async def test_a_capability_that_is_not_there(
+async def test_a_capability_that_is_not_available(
     server: MemoryListener, enable: Any, text: str
 ) -> None:
     client = server.connect()
@@ -160,7 +160,7 @@ async def test_balloon_wants_an_integer(client: Client, web1: FakeFrontEnd, valu
     ("command", "arguments"), [("balloon", {"value": 1}), ("query-balloon", {})]
 )
 async def test_which_vm(client: Client, vm: Vm, command: str, arguments: Any) -> None:
-    """There is one, so nobody need say which; but an order for another one is not this one's."""
+    """Naming the only VM is optional, but commands for another VM are refused."""
     text = "No balloon device has been activated: VM 'web1' has no front end"
     for one in ({}, {"id": "web1"}):
         assert await client.failure(command, **one, **arguments) == ("DeviceNotActive", text)
@@ -185,7 +185,7 @@ async def test_query_balloon(client: Client, vm: Vm) -> None:
 
 
 async def test_guest_stats_before_the_first_sample(client: Client) -> None:
-    """Whether a front end is there or not: nothing is known, and that is no error."""
+    """Unknown statistics are not an error, with or without a front end."""
     stats = await client.execute("qom-get", path=PATH, property="guest-stats")
     assert stats == {"last-update": 0, "stats": dict.fromkeys(STAT_NAMES.values(), UNKNOWN)}
     assert len(stats["stats"]) == 16
@@ -231,13 +231,13 @@ async def test_polling_interval_is_checked(client: Client, vm: Vm, value: Any, t
 
 
 @pytest.mark.parametrize("path", ["/machine/peripheral/web9", "web1", "", "/", "/machine/web1"])
-async def test_a_path_that_is_not_there(client: Client, path: str) -> None:
+async def test_an_unknown_path(client: Client, path: str) -> None:
     error = ("DeviceNotFound", f"Device '{path}' not found")
     assert await client.failure("qom-get", path=path, property="guest-stats") == error
     assert await client.failure("qom-set", path=path, property="x", value=1) == error
 
 
-async def test_a_property_that_is_not_there_or_only_read(client: Client) -> None:
+async def test_unknown_and_read_only_properties(client: Client) -> None:
     text = "Property 'vhost-balloon.nope' not found"
     assert await client.failure("qom-get", path=PATH, property="nope") == ("GenericError", text)
     error = await client.failure("qom-set", path=PATH, property="nope", value=1)

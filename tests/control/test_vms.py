@@ -52,22 +52,22 @@ async def test_query_vms_lists_the_vm_attached_or_not(client: Client, vm: Vm) ->
     assert (told["id"], told["attached"], told["state"]) == ("web1", True, "no-driver")
 
 
-async def test_a_vm_that_a_stuck_process_has_is_told_as_such(client: Client, vm: Vm) -> None:
-    vm.waits_for_lock = True
+async def test_a_vm_held_by_a_stuck_process(client: Client, vm: Vm) -> None:
+    vm.is_stuck = True
     (told,) = await client.execute("query-vms")
     assert (told["attached"], told["state"]) == (False, "stuck")
 
 
 @pytest.mark.parametrize("state", VmState)
-async def test_query_vms_tells_states_apart(client: Client, vm: Vm, state: VmState) -> None:
+async def test_query_vms_has_the_state(client: Client, vm: Vm, state: VmState) -> None:
     attach(vm, state=state)
     assert (await client.execute("query-vms"))[0]["state"] == state.value
 
 
-async def test_query_vms_tells_where_a_front_end_connects(
+async def test_query_vms_has_the_path_of_the_front_ends_socket(
     nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An absolute path: clients do not run in the daemon's folder."""
+    """It is absolute, because clients do not run in the daemon's folder."""
     monkeypatch.chdir(tmp_path)
     settings, listener = parse(["--socket-path=run/web3.sock"]), MemoryListener()
     vm = Vm(settings.name, settings.settings, settings.socket_path)
@@ -79,7 +79,7 @@ async def test_query_vms_tells_where_a_front_end_connects(
 
 
 def known_vm(vm: Vm) -> FakeFrontEnd:
-    """Attach web1, with something in every member."""
+    """Attach a front end, with a value in every member."""
     vm.counters = Counters(reported_bytes=4096)
     vm.counters.refuse("poison", 8192)
     vm.counters.requests[Queue.INFLATE] = 7
@@ -98,7 +98,7 @@ def known_vm(vm: Vm) -> FakeFrontEnd:
     )  # fmt: skip
 
 
-async def test_query_vms_tells_all_that_is_known(client: Client, vm: Vm) -> None:
+async def test_query_vms_has_every_known_member(client: Client, vm: Vm) -> None:
     known_vm(vm)
     known = (await client.execute("query-vms"))[0]
     assert known == {
@@ -133,7 +133,7 @@ async def test_query_vms_tells_all_that_is_known(client: Client, vm: Vm) -> None
 # balloon-stats
 
 
-async def test_balloon_stats_is_the_sample_that_it_asked_for(
+async def test_balloon_stats_returns_the_requested_sample(
     client: Client, vm: Vm, web1: FakeFrontEnd
 ) -> None:
     web1.sample = VmStatistics(
@@ -168,7 +168,7 @@ async def test_the_time_limit_of_balloon_stats_has_a_range(
     assert failure == ("GenericError", text)
 
 
-async def test_balloon_stats_of_a_guest_that_gives_none(
+async def test_balloon_stats_of_a_guest_without_statistics(
     client: Client, web1: FakeFrontEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse() -> None:
@@ -198,7 +198,7 @@ async def test_pause_and_resume_reach_the_front_end(
 
 
 async def test_a_vm_without_a_front_end_can_be_paused(client: Client) -> None:
-    """So that the next front end is paused from its first report on."""
+    """The next front end is then paused from its first report."""
     assert await client.execute("balloon-pause") == {}
     (told,) = await client.execute("query-vms")
     assert (told["reporting-paused"], told["pause-reasons"]) == (True, ["operator"])
@@ -215,7 +215,7 @@ async def test_another_vm_is_not_paused(client: Client, command: str) -> None:
 # query-qmp-schema
 
 
-async def test_every_type_that_the_schema_names_is_in_it(client: Client) -> None:
+async def test_the_schema_defines_every_type_that_it_names(client: Client) -> None:
     schema = await schema_of(client)
     for entity in schema.values():
         named = [entity[key] for key in ("arg-type", "ret-type", "element-type") if key in entity]
@@ -225,7 +225,7 @@ async def test_every_type_that_the_schema_names_is_in_it(client: Client) -> None
     assert meta == {"command", "event", "object", "enum", "array", "builtin"}
 
 
-async def test_the_schema_has_all_commands_and_what_they_take(client: Client) -> None:
+async def test_the_schema_has_all_commands_and_their_arguments(client: Client) -> None:
     schema = await schema_of(client)
     commands = {name for name, entity in schema.items() if entity["meta-type"] == "command"}
     assert commands == {entry["name"] for entry in await client.execute("query-commands")}
@@ -235,7 +235,7 @@ async def test_the_schema_has_all_commands_and_what_they_take(client: Client) ->
         assert taken == {parameter.name: parameter.optional for parameter in command.parameters}
 
 
-async def test_replies_and_events_are_what_the_schema_says(client: Client, vm: Vm) -> None:
+async def test_replies_and_events_match_the_schema(client: Client, vm: Vm) -> None:
     schema = await schema_of(client)
     front_end = known_vm(vm)
     path = "/machine/peripheral/web1"

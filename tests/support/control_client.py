@@ -1,4 +1,4 @@
-"""A QMP client over in-memory streams, and VMs with a fake front end."""
+"""A QMP client in memory, and VMs with a fake front end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vhost_balloon.vm.vm import Vm
 
 
 class FakeFrontEnd:
-    """Stands in for a VM's connection."""
+    """The part of vm.FrontEnd that these tests need."""
 
     def __init__(self, vm: Vm, **known: Any) -> None:
         known = {"guest_memory": GIB, "actual": GIB, "driver_ready": True} | known
@@ -36,7 +36,7 @@ class FakeFrontEnd:
         self.pauses.append(paused)
 
     async def fresh_stats(self) -> None:
-        """Take `sample`, or never answer."""
+        """Take `sample`; without one, never return."""
         if self.sample is None:
             await trio.sleep_forever()
         else:
@@ -47,7 +47,7 @@ class FakeFrontEnd:
 
 
 def web1() -> Vm:
-    """A VM of that name without a front end."""
+    """A VM of this name without a front end."""
     return Vm("web1", VmSettings(offered=0))
 
 
@@ -65,7 +65,7 @@ class Client:
         self._buffer = b""
 
     async def read(self) -> Any:
-        """The next message; fails the test at the end of the stream."""
+        """The next message. Fails at the end of the stream."""
         while b"\r\n" not in self._buffer:
             data = await self.stream.receive_some(65536)
             assert data, "the server hung up"
@@ -103,7 +103,7 @@ def request(command: str, **arguments: Any) -> bytes:
 
 
 class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
-    """Accepts what connect() makes."""
+    """Accepts the streams of connect()."""
 
     def __init__(self) -> None:
         self._send, self._accept = trio.open_memory_channel[trio.abc.Stream](300)
@@ -115,7 +115,7 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
         self._accept.close()
 
     def connect(self, *, lockstep: bool = False) -> Client:
-        """lockstep: buffer nothing, so that the server waits for its reader."""
+        """lockstep: nothing is buffered, so a server waits until the client reads."""
         make = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
         ours, theirs = make()
         self._send.send_nowait(theirs)
@@ -134,7 +134,7 @@ Schema = Mapping[str, Mapping[str, Any]]
 
 
 def check(schema: Schema, kind: str, value: Any) -> None:
-    """Assert that a value is what the schema says of its type."""
+    """Assert that value is of the type kind in schema."""
     entity = schema[kind]
     match entity["meta-type"]:
         case "builtin":
@@ -159,7 +159,7 @@ def check(schema: Schema, kind: str, value: Any) -> None:
                 else:
                     assert "default" in member, f"{kind} lacks {name}"
         case _:
-            raise AssertionError(f"{kind} is no type")
+            raise AssertionError(f"{kind} is not a type")
 
 
 async def schema_of(client: Client) -> Schema:

@@ -1,4 +1,4 @@
-"""Helpers of the metrics tests: scraping fake VMs and parsing the text."""
+"""Scrapes of VMs with fake front ends, and their text read back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 OPENMETRICS: Final = (
     "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
 )
-"""What Prometheus accepts, in short."""
+"""Prometheus' Accept header, shortened."""
 
 GET: Final = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -36,7 +36,7 @@ Vms = dict[str, Vm]
 
 
 def two_vms() -> Vms:
-    """web1 and web2, with nobody attached."""
+    """web1 and web2 without front ends."""
     return {name: Vm(name, VmSettings(offered=0)) for name in ("web1", "web2")}
 
 
@@ -72,7 +72,7 @@ async def scrape(vms: Vms) -> Samples:
 
 @asynccontextmanager
 async def serving(options: MetricsOptions | None = None) -> AsyncIterator[MetricsServer]:
-    """Serve two VMs without front ends."""
+    """A server of two VMs without front ends."""
     vms = two_vms()
 
     async def ask() -> Rows:
@@ -89,7 +89,7 @@ async def serving(options: MetricsOptions | None = None) -> AsyncIterator[Metric
 
 @asynccontextmanager
 async def serving_in_memory() -> AsyncIterator[MemoryListener]:
-    """Serve two VMs over in-memory streams, so that the clock can jump."""
+    """A server of two VMs whose clients are in memory, so that an autojump clock can be used."""
     vms, listener = two_vms(), MemoryListener()
 
     async def ask() -> Rows:
@@ -122,7 +122,7 @@ async def read_all(stream: trio.abc.Stream) -> bytes:
 async def ask(
     server: MetricsServer, request: bytes, tls: ssl.SSLContext | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of the answer, after which the server hangs up.
+    """Status, headers and body of the answer, which ends the connection.
 
     Raises trio.BrokenResourceError without an answer.
     """

@@ -1,4 +1,4 @@
-"""Names with characters that do not print: shown escaped to people, exact to programs."""
+"""Names with unprintable characters: escaped for people, exact for programs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_every_name_is_shown_escaped_by_every_command(tmp_path: Path) -> None:
             assert f"info: serving {shown}" in lines_of(log.encode())
 
 
-def test_machines_get_the_exact_name(tmp_path: Path) -> None:
+def test_programs_get_the_exact_name(tmp_path: Path) -> None:
     with daemons(tmp_path, "--log-format=json") as running:
         vms = json.loads(ctl(tmp_path, "list", "--json").stdout)
         assert [vm["id"] for vm in vms] == sorted(NAMES)
@@ -112,7 +112,7 @@ def test_printable_text_prints_and_can_be_encoded(text: str) -> None:
         assert shown == text
 
 
-def test_a_shell_reads_quoted_words_as_they_were() -> None:
+def test_a_shell_reads_quoted_words_back() -> None:
     names = [*NAMES, "it's\x01", "back\\slash\x02", "x\n'\\'\u9b5a0\x1b7", "plain", "two words", ""]
     quoted = [qemu_args._quoted(name) for name in names]
     assert all(map(str.isprintable, quoted))

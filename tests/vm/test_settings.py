@@ -1,4 +1,4 @@
-"""A VM's settings: as JSON and back, what changed, and everything that is no setting."""
+"""The VM's settings: as JSON and back, differences, and invalid values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vhost_balloon.vm.settings import (
 
 
 def names(least: int = 1) -> st.SearchStrategy[str]:
-    """What the system takes as a name: any bytes but NUL, as Python shows them."""
+    """Names that the system accepts: any bytes but NUL, in Python's form."""
     return (
         st.binary(min_size=least, max_size=40)
         .filter(lambda name: b"\0" not in name)
@@ -51,13 +51,13 @@ JSON = st.recursive(
 
 @given(SETTINGS_OF_ANY_KIND)
 def test_json_and_back(settings: VmSettings) -> None:
-    """Through the text, too, as a record keeps it."""
+    """Including the text, as in a record."""
     text = json.dumps(settings_to_json(settings))
     assert settings_from_json(json.loads(text), VmSettings()) == settings
 
 
 @given(SETTINGS_OF_ANY_KIND, SETTINGS_OF_ANY_KIND)
-def test_what_changed_leads_from_one_to_the_other(old: VmSettings, new: VmSettings) -> None:
+def test_changed_settings_turn_old_into_new(old: VmSettings, new: VmSettings) -> None:
     changed = changed_settings(old, new)
     assert changed == [key for key in SETTINGS if key in changed]
     assert (changed == []) == (old == new)
@@ -68,7 +68,7 @@ def test_what_changed_leads_from_one_to_the_other(old: VmSettings, new: VmSettin
     assert {key: value for key, value in reached.items() if key not in gone} == after
 
 
-def test_what_changed_is_said_by_key() -> None:
+def test_changed_settings_are_in_the_order_of_the_table() -> None:
     old = VmSettings(report_rate=5)
     new = settings_from_json({"reporting": False, "target": 1, "discard": "never"}, VmSettings())
     assert changed_settings(old, new) == ["reporting", "discard", "target", "report-rate"]
@@ -121,7 +121,7 @@ def test_any_setting_is_read_or_a_setting_error(key: str, value: Any) -> None:
         ("frobnicate", 1),
     ],
 )
-def test_settings_that_are_mistakes(key: str, value: Any) -> None:
+def test_invalid_settings(key: str, value: Any) -> None:
     with pytest.raises(SettingError) as caught:
         settings_from_json({key: value}, VmSettings())
     assert caught.value.key == key

@@ -1,4 +1,4 @@
-"""Fake control sockets in a folder, good and bad, each served by a thread."""
+"""Control sockets in a folder whose fake daemons answer properly or not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def returned(value: Any) -> bytes:
 
 @contextmanager
 def fake_daemons(folder: Path, serves: Mapping[str, Serve]) -> Iterator[None]:
-    """Have NAME.control in a folder for each name."""
+    """Serve NAME.control in folder for each name."""
     with ExitStack() as stack:
         for name, serve in serves.items():
             stack.enter_context(listening(folder / f"{name}.control", serve))
@@ -36,7 +36,7 @@ def fake_daemons(folder: Path, serves: Mapping[str, Serve]) -> Iterator[None]:
 
 @contextmanager
 def listening(path: Path, serve: Serve) -> Iterator[None]:
-    """A socket each of whose connections is served by a thread."""
+    """Serve each connection of a socket in a thread."""
     connections: list[threading.Thread] = []
 
     def accept() -> None:
@@ -64,7 +64,7 @@ def listening(path: Path, serve: Serve) -> Iterator[None]:
 
 
 def answering(answers: Mapping[str, bytes] | None = None, **members: Any) -> Serve:
-    """A daemon: VM with these members, and answers by command; anything else is well."""
+    """A daemon of VM with these members and answers by command; other commands succeed."""
     known = {"query-vms": returned([VM | {k.replace("_", "-"): v for k, v in members.items()}])}
     known |= answers or {}
 
@@ -78,7 +78,7 @@ def answering(answers: Mapping[str, bytes] | None = None, **members: Any) -> Ser
 
 
 def replies(*messages: bytes) -> Serve:
-    """Say each message: the first at once, the others one a request; then hang up."""
+    """Send the first message at once and each other one after a request; then hang up."""
 
     def serve(connection: socket.socket) -> None:
         with connection.makefile("rb") as requests:
@@ -96,7 +96,7 @@ def say_nothing(connection: socket.socket) -> None:
 
 
 def flood(first: bytes, again: bytes) -> Serve:
-    """Say something, and then something else without end."""
+    """Send first, then again without end."""
 
     def serve(connection: socket.socket) -> None:
         connection.sendall(first)
@@ -108,7 +108,7 @@ def flood(first: bytes, again: bytes) -> Serve:
 
 @contextmanager
 def full_backlog(path: Path) -> Iterator[None]:
-    """A socket that accepts nobody any more."""
+    """A socket whose backlog is full."""
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(path))
         listener.listen(0)
@@ -117,6 +117,6 @@ def full_backlog(path: Path) -> Iterator[None]:
 
 
 def nobody_listens(path: Path) -> None:
-    """Leave a socket behind that nobody listens on."""
+    """Leave a socket file without a listener."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))

@@ -1,4 +1,4 @@
-"""Fake control sockets for the hub: good ones and many kinds of bad ones."""
+"""Fake control sockets of VMs for the hub: good and all kinds of bad ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVENT: Final = b'{"event": "BALLOON_CHANGE", "data": {"actual": 1}, "timestamp":
 
 
 def full_document(number: int = 1) -> dict[str, Any]:
-    """What a real daemon says of a VM of which everything is known; number: tells VMs apart."""
+    """A real daemon's document of a VM with every value known; number: tells VMs apart."""
     counters = Counters(freed_bytes=number << 20)
     counters.refuse("poison", 8192)
     counters.requests[Queue.INFLATE] = 7
@@ -52,7 +52,7 @@ def reply(value: object) -> bytes:
 
 
 def answering(answer: bytes, *, after: bytes = b"") -> Behaviour:
-    """A daemon that speaks QMP, and gives this answer to query-vms."""
+    """A daemon that speaks QMP and replies to query-vms with answer."""
 
     async def behave(stream: trio.SocketStream) -> None:
         await stream.send_all(GREETING)
@@ -70,7 +70,7 @@ def good(number: int = 1) -> Behaviour:
 
 
 def saying(*pieces: bytes) -> Behaviour:
-    """Send these in turn, whatever is asked, and then nothing."""
+    """Send these in turn whatever the requests, then stay silent."""
 
     async def behave(stream: trio.SocketStream) -> None:
         for piece in pieces:
@@ -90,7 +90,7 @@ def breaking_off(*pieces: bytes) -> Behaviour:
 
 
 def endless(start: bytes, piece: bytes) -> Behaviour:
-    """Send without an end, as fast as it is read."""
+    """Send without end, as fast as the hub reads."""
 
     async def behave(stream: trio.SocketStream) -> None:
         await stream.send_all(start)
@@ -101,7 +101,7 @@ def endless(start: bytes, piece: bytes) -> Behaviour:
 
 
 def dripping(data: bytes) -> Behaviour:
-    """A byte every 300 ms."""
+    """Send a byte every 300 ms."""
 
     async def behave(stream: trio.SocketStream) -> None:
         for byte in data:
@@ -113,7 +113,7 @@ def dripping(data: bytes) -> Behaviour:
 
 @asynccontextmanager
 async def daemons(folder: Path, behaviours: Mapping[str, Behaviour]) -> AsyncIterator[None]:
-    """A listening control socket in folder for each VM."""
+    """Serve a control socket in folder for each VM."""
     async with trio.open_nursery() as nursery:
         for name, behave in behaviours.items():
             nursery.start_soon(serve, listen(folder / f"{name}.control"), behave)
@@ -129,7 +129,7 @@ def listen(path: Path, backlog: int = 5) -> trio.SocketListener:
 
 
 async def serve(listener: trio.SocketListener, behave: Behaviour) -> None:
-    """Until cancelled, when all connections and the listener end."""
+    """Serve until cancelled, which closes all connections and the listener."""
 
     async def client(stream: trio.SocketStream) -> None:
         async with stream:
@@ -139,7 +139,7 @@ async def serve(listener: trio.SocketListener, behave: Behaviour) -> None:
     await trio.serve_listeners(client, [listener])
 
 
-# What the hub says of them
+# The hub's metrics of them
 
 
 def host_of(*folders: Path, most: int = 100) -> Host:
@@ -147,13 +147,13 @@ def host_of(*folders: Path, most: int = 100) -> Host:
 
 
 async def figures(host: Host) -> Samples:
-    """What a scrape says."""
+    """The values of a scrape."""
     body, _ = await Exposition(host.snapshots).render("")
     return samples(text_string_to_metric_families(body.decode()))
 
 
 def of_vm(found: Samples, vm: str) -> dict[tuple[Any, ...], float]:
-    """A VM's figures, without its name."""
+    """A VM's values, without its name."""
     return {
         (name, *(label for label in labels if label[0] != "vm")): value
         for (name, labels), value in found.items()
@@ -162,7 +162,7 @@ def of_vm(found: Samples, vm: str) -> dict[tuple[Any, ...], float]:
 
 
 async def complete(number: int = 1) -> dict[tuple[Any, ...], float]:
-    """All figures of full_document(), as its daemon's own address would give them."""
+    """All values of full_document(), as from the metrics address of its daemon."""
 
     async def ask() -> Rows:
         return [("x", full_document(number))]
