@@ -18,7 +18,7 @@ from vhost_balloon.metrics.options import add_metrics_options
 from vhost_balloon.vm import settings
 from vhost_balloon.vm.names import read_name
 from vhost_balloon.vm.setting_kinds import PERMISSIONS
-from vhost_balloon.vm.settings import SETTINGS, SettingError, VmSettings
+from vhost_balloon.vm.settings import FILES_ONLY, SETTINGS, VmSettings
 
 CAPABILITIES: Final = {"type": "balloon"}
 """QEMU docs/interop/vhost-user.json, VhostUserBackendCapabilities."""
@@ -38,13 +38,11 @@ class _Refuse(argparse.Action):
 
 
 def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """argparse reports a ValueError without its text."""
+    """read as an argparse type: argparse shows the text of an ArgumentTypeError only."""
 
     def read_option(text: str) -> Any:
         try:
             return read(text)
-        except SettingError as error:
-            raise argparse.ArgumentTypeError(error.text) from None
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -79,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-unsealed-memory",
         action=_Refuse,
         nargs=0,
-        const="is no longer needed: leave it out (each VM has a process of its own)",
+        const="is no longer needed: leave it out (each VM has its own process)",
         dest=argparse.SUPPRESS,
         help=argparse.SUPPRESS,
     )
@@ -139,7 +137,7 @@ def _add_control(group: argparse._ArgumentGroup) -> None:
 def _add_settings(groups: dict[str, argparse._ArgumentGroup]) -> None:
     """Add the option of each setting that has one; its value, or None, is kept under the key."""
     for key, setting in SETTINGS.items():
-        if not setting.section:
+        if setting.section == FILES_ONLY:
             continue
         group = groups[setting.section]
         if setting.kind.metavar:

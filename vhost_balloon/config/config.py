@@ -17,7 +17,7 @@ from vhost_balloon.service.environment import UNNAMED
 from vhost_balloon.service.handed_over import CONTROL, METRICS, RESERVED_NAMES
 from vhost_balloon.service.listeners import SocketOptions
 from vhost_balloon.vm.names import name_from_file, read_name
-from vhost_balloon.vm.settings import SettingError, VmSettings
+from vhost_balloon.vm.settings import VmSettings
 
 FRONT_END: Final = "front-end"
 """FileDescriptorName= in our units; it does not name the VM."""
@@ -143,8 +143,8 @@ def _default_name(
         name = handed_over
     try:
         return read_name(name)
-    except SettingError as error:
-        raise OperatorError(f"the VM's name {error.text}: choose one with --name=NAME") from None
+    except ValueError as error:
+        raise OperatorError(f"the VM's name {error}: choose one with --name=NAME") from None
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -17,7 +17,7 @@ from vhost_balloon.control.events import EVENT
 from vhost_balloon.figures.discard_policy import DiscardMode
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.figures.vm_info import PARTS, VM_INFO
-from vhost_balloon.vm.settings import SETTINGS
+from vhost_balloon.vm.settings import SETTINGS, VmSettings
 
 _BUILTINS: Final = {
     "str": "string",
@@ -52,7 +52,8 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
     "VersionTriple": {"major": "int", "minor": "int", "micro": "int"},
     "VmInfo": VM_INFO,
     "VmSettings": {
-        "*" * setting.is_optional + key: setting.kind.qmp for key, setting in SETTINGS.items()
+        "*" * (setting.get(VmSettings()) is None) + key: setting.kind.qmp
+        for key, setting in SETTINGS.items()
     },
     "InternalErrors": {f"*{where}": "int" for where in PLACES},
     **PARTS,

@@ -75,14 +75,11 @@ class HostVm:
     async def _try(self) -> Any:
         """Ask once. Without a complete answer the connection is closed."""
         assert self._connection is not None
-        complete = False
         try:
-            answer = await self._connection.query()
-            complete = True
-        finally:
-            if not complete:
-                self.close()
-        return answer
+            return await self._connection.query()
+        except BaseException:
+            self.close()
+            raise
 
 
 def _only(answer: Any) -> Document:

@@ -102,7 +102,7 @@ VM_FAMILIES: Final = (
     gauge("target_bytes", "Memory for the guest to keep.", member("target")),
     gauge(
         "actual_bytes",
-        "Memory that the guest keeps: its size less what is in the balloon.",
+        "Memory that the guest keeps: its size minus the balloon.",
         member("actual"),
     ),
     gauge(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from vhost_balloon.vm.setting_kinds import is_file_name_text
-from vhost_balloon.vm.settings import SettingError
 
 MAX_NAME: Final = 255
 """Bytes, as for a file name."""
@@ -16,15 +15,15 @@ _SUFFIXES: Final = (".sock", ".socket")
 
 
 def read_name(value: str) -> str:
-    """Return value if it is a valid VM name. Raises SettingError.
+    """Return value if it is a valid VM name. Raises ValueError.
 
     The name is the last part of a path in qom-get, so it contains no "/". With a leading "." its
     control socket would be a hidden file.
     """
     if not value or value.startswith(".") or "/" in value or not is_file_name_text(value):
-        raise SettingError("name", f"cannot be {value[:MAX_NAME]!r}")
+        raise ValueError(f"cannot be {value[:MAX_NAME]!r}")
     if len(os.fsencode(value)) > MAX_NAME:
-        raise SettingError("name", f"is too long: {MAX_NAME} bytes at most")
+        raise ValueError(f"is too long: {MAX_NAME} bytes at most")
     return value
 
 

@@ -29,17 +29,16 @@ ALL_FEATURES: Final = sum(int(bit) for bit in BalloonFeature)
 
 
 class SettingError(ValueError):
-    """A value that key cannot have; text says why."""
+    """A value that key cannot have; the text says why."""
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(f"'{key}' {text}")
         self.key: Final = key
-        self.text: Final = text
 
 
 @dataclass(frozen=True, slots=True)
 class VmSettings:
-    """What the operator chose for the VM.
+    """The operator's choices for the VM.
 
     offered: balloon feature bits. stats_interval: seconds, 0 for on demand only. target: bytes
     that the guest keeps when its front end starts, None for all. access: to the VM's socket.
@@ -58,8 +57,8 @@ class VmSettings:
 class Setting:
     """One setting.
 
-    path: its attribute in VmSettings. section: the option's group in --help, "" for a setting that
-    only files have. const: what an option without a value sets.
+    path: its attribute in VmSettings. section: of its option in --help, or FILES_ONLY. const: the
+    value that an option without an argument sets.
     """
 
     key: str
@@ -73,11 +72,6 @@ class Setting:
     @property
     def option(self) -> str:
         return f"--{self.key}"
-
-    @property
-    def is_optional(self) -> bool:
-        """Whether it has no value by default."""
-        return self.get(VmSettings()) is None
 
     def get(self, settings: VmSettings) -> Any:
         return attrgetter(self.path)(settings)
@@ -113,7 +107,8 @@ VM: Final = "virtual machine"
 CONTROL: Final = "control"
 FEATURES: Final = "features, all offered by default"
 MEMORY: Final = "guest memory"
-"""Groups of options in --help."""
+FILES_ONLY: Final = ""
+"""Sections of options in --help."""
 
 
 def _feature(key: str, bit: BalloonFeature, what: str) -> Feature:
@@ -121,69 +116,34 @@ def _feature(key: str, bit: BalloonFeature, what: str) -> Feature:
 
 
 _ALL: Final = (
-    _feature(
-        "must-tell-host",
-        BalloonFeature.MUST_TELL_HOST,
-        "the requirement that the guest asks before it takes pages back",
-    ),
+    _feature("must-tell-host", BalloonFeature.MUST_TELL_HOST,
+             "the requirement that the guest asks before it takes pages back"),
     _feature("stats", BalloonFeature.STATS_VQ, "guest memory statistics"),
-    _feature(
-        "deflate-on-oom",
-        BalloonFeature.DEFLATE_ON_OOM,
-        "deflation when the guest is out of memory",
-    ),
+    _feature("deflate-on-oom", BalloonFeature.DEFLATE_ON_OOM,
+             "deflation when the guest is out of memory"),
     _feature("free-page-hint", BalloonFeature.FREE_PAGE_HINT, "free page hints (never acted on)"),
     _feature("page-poison", BalloonFeature.PAGE_POISON, "the guest's page poison value"),
     _feature("reporting", BalloonFeature.PAGE_REPORTING, "free page reporting"),
-    Setting(
-        "discard",
-        "policy.mode",
-        DISCARD_MODE,
-        MEMORY,
-        "auto (default): not while the front end has memory pinned for passed-through devices, or "
-        "cannot be examined (as another user's process); always: without examining it; never: "
-        "acknowledge reports and discard nothing",
-    ),
-    Setting(
-        "discard-hugetlb",
-        "policy.hugetlb",
-        BOOLEAN,
-        MEMORY,
-        "discard hugetlb pages too: the guest dies if it touches one again while the host's pool "
-        "is empty",
-    ),
-    Setting(
-        "discard-other-filesystems",
-        "policy.other_filesystems",
-        BOOLEAN,
-        MEMORY,
-        "discard memory in files that are on neither tmpfs nor hugetlbfs",
-    ),
-    Setting(
-        "stats-interval",
-        "stats_interval",
-        SECONDS,
-        CONTROL,
-        "how often to ask the guest for statistics (default 10; 0: on demand only)",
-    ),
-    Setting("target", "target", SIZE, "", "memory that the guest keeps when its front end starts"),
-    Setting(
-        "report-rate",
-        "report_rate",
-        RATE,
-        MEMORY,
-        "bytes a second of the guest's reports to discard, such as 512M/s, in bursts of two "
-        "seconds' worth (default: all); reports above it are acknowledged and kept",
-    ),
-    Setting(
-        "socket-mode",
-        "access.mode",
-        PERMISSIONS,
-        VM,
-        "permissions of the front-end socket (octal, default 0600)",
-    ),
+    Setting("discard", "policy.mode", DISCARD_MODE, MEMORY,
+            "auto (default): not while the front end has memory pinned for passed-through "
+            "devices, or cannot be examined (as another user's process); always: without "
+            "examining it; never: acknowledge reports and discard nothing"),
+    Setting("discard-hugetlb", "policy.hugetlb", BOOLEAN, MEMORY,
+            "discard hugetlb pages too: the guest dies if it touches one again while the host's "
+            "pool is empty"),
+    Setting("discard-other-filesystems", "policy.other_filesystems", BOOLEAN, MEMORY,
+            "discard memory in files that are on neither tmpfs nor hugetlbfs"),
+    Setting("stats-interval", "stats_interval", SECONDS, CONTROL,
+            "how often to ask the guest for statistics (default 10; 0: on demand only)"),
+    Setting("target", "target", SIZE, FILES_ONLY,
+            "memory that the guest keeps when its front end starts"),
+    Setting("report-rate", "report_rate", RATE, MEMORY,
+            "bytes a second of the guest's reports to discard, such as 512M/s, in bursts of two "
+            "seconds' worth (default: all); reports above it are acknowledged and kept"),
+    Setting("socket-mode", "access.mode", PERMISSIONS, VM,
+            "permissions of the front-end socket (octal, default 0600)"),
     Setting("socket-group", "access.group", GROUP, VM, "group of the front-end socket"),
-)
+)  # fmt: skip
 
 SETTINGS: Final[Mapping[str, Setting]] = {setting.key: setting for setting in _ALL}
 """All settings, by key."""
