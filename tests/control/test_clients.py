@@ -20,7 +20,7 @@ from tests.support.control_client import (
     request,
 )
 from tests.support.end_to_end import LogLines
-from vhost_balloon.control.commands import Command, Parameter
+from vhost_balloon.control.command import Command, Parameter
 from vhost_balloon.control.events import INTERVAL
 from vhost_balloon.control.server import serve_control
 from vhost_balloon.vm.vm import Vm
@@ -197,7 +197,7 @@ async def test_a_command_may_wait(vm: Vm, autojump_clock: trio.testing.MockClock
         await trio.sleep(arguments["seconds"])
         return arguments
 
-    async with serving(vm, wait=Command(wait, (Parameter("seconds", "integer"),))) as client:
+    async with serving(vm, wait=Command(wait, (Parameter("seconds", "int"),))) as client:
         assert await client.execute("wait", seconds=3) == {"seconds": 3}
         assert trio.current_time() >= 3
 

@@ -6,21 +6,17 @@ may name its VM and no other.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from protocol.qmp import ErrorClass, Json, Object, version
 from protocol.virtio_balloon import STAT_NAMES, STAT_UNKNOWN
 from vhost_balloon import __version__
+from vhost_balloon.control.command import Command, Parameter, check_type
 from vhost_balloon.control.report import describe_vm
 from vhost_balloon.errors import CommandError
 from vhost_balloon.vm.vm import NOT_ACTIVATED, Vm
 
-EMPTY: Final = "q_empty"
-"""The return type of commands that return nothing."""
-
-INT64_MAX: Final = (1 << 63) - 1
 UINT32_MAX: Final = (1 << 32) - 1
 
 STATS_TIMEOUT: Final = 3000
@@ -33,71 +29,6 @@ QOM_TYPE: Final = "vhost-balloon"
 QOM_PREFIX: Final = "/machine/peripheral/"
 STATS: Final = "guest-stats"
 POLLING_INTERVAL: Final = "guest-stats-polling-interval"
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One argument. kind: "integer" (64 bits, signed), "number", "boolean", "string", "array" or
-    "any"."""
-
-    name: str
-    kind: str
-    optional: bool = False
-
-
-Handler: TypeAlias = "Callable[[Vm, dict[str, Any]], Json | Awaitable[Json]]"
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A command.
-
-    handler: gets checked arguments, and returns the reply's "return" or an awaitable of it; raises
-    CommandError if it fails, and any other exception is our bug. returns: the type of the result
-    (control/schema.py). then: is called after the reply to a successful command was sent.
-    """
-
-    handler: Handler
-    parameters: tuple[Parameter, ...] = ()
-    returns: str = EMPTY
-    then: Callable[[], None] | None = None
-
-
-def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dict[str, Any]:
-    """Return the arguments if none is unknown, missing or of another type. Raises CommandError."""
-    for parameter in parameters:
-        if parameter.name in arguments:
-            check_type(parameter.name, parameter.kind, arguments[parameter.name])
-        elif not parameter.optional:
-            raise CommandError(f"Parameter '{parameter.name}' is missing")
-    known = {parameter.name for parameter in parameters}
-    for name in arguments:
-        if name not in known:
-            raise CommandError(f"Parameter '{name}' is unexpected")
-    return dict(arguments)
-
-
-def _is_integer(value: Json) -> bool:
-    """Whether value is a signed integer of 64 bits; true and 1.0 are not."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        return False
-    return -INT64_MAX - 1 <= value <= INT64_MAX
-
-
-_KINDS: Final[Mapping[str, Callable[[Json], bool]]] = {
-    "integer": _is_integer,
-    "number": lambda value: isinstance(value, float) or _is_integer(value),
-    "boolean": lambda value: isinstance(value, bool),
-    "string": lambda value: isinstance(value, str),
-    "array": lambda value: isinstance(value, list),
-    "any": lambda value: True,
-}
-
-
-def check_type(name: str, kind: str, value: Json) -> None:
-    """Raise CommandError if value is not of this kind (see Parameter)."""
-    if not _KINDS[kind](value):
-        raise CommandError(f"Invalid parameter type for '{name}', expected: {kind}")
 
 
 def version_info() -> Object:
@@ -213,7 +144,7 @@ def _qom_set(vm: Vm, arguments: dict[str, Any]) -> Json:
         raise CommandError(f"Property '{QOM_TYPE}.{name}' not found")
     if name != POLLING_INTERVAL:
         raise CommandError(f"Property '{QOM_TYPE}.{name}' is not writable")
-    check_type(name, "integer", value)
+    check_type(name, "int", value)
     if value < 0:
         raise CommandError("timer value must be greater than zero")
     if value > UINT32_MAX:
@@ -222,14 +153,14 @@ def _qom_set(vm: Vm, arguments: dict[str, Any]) -> Json:
     return {}
 
 
-_ID: Final = Parameter("id", "string", optional=True)
-_PROPERTY: Final = (Parameter("path", "string"), Parameter("property", "string"))
+_ID: Final = Parameter("id", "str", optional=True)
+_PROPERTY: Final = (Parameter("path", "str"), Parameter("property", "str"))
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    "balloon": Command(_balloon, (Parameter("value", "integer"), _ID), "Accepted"),
+    "balloon": Command(_balloon, (Parameter("value", "int"), _ID), "Accepted"),
     "query-balloon": Command(_query_balloon, (_ID,), "BalloonInfo"),
     "balloon-stats": Command(
-        _balloon_stats, (Parameter("timeout", "integer", optional=True), _ID), "GuestStats"
+        _balloon_stats, (Parameter("timeout", "int", optional=True), _ID), "GuestStats"
     ),
     "balloon-pause": Command(_balloon_pause, (_ID,)),
     "balloon-resume": Command(_balloon_resume, (_ID,)),

@@ -12,7 +12,7 @@ from typing import Final
 
 from protocol.qmp import Json, Object
 from vhost_balloon.containment import PLACES
-from vhost_balloon.control.commands import EMPTY, Command
+from vhost_balloon.control.command import EMPTY, Command
 from vhost_balloon.control.events import EVENT
 from vhost_balloon.figures.discard_policy import DiscardMode
 from vhost_balloon.figures.statistics import VmState
@@ -26,16 +26,6 @@ _BUILTINS: Final = {
     "bool": "boolean",
     "any": "value",
 }
-_KINDS: Final = {
-    "integer": "int",
-    "number": "number",
-    "boolean": "bool",
-    "string": "str",
-    "array": "[str]",
-    "any": "any",
-}
-"""Types by Parameter.kind."""
-
 _EVENTS: Final = {EVENT: {"actual": "int", "id": "str"}}
 _ENUMS: Final = {
     "VmState": tuple(state.value for state in VmState),
@@ -65,7 +55,7 @@ def describe(commands: Mapping[str, Command]) -> Json:
     """The SchemaInfo array of these commands and all events."""
     arguments = {
         f"q_obj_{name}-arg": {
-            "*" * parameter.optional + parameter.name: _KINDS[parameter.kind]
+            "*" * parameter.optional + parameter.name: parameter.type
             for parameter in command.parameters
         }
         for name, command in commands.items()

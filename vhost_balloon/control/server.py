@@ -19,14 +19,8 @@ import trio
 from protocol import qmp
 from protocol.qmp import BadRequest, ErrorClass, Json, Object, Request
 from protocol.qmp_stream import RequestParser
-from vhost_balloon.control.commands import (
-    COMMANDS,
-    Command,
-    Parameter,
-    check_arguments,
-    check_type,
-    version_info,
-)
+from vhost_balloon.control.command import Command, Parameter, check_arguments, check_type
+from vhost_balloon.control.commands import COMMANDS, version_info
 from vhost_balloon.control.events import BalloonEvents
 from vhost_balloon.errors import CommandError
 from vhost_balloon.vm.vm import Vm
@@ -105,7 +99,7 @@ class Client:
         self._event = b""
         self._event_posted = trio.Event()
         self._commands: Mapping[str, Command] = {
-            CAPABILITIES: Command(self._negotiate, (Parameter("enable", "array", optional=True),)),
+            CAPABILITIES: Command(self._negotiate, (Parameter("enable", "[str]", optional=True),)),
             "query-commands": Command(self._query_commands, returns="[CommandInfo]"),
             QUERY_SCHEMA: Command(self._query_schema, returns="[any]"),
             **server.commands,
@@ -187,7 +181,7 @@ class Client:
             text = "Capabilities negotiation is already complete, command ignored"
             raise CommandError(text, ErrorClass.COMMAND_NOT_FOUND.value)
         for index, name in enumerate(arguments.get("enable", ())):
-            check_type(f"enable[{index}]", "string", name)
+            check_type(f"enable[{index}]", "str", name)
             if name != OOB:
                 raise CommandError(f"Parameter 'enable' does not accept value '{name}'")
             raise CommandError(f"Capability {OOB} not available")

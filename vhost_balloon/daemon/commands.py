@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from protocol.qmp import Json
-from vhost_balloon.control.commands import Command
+from vhost_balloon.control.command import Command
 from vhost_balloon.daemon.reload import Configuration
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.vm.vm import Vm

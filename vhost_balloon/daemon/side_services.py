@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from protocol.qmp import Object
 from vhost_balloon.config.config import Config
 from vhost_balloon.containment import KeptOpen
-from vhost_balloon.control.commands import Command
+from vhost_balloon.control.command import Command
 from vhost_balloon.control.report import describe_vm
 from vhost_balloon.control.server import serve_control
 from vhost_balloon.daemon.sockets import Listening, Sockets

@@ -1,0 +1,75 @@
+"""Describes a command of the control socket, and checks its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from protocol.qmp import Json, Object
+from vhost_balloon.errors import CommandError
+from vhost_balloon.vm.vm import Vm
+
+EMPTY: Final = "q_empty"
+"""The return type of commands that return nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One argument. type: "int" (64 bits, signed), "str", "[str]" or "any", as in the schema."""
+
+    name: str
+    type: str
+    optional: bool = False
+
+
+Handler: TypeAlias = "Callable[[Vm, dict[str, Any]], Json | Awaitable[Json]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command.
+
+    handler: gets checked arguments, and returns the reply's "return" or an awaitable of it; raises
+    CommandError if it fails, and any other exception is our bug. returns: the type of the result
+    (control/schema.py). then: is called after the reply to a successful command was sent.
+    """
+
+    handler: Handler
+    parameters: tuple[Parameter, ...] = ()
+    returns: str = EMPTY
+    then: Callable[[], None] | None = None
+
+
+def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dict[str, Any]:
+    """Return the arguments if none is unknown, missing or of another type. Raises CommandError."""
+    for parameter in parameters:
+        if parameter.name in arguments:
+            check_type(parameter.name, parameter.type, arguments[parameter.name])
+        elif not parameter.optional:
+            raise CommandError(f"Parameter '{parameter.name}' is missing")
+    known = {parameter.name for parameter in parameters}
+    for name in arguments:
+        if name not in known:
+            raise CommandError(f"Parameter '{name}' is unexpected")
+    return dict(arguments)
+
+
+def _is_int64(value: Json) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+_TYPES: Final[Mapping[str, tuple[str, Callable[[Json], bool]]]] = {
+    "int": ("integer", _is_int64),
+    "str": ("string", lambda value: isinstance(value, str)),
+    "[str]": ("array", lambda value: isinstance(value, list)),
+    "any": ("any", lambda value: True),
+}
+"""Names in errors, and checks; elements of an array are checked by its handler."""
+
+
+def check_type(name: str, type_: str, value: Json) -> None:
+    """Raise CommandError if value is not of this type (see Parameter)."""
+    expected, is_valid = _TYPES[type_]
+    if not is_valid(value):
+        raise CommandError(f"Invalid parameter type for '{name}', expected: {expected}")
