@@ -1,4 +1,4 @@
-"""What is installed is whole: the wheel holds all packages and its commands run from anywhere."""
+"""The wheel is complete: it holds every package and file, and its commands run from any folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_wheel_holds_every_module_and_nothing_else_at_its_top(wheel: Path) -> No
     assert {name.split("/")[0] for name in names} == tops
 
 
-def test_wheel_holds_the_files_that_vhost_balloonctl_prints(wheel: Path) -> None:
+def test_wheel_holds_alert_rules_and_dashboard(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name in (
             "monitoring/alerts.yml",
@@ -46,8 +46,9 @@ def test_wheel_holds_the_files_that_vhost_balloonctl_prints(wheel: Path) -> None
             assert archive.read(path) == (ROOT / path).read_bytes()
 
 
-def test_wheel_holds_all_that_install_units_puts_in_place(wheel: Path) -> None:
-    shipped = {path.name: path.read_bytes() for path in (ROOT / "systemd").iterdir()}
+def test_wheel_holds_every_file_that_install_units_installs(wheel: Path) -> None:
+    files = [path for path in (ROOT / "systemd").iterdir() if path.name != "README.md"]
+    shipped = {path.name: path.read_bytes() for path in files}
     with zipfile.ZipFile(wheel) as archive:
         folder = "vhost_balloon/units/"
         names = [name for name in archive.namelist() if name.startswith(folder)]
@@ -55,14 +56,20 @@ def test_wheel_holds_all_that_install_units_puts_in_place(wheel: Path) -> None:
     assert set(shipped) == set(units.FOLDERS)
 
 
-DOCUMENTED = ("vhost-balloon", "vhost-balloon-hub", "vhost-balloonctl")
+MAN_PAGES = {
+    "man1/vhost-balloon.1",
+    "man1/vhost-balloon-hub.1",
+    "man1/vhost-balloonctl.1",
+    "man5/vhost-balloon.toml.5",
+    "man7/vhost-balloon-qmp.7",
+}
 
 
-def test_wheel_installs_a_manual_page_for_each_documented_command(wheel: Path) -> None:
+def test_wheel_installs_the_manual_pages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         data = {name for name in archive.namelist() if ".data/" in name}
-    folder = f"vhost_balloon-{vhost_balloon.__version__}.data/data/share/man/man1"
-    assert data == {f"{folder}/{name}.1" for name in DOCUMENTED}
+    folder = f"vhost_balloon-{vhost_balloon.__version__}.data/data/share/man"
+    assert data == {f"{folder}/{name}" for name in MAN_PAGES}
 
 
 @pytest.mark.parametrize("module", ["vhost_balloon", "vhost_balloon.ctl", "vhost_balloon.demo"])

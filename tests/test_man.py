@@ -1,12 +1,16 @@
-"""The manual pages: they say of the command lines all that is so, and nothing that is not."""
+"""The manual pages describe every option, setting and QMP command, and no other."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +18,10 @@ import vhost_balloon
 from tests.rig.provisioning.packages import MANDOC
 from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
+from vhost_balloon.figures.refusal import EVERY_REASON
+from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.hub import options as hub_options
+from vhost_balloon.vm.settings import SETTINGS
 
 FOLDER = Path(vhost_balloon.__file__).parent / "man"
 PROGRAMS = {
@@ -24,27 +31,31 @@ PROGRAMS = {
 PAGES = {**PROGRAMS, "vhost-balloonctl": options.build_parser()}
 
 
+FORMATS = ("vhost-balloon.toml", "vhost-balloon-qmp")
+
+
 def plain(roff: str) -> str:
-    """A page's text: without macros, fonts and escapes, a line for a line."""
+    """A page's text: without macros, fonts and escapes, line by line."""
     text = re.sub(r"\\f[BIRP]|\\&", "", roff).replace("\\-", "-").replace("\\(aq", "'")
     text = re.sub(r'^\.[A-Z]{1,2} ?|"', "", text, flags=re.MULTILINE)
     return re.sub(r"(--[a-z-]+=) ", r"\1", text)
 
 
 def page(name: str) -> str:
-    return (FOLDER / f"{name}.1").read_text()
+    [path] = FOLDER.glob(f"{name}.[0-9]")
+    return path.read_text()
 
 
 def sections(name: str) -> dict[str, str]:
-    """The commands' sections of vhost-balloonctl's page, by command; "" is what is before."""
+    """The commands' sections of vhost-balloonctl's page, by command; "" is the text before them."""
     parts = re.split(r"^\.SS (.*)\n", page(name), flags=re.MULTILINE)
     heads = [plain(head).split()[0] for head in parts[1::2]]
     return {"": parts[0]} | dict(zip(heads, parts[2::2], strict=True))
 
 
 def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Each long option that --help shows, and what stands for its value."""
-    for action in arguments(parser):
+    """Each long option that --help shows, and the name of its value."""
+    for action in options.arguments(parser):
         if action.help == argparse.SUPPRESS:
             continue
         for flag in action.option_strings:
@@ -54,7 +65,7 @@ def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 
 
 def entries(roff: str) -> dict[str, str]:
-    """The options that are listed, and what stands for their values."""
+    """The listed options, and the names of their values."""
     found = {}
     for head in re.findall(r"^\.TP\n(.*)$", roff, re.MULTILINE):
         if match := re.fullmatch(r"(?:-h , +)?(--[a-z-]+)(?:=(\S+))?", plain(head)):
@@ -93,7 +104,7 @@ def test_every_operand_of_a_command_is_named_in_its_heading() -> None:
         assert said[name] == operands
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, *FORMATS])
 def test_no_text_names_an_option_that_is_not_there(name: str) -> None:
     known = {flag for parser in PAGES.values() for flag, _ in flags(parser)}
     for command in commands(PAGES["vhost-balloonctl"]).values():
@@ -103,7 +114,7 @@ def test_no_text_names_an_option_that_is_not_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_defaults_are_the_ones_in_force(name: str) -> None:
-    """Where --help says a default, the page says the same."""
+    """Where --help gives a default, the page gives the same."""
     helps = {
         flag: action.help or ""
         for parser in (PAGES[name], *commands(PAGES[name]).values())
@@ -116,14 +127,85 @@ def test_defaults_are_the_ones_in_force(name: str) -> None:
             assert re.search(rf"{flag}=\S+ [^=]*default {default}\b", text), flag
 
 
+def section(name: str, head: str) -> str:
+    """A page's section of that heading."""
+    parts = re.split(r"^\.SH (.*)\n", page(name), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))[head]
+
+
+def heads(roff: str) -> list[str]:
+    """The entries of a section; each may name several things."""
+    return [plain(head) for head in re.findall(r"^\.TP\n(.*)$", roff, re.MULTILINE)]
+
+
+def listed(roff: str) -> list[str]:
+    return sorted(name for head in heads(roff) for name in re.split(" *, *", head))
+
+
+def test_every_setting_is_listed_and_no_other() -> None:
+    settings = heads(section("vhost-balloon.toml", "SETTINGS"))
+    assert sorted(head.split()[0] for head in settings) == sorted(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A daemon's answers to query-vms, without a front end, and to query-qmp-schema."""
+    folder = tmp_path_factory.mktemp("daemon")
+    sockets = [f"--socket-path={folder}/web1.sock", f"--control-socket={folder}/web1.control"]
+    command = [sys.executable, "-m", "vhost_balloon", *sockets]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stderr is not None
+        while "serving" not in (line := daemon.stderr.readline()):
+            assert line, "it ended"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{folder}/web1.control")
+            for name in ("qmp_capabilities", "query-vms", "query-qmp-schema"):
+                client.sendall(json.dumps({"execute": name}).encode())
+            client.shutdown(socket.SHUT_WR)
+            _, _, vms, schema = map(json.loads, client.makefile())
+        daemon.terminate()
+    return vms["return"], schema["return"]
+
+
+@pytest.mark.parametrize(("head", "kind"), [("COMMANDS", "command"), ("EVENTS", "event")])
+def test_every_command_and_event_is_listed_with_its_arguments(
+    answers: tuple[Any, Any], head: str, kind: str
+) -> None:
+    _, schema = answers
+    objects = {entry["name"]: entry["members"] for entry in schema if "members" in entry}
+    found = [
+        " ".join([entry["name"], *map(argument, objects[entry["arg-type"]])])
+        for entry in schema
+        if entry["meta-type"] == kind
+    ]
+    assert sorted(heads(section("vhost-balloon-qmp", head))) == sorted(found)
+
+
+def argument(member: dict[str, Any]) -> str:
+    return f"[{member['name']}]" if "default" in member else member["name"]
+
+
+def test_every_member_of_query_vms_is_listed(answers: tuple[Any, Any]) -> None:
+    [vm], _ = answers
+    assert vm.keys() <= set(listed(section("vhost-balloon-qmp", "MEMBERS OF QUERY\\-VMS")))
+
+
+def test_every_state_and_reason_for_refusal_is_listed() -> None:
+    members = section("vhost-balloon-qmp", "MEMBERS OF QUERY\\-VMS")
+    states = re.findall(r"^[.]B (\S+)\n\(", members, re.MULTILINE)
+    assert sorted(map(plain, states)) == sorted(state.value for state in VmState)
+    reasons = section("vhost-balloon-qmp", "REASONS FOR REFUSAL")
+    assert listed(reasons) == sorted(EVERY_REASON)
+
+
 @pytest.mark.rig(MANDOC)
-@pytest.mark.parametrize("name", PAGES)
-def test_mandoc_finds_no_fault(name: str) -> None:
+@pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
+def test_mandoc_finds_no_fault(path: Path) -> None:
     tree = MANDOC.folder
     loader = [f"{tree}/usr/lib64/ld-linux-x86-64.so.2", "--library-path"]
     command = [*loader, f"{tree}/usr/lib/x86_64-linux-gnu", f"{tree}/usr/bin/mandoc"]
     done = subprocess.run(
-        [*command, "-T", "lint", "-W", "warning", FOLDER / f"{name}.1"],
+        [*command, "-T", "lint", "-W", "warning", path],
         capture_output=True,
         text=True,
         check=False,
