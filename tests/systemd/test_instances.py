@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 from tests.support.vms.crowd import Crowd
 
 DB: Final = Instance("db")
-README: Final = ROOT / "README.md"
+README: Final = ROOT / "systemd" / "README.md"
 GET_FEATURES: Final = bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
 """vhost-user: the request, version 1, no payload."""
 
@@ -143,7 +143,7 @@ def test_instances_have_nothing_in_common(host: SystemdHost) -> None:
 
 
 def test_the_commands_in_readme_do_what_it_says(host: SystemdHost) -> None:
-    section = README.read_text().partition("\n## systemd\n")[2].partition("\n##")[0]
+    section = README.read_text().partition("\n## VMs\n")[2].partition("\n##")[0]
     commands = re.findall(r"^    (system\S+ .*)$", section, re.MULTILINE)
     enabled = dict.fromkeys(re.findall(r"enable --now (.*)", "\n".join(commands)))
     try:

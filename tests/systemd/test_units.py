@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 SERVICES = (SERVICE, HUB)
 SOCKETS = (WEB1.socket, WEB1.control_socket)
-README = ROOT / "README.md"
+README = ROOT / "systemd" / "README.md"
 COMMON = {
     "RootDirectory=/RootImage=",
     "RestrictAddressFamilies=~AF_UNIX",
