@@ -16,6 +16,7 @@ import pytest
 
 import vhost_balloon
 from tests.rig.provisioning.packages import MANDOC
+from tests.support.parsers import arguments, commands
 from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
 from vhost_balloon.figures.refusal import EVERY_REASON
@@ -55,7 +56,7 @@ def sections(name: str) -> dict[str, str]:
 
 def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     """Each long option that --help shows, and the name of its value."""
-    for action in options.arguments(parser):
+    for action in arguments(parser):
         if action.help == argparse.SUPPRESS:
             continue
         for flag in action.option_strings:

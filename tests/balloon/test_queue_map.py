@@ -8,7 +8,7 @@ import operator
 import pytest
 
 from protocol.virtio_balloon import BalloonFeature, Queue
-from tests.support.pure_front_end import ALL_BALLOON_FEATURES
+from tests.support.fakes.pure_front_end import ALL_BALLOON_FEATURES
 from vhost_balloon.balloon.queue_map import map_queues
 
 BITS = (BalloonFeature.STATS_VQ, BalloonFeature.FREE_PAGE_HINT, BalloonFeature.PAGE_REPORTING)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.rig.provisioning.packages import TREES
+from vhost_balloon.sizes import format_size
 
 
 def machine() -> dict[str, str]:

@@ -53,7 +53,7 @@ async def test_query_vms_lists_the_vm_attached_or_not(client: Client, vm: Vm) ->
 
 
 async def test_a_vm_held_by_a_stuck_process(client: Client, vm: Vm) -> None:
-    vm.is_stuck = True
+    vm.waits_for_lock = True
     (told,) = await client.execute("query-vms")
     assert (told["attached"], told["state"]) == (False, "stuck")
 

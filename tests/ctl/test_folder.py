@@ -119,13 +119,15 @@ def test_a_full_backlog_and_a_socket_without_a_listener(
      ("\u9b5a", "\u9b5a"), ("a.b.c", "a.b.c"), ("x" * 28, "x" * 28)],
 )  # fmt: skip
 def test_names_of_any_bytes(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, shown: str
+    capsys: pytest.CaptureFixture[str], short_folder: Path, name: str, shown: str
 ) -> None:
-    with fake_daemons(tmp_path, {"a": answering(), name: replies(b""), "z": answering()}):
-        check_lines(capsys, tmp_path, name, GONE, shown)
-    with fake_daemons(tmp_path, {name: answering()}):
-        assert run(capsys, f"--folder={tmp_path}", "list", "--names").out == f"{shown}\n"
-        assert run(capsys, f"--folder={tmp_path}", "status", name, "--json").json()["id"] == name
+    with fake_daemons(short_folder, {"a": answering(), name: replies(b""), "z": answering()}):
+        check_lines(capsys, short_folder, name, GONE, shown)
+    with fake_daemons(short_folder, {name: answering()}):
+        assert run(capsys, f"--folder={short_folder}", "list", "--names").out == f"{shown}\n"
+        assert (
+            run(capsys, f"--folder={short_folder}", "status", name, "--json").json()["id"] == name
+        )
 
 
 def test_the_folder_gives_the_name_and_not_the_daemon(

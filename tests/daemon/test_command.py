@@ -91,11 +91,11 @@ def test_capabilities() -> None:
         ),
         *(
             pytest.param(
-                ["--socket-path={new}", f"--report-rate={text}"], "size", id=f"rate {text}"
+                ["--socket-path={new}", f"--report-rate={text}"], "rate above 0", id=f"rate {text}"
             )
             for text in ("much", "1M/h", "-1", "")
         ),
-        pytest.param(["--socket-path={new}", "--report-rate=0/s"], "1 byte", id="no rate"),
+        pytest.param(["--socket-path={new}", "--report-rate=0/s"], "rate above 0", id="no rate"),
         pytest.param(["--socket-path={new}", "--log-level=loud"], "loud", id="log level"),
         pytest.param(["--socket-path={new}", "--frobnicate"], "--frobnicate", id="unknown option"),
         pytest.param(["--socket-path={new}", "stray"], "stray", id="stray argument"),
@@ -139,8 +139,7 @@ GONE: dict[tuple[str, ...], str] = {
         "(under systemd vhost-balloon@NAME.socket)"
     ),
     ("--socket-path={folder}/a", "--allow-unsealed-memory"): (
-        "--allow-unsealed-memory is not needed any more: leave it out (each VM has a process of "
-        "its own)"
+        "--allow-unsealed-memory is no longer needed: leave it out (each VM has its own process)"
     ),
     ("--socket-path={folder}/a", "--config={vms}"): (
         "{vms}: line 4: 'vm' is for several VMs, and this daemon serves one: write one file for "

@@ -244,7 +244,7 @@ async def test_an_initial_target_above_guest_memory_is_all_of_it(
         ("\nstats-interval = 6\ntarget = 0", 3, "'target' expects"),
         ("target = '1G'\nfrobnicate = 1", 2, "'frobnicate' is not known"),
         ("stats-interval = -1", 1, "'stats-interval' expects"),
-        ("\nsocket-path = '/run/other.sock'", 2, "give the option --socket-path"),
+        ("\nsocket-path = '/run/other.sock'", 2, "give --socket-path"),
         ("stats-interval = 6\n[vm.web1]\ntarget = '1G'", 2, "write one file for each VM"),
         ("[defaults]\ntarget = '1G'", 1, "write one file for each VM"),
         ("stats-interval = 6\nreporting = '\xff'", 2, "expects true or false"),

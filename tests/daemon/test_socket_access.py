@@ -16,6 +16,7 @@ from tests.support.command import COMMAND, listening
 from tests.support.end_to_end import LogLines, by_hand, serving
 from tests.support.hostile.tampering import EVERY, Found, Kind
 from tests.support.restarting.scenario import hosting, upgrade
+from vhost_balloon.ctl.client import Client
 
 
 def mode(path: Path) -> int:

@@ -89,16 +89,16 @@ def hangups() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_cleanly(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_it_cleanly(number: signal.Signals, short_folder: Path) -> None:
     process = run_demo(
-        "--memory=64M", stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}
+        "--memory=64M", stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(short_folder)}
     )
     assert process.stdout is not None
     process.stdout.readline()  # the play has started
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (128 + number, b"")
-    assert list(tmp_path.iterdir()) == []
+    assert list(short_folder.iterdir()) == []
 
 
 async def test_a_daemon_that_does_not_start_is_one_line(

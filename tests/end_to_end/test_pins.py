@@ -21,8 +21,8 @@ from tests.support.end_to_end import (
     refused,
     serving,
 )
+from tests.support.hostile.pinning import pinned
 from tests.support.made_up_proc import MEMORY, Proc, cannot_pin
-from tests.support.pinning import pinned
 from vhost_balloon.memory.pins import PinGuard, PinState
 
 

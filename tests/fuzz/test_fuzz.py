@@ -111,7 +111,7 @@ def _no_check(regions: object, region: Region) -> None:
 BUGS = [
     ("messages", requests, "refuse", _no_reply),
     ("messages", EffectExecutor, "_remove_region", _keep_region),
-    ("rings", guest_memory, "subtract", _protect_nothing),
+    ("rings", resolve, "subtract", _protect_nothing),
     ("rings", Virtqueue, "publish", _publish_more),
     ("control", qmp, "encode", _encode_twice),
     ("control", qmp, "_integer", _no_integer),

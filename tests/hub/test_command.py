@@ -24,7 +24,6 @@ from tests.support.fakes.host_vms import daemons, good, saying
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import raise_descriptor_limit
 from vhost_balloon.hub.options import ADDRESS, FOLDER, parse
-from vhost_balloon.hub.vms import PATIENCE
 from vhost_balloon.metrics.exposition import MIN_INTERVAL
 
 COMMAND: Final = (sys.executable, "-m", "vhost_balloon.hub")
@@ -138,7 +137,6 @@ def test_real_daemons_beside_one_that_hangs(tmp_path: Path) -> None:
         assert "process_open_fds" in text
         hanging.process.send_signal(signal.SIGSTOP)
         time.sleep(2 * MIN_INTERVAL)
-        began = time.monotonic()
         text = get(url)
         assert up(text) == {"web1": 1, "web2": 0}
         assert 'vhost_balloon_connected{vm="web1"} 0' in text
@@ -208,7 +206,6 @@ async def test_500_vms_of_which_50_hang(tmp_path: Path) -> None:
         async with daemons(tmp_path, vms):
             for _ in range(2):
                 await trio.sleep(2 * MIN_INTERVAL)
-                began = time.monotonic()
                 text = await trio.to_thread.run_sync(get, url)
                 found = up(text)
                 assert len(found) == 500

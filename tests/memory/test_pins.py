@@ -212,7 +212,7 @@ def test_with_too_many_descriptors_the_state_is_unknown(
 @contextmanager
 def process_that(what: str, size: int) -> Iterator[int]:
     """The PID of a process that pins or locks memory."""
-    command = [sys.executable, "-m", "tests.support.pinning", what, str(size)]
+    command = [sys.executable, "-m", "tests.support.hostile.pinning", what, str(size)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -284,7 +284,7 @@ def seen_by_nobody(pid: int) -> tuple[str, str]:
 
 
 def test_another_users_process_is_unknown() -> None:
-    """Its status is readable and its descriptors are not, as for the daemon of the shipped units."""
+    """Its status is readable, its descriptors are not: so it is for the shipped units' daemon."""
     need_root("ANOTHER USER'S PROCESS")
     state, why = seen_by_nobody(os.getpid())
     assert state == "pins-unknown"

@@ -27,19 +27,6 @@ needs_promtool = pytest.mark.rig(PROMETHEUS)
 LABEL: Final = re.compile(r'\b(state|reason)(=~|!~|=)"([^"]+)"')
 
 
-def expressions() -> list[str]:
-    """All PromQL expressions of the dashboard."""
-    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
-
-
-def filled_in(expression: str, vm: str = "web1") -> str:
-    """An expression with Grafana's variables replaced."""
-    for name, value in {"$__rate_interval": "1m", "$instance": ".*", "$vm": vm}.items():
-        expression = expression.replace(name, value)
-    assert "$" not in expression
-    return expression
-
-
 async def known_names() -> set[str]:
     """All names of series in a scrape."""
     errors = InternalErrors()

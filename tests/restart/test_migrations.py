@@ -21,7 +21,7 @@ import trio
 from protocol.vhost_user import HEADER, VERSION, Request
 from protocol.virtio_balloon import Queue, StatTag
 from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, eventually, fill
-from tests.support.restarting import GUEST, Host, hosting, records
+from tests.support.restarting.scenario import GUEST, Host, hosting, records
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.balloon.guest_stats import GuestStats, restore_stats
 from vhost_balloon.errors import RingErrorReason, StateError

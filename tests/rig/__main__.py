@@ -84,7 +84,7 @@ def _boot_options(parser: argparse.ArgumentParser) -> None:
 
 def _demo(options: Options) -> int:
     from tests.rig import demo
-    from vhost_balloon.demo.player import DemoError  # only this command needs the daemon's packages
+    from vhost_balloon.demo.errors import DemoError  # only this command needs the daemon's packages
 
     provision()
     try:

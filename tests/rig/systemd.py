@@ -241,7 +241,7 @@ class SystemdHost(process.Started):
         options = ("--no-index", "--no-deps", "--force-reinstall", "--disable-pip-version-check")
         self.run(f"{VENV}/bin/pip", "install", *options, f"/root/{built.name}")
         # Compiles what Debian's maintainer scripts would have: services may not write there.
-        self.run(f"{VENV}/bin/python", "-c", "import vhost_balloon.metrics.server")
+        self.run(f"{VENV}/bin/python", "-c", "import prometheus_client, vhost_balloon.__main__")
         self.run(f"{VENV}/bin/vhost-balloon", "--version")
         self.run(f"{VENV}/bin/vhost-balloonctl", "install-units")
         if not self.path(f"{VENV}/bin/vhost-balloon-hub").exists():

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.vhost_user import VERSION, HeaderFlag, ProtocolFeature, Request
 from protocol.vhost_user_payloads import Region
-from tests.support.helpers import GIB, no_fds
-from tests.support.pure_front_end import (
+from tests.support.fakes.pure_front_end import (
     ACK,
     EVERY_FEATURE,
     NACK,
@@ -24,6 +23,7 @@ from tests.support.pure_front_end import (
     config,
     region,
 )
+from tests.support.helpers import GIB, no_fds
 from vhost_balloon.session import effects
 from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import PROTOCOL_FEATURES

@@ -7,8 +7,7 @@ import struct
 import pytest
 
 from protocol.vhost_user import MAX_MEMORY_REGIONS
-from tests.support.helpers import GIB, PAGE
-from tests.support.pure_front_end import (
+from tests.support.fakes.pure_front_end import (
     ACK,
     EVERY_FEATURE,
     STATE,
@@ -22,7 +21,7 @@ from tests.support.pure_front_end import (
     start_all,
     stop_all,
 )
-from tests.support.helpers import GIB, PAGE, no_fds
+from tests.support.helpers import GIB, PAGE
 from vhost_balloon.session import effects
 from vhost_balloon.session.session import PROTOCOL_FEATURES, TRANSPORT_FEATURES
 

@@ -13,7 +13,6 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.virtio_balloon import Queue
 from tests.support.fakes.toy_back_end import PROTOCOL, ToyBackEnd, attached
 from vhost_balloon.simulator.connection import Refused, UnexpectedReply
 from vhost_balloon.simulator.front_end import FrontEnd

@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from protocol.virtio_balloon import BalloonFeature, Queue
+from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.errors import CommandError, FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
@@ -156,14 +156,14 @@ class FrontEndConnection:
     async def reattach(self, left: LeftConnection) -> None:
         """Take over a front end that another process served, whose session this already has;
         serve() answers the pending request."""
-        self._device.memory = left.memory
-        self._channel = left.channel
-        self.keeper.foreign = self._device.foreign = left.foreign
+        self._guest.memory = left.memory
+        self._executor.channel = left.channel
+        self.keeper.foreign = self._guest.foreign = left.foreign
         self._rings.calls.update(left.calls)
         self._rings.errs.update(left.errs)
         for ring in left.rings:
-            self._rings.resume(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
-        self._rings.stats.resume()
+            self._rings.take_over(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
+        self._rings.stats.expect_stale()
         self._executor.observe_balloon()
         await self._rings.apply()
         self._executor.tell_config()
@@ -250,7 +250,7 @@ class FrontEndConnection:
 
     def _pause_reasons(self) -> tuple[str, ...]:
         """Why reports are not discarded, as of the last one."""
-        refusal = self._guest.refusal(Queue.REPORTING)
+        refusal = self._guest.report_refusal()
         return () if refusal is None else (OPERATOR if refusal == Refusal.PAUSED else refusal,)
 
     async def _poll_stats(self) -> None:

@@ -174,5 +174,5 @@ def _bind_ring(
         bound = stand_in(setup, position.base)
         return LeftRing(position.index, setup, bound, Kick(fd), position.broken.value)
     bound = bind(setup, 0, memory)
-    bound.virtqueue.resume(position.lead)
+    bound.virtqueue.recover(position.lead)
     return LeftRing(position.index, setup, bound, Kick(fd), None)
