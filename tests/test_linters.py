@@ -60,3 +60,7 @@ def test_a_folder_is_not_too_full() -> None:
     for folder in {source.parent for source in SOURCES}:
         files = [path for path in folder.iterdir() if path.is_file()]
         assert len(files) <= 21, folder
+
+
+def test_a_file_is_not_too_long() -> None:
+    assert [str(path) for path in SOURCES if len(path.read_text().splitlines()) > 350] == []

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeAlias
 
+from tests.support.helpers import readable
 from vhost_balloon.log.output import LogHandler
 
 Entry: TypeAlias = dict[str, bytes]
@@ -118,3 +119,11 @@ class FakeJournal:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(self.path))
         self.socket.setblocking(False)
+
+
+def drained(number: int) -> bytes:
+    """Everything that can be read now."""
+    data = b""
+    while readable(number) and (more := os.read(number, 1 << 16)):
+        data += more
+    return data
