@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 import trio
 
+from tests.rig.process import fds
 from tests.support.ctl_command import CTL, ctl, vm_served
 
 
@@ -111,8 +111,7 @@ async def watching(where: str) -> AsyncIterator[Watch]:
 
 def connections(pid: int) -> set[str]:
     """Return a process's sockets."""
-    links = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    return {link for link in links if link.startswith("socket:")}
+    return {link for link in fds(pid).values() if link.startswith("socket:")}
 
 
 async def test_a_reader_that_goes_away_ends_watch_quietly(tmp_path: Path) -> None:

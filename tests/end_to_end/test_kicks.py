@@ -15,6 +15,7 @@ from protocol.vhost_user import Request
 from protocol.vhost_user_payloads import build_u64
 from protocol.virtio_balloon import Queue
 from tests.benchmarks.clocks import cpu_seconds
+from tests.rig.process import epoll_entries
 from tests.support.command import daemon
 from tests.support.end_to_end import (
     MIB,
@@ -174,16 +175,6 @@ async def test_a_kick_that_cannot_be_waited_for_is_refused(
         await guest.works(host.vm())
 
 
-def entries(pid: int) -> int:
-    """Count the entries of all epoll objects of a process."""
-    folder = Path(f"/proc/{pid}")
-    return sum(
-        (folder / "fdinfo" / link.name).read_text().count("tfd:")
-        for link in (folder / "fd").iterdir()
-        if os.readlink(link) == "anon_inode:[eventpoll]"
-    )
-
-
 async def test_replaced_kicks_leave_nothing_behind(tmp_path: Path) -> None:
     """A hostile front end may keep them all open."""
     path = tmp_path / "vm1.sock"
@@ -191,14 +182,14 @@ async def test_replaced_kicks_leave_nothing_behind(tmp_path: Path) -> None:
         async with by_hand(path) as guest:
             ring = guest.rings[Queue.INFLATE]
             await guest.inflate([0])
-            before = entries(served.process.pid)
+            before = epoll_entries(served.process.pid)
             assert before >= 5, "at least one per ring"
             for _ in range(KEPT):
                 kick = kept.enter_context(EventFd(1))
                 await guest.front_end.set_vring_fd(Request.SET_VRING_KICK, 0, kick)
             ring.kick_event = kick
             await guest.inflate([0])
-            assert entries(served.process.pid) < before + 10, "a few come and go"
+            assert epoll_entries(served.process.pid) < before + 10, "a few come and go"
         assert served.end()[0] == 0
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import select
 import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -19,6 +17,7 @@ import trio
 from protocol import vhost_user_payloads as payloads
 from protocol.vhost_user import Request
 from protocol.virtio_balloon import Queue
+from tests.rig.process import epoll_entries
 from tests.support.end_to_end import BLOCK, MIB, ByHand, by_hand, fill, is_refused
 from tests.support.hostile.bad_requests import slot
 from tests.support.hostile.neighbours import PATIENCE, answers, hostile, neighbour, serves
@@ -29,16 +28,6 @@ ENTRIES: Final = 20_000
 LINGER: Final = 6
 """Seconds for which a close waits."""
 HUGE_COUNT: Final = (1 << 64) - 2
-
-
-def epoll_entries(pid: int) -> int:
-    """How many descriptors a process waits for, with all its epoll descriptors."""
-    found = 0
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(link) == "anon_inode:[eventpoll]":
-            text = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text()
-            found += len(re.findall(r"^tfd:", text, re.MULTILINE))
-    return found
 
 
 async def test_a_kick_that_is_replaced_3000_times() -> None:

@@ -8,6 +8,7 @@ import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -113,6 +114,16 @@ def fds(pid: int) -> dict[int, str]:
         except FileNotFoundError:  # closed since the folder was listed
             continue
     return links
+
+
+def epoll_entries(pid: int) -> int:
+    """The number of descriptors that a process waits for, in all its epoll objects."""
+    found = 0
+    for number, link in fds(pid).items():
+        if link == "anon_inode:[eventpoll]":
+            with suppress(FileNotFoundError):  # closed since
+                found += Path(f"/proc/{pid}/fdinfo/{number}").read_text().count("tfd:")
+    return found
 
 
 def mappings(pid: int) -> list[str]:
