@@ -1,5 +1,5 @@
-"""Benchmarks: the daemon beside QEMU's own balloon and beside the kernel's own cost.
+"""Benchmarks: the daemon compared with QEMU's own balloon and with the kernel's own cost.
 
-`python -m tests.benchmarks --help` runs them. They are no tests: nothing here passes or fails by
-the clock, except that a bar of the table is met or missed.
+`python -m tests.benchmarks --help` shows how to run them. They are not tests: nothing passes or
+fails on time; the table only says which bars are met.
 """

@@ -21,7 +21,7 @@ Options = argparse.Namespace
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print the table, write the JSON; that a bar is missed is no failure."""
+    """Measure, print the table and write the JSON; a missed bar is not a failure."""
     options = _parser().parse_args(arguments)
     names = list(PARTS) if options.part == "all" else [options.part]
     try:

@@ -1,7 +1,7 @@
-"""Whether deflates become slower the more there are: `python -m tests.benchmarks.deflates`.
+"""Check whether deflates slow down as they add up: `python -m tests.benchmarks.deflates`.
 
-One VM takes single pages back, one after the other, as fast as it is answered. What is printed is
-the median latency of each tenth of them.
+One VM takes back single pages, one after another, as fast as it is answered. Prints the median
+latency of each tenth of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TENTHS: Final = 10
 
 
 def measure(count: int) -> list[float]:
-    """The latencies of so many deflates in a row, in seconds."""
+    """Return the latencies of count consecutive deflates, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vm.sock"
         with daemon(f"--socket-path={path}", "--stats-interval=0", wait_for=path):

@@ -1,8 +1,8 @@
-"""Device level: both devices are given the same requests, without a guest's processor.
+"""Device level: sends the same requests to both devices, without a guest processor.
 
-Each round makes every work with each side, in turns; before, all of the guest's memory is touched,
-and after, exactly the named pages have to be gone. The floor is a process that does nothing but
-punch the same holes in memory of the same kind: merged as far as one kick allows, and singly.
+Each round runs every work on each side, in turns. Before, all guest memory is touched; after,
+exactly the named pages must be gone. The floor is a process that only punches the same holes in
+memory of the same kind: merged as far as one kick allows, and singly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vhost_balloon.memory.ranges import merge, subtract, total
 from vhost_balloon.simulator.memory import GuestRam
 
 LOADED: Final = "busy vCPU: "
-"""Begins the names of works whose memory a running processor has mapped."""
+"""Prefix for works whose memory a running processor has mapped."""
 
 TRIES: Final = 3
 
@@ -47,11 +47,11 @@ _BUSY: Final = frozenset(
 )
 
 Figures = dict[str, dict[str, list[float]]]
-"""Work -> series -> one value a round."""
+"""Work -> series -> one value per round."""
 
 
 class WrongPages(Exception):
-    """A device freed something else than what it was given."""
+    """A device freed pages other than those named."""
 
 
 class Floor:
@@ -64,13 +64,13 @@ class Floor:
 
 
 class Benchmark:
-    """The two sides and the floor, and what was measured so far.
+    """The two sides, the floor, and the measurements so far.
 
     Attributes:
         times: GiB/s.
         cpu: seconds per GiB.
         trips: medians of a round, in microseconds.
-        late: measurements in which pages were left, by work.
+        late: number of measurements with pages left, by work.
     """
 
     def __init__(self, sides: list[Side], floor: Floor, memory: int) -> None:
@@ -83,7 +83,7 @@ class Benchmark:
         self._memory = memory
 
     def round(self, works: list[Work], pages: int) -> None:
-        """Measure everything once; the sides take turns in going first."""
+        """Measure everything once; the sides take turns going first."""
         for work in works:
             for side in self._sides:
                 self._serve(side, work, work.name)
@@ -96,8 +96,8 @@ class Benchmark:
         self._sides.reverse()
 
     def _serve(self, side: Side, work: Work, name: str) -> None:
-        """Measure one work, again where the device left pages because it was late (the daemon
-        holds no request for more than half a second); in the end only what went counts."""
+        """Measure one work; repeat if the device was late and left pages (the daemon holds no
+        request for more than half a second). Finally, count only the freed pages."""
         for _ in range(TRIES):
             side.neighbour.touch([(FIRST, self._memory)])
             used = cpu_seconds(side.pid)
@@ -125,15 +125,15 @@ class Benchmark:
             self.cpu[name][f"floor {series}"].append(used / work.size * GiB)
 
     def _round_busy(self, work: Work) -> None:
-        """The same with a processor that runs in the guest's memory: this process, which looks
-        for answers all the time."""
+        """Measure with a processor running in the guest's memory: this process, which polls for
+        answers."""
         for side in self._sides:
             with self._mapped(side.ram, True):
                 self._serve(side, work, LOADED + work.name)
         self._punch(work, LOADED + work.name, busy=True)
 
     def _mapped(self, ram: GuestRam, busy: bool) -> AbstractContextManager[BusyProcessor | None]:
-        """The guest's memory in this process's page tables, or not."""
+        """Map the guest's memory in this process if busy."""
         if not busy:
             return nullcontext()
         return BusyProcessor(ram.regions[0].fd, FIRST, self._memory)
@@ -154,10 +154,10 @@ class Benchmark:
 
 
 def bytes_left(ram: GuestRam, work: Work, memory: int) -> int:
-    """Bytes that work names and that are still there.
+    """Return how many of the bytes that work names are still there.
 
     Raises:
-        WrongPages: something else is gone.
+        WrongPages: other pages are gone.
     """
     named = merge(work.singly())
     kept = subtract([(FIRST, memory)], named)
@@ -169,7 +169,7 @@ def bytes_left(ram: GuestRam, work: Work, memory: int) -> int:
 
 @asynccontextmanager
 async def benchmark(arena: int) -> AsyncIterator[Benchmark]:
-    """Both devices running, each with arena bytes besides its rings."""
+    """Run both devices, each with arena bytes besides its rings."""
     memory = FIRST + arena
     async with AsyncExitStack() as stack:
         daemon = await stack.enter_async_context(daemon_side(memory))
@@ -196,7 +196,7 @@ async def _measure(rounds: int, arena: int, pages: int) -> list[Row]:
 
 
 def rows(bench: Benchmark) -> list[Row]:
-    """The rows, with the bars that each is held to."""
+    """Return the rows with their bars."""
     found = []
     over = {
         "of qemu": ("daemon", "qemu"),

@@ -1,10 +1,9 @@
-"""How long a quiet VM waits beside one that floods: `python -m tests.benchmarks.fairness`.
+"""Measure how long a quiet VM waits beside a flooding one: `python -m tests.benchmarks.fairness`.
 
-Two daemons and their VMs, four processes, which the kernel's scheduler shares the processors
-between. Rounds take turns: the quiet VM alone (the other and its daemon are not there), beside the
-flood, and beside a flood whose VM is held to a tenth of a processor. Each round has its
-percentiles; what is printed is their median over the rounds, so that one disturbed round does not
-decide.
+Two daemons and their VMs, four processes, share the processors under the kernel's scheduler.
+Rounds alternate: the quiet VM alone (without the other and its daemon), beside the flood, and
+beside a flood whose VM is limited to a tenth of a processor. Percentiles are taken per round;
+their median over the rounds is printed, so that one disturbed round does not decide.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from tests.support.command import daemon
 ALONE, BESIDE, HELD = "alone", "beside", "held"
 PERCENTILES: Final = (50, 99)
 SETTLE: Final = 0.3
-"""Seconds until a VM that went or came is no news any more."""
+"""Seconds for the system to settle after a VM comes or goes."""
 
 Rounds = dict[str, list[dict[str, list[float]]]]
-"""Latencies in seconds, by kind of request, for each round of each kind."""
+"""Kind of round -> rounds -> kind of request -> latencies in seconds."""
 
 PERIOD: Final = 0.05
 SHARE: Final = 0.1
-"""A VM that is held runs for this share of each period, in seconds."""
+"""A held VM runs for this share of each period; PERIOD is in seconds."""
 
 
 @contextmanager
 def vm(module: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that is a VM, once it says that it is attached."""
+    """Run a VM process; yield it once it reports that it is attached."""
     command = [sys.executable, "-m", f"tests.benchmarks.programs.{module}", str(path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -59,7 +58,7 @@ def output(process: subprocess.Popen[str]) -> IO[str]:
 
 @contextmanager
 def held(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Let a process run for SHARE of the time only."""
+    """Limit a process to SHARE of the time."""
     ended = threading.Event()
 
     def hold() -> None:
@@ -80,14 +79,14 @@ def held(process: subprocess.Popen[str]) -> Iterator[None]:
 
 @contextmanager
 def serving(path: Path) -> Iterator[None]:
-    """A daemon of one VM."""
+    """Run a daemon with one VM."""
     options = (f"--socket-path={path}", "--stats-interval=0", "--log-level=error")
     with daemon(*options, wait_for=path):
         yield
 
 
 def run(rounds: int, seconds: float, kinds: Sequence[str] = (ALONE, BESIDE, HELD)) -> Rounds:
-    """Measure in alternating rounds, each of so many seconds."""
+    """Measure in alternating rounds of the given length in seconds."""
     found: Rounds = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
         quiet, flood = Path(folder) / "quiet.sock", Path(folder) / "flood.sock"
@@ -110,7 +109,7 @@ def check_floods(flooding: subprocess.Popen[str]) -> None:
 
 
 def measure(quiet: subprocess.Popen[str], seconds: float) -> dict[str, list[float]]:
-    """Have the quiet VM measure for so many seconds."""
+    """Let the quiet VM measure for that many seconds."""
     time.sleep(SETTLE)
     assert quiet.stdin is not None
     print(seconds, file=quiet.stdin, flush=True)
@@ -119,13 +118,13 @@ def measure(quiet: subprocess.Popen[str], seconds: float) -> dict[str, list[floa
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The smallest value that so many percent do not exceed."""
+    """Return the smallest value that percent % of the values do not exceed."""
     ordered = sorted(values)
     return ordered[-(-len(ordered) * percent // 100) - 1]
 
 
 def summary(found: Rounds) -> dict[str, dict[str, float]]:
-    """For each request and percentile: milliseconds of each kind, and how often those alone."""
+    """For each request and percentile: milliseconds by kind, and the ratio to the VM alone."""
     table = {}
     for request in ("report", "inflate"):
         for percent in PERCENTILES:

@@ -1,8 +1,8 @@
-"""The experiment of the kernel series that brought free page reporting, in a real guest.
+"""Repeats the experiment of the kernel series that introduced free page reporting.
 
-All of the guest's memory is touched once, and given back to its allocator; then programs map,
+All of a real guest's memory is touched once and returned to its allocator; then programs map,
 touch and unmap memory as fast as they can. A guest without a balloon runs beside each kind of
-guest with one, idle while the other is measured; they take turns in going first.
+guest with one, idle while the other is measured; they take turns going first.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
 
 FILLED_SHARE: Final = 0.9
-"""Of the memory that the guest calls available, what is touched once."""
+"""Share of the guest's available memory that is touched once."""
 SETTLE_SECONDS: Final = 30.0
-"""How long freed memory may take to come back to the host."""
+"""How long freed memory may take to return to the host."""
 LOADS: Final = (("base", 1), ("huge", 1), ("base", 2), ("huge", 2))
 
 _BUILD: Final = ("-nostdlib", "-static", "-ffreestanding", "-fno-stack-protector", "-s")
@@ -35,7 +35,7 @@ _PAGES: Final = {"base": "4 KiB pages", "huge": "THP"}
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of guest that is compared with one without a balloon."""
+    """A kind of guest to compare with one without a balloon."""
 
     name: str
     daemon: tuple[str, ...]
@@ -50,7 +50,7 @@ KINDS: Final = (
 
 
 class Faulter:
-    """A guest with the page-fault program in it."""
+    """A guest with the page-fault program installed."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -58,23 +58,23 @@ class Faulter:
         guest.run(f"echo {text} | base64 -d >{_PROGRAM}; chmod +x {_PROGRAM}")
 
     def fill(self) -> None:
-        """Touch nearly all of memory once, and free it."""
+        """Touch nearly all memory once, then free it."""
         size = int(self.guest.meminfo()["MemAvailable"] * FILLED_SHARE) // MiB
         self.guest.run(f"{_PROGRAM} fill {size}", 600)
 
     def throughput(self, pages: str, tasks: int, milliseconds: int) -> float:
-        """Pages touched a second, by all tasks."""
+        """Return the pages touched per second by all tasks."""
         output = self.guest.run(f"{_PROGRAM} {pages} {tasks} {milliseconds}", 120)
         count, nanoseconds = map(int, output.split())
         return count / nanoseconds * 1e9
 
     def resident_share(self) -> float:
-        """What the host spends on the guest's memory, in per cent of it."""
+        """Return the host memory spent on the guest, in per cent of the guest's memory."""
         return 100 * self.guest.resident() / self.guest.memory.size
 
 
 def measure(pairs: int, *, memory: int = 8 * GiB, milliseconds: int = 4000) -> list[Row]:
-    """The experiment with `pairs` measurements of each load and kind."""
+    """Run the experiment with `pairs` measurements of each load and kind."""
     rows = []
     for kind in KINDS:
         with ExitStack() as stack:
@@ -85,7 +85,7 @@ def measure(pairs: int, *, memory: int = 8 * GiB, milliseconds: int = 4000) -> l
 
 
 def measure_return(rounds: int, *, memory: int = 2 * GiB) -> Row:
-    """What the host still spends on a guest half a minute after it freed its memory."""
+    """Measure the host memory still spent on a guest half a minute after it freed its own."""
     shares = []
     with _guest(KINDS[1], memory) as faulter:
         for number in range(rounds):
@@ -101,7 +101,7 @@ def measure_return(rounds: int, *, memory: int = 2 * GiB) -> Row:
 def _compare(
     kind: Kind, plain: Faulter, other: Faulter, pairs: int, milliseconds: int
 ) -> list[Row]:
-    """Fill both guests once, then measure every load in both, `pairs` times."""
+    """Fill both guests once, then measure every load in both `pairs` times."""
     found: dict[tuple[str, int], dict[str, list[float]]] = {
         load: {kind.name: [], "no device": []} for load in LOADS
     }
@@ -134,7 +134,7 @@ def _row(kind: Kind, pages: str, tasks: int, values: dict[str, list[float]]) -> 
 
 @contextmanager
 def _guest(kind: Kind | None, memory: int) -> Iterator[Faulter]:
-    """A guest of one processor; without a kind, without a balloon."""
+    """Boot a guest with one processor; without a kind, it has no balloon."""
     with ExitStack() as stack:
         socket = None
         if kind is not None:

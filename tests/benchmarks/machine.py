@@ -1,4 +1,4 @@
-"""The machine that the figures are of."""
+"""Describes the machine that the figures were measured on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vhost_balloon.sizes import format_size
 
 
 def machine() -> dict[str, str]:
-    """What has to stand beside every figure."""
+    """Return the facts to publish beside every figure."""
     info = Path("/proc/cpuinfo").read_text()
     models = re.findall(r"^model name\s*:\s*(.*)$", info, re.MULTILINE)
     memory = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
@@ -32,12 +32,12 @@ def machine() -> dict[str, str]:
 
 
 def load() -> float:
-    """How many tasks wanted to run in the last minute, on average."""
+    """Return the one-minute load average."""
     return os.getloadavg()[0]
 
 
 def _setting(path: str) -> str:
-    """The chosen word of a file such as "always [never]"."""
+    """Return the selected word of a file such as "always [never]"."""
     try:
         text = Path(path).read_text()
     except OSError:

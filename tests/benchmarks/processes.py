@@ -1,4 +1,4 @@
-"""Processes: what a VM notices of its daemon's ends under real systemd, and what each costs.
+"""Processes: the pauses a VM sees when its daemon ends under real systemd, and each daemon's cost.
 
 The VMs are simulated front ends (tests.support.vms.crowd) in the system's PID namespace.
 """
@@ -26,14 +26,14 @@ from tests.support.vms.crowd import Crowd
 IDLE_VMS: Final = 200
 IDLE_SECONDS: Final = 60.0
 STARTED_AT_ONCE: Final = 8
-"""So many at once share this machine's processors without a start that takes too long."""
+"""Starting more at once would make single starts too slow on this machine."""
 OPTIONS: Final = ("--discard=always", "--stats-interval=10")
 GET_FEATURES: Final = bytes([1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
 """vhost-user: the request, version 1, no payload."""
 
 
 def measure(rounds: int, *, vms: int = IDLE_VMS, seconds: float = IDLE_SECONDS) -> list[Row]:
-    """Each end `rounds` times; so many idle VMs once, for so many seconds."""
+    """Measure each end `rounds` times, and `vms` idle VMs once for that many seconds."""
     provision((SYSTEMD,))
     with SystemdHost() as host:
         host.install()
@@ -53,12 +53,12 @@ def _restart(host: SystemdHost) -> None:
 
 
 def _kill(host: SystemdHost) -> None:
-    host.systemctl("reset-failed", WEB1.service)  # or systemd waits longer each time
+    host.systemctl("reset-failed", WEB1.service)  # otherwise systemd waits longer each time
     host.wait_replaced(host.kill())
 
 
 def _upgrade(host: SystemdHost) -> None:
-    """The process stays; what ends is a control client's connection."""
+    """The process stays; a control client's connection ends."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(30)
         client.connect(str(host.path(WEB1.control)))
@@ -73,11 +73,11 @@ ENDS: Final[dict[str, tuple[Callable[[SystemdHost], None], float]]] = {
     "SIGKILL": (_kill, 1000),
     "upgrade in place": (_upgrade, 500),
 }
-"""How a process ends, and how long its VM may wait (milliseconds)."""
+"""The ways a process ends, and how long its VM may wait (milliseconds)."""
 
 
 def _pauses(host: SystemdHost, rounds: int) -> list[Row]:
-    """The longest that a VM which uses its balloon all the time waits for it."""
+    """Measure the longest wait of a VM that uses its balloon continuously."""
     found: dict[str, list[float]] = {name: [] for name in ENDS}
     host.systemctl("start", WEB1.socket)
     with Crowd(host) as crowd:
@@ -93,7 +93,7 @@ def _pauses(host: SystemdHost, rounds: int) -> list[Row]:
 
 
 def _activation(host: SystemdHost, rounds: int) -> list[Row]:
-    """From a front end's connection to its first answer, where no daemon runs yet."""
+    """Measure from a front end's connection to its first answer, with no daemon running yet."""
     times = []
     for _ in range(rounds):
         host.systemctl("start", WEB1.socket)
@@ -112,7 +112,7 @@ def _activation(host: SystemdHost, rounds: int) -> list[Row]:
 
 
 def _idle(host: SystemdHost, count: int, seconds: float) -> list[Row]:
-    """What idle VMs cost, which give statistics every 10 s."""
+    """Measure the cost of idle VMs that send statistics every 10 s."""
     vms = [Instance(f"vm{number}") for number in range(count)]
     with Crowd(host) as crowd:
         for some in _batches(vms):
@@ -120,7 +120,7 @@ def _idle(host: SystemdHost, count: int, seconds: float) -> list[Row]:
             crowd.attach({vm.vm: host.path(vm.path) for vm in some})
             print(f"processes: {some[-1].vm} of {count} attached", file=sys.stderr)
         crowd.give_statistics()
-        time.sleep(10)  # what attaching left to be done
+        time.sleep(10)  # let the work after attaching finish
         pids = [host.daemon_pid(vm.service) for vm in vms]
         used = sum(map(cpu_seconds, pids))
         time.sleep(seconds)
@@ -146,7 +146,7 @@ def _batches(vms: list[Instance]) -> Iterator[list[Instance]]:
 
 
 def private_memory(pid: int) -> int:
-    """Bytes that would be there again if the process ended: its Private_Clean and Private_Dirty."""
+    """Bytes that would be free if the process ended: its Private_Clean and Private_Dirty."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     sizes = re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+) kB$", text, re.MULTILINE)
     return sum(map(int, sizes)) * 1024

@@ -1,4 +1,4 @@
-"""QEMU's qtest protocol: one command a line, answered by one line.
+"""QEMU's qtest protocol: one command per line, answered by one line.
 
 Source: QEMU, system/qtest.c. Under `-accel qtest` no guest code runs: ports, memory and device
 registers are read and written through this socket alone.
@@ -32,11 +32,11 @@ class Qtest:
         self._socket.close()
 
     def send(self, command: str) -> None:
-        """Send a command; receive() has to follow."""
+        """Send a command; receive() must follow."""
         self._socket.sendall(command.encode() + b"\n")
 
     def receive(self) -> str:
-        """Return what follows OK in the next answer. Raises QtestError."""
+        """Return the text after OK in the next answer. Raises QtestError."""
         while b"\n" not in self._buffer:
             data = self._socket.recv(4096)
             if not data:
@@ -69,7 +69,7 @@ class Qtest:
 
 
 def write_command(size: int, address: int, value: int) -> str:
-    """The command that writes a register, for who wants to send it on its own."""
+    """Return the command that writes a register, for sending it separately."""
     return f"write{_SUFFIX[size]} {address:#x} {value:#x}"
 
 

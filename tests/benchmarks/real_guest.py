@@ -1,8 +1,8 @@
-"""Guest level: the same real guest inflates and deflates, with QEMU's balloon and the daemon's.
+"""Guest level: inflates and deflates the same real guest with QEMU's balloon and the daemon's.
 
-Both guests run at the same time, the one that is not measured idle; they take turns in going
+Both guests run at the same time, one idle while the other is measured; they take turns going
 first. Free page reporting is off on both sides, and the memory that the balloon takes was used
-before, so that each inflated page is one that the host gets back.
+before, so the host gets back every inflated page.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tests.rig.qmp import QMPClient
 POLL_SECONDS: Final = 0.005
 MOVE_SECONDS: Final = 300.0
 KEPT_SHARE: Final = 0.9
-"""Of the inflated bytes, what has to have come back to the host for the round to count."""
+"""Share of the inflated bytes that the host must get back for the round to count."""
 
 _QEMU_BALLOON: Final = ("-device", "virtio-balloon-pci,id=balloon0,deflate-on-oom=on")
 
 
 class NotInflated(Exception):
-    """The balloon has its size, and the host did not get the memory."""
+    """The balloon has its size, but the host did not get the memory."""
 
 
 class Subject:
-    """A guest, and who gives its balloon orders."""
+    """A guest and the QMP connection that controls its balloon."""
 
     def __init__(self, name: str, guest: Guest, qmp: QMPClient) -> None:
         self.name = name
@@ -40,10 +40,10 @@ class Subject:
         self._qmp = qmp
 
     def round_trip(self, size: int) -> tuple[float, float]:
-        """Use size bytes, free them, then inflate and deflate so much; return the seconds.
+        """Use and free size bytes, then inflate and deflate as much; return both times in seconds.
 
         Raises:
-            NotInflated: the host has not got what was inflated.
+            NotInflated: the host did not get the inflated memory.
         """
         memory = self._guest.memory.size
         fill(self._guest, size)
@@ -56,7 +56,7 @@ class Subject:
         return inflating, self._move(memory)
 
     def _move(self, target: int) -> float:
-        """Order a size and return the seconds until the guest has it."""
+        """Set the target and return the seconds until the guest reaches it."""
         started = time.perf_counter()
         self._qmp.execute("balloon", {"value": target})
         while self._qmp.execute("query-balloon")["actual"] != target:
@@ -67,7 +67,7 @@ class Subject:
 
 
 def measure(rounds: int, *, memory: int = GiB, size: int = 512 * MiB) -> list[Row]:
-    """Inflate and deflate size bytes in guests of so much memory, `rounds` times each."""
+    """Inflate and deflate size bytes in guests with memory bytes, `rounds` times each."""
     inflating: dict[str, list[float]] = {"daemon": [], "qemu": []}
     deflating: dict[str, list[float]] = {"daemon": [], "qemu": []}
     with ExitStack() as stack:

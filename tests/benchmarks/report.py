@@ -1,4 +1,4 @@
-"""What a benchmark found: figures in rows, the bars they are held to, as JSON and as a table."""
+"""Benchmark results: rows of figures with their bars, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.benchmarks.summary import Summary, ratios, summarise
 
 @dataclass(frozen=True)
 class Bar:
-    """What the figure of that name has to come to, and what is better still.
+    """The limit that the figure of that name must reach, and a better one to aim for.
 
-    at_most: the figure has to stay below instead of above. by_interval: it fails only if the
-    whole 95 % interval lies beyond the limit.
+    at_most: the figure must stay below instead of above. by_interval: it fails only if the whole
+    95 % interval lies beyond the limit.
     """
 
     figure: str
@@ -41,10 +41,10 @@ class Row:
     """One piece of work.
 
     Attributes:
-        values: by side or figure, one value a round, in the row's unit.
-        over: names of figures, each the paired quotient of two of values: (above, below).
-        bars: what figures (of values, or of over) have to come to.
-        note: what a reader has to know.
+        values: by side or figure, one value per round, in the row's unit.
+        over: names of figures, each the paired ratio of two of values: (above, below).
+        bars: limits for figures (of values or of over).
+        note: a remark for the reader.
     """
 
     work: str
@@ -55,7 +55,7 @@ class Row:
     note: str = ""
 
     def figures(self) -> dict[str, Summary]:
-        """Everything summarised, by name."""
+        """Return all figures, summarised, by name."""
         found = {name: summarise(values) for name, values in self.values.items() if values}
         for name, (above, below) in self.over.items():
             found[name] = summarise(ratios(self.values[above], self.values[below]))
@@ -81,7 +81,7 @@ class Row:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """All rows as text: medians, quartiles in brackets, bars with what became of them."""
+    """Return all rows as text: medians, quartiles in brackets, bars and whether they are met."""
     return "\n".join(line for row in rows for line in _lines(row))
 
 

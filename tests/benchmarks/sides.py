@@ -1,8 +1,8 @@
-"""The two devices that are compared, each in a process of its own, driven by the same rings.
+"""The two devices under comparison, each in its own process, driven by the same rings.
 
-Both sides have memory of the same kind (a memfd that this process made), a neighbour that has the
-guest's pages in its page tables, and the simulator's rings in that memory. They differ in how they
-are kicked: the daemon by an eventfd, QEMU by a write to the device's notify register over qtest.
+Both sides have memory of the same kind (a memfd made by this process), a neighbour with the
+guest's pages in its page tables, and the simulator's rings in that memory. Only the kick differs:
+an eventfd for the daemon, a write to the device's notify register over qtest for QEMU.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ FEATURES: Final = int(
     | RingFeature.INDIRECT_DESC
     | RingFeature.VERSION_1
 )
-"""What both sides offer and a Linux guest accepts."""
+"""Features that both sides offer and a Linux guest accepts."""
 ANSWER_SECONDS: Final = 60.0
 _QEMU_SLOT: Final = 5
 
 
 class NoAnswer(Exception):
-    """A device did not use what it was given."""
+    """A device did not use the buffers it was given."""
 
 
 class Side(ABC):
@@ -68,20 +68,20 @@ class Side(ABC):
     @property
     @abstractmethod
     def pid(self) -> int:
-        """The process that the device lives in."""
+        """The device's process id."""
 
     @abstractmethod
     def kick(self, queue: Queue) -> None:
-        """Tell the device, and do not wait."""
+        """Notify the device without waiting."""
 
     @abstractmethod
     def kicked(self) -> None:
-        """Wait for what remains of the last kick; the requests are answered already."""
+        """Wait until the last kick is complete; its requests are already answered."""
 
     def submit(self, queue: Queue, requests: Sequence[Request]) -> float:
         """Make requests with one kick; return the seconds from the kick to the last answer.
 
-        The answer is seen in the used ring, by looking all the time. Raises NoAnswer.
+        Polls the used ring for the answer. Raises NoAnswer.
         """
         ring = self.rings[queue]
         for number, request in enumerate(requests):
@@ -92,7 +92,7 @@ class Side(ABC):
         deadline = started + ANSWER_SECONDS
         self.kick(queue)
         while words[used] != wanted:
-            os.sched_yield()  # the device may be waiting for this very core
+            os.sched_yield()  # the device may be waiting for this core
             if time.perf_counter() > deadline:
                 raise NoAnswer(f"{self.name}: {queue.value} is not answered")
         elapsed = time.perf_counter() - started
@@ -101,7 +101,7 @@ class Side(ABC):
         return elapsed
 
     def empty_kick(self) -> float:
-        """Seconds that a kick takes the one who kicks, when nothing is to be done."""
+        """Return the seconds that a kick takes the sender when there is no work."""
         started = time.perf_counter()
         self.kick(Queue.INFLATE)
         self.kicked()
@@ -143,11 +143,11 @@ class DaemonSide(Side):
         self.rings[queue].kick()
 
     def kicked(self) -> None:
-        """An eventfd is written and that is all."""
+        """Nothing remains after an eventfd write."""
 
 
 class QemuSide(Side):
-    """QEMU's own virtio-balloon-pci, without a guest's processor."""
+    """QEMU's own virtio-balloon-pci, without a guest processor."""
 
     name = "qemu"
 
@@ -174,13 +174,13 @@ class QemuSide(Side):
         self._qtest.send(self._kicks[queue])
 
     def kicked(self) -> None:
-        """The device works inside the register's write; what is left is qtest's answer."""
+        """The device works during the register write; only qtest's answer remains."""
         self._qtest.receive()
 
 
 @contextmanager
 def guest_ram(memory: int) -> Iterator[tuple[GuestRam, Neighbour]]:
-    """A guest's memory of so many bytes, and a neighbour that has it mapped."""
+    """Make guest memory of that many bytes, and a neighbour that maps it."""
     with GuestRam.create(memory, driver_area=FIRST) as ram:
         # QEMU has no RAM between 640 KiB and 1 MiB.
         ram.allocate(MiB - PAGE, PAGE)
@@ -190,7 +190,7 @@ def guest_ram(memory: int) -> Iterator[tuple[GuestRam, Neighbour]]:
 
 @asynccontextmanager
 async def daemon_side(memory: int, *options: str) -> AsyncIterator[DaemonSide]:
-    """A daemon with one simulated VM of so many bytes."""
+    """Run a daemon with one simulated VM of that many bytes."""
     with (
         Daemon("--stats-interval=0", *options) as daemon,
         guest_ram(memory) as (ram, neighbour),
@@ -203,14 +203,14 @@ async def daemon_side(memory: int, *options: str) -> AsyncIterator[DaemonSide]:
 
 @contextmanager
 def qemu_side(memory: int) -> Iterator[QemuSide]:
-    """A QEMU with its own balloon and a machine of so many bytes, on memory of ours."""
+    """Run a QEMU with its own balloon and that many bytes of RAM, in our memory file."""
     with ExitStack() as stack:
         ram, neighbour = stack.enter_context(guest_ram(memory))
         folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         log = stack.enter_context((folder / "qemu.log").open("wb"))
         fd = ram.regions[0].fd
-        # The qtest accelerator is a module, and QEMU does not stand where it was installed.
+        # The qtest accelerator is a module, and QEMU is not at its install location.
         modules = {"QEMU_MODULE_DIR": f"{QEMU.folder}/usr/lib/x86_64-linux-gnu/qemu"}
         command = qemu_command(folder, memory, fd)
         program = process.spawn(command, output=log, pass_fds=[fd], environment=modules)
@@ -221,7 +221,7 @@ def qemu_side(memory: int) -> Iterator[QemuSide]:
 
 
 def qemu_command(folder: Path, memory: int, fd: int) -> list[str]:
-    """QEMU with its own balloon, its RAM the file behind descriptor fd, driven by qtest."""
+    """Command line of a QEMU with its own balloon, RAM in the file behind fd, driven by qtest."""
     backend = f"memory-backend-file,id=mem0,size={memory},mem-path=/proc/self/fd/{fd},share=on"
     return [
         *qemu.program(),

@@ -1,4 +1,4 @@
-"""Medians, spreads and intervals of what was measured. Pure."""
+"""Medians, spreads and intervals of measurements. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the median, by resampling; the same for the same values."""
+    """Return the 95 % interval of the median, by resampling; deterministic for given values."""
     chooser = random.Random(0)
     medians = sorted(
         statistics.median(chooser.choices(values, k=len(values))) for _ in range(_RESAMPLES)
@@ -40,7 +40,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """The quotient of each pair, values of the same round."""
+    """Return the ratio of each pair of values of the same round."""
     return [one / other for one, other in zip(above, below, strict=True)]
 
 

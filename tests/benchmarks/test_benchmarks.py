@@ -1,6 +1,6 @@
-"""The benchmarks measure what they say: their statistics, their drivers, and each part once.
+"""Tests the benchmarks: their statistics, their drivers, and one run of each part.
 
-Nothing here judges a time.
+No test judges a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEMORY = FIRST + 128 * MiB
 
 
 def plausible(rows: list[Row]) -> None:
-    """Every figure is there and a finite number, and all of it can be written and shown."""
+    """Check that all figures are finite and that the rows can be written and shown."""
     text = json.dumps([row.as_json() for row in rows])
     assert json.loads(text)
     assert table(rows)
@@ -93,7 +93,7 @@ def test_a_row_shows_its_quotients_beside_their_bars() -> None:
     assert ">= 2 (reach for 3): met" in table([row])
 
 
-# What is asked of the devices
+# Requests to the devices
 
 
 @pytest.mark.parametrize("work", [*inflates(MEMORY), *reports(MEMORY), single_pages(20)],
@@ -169,4 +169,4 @@ def test_the_processes_part_runs() -> None:
     plausible(rows)
     *others, idle = rows
     assert all(figure.median > 0 for row in others for figure in row.figures().values())
-    assert idle.work.startswith("CPU")  # two that do nothing for two seconds may cost nothing
+    assert idle.work.startswith("CPU")  # two VMs idle for two seconds may use no CPU

@@ -1,4 +1,4 @@
-"""A guest's processor that runs while pages are taken from it: unmapping them interrupts it."""
+"""Plays a running guest processor: unmapping its pages interrupts it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.benchmarks.works import PAGE
 class BusyProcessor:
     """This process with a guest's memory in its page tables. A context manager.
 
-    It counts as running while this process does, as when it looks for answers all the time.
+    It counts as running while this process runs, as when it polls for answers.
     """
 
     def __init__(self, fd: int, start: int, end: int) -> None:
@@ -37,7 +37,7 @@ class BusyProcessor:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Keep this process running meanwhile, whatever its caller waits for."""
+        """Keep this process running while its caller waits."""
         ended = threading.Event()
         thread = threading.Thread(target=_spin, args=[ended])
         thread.start()

@@ -13,7 +13,7 @@ from tests.benchmarks.qtest import Qtest, QtestError, write_command
 from vhost_balloon.simulator.ring import DriverRing
 
 BAR_BASE: Final = 0xE000_0000
-"""Where BARs are put: inside q35's PCI hole, above any RAM that a benchmark uses."""
+"""Base address of BARs: inside q35's PCI hole, above any RAM that a benchmark uses."""
 
 _COMMAND: Final = 0x04
 _MEMORY_AND_BUS_MASTER: Final = 0x06
@@ -65,7 +65,7 @@ class VirtioPci:
         self._add_status(DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
 
     def features(self) -> int:
-        """What the device offers."""
+        """The features that the device offers."""
         words = []
         for select in range(2):
             self._write(4, _DEVICE_FEATURE_SELECT, select)
@@ -82,7 +82,7 @@ class VirtioPci:
             raise QtestError(f"the device does not take features {features:#x}")
 
     def set_queue(self, index: int, ring: DriverRing) -> str:
-        """Set one queue up and enable it; return the qtest command that kicks it."""
+        """Set up and enable one queue; return the qtest command that kicks it."""
         self._write(2, _QUEUE_SELECT, index)
         if self._read(2, _QUEUE_SIZE) < ring.size:
             raise QtestError(f"queue {index} has fewer than {ring.size} descriptors")
@@ -112,7 +112,7 @@ class VirtioPci:
         self._qtest.write(size, self._common + offset, value)
 
     def _config(self, offset: int) -> int:
-        """The 32-bit word of configuration space that offset lies in, shifted to it."""
+        """Read the 32-bit word of configuration space containing offset, shifted to it."""
         self._qtest.outl(0xCF8, 1 << 31 | self._slot << 11 | offset & ~3)
         return self._qtest.inl(0xCFC) >> 8 * (offset & 3)
 
@@ -121,7 +121,7 @@ class VirtioPci:
         self._qtest.outl(0xCFC, value)
 
     def _read_capabilities(self) -> dict[int, _Capability]:
-        """The virtio capabilities by type. Raises QtestError where they are not a device's."""
+        """Read the virtio capabilities by type. Raises QtestError if any is missing."""
         found: dict[int, _Capability] = {}
         position = self._config(_CAPABILITIES) & 0xFC
         while position:

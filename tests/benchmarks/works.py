@@ -1,4 +1,4 @@
-"""What the device benchmarks ask for: buffers of page numbers, reports, and their patterns."""
+"""Requests of the device benchmarks: buffers of page numbers, reports, and their patterns."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PAGE: Final = 4096
 BUFFER_PAGES: Final = 256
 REPORT_RANGES: Final = 32
 FIRST: Final = 8 * MiB
-"""Where the memory begins that is given away; rings and buffers lie below."""
+"""Start of the memory given away; rings and buffers lie below."""
 
 Request = list[Range]
-"""What one chain names, in its order: single pages (inflate), or ranges (reporting)."""
+"""The contents of one chain, in order: single pages (inflate) or ranges (reporting)."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Requests to be made, those of one kick together.
+    """Requests to make, grouped by kick.
 
-    size: bytes that are given away.
+    size: bytes given away.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Work:
         return sum(end - start for start, end in self.singly())
 
     def singly(self) -> list[Range]:
-        """Each page or range as it is named."""
+        """Return each page or range as named."""
         return [item for kick in self.kicks for request in kick for item in request]
 
     def merged(self) -> list[Range]:
-        """What is left to be done if all ranges of a kick are merged."""
+        """Return the ranges that remain after merging those of each kick."""
         return [
             item
             for kick in self.kicks
@@ -52,7 +52,7 @@ class Work:
 def inflates(memory: int, *, per_kick: Sequence[int] = (1, 64)) -> list[Work]:
     """Inflate half of memory (bytes) in each pattern, at each number of buffers per kick.
 
-    Below 136 MiB there is nothing that is worth 64 buffers.
+    Memory below 136 MiB is too small for 64 buffers.
     """
     pages = (memory - FIRST) // PAGE // 2
     pages -= pages % (BUFFER_PAGES * max(per_kick))
@@ -89,7 +89,7 @@ def single_pages(count: int) -> Work:
 
 
 def _kicks(pages: list[int], per_kick: int) -> list[list[Request]]:
-    """Cut page numbers into buffers, and these into kicks."""
+    """Split page numbers into buffers, and buffers into kicks."""
     ranges = [(FIRST + PAGE * page, FIRST + PAGE * (page + 1)) for page in pages]
     buffers = [ranges[at : at + BUFFER_PAGES] for at in range(0, len(ranges), BUFFER_PAGES)]
     return [buffers[at : at + per_kick] for at in range(0, len(buffers), per_kick)]
@@ -100,13 +100,13 @@ def _upwards(pages: int) -> list[int]:
 
 
 def _downwards(pages: int) -> list[int]:
-    """As Linux's driver takes them from a guest that has just booted."""
+    """The order in which Linux's driver takes pages in a freshly booted guest."""
     return list(reversed(range(pages)))
 
 
 def _buddy(pages: int) -> list[int]:
-    """Buffers as a log of a real guest's shows them: of ten, seven are one run of 256 pages, the
-    others two or three runs; downwards inside a run; the runs lie anywhere."""
+    """Buffers as logged from a real guest: of ten, seven are one run of 256 pages, the others two
+    or three runs; downwards within a run; runs anywhere in memory."""
     chooser = random.Random(3)
     blocks = list(range(2 * pages // BUFFER_PAGES))  # each takes a run; 14 are needed for 10
     chooser.shuffle(blocks)
@@ -122,7 +122,7 @@ _RUNS: Final = (*((256,),) * 7, (128, 128), (128, 64, 64), (192, 64))
 
 
 def _scattered(pages: int) -> list[int]:
-    """No two pages are adjacent, and they come in no order."""
+    """Pages in random order, no two of them adjacent."""
     numbers = [2 * number for number in range(pages)]
     random.Random(4).shuffle(numbers)
     return numbers

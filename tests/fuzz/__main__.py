@@ -1,7 +1,7 @@
-"""python -m tests.fuzz TARGET --seconds=600: run a target for long, until something is found.
+"""python -m tests.fuzz TARGET --seconds=600: fuzz a target until the first finding or time's end.
 
-With atheris where it is installed (`pip install -e '.[fuzz]'`), which looks for inputs that cover
-more code, and else with our own driver. What is found is kept in tests/fuzz/corpus/TARGET.
+Uses atheris, which is guided by coverage, where installed (`pip install -e '.[fuzz]'`), otherwise
+our own driver. Findings are kept in tests/fuzz/corpus/TARGET.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any, Final
 from tests.fuzz.driver import MAX_SIZE, Finding, Target, error_of, fuzz, keep, shorten
 
 WORK: Final = Path(tempfile.gettempdir()) / "vhost-balloon-fuzz"
-"""Where atheris keeps the inputs that cover something of their own, from run to run."""
+"""Where atheris keeps inputs that add coverage, from run to run."""
 
 _HANG: Final = 30
-"""Seconds for one input: none of them needs one."""
+"""Time limit for one input, in seconds; every input should take less than one."""
 
 
 def _arguments() -> argparse.Namespace:
@@ -47,10 +47,10 @@ def _found(target: Target, finding: Finding) -> None:
 
 
 def _plainly(target: Target, seconds: float, seed: int) -> int:
-    """Run our own driver; the exit status."""
+    """Run our own driver; return the exit status."""
     started, runs = time.monotonic(), 0
     print(f"{target.name}: seed {seed}", flush=True)
-    faulthandler.dump_traceback_later(_HANG, exit=True)  # the seed gets there again
+    faulthandler.dump_traceback_later(_HANG, exit=True)  # the seed reproduces it
     for finding in fuzz(target, seed):
         if finding is not None:
             faulthandler.cancel_dump_traceback_later()
@@ -98,7 +98,7 @@ def _one(target: Target) -> Callable[[bytes], None]:
         error = error_of(target, data)
         if error is not None:
             _found(target, Finding(data, error))
-            os._exit(1)  # libFuzzer would keep the same input again, unshortened
+            os._exit(1)  # libFuzzer would save the same input again, unshortened
 
     return run
 
@@ -114,7 +114,7 @@ def main() -> int:
         if guided
         else nullcontext()
     )
-    with instrumented:  # what is imported here is what coverage is measured of
+    with instrumented:  # coverage is measured for the modules imported here
         from tests.fuzz.targets import TARGETS
     target = TARGETS.get(arguments.target)
     if target is None:

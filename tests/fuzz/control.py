@@ -1,4 +1,4 @@
-"""Target: any bytes from a client of the control socket, against the real QMP server."""
+"""Target: arbitrary bytes from a client of the control socket, against the real QMP server."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ INVARIANT: Final = (
     "a good request behind them is answered, and other clients are served all the while."
 )
 LONGEST: Final = 1e9
-"""Seconds on a clock that jumps: many requests may each wait a minute for statistics."""
+"""Seconds on an autojump clock: many requests may each wait a minute for statistics."""
 
 _ERRORS: Final = {"GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound"}
 _LAST_ID: Final = "the last one"
 _LAST: Final = b"\n" + json.dumps({"execute": "query-version", "id": _LAST_ID}).encode() + b"\n"
 
 _LONG: Final = {b"~": b"x" * 70_000, b"#": b"9" * 5_000}
-"""What stands for runs that are longer than a request or a number may be."""
+"""Placeholders for runs longer than a request or a number may be."""
 
 
 class _ReadingFrontEnd(FakeFrontEnd):
-    """Gives a sample once it is asked for one."""
+    """Gives a sample when asked for one."""
 
     async def fresh_stats(self) -> None:
         await trio.lowlevel.checkpoint()
 
 
 def _vm(attached: int) -> Vm:
-    """A VM; bits say whether it is attached, and whether it gives statistics then."""
+    """A VM; the bits of attached select whether it is attached and whether it gives statistics."""
     vm = web1()
     if attached & 1:
         attach(vm)
@@ -48,7 +48,7 @@ def _vm(attached: int) -> Vm:
 
 
 def _expected(data: bytes) -> int:
-    """How many requests the bytes hold, however they come: here, seven at a time."""
+    """Count the requests in data; the chunk size must not matter, so feed seven bytes at a time."""
     parser = RequestParser()
     found = sum(len(list(parser.feed(data[i : i + 7]))) for i in range(0, len(data), 7))
     return found + len(list(parser.close()))
@@ -70,7 +70,7 @@ async def _converse(source: Source) -> None:
     vm, listener = _vm(source.number()), MemoryListener()
     negotiated, piece = source.rarely(), (source.number() or 4096)
     sent = _lengthen(source.some(1 << 20)) + _LAST
-    if not negotiated:  # so that 0 means the usual case
+    if not negotiated:  # 0 means the usual case
         sent = request("qmp_capabilities") + sent
     with trio.fail_after(LONGEST):
         async with trio.open_nursery() as nursery:
@@ -106,7 +106,7 @@ def _no_constant(name: str) -> None:
 def _check(messages: list[Any], sent: bytes, *, negotiated: bool) -> None:
     assert messages[0].keys() == {"QMP"}
     replies = [message for message in messages[1:] if "event" not in message]
-    assert len(replies) == _expected(sent), "not one reply for each request"
+    assert len(replies) == _expected(sent), "replies and requests differ in number"
     for reply in replies:
         assert reply.keys() - {"id"} in ({"return"}, {"error"})
         if "error" in reply:

@@ -1,4 +1,4 @@
-"""One descriptor of each kind that a front end might send."""
+"""Opens one descriptor of each kind that a front end might send."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def _read_only() -> int:
 
 
 def open_descriptor(kind: str, memory: int, channel: int) -> int:
-    """memory is the file of the guest's memory, channel a connected socket.
+    """Open a descriptor; memory is the guest's memory file, channel a connected socket.
 
-    Whoever asked closes what is returned.
+    The caller closes it.
     """
     match kind:
         case "memory":
             return os.dup(memory)
         case "eventfd":
             return os.eventfd(0)
-        case "semaphore":  # readable for ever, one at a time
+        case "semaphore":  # stays readable: each read takes one
             return os.eventfd(1 << 31, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         case "full":
             fd = os.eventfd(0)

@@ -1,7 +1,7 @@
-"""Our own driver: mutates inputs without knowing what they cover, repeatably from a seed.
+"""Our own driver: mutates inputs without coverage feedback, repeatably from a seed.
 
-It needs nothing that a bare machine lacks. atheris, where it is installed, sees coverage and gets
-further in a long run (tests.fuzz.__main__).
+It has no dependencies. atheris, where installed, uses coverage and gets further in a long run
+(tests.fuzz.__main__).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EDGES: Final = (0, 1, 2, 4, 8, 16, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0xFFFF, 0x1
 
 
 class Target(NamedTuple):
-    """run raises where its invariant is broken; tokens are worth inserting into its input."""
+    """run raises if its invariant is broken; tokens are worth inserting into its input."""
 
     name: str
     invariant: str
@@ -32,11 +32,11 @@ class Target(NamedTuple):
         return CORPUS / self.name
 
     def kept(self) -> list[Path]:
-        """The inputs of everything that was found before."""
+        """The inputs of all past findings."""
         return sorted(self.folder.glob("*"))
 
     def start(self) -> list[bytes]:
-        """What mutation starts from."""
+        """The inputs that mutation starts from."""
         return [*self.seeds, *(path.read_bytes() for path in self.kept())]
 
 
@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 
 
 class Mutator:
-    """Makes new inputs of old ones."""
+    """Makes new inputs from old ones."""
 
     def __init__(self, inputs: Sequence[bytes], tokens: Sequence[bytes], seed: int) -> None:
         self._inputs = inputs
@@ -89,7 +89,7 @@ def _edge(value: int) -> bytes:
 
 
 def error_of(target: Target, data: bytes) -> BaseException | None:
-    """What a target raises; an interrupt by hand is none of its own."""
+    """Return the error a target raises; KeyboardInterrupt passes through."""
     try:
         target.run(data)
     except KeyboardInterrupt:
@@ -100,7 +100,7 @@ def error_of(target: Target, data: bytes) -> BaseException | None:
 
 
 def fuzz(target: Target, seed: int) -> Iterator[Finding | None]:
-    """Run one input after the other, for as long as the caller goes on."""
+    """Run one input after another for as long as the caller iterates."""
     inputs = target.start()
     for data in inputs:
         yield _tried(target, data)
@@ -114,7 +114,7 @@ def _tried(target: Target, data: bytes) -> Finding | None:
 
 
 def shorten(target: Target, finding: Finding) -> Finding:
-    """Leave out what the same kind of error does not need."""
+    """Remove bytes as long as the same kind of error remains."""
     size = len(finding.data) // 2
     while size:
         start = 0
@@ -130,14 +130,14 @@ def shorten(target: Target, finding: Finding) -> Finding:
 
 
 def kind(error: BaseException) -> str:
-    """The innermost exception's type: trio wraps them in groups."""
+    """Return the innermost exception's type; trio wraps exceptions in groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return type(error).__name__
 
 
 def keep(target: Target, finding: Finding) -> Path:
-    """Write a finding to the corpus, to be replayed ever after; rename it to what it shows."""
+    """Write a finding to the corpus for replay; rename the file by hand after what it shows."""
     target.folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(finding.data).hexdigest()[:10]
     path = target.folder / f"{kind(finding.error).lower()}-{digest}"

@@ -1,4 +1,4 @@
-"""Target: any bytes from a client of the metrics address, against the real server."""
+"""Target: arbitrary bytes from a client of the metrics address, against the real server."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _HEAD: Final = re.compile(
     rb"Content-Length: (?P<length>\d+)\r\n(?:Allow: GET, HEAD\r\n)?Connection: close\r\n\r\n"
 )
 _WHOLE: Final = re.compile(rb"[^\r\n].*?\n\r?\n", re.DOTALL)
-"""Bytes that hold a head with its empty line."""
+"""Matches a complete request head, including its empty line."""
 
 _LONG: Final = {b"~": b"x" * 16_000, b"#": b"9" * 5_000}
-"""What stands for runs that are longer than a request or a number may be."""
+"""Placeholders for runs longer than a request or a number may be."""
 
 
 def _lengthen(data: bytes) -> bytes:
@@ -42,7 +42,7 @@ def _lengthen(data: bytes) -> bytes:
 
 
 async def _exchange(listener: MemoryListener, data: bytes, piece: int, *, stays: bool) -> bytes:
-    """What comes back; stays: the client keeps its side open, so that a time limit ends it."""
+    """Return the answer. With stays, the client keeps its side open until a time limit ends it."""
     async with listener.connect().stream as stream:
         for start in range(0, len(data), piece):
             try:
@@ -67,7 +67,7 @@ async def _converse(source: Source) -> None:
         answer = await _exchange(listener, data, piece, stays=stays)
         again = await _exchange(listener, data, len(data) or 1, stays=False)
         _check(answer, data)
-        # Of metrics, some values change from one scrape to the next.
+        # Some metrics change from one scrape to the next.
         assert (
             answer.partition(b"\r\nContent-Length")[0] == again.partition(b"\r\nContent-Length")[0]
         )
@@ -76,15 +76,17 @@ async def _converse(source: Source) -> None:
 
 
 def _check(answer: bytes, data: bytes) -> int:
-    """The status of an answer; 0 if there is none."""
+    """Check an answer and return its status, or 0 if there is no answer."""
     if not answer:
-        assert not _WHOLE.search(data), "no answer to a whole request"
+        assert not _WHOLE.search(data), "no answer to a complete request"
         return 0
     match = _HEAD.match(answer)
-    assert match is not None, "no well-formed head"
+    assert match is not None, "malformed response head"
     status, kind, body = int(match["status"]), match["type"].decode(), answer[match.end() :]
     is_head = re.match(rb"[\r\n]*HEAD ", data) is not None
-    assert len(body) == int(match["length"]) or (is_head and not body), "not one whole body"
+    assert len(body) == int(match["length"]) or (is_head and not body), (
+        "the body does not match Content-Length"
+    )
     if status != 200:
         assert (status in _REFUSED, kind) == (True, _WORDS)
     else:

@@ -1,4 +1,4 @@
-"""Target: any bytes and descriptors from a front end, against the real back end."""
+"""Target: arbitrary bytes and descriptors from a front end, against the real back end."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ INVARIANT: Final = (
     "escapes, and no descriptor or mapping is left behind."
 )
 LONGEST: Final = 3600.0
-"""Seconds on a clock that jumps when all tasks wait: longer is for ever."""
+"""Time limit in seconds on the autojump clock; anything longer counts as a hang."""
 
 NAME: Final = f"{CONNECTION}1"
 _FLAGS: Final = (1, 1, 1, 9, 9, 9, 9, 5, 13, 1, 9, 1, 9, 1, 9, 9)
 
 
 class FrontEnd:
-    """Plays what a Source says, one step a decision."""
+    """Plays the steps that a Source decides, one per decision."""
 
     def __init__(self, source: Source, sock: trio.socket.SocketType, vm: Vm) -> None:
         self.source = source
@@ -59,14 +59,14 @@ class FrontEnd:
             os.close(fd)
 
     async def play(self) -> None:
-        """Send all, then the end of the stream; a back end that hung up early had a reason."""
+        """Send everything, then end the stream; an early hang-up by the back end needs a reason."""
         try:
             while self.source and not self.owed.ended:
                 await self._step()
             if self.owed.between_messages:
                 await self._send(plain(1))  # GET_FEATURES: it still answers
         except (BrokenPipeError, ConnectionResetError):
-            assert self.owed.ended, "the connection ended on bytes that can be parsed"
+            assert self.owed.ended, "the back end hung up on a well-formed stream"
         else:
             self._sock.shutdown(socket.SHUT_WR)
 
@@ -97,7 +97,7 @@ class FrontEnd:
                 self._operator()
 
     async def _template(self) -> None:
-        """A good request, and now and then one byte or the descriptors of it changed."""
+        """Send a valid request, sometimes with one byte or its descriptors changed."""
         source = self.source
         sent = source.pick(TEMPLATES)(source.number() % 6, source)
         sent = sent._replace(flags=source.pick(_FLAGS))
@@ -112,7 +112,7 @@ class FrontEnd:
         await self._send(sent)
 
     def _operator(self) -> None:
-        """Orders and questions come at any time."""
+        """Send operator commands and queries at any time."""
         order = self.source.number() % 4
         if order == 0 and self._vm.attached:
             self._vm.set_target(1 + self.source.number(3))
@@ -152,7 +152,7 @@ class FrontEnd:
 
 
 async def _converse(source: Source) -> tuple[Owed, bytes]:
-    """Play against a served VM; what was owed, and all that came back until the end."""
+    """Play against a served VM; return the replies owed and all bytes received."""
     settings = VmSettings(
         offered=(1 << 6) - 1,
         policy=DiscardPolicy(DiscardMode.ALWAYS, other_filesystems=True),
@@ -171,7 +171,7 @@ async def _converse(source: Source) -> tuple[Owed, bytes]:
                 nursery.start_soon(front_end.play)
                 while part := await _receive(ours):
                     received += part
-        assert not vm.shelf.users, "descriptors on the shelf are left"
+        assert not vm.shelf.users, "descriptors are left on the shelf"
     finally:
         front_end.close()
         ours.close()
@@ -183,12 +183,12 @@ async def _converse(source: Source) -> tuple[Owed, bytes]:
 async def _receive(sock: trio.socket.SocketType) -> bytes:
     try:
         return await sock.recv(65536)
-    except ConnectionResetError:  # it ended with bytes of ours unread
+    except ConnectionResetError:  # it closed without reading all our bytes
         return b""
 
 
 def _held() -> tuple[int, int]:
-    """Open descriptors, and mappings of guests' memory."""
+    """Count open descriptors and mappings of guest memory."""
     with open("/proc/self/maps", "rb") as maps:
         mappings = maps.read().count(b"fuzz-memory")
     return len(os.listdir("/proc/self/fd")), mappings
@@ -211,7 +211,7 @@ _ORDERS: Final = {
     "target": b"\7\0\0\x10\0",
     "pause": b"\7\1",
 }
-"""Steps worth having, by what they come to."""
+"""Useful step sequences, by their effect."""
 
 SEEDS: Final = (
     b"\0\0",

@@ -1,4 +1,4 @@
-"""What a back end owes for the bytes that it was sent: written from the specification alone."""
+"""The replies a back end owes for the bytes sent to it, from the specification alone."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ REPLY_SIZES: Final[dict[int, set[int]]] = {
     R.IOTLB_MSG: {8},
     R.POSTCOPY_END: {8},
 }
-"""Requests that always have a reply, and how long its payload may be."""
+"""Requests that always have a reply, and its possible payload sizes in bytes."""
 
 
 class Owed:
-    """Follows the stream as it is sent. ended: it cannot be parsed any more."""
+    """Follows the stream as it is sent. ended: the stream can no longer be parsed."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -46,7 +46,7 @@ class Owed:
         return not self.ended and not self._open
 
     def sent(self, data: bytes, fds: int) -> None:
-        """Take a piece; its descriptors are those of the message that its first byte is in."""
+        """Take a piece; its descriptors belong to the message that contains its first byte."""
         self._open += data
         self._fds += fds
         while len(self._open) >= 12 and not self.ended:
@@ -78,5 +78,7 @@ class Owed:
             assert len(payload) == size
             assert size in REPLY_SIZES.get(request, {8}), f"{size} bytes for request {request}"
             if request not in REPLY_SIZES:
-                assert payload in (bytes(8), b"\1" + bytes(7)), "neither yes nor no"
-        assert not received, "more than was asked for"
+                assert payload in (bytes(8), b"\1" + bytes(7)), (
+                    "the acknowledgement is neither 0 nor 1"
+                )
+        assert not received, "more bytes than owed"

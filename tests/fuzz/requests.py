@@ -1,4 +1,4 @@
-"""Good requests with a Source's numbers in them, and sequences that reach far into a session."""
+"""Valid requests with numbers from a Source, and sequences that reach far into a session."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _ring_address(index: int, offset: int = 0) -> bytes:
 
 
 def _memory(slot_number: int) -> tuple[int, int, int, int]:
-    """Guest address, size, user address and file offset of the same file, again and again."""
+    """Guest address, size, user address and file offset; all slots map the same file."""
     return slot_number << 32, MEMORY_SIZE, USER + (slot_number << 32), 0
 
 

@@ -1,4 +1,4 @@
-"""Target: any guest memory, any regions over it and any ring in it, walked and served."""
+"""Target: arbitrary guest memory, regions and rings, walked and served."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ USER: Final = 1 << 40
 
 
 def _regions(source: Source, fd: int) -> GuestMemory:
-    """One to four windows on the file, of which those that a session would refuse are left out."""
+    """Map one to four windows of the file, without those that a session would refuse."""
     memory = GuestMemory()
     for number in range(1 + source.number() % 4):
         place, offset, size = source.pick(_PLACES), source.number() << 6, source.number() << 6
@@ -61,7 +61,7 @@ def _regions(source: Source, fd: int) -> GuestMemory:
 
 
 def _setup(source: Source) -> RingSetup:
-    """A ring's place and base; aligned, as a session has checked it."""
+    """A ring's addresses and base; aligned, since a session checks that."""
     size, base = source.pick(_QUEUE_SIZES), source.number(2)
     user = USER * (1 + source.number() % 4)
     descriptor, available, used = (source.number() << 6 for _ in range(3))
@@ -70,7 +70,7 @@ def _setup(source: Source) -> RingSetup:
 
 
 def _fill(source: Source, fd: int) -> None:
-    """Place runs of bytes, 64 at most, until there are no more."""
+    """Write runs of at most 64 bytes until the input ends."""
     os.ftruncate(fd, FILE_SIZE)
     while source:
         at, size = source.number(2) % FILE_SIZE, source.number() % 65
@@ -113,7 +113,9 @@ async def _serve(queue: Queue, setup: RingSetup, memory: GuestMemory) -> None:
                     processor.request()
             await ring.deactivate()
         answered = (_used_index(ring) - before) & 0xFFFF
-        assert answered == ring.requests & 0xFFFF, "the used index is not what was answered"
+        assert answered == ring.requests & 0xFFFF, (
+            "the used index differs from the number of answers"
+        )
         assert device.counters.requests[queue] == ring.requests
     finally:
         ring.close()
@@ -152,7 +154,7 @@ def _descriptor(address: int, length: int, flags: int, following: int = 0) -> by
 
 
 def _seed(queue: int, *content: bytes) -> bytes:
-    """One region of the whole file at 0; a ring of 8 at its start; what is written there."""
+    """One region at 0 with the whole file, a ring of 8 at its start, and the bytes to write."""
     return bytes((queue, 0, 0, 0, 0)) + bytes(7) + b"".join(content)
 
 
@@ -168,7 +170,7 @@ _PFNS: Final = _placed(0x500, b"".join(n.to_bytes(4, "little") for n in (1, 3, 2
 
 SEEDS: Final = (
     *(_seed(queue, _OFFER, _CHAINS, _INDIRECT, _TABLE, _PFNS) for queue in range(5)),
-    # two regions that share the file, the ring in the first
+    # Two regions share the file; the ring lies in the first.
     bytes((3, 1, 0, 0, 0, 4, 0, 0)) + bytes(7) + _OFFER + _CHAINS + _INDIRECT + _TABLE,
 )
 TOKENS: Final = (

@@ -1,4 +1,4 @@
-"""Guest memory with five small rings in it, which a Source writes as a hostile driver would."""
+"""Guest memory with five small rings, written by a Source as a hostile driver would."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class DriverMemory:
         self._indexes = [0] * 8
 
     def scribble(self, source: Source) -> None:
-        """Any bytes anywhere."""
+        """Write arbitrary bytes anywhere."""
         offset, size = source.number(2), source.number()
         os.pwrite(self._fd, source.some(size), offset)
 
     def offer(self, source: Source) -> None:
-        """Write a descriptor of a ring, and make a chain available; both as the source says."""
+        """Write a ring descriptor and make a chain available, both chosen by the source."""
         number, slot = source.number() % 5, source.number() % RING_SIZE
         ring = ring_offset(number)
         address, length = source.number(3), source.number(2)

@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 class Source:
-    """Bytes that are used up from the front; behind their end come zeros.
+    """Consumes bytes from the front; zeros follow their end.
 
-    Each decision takes a fixed number of bytes, so that one changed byte changes one decision.
+    Each decision takes a fixed number of bytes, so one changed byte changes one decision.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -19,11 +19,11 @@ class Source:
         self._position = 0
 
     def __bool__(self) -> bool:
-        """Whether anything is left."""
+        """Whether any bytes are left."""
         return self._position < len(self._data)
 
     def some(self, size: int) -> bytes:
-        """The next bytes: size of them, or what is left."""
+        """Return the next size bytes, or fewer at the end."""
         part = self._data[self._position : self._position + size]
         self._position += size
         return part
@@ -35,5 +35,5 @@ class Source:
         return values[self.number() % len(values)]
 
     def rarely(self) -> bool:
-        """True for one byte in sixteen; 0 is False."""
+        """Return True for one byte value in sixteen; False for 0."""
         return self.number() >= 0xF0

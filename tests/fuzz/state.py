@@ -1,4 +1,4 @@
-"""Target: what a process before this one may have left, as a record's file or as its documents."""
+"""Target: state left by an earlier process, as a record file or as its documents."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FILE_SIZE: Final = 1 << 16
 
 
 def _file(data: bytes) -> OwnedFd:
-    """The bytes as a record's file; its header's checksum is right."""
+    """Make a record file of the bytes, with a valid header checksum."""
     fd = memfd(_FILE_SIZE, seals=_SEALS)
     text = data[:900]
     os.pwrite(fd.fileno(), MAGIC + len(text).to_bytes(4, "little"), 0)
@@ -48,7 +48,7 @@ def _file(data: bytes) -> OwnedFd:
 
 
 def _areas(data: bytes) -> OwnedFd:
-    """A record whose areas hold the lines of the input; the last is a request in flight."""
+    """Make a record whose areas hold the input's lines; the last is a request in flight."""
     record = Record.create()
     lines = data.split(b"\n")
     for area, line in zip(_ORDER, lines, strict=False):
@@ -96,14 +96,14 @@ def _use(found: LeftRecord, store: Store, shelf: Shelf) -> None:
                 found.areas, sock, found.record.journal, shelf, pipe=None, outlives=False
             )
         except StateError:
-            sock.close()  # it is the caller's then
+            sock.close()  # the caller owns it now
         else:
             _close(left)
     found.record.close()
 
 
 def _close(left: LeftConnection) -> None:
-    """It can be served: what is there is what serving needs."""
+    """Close a connection, checking that its rings can be served."""
     for ring in left.rings:
         assert ring.setup.size > 0
         assert 0 <= ring.bound.virtqueue.base <= 0xFFFF
@@ -122,7 +122,7 @@ def _close(left: LeftConnection) -> None:
 def run(data: bytes) -> None:
     before = len(os.listdir("/proc/self/fd"))
     trio.run(_read, data)
-    assert len(os.listdir("/proc/self/fd")) <= before, "a descriptor is left open"
+    assert len(os.listdir("/proc/self/fd")) <= before, "a descriptor was left open"
 
 
 def _ring(index: int) -> dict[str, Any]:

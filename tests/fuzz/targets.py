@@ -1,4 +1,4 @@
-"""All targets. A new one is a module like those here, and a line below."""
+"""All targets. To add one, write a module like these and add a line below."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The fuzz targets: what was found before, so many mutations, and that each can find something.
+"""The fuzz targets: replays findings, runs mutations, and checks that each target can find bugs.
 
-Repeatable, and bounded by a number of inputs; `python -m tests.fuzz` runs on with new ones.
+Repeatable, with a fixed number of inputs; `python -m tests.fuzz` tries new ones.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import Session
 
 INPUTS = {"messages": 600, "rings": 4000, "control": 300, "http": 500, "state": 1000}
-"""How many run here: some five seconds each."""
+"""Number of inputs per target; about five seconds each target."""
 
 KEPT = [(target, path) for target in TARGETS.values() for path in target.kept()]
 
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Without the log of so many inputs."""
+    """Silence the log while the inputs run."""
     logger.propagate = False
     yield
     logger.propagate = True
@@ -60,14 +60,14 @@ def test_nothing_is_found(target: Target) -> None:
             pytest.fail(f"{finding.data.hex()} breaks: {target.invariant}\n{finding.error!r}")
 
 
-# That each can find something
+# Each target can find a bug
 
 publish, encode, feed = Virtqueue.publish, qmp.encode, RequestReader.feed
 left_open: list[OwnedFd] = []
 
 
 def _no_reply(session: Session, message: Message) -> None:
-    """Give a refused request no reply."""
+    """Send no reply to a refused request."""
 
 
 async def _keep_region(executor: EffectExecutor, region: Region) -> None:

@@ -1,4 +1,4 @@
-"""One walk over all that a ring offers, each step checked against what it may come to."""
+"""Walks everything a ring offers and checks each step against its allowed results."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from vhost_balloon.session.effects import RingSetup
 
 _POLICY = DiscardPolicy(DiscardMode.ALWAYS)
 _MAX_NAMED = 1 << 17
-"""Page numbers that are looked at in one walk; a chain may name queue size x 2^30."""
+"""Page numbers examined in one walk; a chain may name queue size x 2^30."""
 
 
 def check_walk(setup: RingSetup, memory: GuestMemory) -> None:
-    """Raises AssertionError, and FrontEndError where no such ring can be started."""
+    """Raise AssertionError on a bad step, or FrontEndError if the ring cannot be started."""
     bound = bind(setup, setup.base, memory)
     try:
         for chain in _chains(bound, setup.size):
@@ -55,7 +55,7 @@ def _chains(bound: BoundRing, size: int) -> list[Chain]:
 
 
 def _named(chain: Chain, memory: GuestMemory) -> list[Slice]:
-    """What the chain names as a report and as page numbers; it is parsed as statistics too."""
+    """Decode the chain as a report and as page numbers; parse it as statistics too."""
     everything = list(reported(chain.buffers))
     with suppress(RingError):
         if pages_size(chain.buffers) <= _MAX_NAMED * BALLOON_PAGE_SIZE:
@@ -77,13 +77,13 @@ def _check_named(named: Slice, bound: BoundRing, memory: GuestMemory) -> None:
     assert inside == memory.inside(named.ranges)
     discarded = sum(part.size for part in parts)
     refused = sum(refused_bytes.values())
-    assert discarded + refused == total(named.ranges), "a byte is lost, or counted twice"
+    assert discarded + refused == total(named.ranges), "a byte was lost or counted twice"
     for piece in pieces(parts):
         _check_piece(piece, named, bound)
 
 
 def _check_piece(piece: Piece, named: Slice, bound: BoundRing) -> None:
-    """A piece is whole pages of what was named, inside its region, and no part of a ring."""
+    """Check that a piece is whole named pages, inside its region and outside every ring."""
     region, offset, length = piece
     page = region.page_size
     assert length > 0
@@ -95,4 +95,4 @@ def _check_piece(piece: Piece, named: Slice, bound: BoundRing) -> None:
     end = start + length
     assert any(low <= start and end <= high for low, high in named.ranges)
     for low, high in bound.ranges:
-        assert end <= low or high <= start, "a page that a ring lies in"
+        assert end <= low or high <= start, "the page contains part of a ring"

@@ -1,1 +1,1 @@
-"""A soak: guests under real systemd, whose daemons are restarted all the time."""
+"""Soak test: guests under real systemd whose daemons are restarted continuously."""

@@ -1,6 +1,5 @@
-"""python -m tests.soak --minutes=20: real and simulated guests, each with a daemon that is
-restarted all the time. Exits with 1 if anything is wrong. Needs root, for systemd in namespaces
-of its own.
+"""python -m tests.soak --minutes=20: run real and simulated guests while their daemons restart
+continuously. Exits with 1 if anything is wrong. Needs root, to run systemd in its own namespaces.
 """
 
 from __future__ import annotations

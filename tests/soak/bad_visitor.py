@@ -1,4 +1,4 @@
-"""Front ends that send what nobody should, and go."""
+"""Front ends that send invalid traffic and disconnect."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vhost_balloon.simulator.wire import BackEndGone
 
 
 async def visit(path: str, chance: random.Random) -> None:
-    """Connect, misbehave in one of several ways, and go."""
+    """Connect, misbehave in one of several ways, and disconnect."""
     with GuestRam.create(2 << 20, sealed=chance.random() < 0.5) as ram:
         async with await FrontEnd.connect(path, ram) as front_end:
-            with contextlib.suppress(BackEndGone, Refused):  # it has every right to
+            with contextlib.suppress(BackEndGone, Refused):  # the back end may hang up
                 await chance.choice((_noise, _half, _descriptors, _wrong_order))(front_end, chance)
 
 
@@ -27,13 +27,13 @@ async def _noise(front_end: FrontEnd, chance: random.Random) -> None:
 
 
 async def _half(front_end: FrontEnd, chance: random.Random) -> None:
-    """Stop inside a message, after a good beginning."""
+    """Stop in the middle of a message after a valid start."""
     await front_end.handshake()
     await front_end.send_raw(struct.pack("<III", chance.randrange(1, 45), 1, 40) + b"half")
 
 
 async def _descriptors(front_end: FrontEnd, chance: random.Random) -> None:
-    """Requests with descriptors of the wrong kind and number."""
+    """Send requests with descriptors of the wrong kind and number."""
     await front_end.handshake()
     reading, writing = os.pipe()
     try:
@@ -48,7 +48,7 @@ async def _descriptors(front_end: FrontEnd, chance: random.Random) -> None:
 
 
 async def _wrong_order(front_end: FrontEnd, chance: random.Random) -> None:
-    """Good requests in any order, with values at random."""
+    """Send valid requests in any order, with random values."""
     await front_end.handshake()
     for _ in range(50):
         request, value = chance.randrange(1, 45), chance.getrandbits(chance.choice((4, 16, 64)))

@@ -1,4 +1,4 @@
-"""What a soak runs: systemd with a daemon for each VM, real guests, the herd; and what it costs."""
+"""The parts of a soak: systemd with a daemon per VM, real guests and the herd; and their costs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VISITED: Final = ("bad0", "bad1")
 
 @dataclass(frozen=True)
 class Costs:
-    """What the daemons hold: descriptors by VM, open and stored; proportional memory of all
+    """The daemons' resources: open and stored descriptors by VM; total proportional memory
     (bytes)."""
 
     descriptors: dict[str, tuple[int, int]]
@@ -43,7 +43,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Fleet:
-    """All of it, running. Real guests by VM; simulated ones are the herd's."""
+    """A running soak. Real guests by VM; the herd has the simulated ones."""
 
     host: SystemdHost
     herd: Remote
@@ -52,7 +52,7 @@ class Fleet:
 
     @property
     def vms(self) -> list[str]:
-        """All that have a daemon."""
+        """All VMs that have a daemon."""
         return [*self.real, *self.simulated, *VISITED, PROBE]
 
     def query(self, vm: str) -> dict[str, Any]:
@@ -61,19 +61,19 @@ class Fleet:
         return found
 
     def order(self, vm: str, value: int) -> None:
-        """Give a VM a target."""
+        """Set a VM's target."""
         with self.host.qmp(Instance(vm).control) as qmp:
             qmp.execute("balloon", {"value": value})
 
     def restore(self) -> None:
-        """Have all balloons empty, with the herd at rest."""
+        """Empty all balloons, with the herd at rest."""
         sizes = dict.fromkeys(self.real, REAL_RAM) | dict.fromkeys(self.simulated, SIMULATED_RAM)
         for vm, size in sizes.items():
             self.order(vm, size)
         wait_until(lambda: all(self.query(vm).get("actual") == sizes[vm] for vm in sizes), 120)
 
     def costs(self) -> Costs:
-        """At rest: once nothing changes any more."""
+        """Measure at rest, once nothing changes any longer."""
         while True:
             found = self._costs()
             time.sleep(0.5)
@@ -94,7 +94,7 @@ class Fleet:
 
 @contextmanager
 def running(real: int, simulated: int, seed: int) -> Iterator[Fleet]:
-    """Start everything, and wait until every guest's driver is ready."""
+    """Start everything and wait until every guest's driver is ready."""
     provision((*TREES, SYSTEMD))
     names = [f"sim{number}" for number in range(simulated)]
     guests = [f"real{number}" for number in range(real)]
@@ -104,7 +104,7 @@ def running(real: int, simulated: int, seed: int) -> Iterator[Fleet]:
         stack.enter_context(host.options("--discard=always", "--stats-interval=1"))
         instances = {vm: Instance(vm) for vm in (*guests, *names, *VISITED, PROBE)}
         host.systemctl("start", *(found.socket for found in instances.values()))
-        # Those whose front ends only come and go have no daemon yet.
+        # VMs whose front ends only visit have no daemon yet.
         host.systemctl("start", *(instances[vm].service for vm in VISITED))
         sockets = {vm: host.path(found.path) for vm, found in instances.items()}
         herd = stack.enter_context(Remote("tests.soak.herd", host.forker))
@@ -130,7 +130,7 @@ def running(real: int, simulated: int, seed: int) -> Iterator[Fleet]:
 
 @contextmanager
 def _booted(host: SystemdHost, sockets: dict[str, Path]) -> Iterator[dict[str, Guest]]:
-    """Real guests, booted beside each other."""
+    """Boot the real guests in parallel."""
     guests = {
         vm: Guest(path, memory=Memory(REAL_RAM), forker=host.forker) for vm, path in sockets.items()
     }

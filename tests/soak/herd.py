@@ -1,6 +1,6 @@
-"""The simulated guests of a soak, in one process, each living a random life; and one probe.
+"""The simulated guests of a soak, in one process, each acting at random; and one probe.
 
-The probe's balloon is used all the time, and tells how long its guest had to wait at most.
+The probe uses its balloon continuously and reports the longest wait of its guest.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from vhost_balloon.simulator.guest import SimulatedGuest, running_guest
 
 RAM: Final = 16 * MIB
 PATIENCE: Final = 60.0
-"""Seconds that nothing may take, restarts included."""
+"""Time limit for any operation, restarts included, in seconds."""
 PROBE_PAUSE: Final = 0.02
 
 
 class Herd:
-    """Lives begin with attach(), and come to a rest with rest()."""
+    """attach() starts the guests, move() lets them act, and rest() brings them to rest."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -43,7 +43,7 @@ class Herd:
     async def attach(
         self, seed: int, guests: dict[str, str], probe: str, visited: list[str]
     ) -> None:
-        """Start all, at rest. visited: sockets whose front ends misbehave."""
+        """Start all guests at rest. visited: sockets whose front ends misbehave."""
         self._random.seed(seed)
         for name, path in guests.items():
             self._resting[name] = trio.Event()
@@ -55,20 +55,20 @@ class Herd:
         await self._all_rest()
 
     async def move(self) -> None:
-        """Let all of them live."""
+        """Let all guests act."""
         for name in self._resting:
             self._resting[name] = trio.Event()
         self._moving.set()
 
     async def rest(self) -> dict[str, Any]:
-        """Have all come to a rest, with nothing in use; what has happened so far."""
+        """Bring all guests to rest, with no memory in use; return what has happened so far."""
         self._moving = trio.Event()
         await self._all_rest()
         return {**self._counts, "longest": self._longest, "problems": self._problems}
 
     async def longest(self) -> float:
-        """The longest that the probe has waited since this was asked last; the wait of this moment
-        counts, and is over."""
+        """The probe's longest wait since the last call; waits for the current one to end, and
+        includes it."""
         with trio.move_on_after(PATIENCE):
             for _ in range(2):
                 await self._probed.wait()
@@ -99,7 +99,7 @@ class Herd:
                 await trio.sleep(1)
 
     async def _live_attached(self, name: str, guest: SimulatedGuest) -> None:
-        """Until it is to connect anew."""
+        """Act until it is time to reconnect."""
         while True:
             if not self._moving.is_set():
                 await self._calm(guest)
@@ -154,7 +154,7 @@ class Herd:
             await trio.sleep(self._random.uniform(0, 0.5))
             self._counts["bad visits"] += 1
             try:
-                with trio.move_on_after(2):  # some of them wait for what never comes
+                with trio.move_on_after(2):  # some wait for an answer that never comes
                     await visit(path, self._random)
             except Exception:
                 self._failed(path)

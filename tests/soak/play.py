@@ -1,4 +1,4 @@
-"""The random acts of a soak: targets, pauses, bad control clients, restarts."""
+"""The random actions of a soak: targets, pauses, bad control clients, restarts."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tests.rig.systemd import Instance
 from tests.soak.fleet import PROBE, REAL_RAM, SIMULATED_RAM, Fleet
 
 LEAST_REAL: Final = 320 * MiB
-"""What a real guest keeps at least, with its workload."""
+"""The minimum that a real guest keeps for its workload."""
 BETWEEN_RESTARTS: Final = 1.0
 PACE: Final = 0.25
-"""Seconds between two restarts, and two acts, at least."""
+"""Minimum seconds between two restarts, and between two actions."""
 BESIDE: Final = "beside others"
 CONTROL_INPUT: Final = (b"{", b"\x00\xff" * 50, b'{"execute":"query-vms"}\n', b"[" * 5000, b"\n")
 
 
 class Play:
-    """Acts one after the other. Daemons are restarted in turn, each second time the probe's.
+    """Runs one action after another. Restarts the daemons in turn, every second time the probe's.
 
     Attributes:
-        waited: the longest that the probe waited for its balloon (seconds), by kind of restart of
-            its own daemon; BESIDE has what lies between them, with all restarts of others.
+        waited: the probe's longest wait for its balloon (seconds), by kind of restart of its own
+            daemon; BESIDE covers the time in between, with all restarts of other daemons.
     """
 
     def __init__(self, fleet: Fleet, seed: int) -> None:
@@ -48,7 +48,7 @@ class Play:
         }
 
     def run(self, seconds: float) -> None:
-        """Play for so long, with one restart of each kind at least of the probe's daemon."""
+        """Play for that many seconds; restart the probe's daemon at least once in each way."""
         until = time.monotonic() + seconds
         for kind in self._restarts:
             self.restart(kind, PROBE)
@@ -57,7 +57,7 @@ class Play:
             time.sleep(PACE)
 
     def restart_all(self) -> None:
-        """Have every daemon begin anew, with what the one before it left."""
+        """Restart every daemon with the state its predecessor left."""
         for vm in self._fleet.vms:
             self.restart("systemctl restart", vm)
 
@@ -71,7 +71,7 @@ class Play:
     def restart(self, kind: str, vm: str) -> None:
         self._note(BESIDE)
         instance = Instance(vm)
-        # So many ends that nobody asked for would make systemd wait ever longer.
+        # After many unexpected exits systemd would delay restarts more and more.
         self._fleet.host.systemctl("reset-failed", instance.service)
         self._restarts[kind](instance)
         self._fleet.query(vm)
@@ -92,9 +92,9 @@ class Play:
         self._fleet.host.systemctl("restart", vm.service)
 
     def _hang_up(self, vm: Instance) -> None:
-        """The process stays; what ends is a control client's connection.
+        """The process stays; a control client's connection ends.
 
-        On a host that is too busy it may be put off, and has to go on as before; not often.
+        On a host that is too busy the reload may be postponed; the daemon must continue. Rare.
         """
         host = self._fleet.host
         with socket.socket(socket.AF_UNIX) as client:
@@ -109,7 +109,7 @@ class Play:
                 if "not re-executed" not in host.journal(vm.service)[-20_000:]:
                     raise
                 self.counts["SIGHUP put off"] += 1
-                self.counts["SIGHUP"] -= 1  # restart() is about to count it
+                self.counts["SIGHUP"] -= 1  # restart() counts it next
 
     def _target(self) -> None:
         vms = [*self._fleet.real, *self._fleet.simulated]

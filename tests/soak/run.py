@@ -1,4 +1,4 @@
-"""One soak from start to end, and all that has to be true of it."""
+"""Runs one soak from start to end and checks its invariants."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.soak.play import BESIDE, Play
 from tests.support.vms.guests import corruption
 
 MEMORY_TOLERANCE: Final = 2 * MiB
-"""A daemon may hold so much more at the end than at the start, on average; of descriptors, none."""
+"""Average growth in bytes allowed per daemon from start to end; descriptors must not grow."""
 
 LONGEST_PAUSE: Final = 10.0
 LONGEST_BESIDE: Final = 1.0
-"""Seconds that a guest may wait for its balloon: a restart included, and beside those of others."""
+"""Longest waits allowed for the balloon, in seconds: over a restart, and beside other restarts."""
 
 _BAD_SIGNS: Final = re.compile(
     r"Traceback|Watchdog timeout|would not survive|was lost|cannot be used|answered and nothing"
@@ -29,7 +29,7 @@ _BAD_SIGNS: Final = re.compile(
 
 @dataclass
 class Outcome:
-    """What a soak came to."""
+    """The result of a soak."""
 
     seed: int
     start: Costs
@@ -63,7 +63,7 @@ class Outcome:
 
 
 def soak(seconds: float, real: int, simulated: int, seed: int) -> Outcome:
-    """Run everything for so long, between restarts that make both ends comparable."""
+    """Run everything for that many seconds, between restarts that make both ends comparable."""
     with running(real, simulated, seed) as fleet:
         play = Play(fleet, seed)
         _live(fleet, play, 3.0)
@@ -87,11 +87,11 @@ def soak(seconds: float, real: int, simulated: int, seed: int) -> Outcome:
 
 FILE: Final = 4 * MiB
 REAL_FILES: Final = 120
-"""MiB of files in a real guest at most."""
+"""Maximum MiB of files in a real guest."""
 
 
 def _live(fleet: Fleet, play: Play, seconds: float) -> dict[str, Any]:
-    """Let all live, bring all to a rest; the herd's report."""
+    """Let all guests act, bring them to rest, and return the herd's report."""
     fleet.herd.call("move")
     play.run(seconds)
     report: dict[str, Any] = fleet.herd.call("rest", timeout=300)

@@ -1,4 +1,4 @@
-"""The soak in its smallest form; by hand it runs for long: python -m tests.soak."""
+"""The soak in its smallest form; for a long run: python -m tests.soak."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Programs that the benchmarks run beside the daemon, each in a process of its own."""
+"""Programs that the benchmarks run beside the daemon, each in its own process."""

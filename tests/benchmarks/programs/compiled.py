@@ -15,11 +15,11 @@ _FOLDER = Path(__file__).parent
 
 
 class NoCompiler(Exception):
-    """A benchmark needs gcc and this machine has none, or it failed."""
+    """A benchmark needs gcc, which is missing or failed."""
 
 
 def program(name: str, *options: str) -> Path:
-    """Build NAME.c of this folder unless that was done before. Raises NoCompiler."""
+    """Build NAME.c of this folder unless already built. Raises NoCompiler."""
     source = _FOLDER / f"{name}.c"
     digest = hashlib.sha256(source.read_bytes() + repr(options).encode()).hexdigest()[:10]
     built = cache_folder() / "benchmarks" / f"{name}-{digest}"

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.programs.flooding_vm SOCKET
 
-Every chain is written once; to give all of them again is one store into the available index, so
-that the flood costs this process as little as it can and the daemon as much.
+Every chain is written once; one store into the available index offers all of them again, so the
+flood costs this process as little, and the daemon as much, as possible.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIZE: Final = 1024
 RAM: Final = 512 * MIB
 DRIVER_AREA: Final = 64 * MIB
 HOLE: Final = 1 << 40
-"""Where a sparse region lies: gigabytes that cost this guest nothing."""
+"""Address of a sparse region: gigabytes at no cost to this guest."""
 HOLE_SIZE: Final = 64 << 30
 PIPELINED: Final = 32
 """Messages that wait in the socket."""
@@ -47,7 +47,7 @@ def flood_memory() -> GuestRam:
 
 
 def page_requests(guest: ByHand, numbers: random.Random) -> list[list[Buffer]]:
-    """What can be wrong with inflate and deflate: size, number, order, place."""
+    """Inflate and deflate requests with wrong sizes, counts, order or addresses."""
     pages = range(DRIVER_AREA // PAGE, RAM // PAGE)
     scattered = guest.pfns(numbers.sample(pages, 16384))
     small = [guest.pfns(numbers.sample(pages, 1)) for _ in range(SIZE)]
@@ -83,7 +83,7 @@ def stats_requests(guest: ByHand) -> list[list[Buffer]]:
 
 
 class Flood:
-    """One ring that is always full of the same chains."""
+    """A ring kept full of the same chains."""
 
     def __init__(self, ring: DriverRing, requests: Sequence[list[Buffer]]) -> None:
         self._ring = ring
@@ -92,13 +92,13 @@ class Flood:
         ring.ram.write(ring.available + 4, struct.pack(f"<{SIZE}H", *every))
 
     def again(self) -> None:
-        """Give what was used again: the heads stay where they are."""
+        """Offer the used chains again; the heads stay in place."""
         self._ring.publish_index(self._ring.used_index + SIZE)
         self._ring.kick()
 
 
 class Messages:
-    """Config reads and writes, as fast as they are answered."""
+    """Sends config reads and writes as fast as they are answered."""
 
     def __init__(self, sock: socket.socket) -> None:
         header = payloads.CONFIG.pack(0, CONFIG_SIZE, vu.ConfigFlag.WRITABLE) + bytes(CONFIG_SIZE)

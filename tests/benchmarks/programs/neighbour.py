@@ -1,4 +1,4 @@
-"""Another process with the guest's memory mapped: it uses pages, or punches holes itself."""
+"""Another process that maps the guest's memory and touches pages or punches holes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vhost_balloon.memory.ranges import Range
 class Neighbour(Closing):
     """host_memory.c over a memory file. A context manager.
 
-    It sleeps between two commands, as a halted vCPU: unmapping its pages interrupts no core.
+    It sleeps between commands, like a halted vCPU: unmapping its pages interrupts no core.
     """
 
     def __init__(self, fd: int, size: int) -> None:
-        """Map size bytes of the file behind fd, which stays the caller's."""
+        """Map size bytes of the file behind fd; the caller keeps fd."""
         self._process = subprocess.Popen(
             [program("host_memory"), str(fd), str(size)],
             stdin=subprocess.PIPE,
@@ -35,7 +35,7 @@ class Neighbour(Closing):
         return self._command("punch", ranges)
 
     def close(self) -> None:
-        """End it by the end of its input."""
+        """End it by closing its input."""
         self._process.communicate(timeout=30)
 
     @property

@@ -1,4 +1,4 @@
-"""A VM that gives back a little memory now and then, and measures the answers' latency.
+"""A VM that gives back a little memory now and then and measures the latency of the answers.
 
     python -m tests.benchmarks.programs.quiet_vm SOCKET
 
@@ -23,7 +23,7 @@ from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand
 from vhost_balloon.simulator.ring import DriverRing
 
 BLOCKS: Final = 32
-"""In a report, as in Linux's; every other block of memory, so that none touches the next."""
+"""Blocks in a report, as in Linux; every other block of memory, so that no two are adjacent."""
 FIRST: Final = 16 * MIB
 RAM: Final = FIRST + 2 * BLOCKS * BLOCK
 INFLATES: Final = 10
@@ -31,12 +31,12 @@ PAUSE: Final = 0.005
 
 
 def populate(guest: ByHand, address: int, length: int) -> None:
-    """Have the host spend memory on a range."""
+    """Make the host allocate memory for a range."""
     os.posix_fallocate(guest.ram.regions[0].fd, address, length)
 
 
 def answered(ring: DriverRing) -> float:
-    """Kick, wait for the answer, return the seconds that it took."""
+    """Kick, wait for the answer and return the seconds it took."""
     assert ring.call_event is not None
     ready = select.poll()
     ready.register(ring.call_event.fileno(), select.POLLIN)

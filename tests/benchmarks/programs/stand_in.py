@@ -1,7 +1,7 @@
-"""Front ends that live in processes of their own, as far as the daemon can tell.
+"""Front ends that, to the daemon, appear to live in their own processes.
 
 Hundreds of simulated VMs in one process would look to the daemon like one QEMU with thousands of
-descriptors, each of which it looks at for pinned memory, for every VM.
+descriptors, all of which it checks for pinned memory, for every VM.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.options import DriverOptions
 
 DESCRIPTORS: Final = 60
-"""About what a QEMU with a disk and a network card has open."""
+"""Roughly the number a QEMU with a disk and a network card has open."""
 
 
 class NotConnected(Exception):
@@ -33,7 +33,7 @@ class NotConnected(Exception):
 async def stood_in_guest(
     path: Path, ram: int, options: DriverOptions
 ) -> AsyncIterator[SimulatedGuest]:
-    """A simulated guest of ram bytes behind a process of its own; see running_guest."""
+    """Run a simulated guest of ram bytes behind its own process; see running_guest."""
     async with _connection(path) as sock:
         with GuestRam.create(ram) as memory:
             async with FrontEnd(sock, memory) as front_end, trio.open_nursery() as nursery:
@@ -45,7 +45,7 @@ async def stood_in_guest(
 
 @asynccontextmanager
 async def _connection(path: Path) -> AsyncIterator[trio.socket.SocketType]:
-    """A connection to the socket at path, made by another process, which lives as long."""
+    """Connect to the socket at path through another process that lives as long."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
