@@ -17,7 +17,7 @@ Options = argparse.Namespace
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; its failure is one line (and logs), no traceback."""
+    """Run one subcommand; report failure as one line (and logs) without a traceback."""
     options = _parser().parse_args(arguments)
     run: Callable[[Options], int] = options.run
     try:
@@ -51,7 +51,7 @@ def _versions(options: Options) -> int:
 
 
 def _counts(package: str) -> bool:
-    """The tree's own packages, not the libraries below them."""
+    """Whether a package is one of the tree's own, not a library below them."""
     return package.startswith(("qemu-system-x86", "linux-image", "busybox", "prometheus"))
 
 

@@ -1,4 +1,4 @@
-"""Which accelerator really works here, found by booting a guest with it."""
+"""Finds the accelerator that really works here, by booting a guest with it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.rig.provisioning.packages import QEMU, cache_folder
 def accelerator(boots_under_kvm: Callable[[], bool]) -> str:
     """VHOST_BALLOON_ACCEL if set, else "kvm" where a guest boots with it, else "tcg".
 
-    That /dev/kvm opens proves little: inside some clouds it is there and no guest gets far. The
-    answer is kept until the host's next boot.
+    Opening /dev/kvm proves little: in some clouds it exists but guests fail early. The answer is
+    cached until the host's next boot.
     """
     chosen = os.environ.get("VHOST_BALLOON_ACCEL")
     if chosen:

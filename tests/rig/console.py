@@ -1,4 +1,4 @@
-"""The guest's serial console, spoken to by guest_init.sh's command loop."""
+"""The guest's serial console, served by guest_init.sh's command loop."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ class Console:
         self.socket.close()
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until the command loop has started (once for each boot)."""
+        """Wait until the command loop has started (once per boot)."""
         deadline = time.monotonic() + timeout
         with self._lock:
             self._read_until(re.compile(re.escape(READY)), deadline, "the guest's shell")
 
     def run(self, command: str, timeout: float) -> str:
-        """Run a shell command, which may have several lines, in a subshell of its own.
+        """Run a shell command, possibly of several lines, in its own subshell.
 
         Returns:
-            What it wrote to stdout and stderr.
+            Its stdout and stderr.
 
         Raises:
             CommandError: it ended with a non-zero status.
-            RigTimeout: it did not end within timeout seconds; it runs on, and the console is
-                free again only when it has ended.
+            RigTimeout: it did not end within timeout seconds; it keeps running, and the console
+                is busy until it ends.
         """
         deadline = time.monotonic() + timeout
         if not self._lock.acquire(timeout=timeout):
@@ -75,7 +75,7 @@ class Console:
         return output
 
     def send(self, command: str) -> None:
-        """Start a command and wait for nothing (it may end the guest)."""
+        """Start a command without waiting (it may end the guest)."""
         with self._lock:
             self._count += 1
             self._send(command, str(self._count))
@@ -93,7 +93,7 @@ class Console:
     def _read_until(
         self, pattern: re.Pattern[bytes], deadline: float, wanted: str
     ) -> re.Match[bytes]:
-        """Read on until pattern is found; drop all up to its end."""
+        """Read until pattern is found; drop everything up to its end."""
         while True:
             match = pattern.search(self._buffer)
             if match is not None:

@@ -1,4 +1,4 @@
-"""The daemon as a subprocess, started the way an operator starts it."""
+"""The daemon as a subprocess, started as an operator starts it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Daemon(process.Started):
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Terminate the daemon. A bad end is an error unless something else failed."""
+        """Terminate the daemon. A bad exit is an error unless something else failed."""
         try:
             if kind is None and self.running():
                 self.terminate()
@@ -79,7 +79,7 @@ class Daemon(process.Started):
         ]
 
     def start(self, timeout: float = START_SECONDS) -> None:
-        """Start it and wait for the control socket, which opens last.
+        """Start the daemon and wait for the control socket, which opens last.
 
         Raises:
             DaemonError: it ended, or there was no socket within timeout seconds.

@@ -1,4 +1,4 @@
-"""The demo with a real guest: the same play and the same picture as vhost-balloon-demo's."""
+"""The demo with a real guest: the same script and display as vhost-balloon-demo."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vhost_balloon.demo.screen import Screen
 from vhost_balloon.sizes import format_size
 
 SECONDS: Final = 2 * PLAY_SECONDS
-"""An emulated processor takes its time."""
+"""An emulated processor is slow."""
 
 
 class RealGuest:
-    """A booted guest as the play sees it; its applications keep files on a tmpfs."""
+    """A booted guest as the demo sees it; its applications keep files on a tmpfs."""
 
     def __init__(self, guest: Guest, daemon: Daemon) -> None:
         self._guest = guest
@@ -37,7 +37,7 @@ class RealGuest:
         return self._guest.memory.size
 
     async def boot(self) -> None:
-        """It runs already: the picture begins with its kernel up."""
+        """Do nothing: the guest already runs, and the display starts with its kernel up."""
 
     async def touch(self, size: int) -> None:
         file = f"/tmp/demo-{next(self._files)}"
@@ -48,7 +48,7 @@ class RealGuest:
         await self._run("rm -f /tmp/demo-*")
 
     async def in_use(self) -> int:
-        """What is neither free nor in the balloon: the kernel's own memory counts as used."""
+        """Memory neither free nor in the balloon; the kernel's own memory counts as used."""
         free = (await trio.to_thread.run_sync(self._guest.meminfo))["MemFree"]
         balloon = (await trio.to_thread.run_sync(self._qmp.execute, "query-vms"))[0]["balloon"]
         return max(self.memory - free - int(balloon), 0)
@@ -64,7 +64,7 @@ class RealGuest:
 
 
 def show(memory: int, reporting: bool) -> None:
-    """Boot a guest with so many MiB on a daemon, play, and print the summary."""
+    """Boot a guest of memory MiB on a daemon, run the demo, and print the summary."""
     options = [] if reporting else ["--no-reporting"]
     size = memory * MiB
     print(f"Booting a Linux guest with {format_size(size)} ...", file=sys.stderr)

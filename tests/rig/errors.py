@@ -1,13 +1,13 @@
-"""What can go wrong in the rig, as a tree.
+"""The rig's errors, as a tree.
 
 RigError
-|-- RigUnavailable    this machine cannot have the rig (not a fault of ours)
+|-- RigUnavailable    this machine cannot run the rig (not our fault)
 |-- GuestError        QEMU or the guest did not do what was asked
 |   |-- CommandError  a command in the guest ended with a non-zero status
 |   `-- RigTimeout    a deadline passed
 |-- QMPError          a QMP server answered with an error
 |-- DaemonError       the daemon did not start or end as it should
-`-- SystemdError      systemd in namespaces of its own did not do what was asked
+`-- SystemdError      systemd in its own namespaces did not do what was asked
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class RigError(Exception):
 
 
 class RigUnavailable(RigError):
-    """This machine cannot have the rig.
+    """This machine cannot run the rig.
 
     Attributes:
         reason: one line for a person, fit for a skip message.
-        by_tree: the reason by the name of the tree that it is about; empty if it is about all.
+        by_tree: reasons by tree name; empty if the reason applies to all trees.
     """
 
     def __init__(self, reason: str, by_tree: Mapping[str, str] | None = None) -> None:
@@ -69,4 +69,4 @@ class DaemonError(RigError):
 
 
 class SystemdError(RigError):
-    """systemd in namespaces of its own did not do what was asked; the text carries its output."""
+    """systemd in its own namespaces did not do what was asked; the text carries its output."""

@@ -1,8 +1,8 @@
-"""pytest support: provisions the trees that the chosen tests need.
+"""pytest support: provisions the trees that the selected tests need.
 
-`@pytest.mark.guest` asks for the trees of a guest, `@pytest.mark.rig(TREE, ...)` for others, the
-fixture systemd_host for its own. All are fetched before the first test, outside of any test's time
-limit and while pytest does not capture output, so that the user sees the reason for the wait.
+`@pytest.mark.guest` requests the trees of a guest, `@pytest.mark.rig(TREE, ...)` others, and the
+fixture systemd_host its own. All are fetched before the first test, outside any test's time limit
+and while pytest does not capture output, so the user sees the reason for the wait.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tests.rig.provisioning.packages import SYSTEMD, TREES, Tree, provision
 from tests.rig.systemd import SystemdHost
 
 _missing: Final[dict[Tree, str]] = {}
-"""Why a tree cannot be provisioned here."""
+"""Tree -> why it cannot be provisioned here."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Provision what the chosen tests need."""
+    """Provision the trees that the selected tests need."""
     if not session.config.option.collectonly:
         _provision(tree for item in session.items for tree in _needed(item))
 
@@ -84,13 +84,13 @@ def systemd_host() -> Iterator[SystemdHost]:
         try:
             host = stack.enter_context(SystemdHost())
         except RigUnavailable as error:
-            refuse(error.reason)  # guests may work all the same
+            refuse(error.reason)  # guests may still work
         host.install()
         yield host
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report loudly which tests were not run."""
+    """Report prominently which tests did not run."""
     if _missing and not required():
         terminalreporter.section("REAL-GUEST TESTS SKIPPED", yellow=True, bold=True)
         for reason in dict.fromkeys(_missing.values()):

@@ -37,11 +37,11 @@ class Guest(Started):
             which a vhost-user back end already listens.
         memory: the guest's RAM.
         flavour: kernel, "cloud" or "generic" (PAGE_POISONING=y).
-        kernel_arguments: more of them, such as "init_on_free=1".
+        kernel_arguments: additional ones, such as "init_on_free=1".
         driver: load virtio_balloon at boot.
         cpus: virtual processors.
-        accel: "kvm" or "tcg"; by default what works on this machine.
-        qemu_arguments: more of them.
+        accel: "kvm" or "tcg"; by default whichever works on this machine.
+        qemu_arguments: additional ones.
         human: an interactive shell on the console instead of the command loop.
         forker: starts QEMU, see spawn(); SystemdHost has one for its PID namespace.
 
@@ -168,14 +168,14 @@ class Guest(Started):
         if self._process is not None and self._process.poll() is None:
             kill(self._process)
 
-    # The guest's inside
+    # Inside the guest
 
     def run(self, command: str, timeout: float = 60) -> str:
         """Run a shell command in the guest; see Console.run."""
         return self.console.run(command, timeout)
 
     def spawn(self, command: str) -> Job:
-        """Start a shell command in the guest's background."""
+        """Start a shell command in the guest, in the background."""
         return Job(self.run, command, f"/run/job{next(self._jobs)}")
 
     def load_driver(self) -> None:
@@ -206,11 +206,11 @@ class Guest(Started):
     # The guest's memory
 
     def resident(self) -> int:
-        """Bytes of host memory that the guest's RAM takes."""
+        """Bytes of host memory that the guest's RAM uses."""
         return ram.resident(self.pid)
 
     def hotplug_dimm(self, timeout: float = 60) -> None:
-        """Plug in a DIMM of 1 GiB with its own backend, and put it online in the guest."""
+        """Plug in a 1 GiB DIMM with its own backend and put it online in the guest."""
         number = next(self._dimms)
         before = self.meminfo()["MemTotal"]
         backend = self.memory.backend(f"dimmmem{number}", GiB)
@@ -234,7 +234,7 @@ class Guest(Started):
         )
         return self.meminfo()["MemTotal"]
 
-    # Inner workings
+    # Internals
 
     def _connected_qmp(self) -> QMPClient:
         """Connect; QEMU opens this socket right after the console's."""

@@ -1,4 +1,4 @@
-"""A guest's console on this terminal."""
+"""Connects a guest's console to this terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def attach(console: socket.socket) -> None:
 
 @contextmanager
 def _raw(descriptor: int) -> Iterator[None]:
-    """Every key goes to the guest; what is no terminal is left as it is."""
+    """Send every key to the guest; leave a descriptor that is not a terminal unchanged."""
     if not os.isatty(descriptor):
         yield
         return

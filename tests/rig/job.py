@@ -1,4 +1,4 @@
-"""Commands in the guest's background."""
+"""Background commands in the guest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.rig.waiting import wait_until
 
 
 class Job:
-    """A command that runs in the guest's background."""
+    """A background command in the guest."""
 
     def __init__(self, run: Callable[[str], str], command: str, prefix: str) -> None:
         self.command = command
@@ -21,12 +21,12 @@ class Job:
         )
 
     def status(self) -> int | None:
-        """Its exit status, None while it runs."""
+        """Exit status, None while it runs."""
         text = self._run(f"cat {self._prefix}.status 2>/dev/null || true").strip()
         return int(text) if text else None
 
     def output(self) -> str:
-        """What it has written so far."""
+        """Output so far."""
         return self._run(f"cat {self._prefix}.out")
 
     def wait(self, timeout: float) -> str:

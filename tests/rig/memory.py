@@ -1,4 +1,4 @@
-"""The guest's RAM: how QEMU gets it, and what the host really spends on it."""
+"""The guest's RAM: QEMU's options for it, and the host memory it really uses."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Memory:
     """The RAM of a guest.
 
     Attributes:
-        size: bytes in all.
+        size: total bytes.
         backing: "memfd", "hugetlb" (memfd of 2 MiB pages; the pool must hold them), "file" (on
             tmpfs), or "none" (private anonymous memory, which vhost-user cannot use).
-        nodes: NUMA nodes, each with a backend of its own and an equal share.
+        nodes: NUMA nodes, each with its own backend and an equal share.
         slots: free slots for hot-plugged DIMMs of 1 GiB.
     """
 
@@ -49,7 +49,7 @@ class Memory:
         return options
 
     def machine(self) -> str:
-        """What to append to -machine."""
+        """The text to append to -machine."""
         single = self.backing != "none" and self.nodes == 1
         return ",memory-backend=mem0" if single else ""
 
@@ -57,7 +57,7 @@ class Memory:
         """A memory backend object as -object and object-add take it."""
         properties: dict[str, Any] = {"id": name, "size": size, "share": True}
         if self.backing == "file":
-            # Given a folder, QEMU makes a file there and unlinks it at once.
+            # Given a folder, QEMU creates a file there and unlinks it immediately.
             return properties | {"qom-type": "memory-backend-file", "mem-path": "/dev/shm"}
         if self.backing == "hugetlb":
             properties |= {"hugetlb": True, "hugetlbsize": 2 * MiB}
@@ -67,7 +67,7 @@ class Memory:
 def resident(pid: int) -> int:
     """Bytes the host spends on the RAM of QEMU process pid (RAM and swap, each file once).
 
-    Without a memory backend this is the process's RSS, the nearest there is.
+    Without a memory backend this is the process's RSS, the closest approximation.
     """
     blocks: dict[tuple[int, int], int] = {}
     for number, link in fds(pid).items():

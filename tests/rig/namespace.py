@@ -1,4 +1,4 @@
-"""Processes in another PID namespace: which they are out here, and how to start more of them."""
+"""Processes in another PID namespace: finds their process ids here and starts more of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _CLONE_NEWPID = 0x20000000
 
 
 def forker(pid: int) -> ThreadPoolExecutor:
-    """A thread whose children live in the PID namespace of pid; for spawn(), shut it down last.
+    """Make a thread, for spawn(), whose children live in pid's PID namespace; shut it down last.
 
-    They see this mount namespace, and are known here by a process id of this PID namespace.
+    They see this mount namespace, and have a process id in this PID namespace too.
     """
     return ThreadPoolExecutor(1, "rig-namespace", initializer=_enter, initargs=(pid,))
 
@@ -28,10 +28,10 @@ def _enter(pid: int) -> None:
 
 
 def outside(pid: int, init: int) -> int:
-    """The process id here of what is pid in the PID namespace of process init.
+    """Return the process id here of the process that is pid in init's PID namespace.
 
     Raises:
-        ProcessLookupError: there is none.
+        ProcessLookupError: no such process.
     """
     namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
     for entry in Path("/proc").iterdir():
@@ -41,7 +41,7 @@ def outside(pid: int, init: int) -> int:
 
 
 def _inner(process: Path, namespace: int) -> int | None:
-    """Its process id in the namespace with this inode, None if it is in another."""
+    """Return its process id in the namespace with this inode, None if it is in another."""
     try:
         if (process / "ns/pid").stat().st_ino != namespace:
             return None

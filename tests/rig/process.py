@@ -1,4 +1,4 @@
-"""Child processes that never outlive us, and what /proc tells about them."""
+"""Child processes that never outlive us, and facts about them from /proc."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Closing(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it, and throw away what it left."""
+        """End it and delete its remains."""
 
     def __enter__(self) -> Self:
         return self
@@ -38,11 +38,11 @@ class Closing(ABC):
 
 
 class Started(Closing):
-    """What starts only on entry. close() may be called twice, and before it has started."""
+    """A Closing that starts on entry. close() may be called twice, and before the start."""
 
     @abstractmethod
     def start(self) -> None:
-        """Start it, and wait until it can be used."""
+        """Start it and wait until it is usable."""
 
     def __enter__(self) -> Self:
         try:
@@ -64,7 +64,7 @@ def spawn(
     """Start a program that is killed when this process ends, however it ends.
 
     Args:
-        output: gets its stdout and stderr.
+        output: receives its stdout and stderr.
         environment: variables to add to ours.
         forker: a thread that outlives the process, if not our own.
     """

@@ -27,7 +27,7 @@ class PrometheusError(RigError):
 
 
 def program(name: str) -> list[str]:
-    """prometheus or promtool, started by its own dynamic linker with its own libraries."""
+    """Command of prometheus or promtool, run by its own dynamic linker with its own libraries."""
     tree = PROMETHEUS.folder
     return [
         f"{tree}/usr/lib64/ld-linux-x86-64.so.2",
@@ -37,7 +37,7 @@ def program(name: str) -> list[str]:
 
 
 def promtool(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run promtool with text as its input; stdout has its stderr as well."""
+    """Run promtool with text as its input; stdout includes its stderr."""
     return subprocess.run(
         [*program("promtool"), *map(str, arguments)],
         input=text,
@@ -57,7 +57,7 @@ class Prometheus(process.Started):
         scheme, tls: as in a scrape_config.
 
     Attributes:
-        url: where its HTTP API is.
+        url: address of its HTTP API.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Prometheus(process.Started):
         super().__exit__(kind, value, tb)
 
     def close(self) -> None:
-        """Kill it and throw its folder away; may be called twice."""
+        """Kill it and delete its folder; may be called twice."""
         if self._process is not None and self._process.poll() is None:
             process.kill(self._process)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -111,14 +111,14 @@ class Prometheus(process.Started):
         return found
 
     def value(self, expression: str) -> float | None:
-        """What a query with at most one element gives."""
+        """Return the value of a query with at most one element, None without one."""
         found = self.query(expression)
         if len(found) > 1:
             raise PrometheusError(f"{expression} has {len(found)} elements")
         return float(found[0]["value"][1]) if found else None
 
     def history(self, selector: str, seconds: int) -> list[float]:
-        """What was scraped of a single series in the last seconds."""
+        """Return the samples of a single series from the last seconds."""
         found = self.query(f"{selector}[{seconds}s]")
         return [float(value) for _, value in found[0]["values"]] if found else []
 
@@ -131,7 +131,7 @@ class Prometheus(process.Started):
         try:
             with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=20) as answer:
                 return json.load(answer)["data"]
-        except OSError as error:  # an HTTP error is one
+        except OSError as error:  # includes HTTP errors
             raise PrometheusError(f"{path} {arguments}: {error}\n{self.log()}") from error
 
     def start(self) -> None:

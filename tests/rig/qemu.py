@@ -10,14 +10,14 @@ from tests.rig.memory import Memory
 from tests.rig.provisioning.packages import QEMU
 
 DEVICE_ID: Final = "balloon0"
-# Saves a fifth of the boot time under TCG, and a TSC that TCG cannot keep stable is not judged.
+# Saves a fifth of the boot time under TCG, and skips checks of the TSC, unstable under TCG.
 _KERNEL_ARGUMENTS: Final = (
     "console=ttyS1 tsc=reliable no_timer_check cryptomgr.notests rcupdate.rcu_expedited=1"
 )
 
 
 def program() -> list[str]:
-    """The provisioned QEMU, started by its own dynamic linker with its own libraries."""
+    """Command of the provisioned QEMU, run by its own dynamic linker with its own libraries."""
     tree = QEMU.folder
     return [
         f"{tree}/usr/lib64/ld-linux-x86-64.so.2",
@@ -36,7 +36,7 @@ def base_arguments(folder: Path, memory: Memory, accel: str, cpus: int) -> list[
         *("-accel", accel, "-smp", str(cpus)),
         *(("-cpu", "host") if accel == "kvm" else ()),
         *memory.arguments(),
-        # Waits for us, so that nothing the guest says is lost.
+        # QEMU waits for us, so that no guest output is lost.
         *("-chardev", f"socket,id=console,path={folder}/console.sock,server=on,wait=on,"
           f"logfile={folder}/console.log"),
         *("-serial", "chardev:console"),

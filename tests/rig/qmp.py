@@ -24,7 +24,7 @@ class QMPClient(Closing):
     """One negotiated connection. Not thread-safe.
 
     Attributes:
-        events: events not yet taken by `wait_event`, the oldest first.
+        events: events not yet taken by `wait_event`, oldest first.
     """
 
     def __init__(self, path: Path | str, timeout: float = DEFAULT_SECONDS) -> None:

@@ -1,4 +1,4 @@
-"""Real systemd as PID 1 of its own namespaces, in a throwaway copy of a Debian tree. Needs root."""
+"""Real systemd as PID 1 in its own namespaces, in a temporary copy of a Debian tree. Needs root."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPTIONS: Final = "/etc/default/vhost-balloon"
 
 @dataclass(frozen=True)
 class Instance:
-    """A VM, as the names of its units and sockets."""
+    """The names of a VM's units and sockets."""
 
     vm: str
 
@@ -46,7 +46,7 @@ class Instance:
 
     @property
     def path(self) -> str:
-        """Where its front end connects."""
+        """The socket its front end connects to."""
         return f"/run/vhost-balloon/{self.vm}.sock"
 
     @property
@@ -55,7 +55,7 @@ class Instance:
 
     @property
     def units(self) -> tuple[str, str]:
-        """What is stopped together: nothing is left then."""
+        """The units to stop together so that nothing remains."""
         return self.socket, self.service
 
 
@@ -85,21 +85,21 @@ http.server.HTTPServer(("127.0.0.1", 9750), Handler).serve_forever()
 
 _BOOT: Final = Path(__file__).with_name("systemd_boot.sh")
 _ENVIRONMENT: Final = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8")
-# Its cgroups cannot be reached through a mount that the host need not have.
+# The host may lack the mount through which its cgroups would be reached.
 _REMOVE_CGROUP: Final = (
     'mount -t cgroup2 cgroup2 "$1" && find "$1/$2" -depth -type d -exec rmdir {} +'
 )
 
 
 class SystemdHost(process.Started):
-    """One system; a context manager that leaves nothing behind.
+    """One systemd system; a context manager that leaves nothing behind.
 
-    Its processes are seen from here, under other process ids; its files at path().
+    Its processes are visible here under other process ids, its files at path().
 
     Attributes:
-        folder: on this side: systemd's own output, and what tests like to put there.
-        forker: hand it to Guest or spawn(), and the process lives in the system's PID namespace,
-            where the daemon can see it, but with this side's files.
+        folder: on the host: systemd's own output, and files of the tests.
+        forker: for Guest or spawn(): runs the process in the system's PID namespace, where the
+            daemon can see it, but with the host's files.
     """
 
     forker: ThreadPoolExecutor
@@ -111,10 +111,10 @@ class SystemdHost(process.Started):
         self._init = 0
 
     def start(self, timeout: float = BOOT_SECONDS) -> None:
-        """Boot, and wait until all jobs of the boot are done.
+        """Boot and wait until all boot jobs are done.
 
         Raises:
-            RigUnavailable: this machine does not let us have namespaces.
+            RigUnavailable: this machine does not allow namespaces.
             SystemdError: it did not boot within timeout seconds.
         """
         if os.geteuid() != 0:
@@ -159,10 +159,10 @@ class SystemdHost(process.Started):
     def run(
         self, *command: str | Path, check: bool = True, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside; stdout has its stderr as well.
+        """Run a command inside; stdout includes its stderr.
 
         Raises:
-            SystemdError: check, and it ended with another status than 0.
+            SystemdError: check is true and the command failed.
         """
         enter = ["nsenter", f"--target={self._init}", "--all", "--root", "--wd"]
         done = _run(*enter, *_ENVIRONMENT, *command, timeout=timeout)
@@ -172,7 +172,7 @@ class SystemdHost(process.Started):
         return done
 
     def systemctl(self, *arguments: str, check: bool = True) -> str:
-        """What systemctl prints."""
+        """Run systemctl and return its output."""
         return self.run("systemctl", "--no-pager", "--full", *arguments, check=check).stdout
 
     def show(self, unit: str, name: str) -> str:
@@ -180,12 +180,12 @@ class SystemdHost(process.Started):
         return self.systemctl("show", "--value", f"--property={name}", unit).strip()
 
     def journal(self, unit: str = SERVICE) -> str:
-        """A unit's log, systemd's own lines about it included: all that was written until now."""
+        """A unit's complete log so far, including systemd's own lines about it."""
         self.run("journalctl", "--sync")
         return self.run("journalctl", "--no-pager", "--output=short-precise", "-u", unit).stdout
 
     def wait_logged(self, text: str, unit: str = SERVICE, timeout: float = 30) -> str:
-        """Wait until a unit's log has text; all of the log."""
+        """Wait until a unit's log contains text; return the whole log."""
         log = ""
 
         def logged() -> bool:
@@ -198,16 +198,16 @@ class SystemdHost(process.Started):
         return log
 
     def path(self, inside: str) -> Path:
-        """A file of the system, as this side sees it; sockets can be connected to."""
+        """The host's path of a file of the system; works for connecting to sockets too."""
         return Path(f"/proc/{self._init}/root{inside}")
 
     def write(self, inside: str, text: str) -> None:
-        """Write a file, and the folders that it needs."""
+        """Write a file, creating its folders."""
         self.run("mkdir", "-p", os.path.dirname(inside))
         self.path(inside).write_text(text)
 
     def drop_in(self, unit: str, text: str, name: str = "test") -> None:
-        """Add to a unit, and have systemd read it; "" takes it back."""
+        """Add a drop-in to a unit and reload systemd; "" removes it."""
         path = f"/run/systemd/system/{unit}.d/{name}.conf"
         if text:
             self.write(path, text)
@@ -219,10 +219,10 @@ class SystemdHost(process.Started):
 
     @contextlib.contextmanager
     def options(self, *options: str) -> Iterator[None]:
-        """Daemons that start meanwhile get these options, as README says.
+        """Give these options to daemons that start meanwhile, as README says.
 
-        Front ends here run as another user than the daemon, so that nothing of theirs is discarded
-        but with --discard=always.
+        Front ends here run as a different user from the daemon, so their memory is discarded only
+        with --discard=always.
         """
         self.write(OPTIONS, f'VHOST_BALLOON_OPTIONS="{" ".join(options)}"\n')
         try:
@@ -231,16 +231,16 @@ class SystemdHost(process.Started):
             self.path(OPTIONS).unlink()
 
     def install(self, wheel: Path | None = None) -> None:
-        """Install the daemon as README says; again: another build in the first one's place."""
+        """Install the daemon as README says; a second call replaces the first build."""
         with tempfile.TemporaryDirectory() as folder:
             built = wheel or build_wheel(Path(folder))
             shutil.copy(built, self.path("/root"))
         if not self.path(VENV).exists():
-            # Debian has what it depends on; there is no network to fetch it by.
+            # The dependencies come from Debian; there is no network to fetch them.
             self.run("python3", "-m", "venv", "--system-site-packages", VENV)
         options = ("--no-index", "--no-deps", "--force-reinstall", "--disable-pip-version-check")
         self.run(f"{VENV}/bin/pip", "install", *options, f"/root/{built.name}")
-        # Compiles what Debian's maintainer scripts would have: services may not write there.
+        # Compiles modules as Debian's maintainer scripts would: services cannot write there.
         self.run(f"{VENV}/bin/python", "-c", "import prometheus_client, vhost_balloon.__main__")
         self.run(f"{VENV}/bin/vhost-balloon", "--version")
         self.run(f"{VENV}/bin/vhost-balloonctl", "install-units")
@@ -252,17 +252,17 @@ class SystemdHost(process.Started):
         self.systemctl("daemon-reload")
 
     def daemon_pid(self, unit: str = SERVICE) -> int:
-        """The daemon's process id on this side. Raises ProcessLookupError if it does not run."""
+        """The daemon's process id on the host. Raises ProcessLookupError if it does not run."""
         return namespace.outside(int(self.show(unit, "MainPID")), self._init)
 
     def kill(self, number: signal.Signals = signal.SIGKILL, unit: str = SERVICE) -> int:
-        """Send the daemon a signal; the process id that it had."""
+        """Send the daemon a signal; return its process id."""
         pid = self.daemon_pid(unit)
         os.kill(pid, number)
         return pid
 
     def wait_replaced(self, old: int, unit: str = SERVICE, timeout: float = 30) -> float:
-        """Wait until the unit is active again with another process than old; seconds it took."""
+        """Wait until the unit is active with a process other than old; return the seconds."""
 
         def replaced() -> bool:
             with contextlib.suppress(ProcessLookupError):
@@ -283,10 +283,10 @@ class SystemdHost(process.Started):
         """A new connection to a control socket inside."""
         return QMPClient(self.path(path))
 
-    # Inner workings
+    # Internals
 
     def _booted(self) -> bool:
-        """Whether systemd takes orders already."""
+        """Whether systemd accepts commands."""
         assert self._process is not None
         pid = self._process.pid
         try:
@@ -315,6 +315,6 @@ def _run(*command: str | Path, timeout: float = 60) -> subprocess.CompletedProce
 
 
 def _own_cgroup() -> str:
-    """Our group in the unified hierarchy, which hybrid systems have beside the older ones."""
+    """Our group in the unified hierarchy, which hybrid systems have beside the legacy ones."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     return next((line[3:] for line in lines if line.startswith("0::")), "/")

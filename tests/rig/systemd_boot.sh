@@ -3,8 +3,8 @@
 set -e
 tree=$1 work=$2 cgroup=$3
 if [ "$4" != inner ]; then
-    # In a mount namespace of its own. systemd takes the root of its cgroup namespace for its own,
-    # so that has to be a new group.
+    # In its own mount namespace. systemd takes over the root of its cgroup namespace, so that
+    # must be a new group.
     mount -t tmpfs -o mode=0755 tmpfs "$work"
     mkdir "$work/upper" "$work/work" "$work/root" "$work/cgroup"
     mount -t cgroup2 cgroup2 "$work/cgroup"
@@ -17,7 +17,7 @@ if [ "$4" != inner ]; then
 fi
 root=$work/root
 mount -t proc proc "$root/proc"
-# The host's settings are not systemd's to change, here.
+# systemd must not change the host's settings.
 mount --bind "$root/proc/sys" "$root/proc/sys"
 mount -o remount,bind,ro "$root/proc/sys"
 mount -t sysfs -o ro sysfs "$root/sys"
@@ -34,7 +34,7 @@ mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$root/dev/pts"
 ln -s pts/ptmx "$root/dev/ptmx"
 hostname rig
 tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
-# What ca-certificates' maintainer script does; pip does not start without.
+# As ca-certificates' maintainer script does; pip does not start without it.
 cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
 # No first boot, no network, nothing of the host's kernel.
 for unit in systemd-modules-load.service systemd-networkd.service systemd-udevd.service \

@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    """One guest with QEMU's own balloon for all tests that leave it as it was."""
+    """One guest with QEMU's own balloon for all tests that leave it unchanged."""
     with Guest("qemu") as booted:
         yield booted
 
@@ -87,7 +87,7 @@ def test_inflate_and_deflate_with_qemus_own_device(guest: Guest) -> None:
     assert guest.resident() < 600 * MiB
     deflated = workload.set_target(guest.qmp, GiB)
     print(f"QEMU's own device: 256 MiB inflated in {inflated:.2f} s, deflated in {deflated:.2f} s")
-    # MemFree tells it late: pages that are being reported do not count as free.
+    # MemFree lags: pages being reported do not count as free.
     assert guest.vmstat()["balloon_deflate"] - freed >= 256 * MiB // 4096
 
 
@@ -167,7 +167,7 @@ def test_vhost_user_device_connects_to_its_back_end(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "vm.sock"))
         listener.listen()
         listener.settimeout(30)
-        # Started by a thread of its own, as QEMU waits for our answer.
+        # Started in its own thread, since QEMU waits for our answer.
         guest = Guest(tmp_path / "vm.sock")
         with pytest.raises(GuestError, match="did not boot"):
             _start_and_hang_up(guest, listener)

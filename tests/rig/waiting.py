@@ -13,10 +13,10 @@ def wait_until(
     *,
     pause: float = 0.1,
 ) -> float:
-    """Poll a condition until it holds; return the seconds that took.
+    """Poll a condition until it holds; return the seconds it took.
 
     Raises:
-        AssertionError: it did not hold in time; or what failure() returns instead.
+        AssertionError: it did not hold in time; with failure(), the error that it returns.
     """
     started = time.monotonic()
     while not condition():

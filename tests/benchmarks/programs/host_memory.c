@@ -1,4 +1,4 @@
-/* A process beside the benchmark that has a guest's memory mapped: usage host_memory FD BYTES.
+/* A process that maps a guest's memory beside the benchmark: usage host_memory FD BYTES.
  *
  * "touch N" and N lines "OFFSET LENGTH" write to every page, as a guest that uses them; then the
  * process sleeps in read(2), as a halted vCPU. "punch N" and N such lines punch those holes, one

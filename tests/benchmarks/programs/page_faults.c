@@ -1,4 +1,4 @@
-/* What the guest of the page-fault benchmark runs. Freestanding: it is sent over a serial line.
+/* The guest program of the page-fault benchmark. Freestanding: it is sent over a serial line.
  *
  *   page_faults fill MIB             write to every page of MIB MiB once, and end
  *   page_faults base|huge TASKS MS   TASKS processes map, touch page for page, and unmap 64 MiB,

@@ -1,8 +1,8 @@
 /* Stands in for a QEMU process in /proc: usage stand_in SOCKET DESCRIPTORS.
  *
- * Connects to SOCKET, hands the connection to whoever is behind standard input (a unix socket),
- * and sleeps until that ends, with DESCRIPTORS more files open. The daemon takes it for the
- * process that the front end lives in, and looks at its descriptors.
+ * Connects to SOCKET, passes the connection to the peer of standard input (a unix socket), and
+ * sleeps until that closes, with DESCRIPTORS more files open. The daemon takes it for the front
+ * end's process and examines its descriptors.
  */
 #include <fcntl.h>
 #include <stdio.h>

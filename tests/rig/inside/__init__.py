@@ -1,1 +1,1 @@
-"""What runs inside a guest: its initramfs with the scripts, and workloads."""
+"""The guest's software: its initramfs with the scripts, and workloads."""

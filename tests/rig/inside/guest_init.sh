@@ -15,7 +15,7 @@ exec </dev/ttyS0 >/dev/ttyS0 2>&1
 argument() { grep -qw "$1" /proc/cmdline; }
 
 argument rig.driver=0 || insmod /lib/modules/virtio_balloon.ko
-# Never the out-of-memory killer's choice; commands give this up again.
+# Exempt from the out-of-memory killer; commands drop the exemption.
 echo -1000 >/proc/self/oom_score_adj
 
 if argument rig.human=1; then
@@ -26,7 +26,7 @@ fi
 # Raw: no echo, no translation of newlines, and no limit on the length of a line.
 stty raw -echo
 echo @@ready
-# Lines of base64 add up to a command; "run NONCE" starts it. Its end is told with its status.
+# Lines of base64 form a command; "run NONCE" starts it. Its end is reported with its status.
 serve() {
     command=
     while read -r word nonce; do
@@ -45,7 +45,7 @@ serve() {
         command=
     done
 }
-# Not by PID 1 itself: what its background jobs leave behind becomes its child, and a child's end
-# makes busybox's read forget the part of a line that it has read so far.
+# Not by PID 1 itself: orphans of background jobs become its children, and when a child ends,
+# busybox's read forgets the part of a line read so far.
 (serve)
 poweroff -f

@@ -1,5 +1,5 @@
 # Writes files whose content follows from their number, deletes some, verifies the rest.
-# Wants SECONDS_TO_RUN, FILE_MIB and MOST; keeps its counts in /run/integrity. Whoever makes
+# Needs SECONDS_TO_RUN, FILE_MIB and MOST; keeps its counts in /run/integrity. Creating
 # /run/integrity-stop ends it early.
 folder=/tmp/integrity
 sums=/run/integrity-sums
@@ -42,8 +42,8 @@ verify() {
     bad=$((bad + (differing > 0 ? differing : 1)))
 }
 
-# Every other file of the older half goes without being looked at, so that its pages are free,
-# reported and used again; the rest is verified first.
+# Every other file of the older half is deleted unverified, so that its pages are freed,
+# reported and reused; the rest is verified first.
 retire_one() {
     [ $((first % 2)) = 0 ] || verify "$first"
     rm "$folder/$first" "$sums/$first"

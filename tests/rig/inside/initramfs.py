@@ -28,7 +28,7 @@ _INIT: Final = Path(__file__).with_name("guest_init.sh")
 
 @dataclass(frozen=True)
 class Kernel:
-    """What QEMU needs to boot a guest.
+    """The files QEMU needs to boot a guest.
 
     Attributes:
         image: vmlinuz.
@@ -42,7 +42,7 @@ class Kernel:
 
 
 def kernel(flavour: str) -> Kernel:
-    """Find the provisioned kernel of that flavour and build its initramfs if need be.
+    """Find the provisioned kernel of that flavour; build its initramfs if necessary.
 
     Args:
         flavour: "cloud" or "generic" (PAGE_POISONING=y).
@@ -58,7 +58,7 @@ def kernel(flavour: str) -> Kernel:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write and rename, so that a guest that starts meanwhile never sees half a file."""
+    """Write and rename, so that a guest starting meanwhile never sees a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, staged = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(descriptor, "wb") as file:
@@ -71,7 +71,7 @@ def _archive(tree: Tree) -> bytes:
     entries.append(_entry("init", stat.S_IFREG | 0o755, _INIT.read_bytes()))
     busybox = (BUSYBOX.folder / "usr/bin/busybox").read_bytes()
     entries.append(_entry("bin/busybox", stat.S_IFREG | 0o755, busybox))
-    # The init script's interpreter has to exist before it can install the other links.
+    # The init script's interpreter must exist before the script can install the other links.
     entries.append(_entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox"))
     for module in MODULES:
         (packed,) = tree.folder.glob(f"usr/lib/modules/*/kernel/{module}")

@@ -1,4 +1,4 @@
-"""What guests are made to do, in busybox sh."""
+"""Guest workloads, in busybox sh."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def free(guest: Guest, name: str = "fill", *, timeout: float = 60) -> None:
 def press(guest: Guest, size: int) -> Job:
     """Fill the guest with size bytes in the background.
 
-    There is no swap, so a size above what is free can succeed only if the balloon deflates on
-    the guest's shortage of memory; else the writer fails (tmpfs full) or is killed.
+    There is no swap, so a size above the free memory succeeds only if the balloon deflates under
+    memory pressure; otherwise the writer fails (tmpfs full) or is killed.
     """
     guest.run("mkdir -p /run/press; mountpoint -q /run/press ||"
               " mount -t tmpfs -o size=100% press /run/press")  # fmt: skip
@@ -39,20 +39,20 @@ def press(guest: Guest, size: int) -> Job:
 
 
 def release_pressure(guest: Guest) -> None:
-    """Give back what press() took."""
+    """Free the memory that press() took."""
     guest.run("umount /run/press")
 
 
 def set_target(qmp: QMPClient, size: int, timeout: float = 60) -> float:
-    """Order the guest's memory to be size bytes, of QEMU or of the daemon alike.
+    """Set the guest's memory to size bytes, through QEMU or the daemon.
 
-    BALLOON_CHANGE is no measure of time: QEMU sends it once a second at most.
+    BALLOON_CHANGE cannot measure time: QEMU sends it at most once a second.
 
     Returns:
-        The seconds until `query-balloon` said so, to about 20 ms.
+        The seconds until `query-balloon` reported it, to about 20 ms.
 
     Raises:
-        RigTimeout: the guest got there not within timeout seconds.
+        RigTimeout: the guest did not reach it within timeout seconds.
     """
     started = time.monotonic()
     qmp.execute("balloon", {"value": size})
@@ -65,12 +65,12 @@ def set_target(qmp: QMPClient, size: int, timeout: float = 60) -> float:
 
 @dataclass(frozen=True)
 class IntegrityReport:
-    """Counts of an integrity run so far.
+    """Current counts of an integrity run.
 
     Attributes:
         written, verified, deleted: files.
-        bad_bytes: bytes that differed from what was written.
-        finished: the run is over, and every file that was left was verified.
+        bad_bytes: bytes that differed from those written.
+        finished: the run is over, and every remaining file was verified.
     """
 
     written: int
@@ -81,19 +81,19 @@ class IntegrityReport:
 
 
 class Integrity:
-    """For some seconds the guest writes files, deletes some and verifies the rest.
+    """Makes the guest write files for some seconds, delete some and verify the rest.
 
     The console stays free: the guest keeps its counts in a file.
 
     Args:
         seconds: how long it writes.
         file_size: bytes of each file (whole MiB).
-        most: how many files there are at most.
+        most: maximum number of files.
     """
 
     def __init__(self, guest: Guest, seconds: int, file_size: int = 4 * MiB, most: int = 60):
         self._guest = guest
-        guest.run("rm -rf /tmp/integrity /run/integrity*")  # of the run before
+        guest.run("rm -rf /tmp/integrity /run/integrity*")  # from the previous run
         settings = f"SECONDS_TO_RUN={seconds} FILE_MIB={file_size // MiB} MOST={most}"
         self._job = guest.spawn(f"{settings}\n{_INTEGRITY.read_text()}")
 
@@ -103,7 +103,7 @@ class Integrity:
         return _parsed(text)
 
     def finish(self, timeout: float) -> IntegrityReport:
-        """Have it verify what there is and end, however long it was to run; see wait()."""
+        """Make it verify the remaining files and end early; see wait()."""
         self._guest.run("touch /run/integrity-stop")
         return self.wait(timeout)
 
@@ -111,8 +111,8 @@ class Integrity:
         """Wait for the end.
 
         Raises:
-            RigTimeout: it is not over after timeout seconds.
-            GuestError: the workload broke down.
+            RigTimeout: it did not end within timeout seconds.
+            GuestError: the workload failed.
         """
         output = self._job.wait(timeout)
         report = self.report()

@@ -1,1 +1,1 @@
-"""What the rig downloads: Debian packages, unpacked below the cache folder."""
+"""The rig's downloads: Debian packages, unpacked below the cache folder."""

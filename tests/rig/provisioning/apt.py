@@ -1,7 +1,7 @@
-"""A private apt: own state, own cache, an empty dpkg status, no root, signatures checked.
+"""A private apt: its own state and cache, an empty dpkg status, no root, signatures checked.
 
-The host's apt state is neither read nor changed. What is taken over from the host is how to
-reach its archive: the URI, proxies and other Acquire options, credentials and keyrings.
+The host's apt state is neither read nor changed. Only the way to reach the host's archive is
+taken over: the URI, proxies and other Acquire options, credentials and keyrings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.rig.provisioning.sources import Archive
 SUITES: Final = ("trixie", "trixie-backports")
 _KEYRING: Final = "usr/share/keyrings/debian-archive-keyring.gpg"
 _UNTRUSTED: Final = re.compile(r"NO_PUBKEY|not signed|[Mm]issing key|couldn't be verified")
-# Settings that would weaken the checks or fetch indexes that nobody here reads.
+# Settings that would weaken the checks or fetch unused indexes.
 _NOT_TAKEN_OVER: Final = re.compile(
     r"Acquire::(IndexTargets|Changelogs|Languages|Allow\w+|GzipIndexes|CompressionTypes)\b"
 )
@@ -29,10 +29,10 @@ _NOT_TAKEN_OVER: Final = re.compile(
 
 @dataclass
 class PrivateApt:
-    """apt-get and apt-cache bound to a folder of their own.
+    """apt-get and apt-cache bound to their own folder.
 
     Attributes:
-        root: the folder; everything in it may be thrown away between uses.
+        root: the folder; everything in it may be deleted between uses.
         etc_apt: the host's apt configuration.
     """
 
@@ -43,7 +43,7 @@ class PrivateApt:
         """Fetch the indexes of SUITES from archive.
 
         Raises:
-            RigUnavailable: it has none of them, or not under a signature we can trust.
+            RigUnavailable: it lacks them, or has them without a signature we can trust.
         """
         self._configure()
         keyrings = _signed_by(archive.signed_by)
@@ -58,7 +58,7 @@ class PrivateApt:
             self._update(archive.uri, SUITES, str(self._newer_keyring()))
 
     def prefer_backports(self, patterns: Sequence[str]) -> None:
-        """Take the packages matching patterns, and only those, from backports."""
+        """Take only the packages matching patterns from backports."""
         (self.root / "etc/preferences").write_text(
             f"Package: {' '.join(patterns)}\nPin: release n={SUITES[1]}\nPin-Priority: 990\n"
             if patterns
@@ -66,7 +66,7 @@ class PrivateApt:
         )
 
     def download(self, packages: Sequence[str]) -> list[Path]:
-        """Download packages and all they depend on, recommendations left out."""
+        """Download packages and all their dependencies, without recommendations."""
         folder = self._empty_folder()
         (folder / "partial").mkdir()
         self._run(
@@ -79,21 +79,21 @@ class PrivateApt:
         return sorted(folder.glob("*.deb"))
 
     def download_alone(self, packages: Sequence[str]) -> list[Path]:
-        """Download packages without what they depend on."""
+        """Download packages without their dependencies."""
         folder = self._empty_folder()
         self._run(["apt-get", "download"], packages, cwd=folder)
         return sorted(folder.glob("*.deb"))
 
     def dependencies(self, package: str) -> list[str]:
-        """Names that package depends on directly, first alternatives only."""
+        """Names of the direct dependencies of package, first alternatives only."""
         shown = self._run(["apt-cache", "show", "--no-all-versions"], [package])
         match = re.search(r"^Depends: (.*)$", shown, re.MULTILINE)
         words = match[1].split(",") if match else []
         return [word.split("|")[0].split("(")[0].strip() for word in words]
 
     def _empty_folder(self) -> Path:
-        """A folder for one download. Shared, it would hold what an earlier one fetched, and apt
-        does not fetch again what is there: nobody could tell whose a package is."""
+        """Make a folder for one download. apt does not fetch existing files again, so in a shared
+        folder it would be unclear which download a package belongs to."""
         return Path(tempfile.mkdtemp(prefix="packages-", dir=self.root))
 
     def _newer_keyring(self) -> Path:

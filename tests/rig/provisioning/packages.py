@@ -1,9 +1,9 @@
 """Provision the rig: trees of unpacked Debian packages in a cache folder, without root.
 
 Each tree is made in a staging folder, checked, stamped with its package versions and renamed
-into place, so a tree that exists is complete. No tree depends on another, nor on what an earlier
-provisioning did or left. A tree's folder name carries a digest of its recipe: changing a recipe
-makes a new tree and leaves those in use alone.
+into place, so a tree that exists is complete. No tree depends on another, nor on an earlier
+provisioning. A tree's folder name contains a digest of its recipe: changing a recipe makes a new
+tree and leaves those in use alone.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _LOCK_SECONDS: Final = 1200.0
 
 @dataclass(frozen=True)
 class Tree:
-    """A recipe: packages that are unpacked together into one folder.
+    """A recipe: packages to unpack together into one folder.
 
     Attributes:
-        packages: what is asked for.
+        packages: the requested packages.
         backports: patterns of the packages that come from backports.
-        dependencies: unpack all that the packages depend on as well.
-        meta: packages are meta packages; take what they depend on whose name starts with this.
-        keep: globs of what stays of the unpacked files; empty keeps all.
-        must_have: globs, each of which has to match for the tree to count as complete.
+        dependencies: also unpack all dependencies of the packages.
+        meta: packages are meta packages; take their dependencies whose name starts with this.
+        keep: globs of the unpacked files to keep; empty keeps all.
+        must_have: globs that must all match for the tree to count as complete.
     """
 
     name: str
@@ -58,11 +58,11 @@ class Tree:
         return cache_folder() / "trees" / f"{self.name}-{digest}"
 
     def is_there(self) -> bool:
-        """Whether it was made, and nobody has removed a part of it since."""
+        """Whether it was made and no part of it has been removed since."""
         return (self.folder / _STAMP).is_file() and not self.lacking(self.folder)
 
     def lacking(self, folder: Path) -> list[str]:
-        """The patterns of must_have that nothing in folder matches."""
+        """The patterns of must_have without a match in folder."""
         return [
             pattern
             for pattern in self.must_have
@@ -109,11 +109,11 @@ GENERIC_KERNEL: Final = Tree(
 )
 BUSYBOX: Final = Tree("busybox", ("busybox-static",), must_have=("usr/bin/busybox",))
 TREES: Final = (QEMU, CLOUD_KERNEL, GENERIC_KERNEL, BUSYBOX)
-"""What guests need."""
+"""The trees that guests need."""
 
 PROMETHEUS: Final = Tree(
     "prometheus",
-    ("prometheus", "promtool", "libc6"),  # all that the two programs need to run
+    ("prometheus", "promtool", "libc6"),  # all the two programs need to run
     keep=("usr/bin/prom*", "usr/lib64/*", "usr/lib/x86_64-linux-gnu/*.so*"),
     must_have=("usr/bin/prometheus", "usr/bin/promtool", "usr/lib64/ld-linux-x86-64.so.2"),
 )
@@ -128,7 +128,7 @@ SYSTEMD: Final = Tree(
     (
         *("systemd", "base-files", "base-passwd", "bash", "dash", "dbus"),
         *("coreutils", "util-linux", "mount", "libc-bin", "grep", "sed"),
-        # What the wheel needs there: Debian has all that it depends on.
+        # The wheel's dependencies, all of them in Debian.
         *("python3", "python3-venv", "python3-trio", "python3-construct"),
         "python3-prometheus-client",
     ),
@@ -141,7 +141,7 @@ SYSTEMD: Final = Tree(
         "usr/lib/python3/dist-packages/trio",
     ),
 )
-"""Debian as far as systemd as PID 1 needs it, and the daemon inside; no maintainer script ran."""
+"""The part of Debian that systemd as PID 1 and the daemon need; no maintainer script ran."""
 EVERY_TREE: Final = (*TREES, PROMETHEUS, MANDOC, SYSTEMD)
 
 
@@ -155,10 +155,10 @@ def cache_folder() -> Path:
 
 
 def provision(trees: tuple[Tree, ...] = TREES) -> None:
-    """Make sure that trees are there; quick when they are.
+    """Ensure that trees exist; quick if they do.
 
     Raises:
-        RigUnavailable: this machine cannot have all of them. Those that it can have are there.
+        RigUnavailable: not all can be provisioned here. Those that can, have been.
     """
     if all(tree.is_there() for tree in trees):
         return
@@ -173,7 +173,7 @@ def provision(trees: tuple[Tree, ...] = TREES) -> None:
 
 
 def progress(text: str) -> None:
-    """Tell the person who waits, on stderr."""
+    """Report progress to the waiting user on stderr."""
     print(f"rig: {text}", file=sys.stderr, flush=True)
 
 
@@ -212,12 +212,12 @@ def _take(lock: int) -> None:
 
 
 def _make_all(trees: list[Tree]) -> None:
-    """Make the trees in one staging folder, which goes away whatever happens.
+    """Make the trees in one staging folder, which is always removed.
 
-    One that cannot be made costs none of the others.
+    If one cannot be made, the others still are.
     """
     cache = cache_folder()
-    for leftover in cache.glob("staging-*"):  # of a run that was killed: we hold the lock
+    for leftover in cache.glob("staging-*"):  # from a killed run: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     fetched: list[int] = []
     failures: dict[str, str] = {}
@@ -238,7 +238,7 @@ def _make_all(trees: list[Tree]) -> None:
 
 
 def _open_archive(staging: Path) -> PrivateApt:
-    """Take the first archive of the host that has our suites under a trusted signature."""
+    """Open the host's first archive that has our suites under a trusted signature."""
     etc_apt = Path("/etc/apt")
     failures = []
     for number, archive in enumerate(debian_archives(etc_apt)[:4]):
@@ -254,7 +254,7 @@ def _open_archive(staging: Path) -> PrivateApt:
 
 
 def _make(tree: Tree, apt: PrivateApt, staging: Path) -> list[int]:
-    """Fetch, unpack, check and put into place; the sizes of the packages in bytes."""
+    """Fetch, unpack, check and install a tree; return the package sizes in bytes."""
     started = time.monotonic()
     progress(f"fetching {tree.name}")
     packages = _fetch(tree, apt)
@@ -273,7 +273,7 @@ def _make(tree: Tree, apt: PrivateApt, staging: Path) -> list[int]:
 
 
 def _put(unpacked: Path, folder: Path) -> None:
-    """Move a tree into place, where there may be the rest of one that was removed in part."""
+    """Move a tree into place, replacing the remains of a partly removed one."""
     folder.parent.mkdir(exist_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
@@ -285,7 +285,7 @@ def _amount(sizes: list[int]) -> str:
 
 
 def _fetch(tree: Tree, apt: PrivateApt) -> list[Path]:
-    apt.prefer_backports(tree.backports)  # first: what meta packages depend on follows from it
+    apt.prefer_backports(tree.backports)  # first: the dependencies of meta packages follow from it
     names = list(tree.packages)
     if tree.meta:
         depended_on = [name for meta in names for name in apt.dependencies(meta)]
@@ -297,7 +297,7 @@ def _fetch(tree: Tree, apt: PrivateApt) -> list[Path]:
 
 
 def _pruned(unpacked: Path, keep: tuple[str, ...]) -> Path:
-    """Move what keep names into a folder of its own: a kernel's modules are 100 MB."""
+    """Move the files that keep names to a separate folder: a kernel's modules are 100 MB."""
     kept = unpacked.with_name(unpacked.name + "-kept")
     for pattern in keep:
         for path in list(unpacked.glob(pattern)):
@@ -308,6 +308,6 @@ def _pruned(unpacked: Path, keep: tuple[str, ...]) -> Path:
 
 
 def _versions(packages: list[Path]) -> dict[str, str]:
-    """From the file names, NAME_VERSION_ARCHITECTURE.deb; apt writes a colon as %3a."""
+    """Parse file names, NAME_VERSION_ARCHITECTURE.deb; apt writes a colon as %3a."""
     split = (package.name.split("_") for package in packages)
     return {name: version.replace("%3a", ":") for name, version, _ in split}

@@ -1,7 +1,7 @@
-"""Where this host fetches Debian from: its own apt configuration, read and nothing else.
+"""Finds where this host fetches Debian from, by reading its apt configuration.
 
-The rig names no mirror. It reuses the archive that the administrator chose for the host and
-only asks it for other suites.
+The rig names no mirror. It reuses the archive chosen by the host's administrator and only
+requests other suites from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Archive:
 
     Attributes:
         uri: as written in the configuration, any scheme apt knows.
-        suite: a suite of it that the host itself uses.
+        suite: one of its suites that the host itself uses.
         signed_by: value of Signed-By (paths, fingerprints or an embedded key), "" if none.
     """
 
@@ -34,14 +34,14 @@ class Archive:
 
 
 def debian_archives(etc_apt: Path) -> list[Archive]:
-    """List the archives under etc_apt that may be Debian's main one, likeliest first.
+    """List the archives under etc_apt that may be Debian's main one, most likely first.
 
-    Third parties also call their suites after Debian's releases, so the caller has to try them:
+    Third parties also name their suites after Debian's releases, so the caller must try them:
     only Debian's own archive has the other suites under a trusted signature.
     """
     found = [archive for path in _files(etc_apt) for archive in _parse(path)]
     unique = list(dict.fromkeys(found))
-    # A mirror that the host trusts through Debian's own keyring is the surest candidate.
+    # A mirror that the host trusts through Debian's own keyring is the best candidate.
     return sorted(unique, key=lambda archive: "debian-archive" not in archive.signed_by)
 
 

@@ -1,4 +1,4 @@
-"""Provisioning the rig: every tree is whole, in any order and whatever went wrong before."""
+"""Provisioning the rig: every tree is complete, in any order and after any failure."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.support.fakes.debian import (
 from tests.support.paths import ROOT
 
 SHARING = (EMULATOR, INIT, READER, SERVER)
-"""Each has packages that the others have, too."""
+"""Each shares packages with the others."""
 
 
 @pytest.fixture
 def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDebian:
-    """What apt knows in this test, and an empty cache folder."""
+    """A fake archive for apt, and an empty cache folder."""
     debian = FakeDebian(tmp_path)
     for name, value in debian.environment.items():
         monkeypatch.setenv(name, value)
@@ -44,7 +44,7 @@ def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDebian:
 
 
 def assert_whole(trees: Sequence[Tree]) -> None:
-    """They are there with all that is in their packages, and nothing else is left."""
+    """Check that the trees exist with exactly the contents of their packages."""
     for tree in trees:
         assert tree.is_there(), tree.name
         assert set(tree.versions()) == HOLDS[tree], tree.name
@@ -97,7 +97,7 @@ def test_backports_are_for_the_tree_that_asks_for_them() -> None:
 
 
 def provisioned_apart(debian: FakeDebian, **environment: str) -> int:
-    """Provision all in a process of its own; its exit status."""
+    """Provision everything in a separate process; return its exit status."""
     return subprocess.run(
         [sys.executable, "-m", "tests.support.fakes.debian", *(tree.name for tree in TREES)],
         cwd=ROOT,
@@ -108,13 +108,13 @@ def provisioned_apart(debian: FakeDebian, **environment: str) -> int:
 
 
 def test_a_provisioning_that_is_killed_at_any_step_costs_nothing(debian: FakeDebian) -> None:
-    """Killed again and again, one step later each time, until it gets to its end."""
+    """Kill it repeatedly, one step later each time, until it reaches its end."""
     made: dict[Tree, int] = {}
     for step in itertools.count(1):
         debian.calls()
         status = provisioned_apart(debian, KILL_AT=str(step))
         for tree, inode in made.items():
-            assert tree.folder.stat().st_ino == inode, "it was there already"
+            assert tree.folder.stat().st_ino == inode, "an existing tree was made again"
         made = {tree: tree.folder.stat().st_ino for tree in TREES if tree.is_there()}
         if status == 0:
             break
@@ -212,7 +212,7 @@ def test_a_cache_folder_that_cannot_be_used_is_a_reason(tmp_path: Path, in_the_w
         provision((READER,))
 
 
-# The tests that need it
+# Tests that need the rig
 
 TESTS = """
 import pytest
@@ -244,7 +244,7 @@ def run_tests(
     required: bool = False,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str, str]:
-    """Run three tests of the rig, in a process of their own: what it prints."""
+    """Run three tests of the rig in a separate process; return its output."""
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(TESTS)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = rig\nfilterwarnings = error\n")
@@ -290,7 +290,7 @@ def test_what_cannot_be_had_concerns_only_who_needs_it(
     assert ("server cannot be provisioned on this machine: unpacking server" in out) is not required
     assert "emulator cannot be" not in out
     updates = [call for call in debian.calls() if call.startswith("apt-get update")]
-    assert len(updates) == 1, "it is tried once"
+    assert len(updates) == 1, "provisioning must be tried only once"
 
 
 def test_a_reason_for_all_is_said_once(debian: FakeDebian, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Our own wheel, built as a user would get it."""
+"""Builds our own wheel as a user would get it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_wheel(folder: Path, source: Path = ROOT) -> Path:
             shutil.copytree(path, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, copy)
-    # Isolated builds would fetch what the test environment has already.
+    # Isolated builds would fetch packages that the test environment already has.
     command = ["pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, copy]
     subprocess.run([sys.executable, "-m", *map(str, command)], check=True, capture_output=True)
     return next(folder.glob("*.whl"))
