@@ -15,7 +15,7 @@ from vhost_balloon import __version__
 from vhost_balloon.control.command import Command, Parameter, check_type
 from vhost_balloon.control.report import describe_vm
 from vhost_balloon.errors import CommandError
-from vhost_balloon.vm.vm import NOT_ACTIVATED, Vm
+from vhost_balloon.vm.vm import Vm, not_activated
 
 UINT32_MAX: Final = (1 << 32) - 1
 
@@ -40,10 +40,6 @@ def _not_found(device: str) -> CommandError:
     return CommandError(f"Device '{device}' not found", ErrorClass.DEVICE_NOT_FOUND.value)
 
 
-def _not_active(text: str) -> CommandError:
-    return CommandError(f"{NOT_ACTIVATED}{text}", ErrorClass.DEVICE_NOT_ACTIVE.value)
-
-
 def _check_id(vm: Vm, arguments: dict[str, Any]) -> None:
     """Raises CommandError if `id` is given and names another VM."""
     if arguments.get("id", vm.id) != vm.id:
@@ -54,7 +50,7 @@ def _check_attached(vm: Vm, arguments: dict[str, Any]) -> None:
     """Raises CommandError if `id` names another VM, or there is no front end."""
     _check_id(vm, arguments)
     if not vm.attached:
-        raise _not_active(f": VM '{vm.id}' has no front end")
+        raise not_activated(f": VM '{vm.id}' has no front end")
 
 
 def _balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
@@ -71,7 +67,7 @@ def _query_balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
     _check_attached(vm, arguments)
     actual = vm.statistics(details=False).actual
     if actual is None:
-        raise _not_active(f": the memory of VM '{vm.id}' is not known before its driver starts")
+        raise not_activated(f": the memory of VM '{vm.id}' is not known before its driver starts")
     return {"actual": actual}
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from vhost_balloon.errors import CommandError, StreamError
+from vhost_balloon.errors import StreamError
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.conversation import Conversation, Pending
 from vhost_balloon.front_end.documents import applied_document, inert_document, partial_document
@@ -20,7 +20,7 @@ from vhost_balloon.session.inert_session import InertSession
 from vhost_balloon.session.message import Message
 from vhost_balloon.store.record import Record
 from vhost_balloon.vm.snapshot import VmStatistics
-from vhost_balloon.vm.vm import NOT_ACTIVATED, Vm
+from vhost_balloon.vm.vm import Vm, not_activated
 
 
 class InertKeeper:
@@ -141,11 +141,11 @@ class InertConnection:
 
     def set_target(self, value: int) -> None:
         """Raises CommandError: there is no device."""
-        raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
+        raise not_activated()
 
     def pause(self, paused: bool) -> None:
         """Nothing to pause: nothing is discarded."""
 
     async def fresh_stats(self) -> None:
         """Raises CommandError: there is no device."""
-        raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
+        raise not_activated()

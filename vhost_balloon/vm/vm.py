@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from protocol.qmp import ErrorClass
 from vhost_balloon.checked import Document, flag, number, reading, real
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import CommandError
@@ -35,10 +36,13 @@ if TYPE_CHECKING:
 CRASH_MEMORY: Final = 600.0
 """Seconds after which a crash no longer adds to the next one."""
 
-NOT_ACTIVATED: Final = "No balloon device has been activated"
-"""QEMU's words."""
-
 Listener = Callable[["Vm"], None]
+
+
+def not_activated(detail: str = "") -> CommandError:
+    """The error for a VM without a balloon, in QEMU's words; detail is appended."""
+    text = f"No balloon device has been activated{detail}"
+    return CommandError(text, ErrorClass.DEVICE_NOT_ACTIVE.value)
 
 
 class StateKeeper(Protocol):
@@ -257,7 +261,7 @@ class Vm:
         Raises CommandError if there is no front end, or no statistics come.
         """
         if self.front_end is None:
-            raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
+            raise not_activated()
         with trio.move_on_after(seconds):
             await self.front_end.fresh_stats()
             return self.statistics()
@@ -266,7 +270,7 @@ class Vm:
     def set_target(self, value: int) -> None:
         """Set the guest's target to value bytes (> 0). Raises CommandError without a front end."""
         if self.front_end is None:
-            raise CommandError(NOT_ACTIVATED, "DeviceNotActive")
+            raise not_activated()
         self.front_end.set_target(value)
 
     def statistics(self, *, details: bool = True) -> VmStatistics:
