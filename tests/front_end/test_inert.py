@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import mmap
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 import trio
@@ -16,21 +13,16 @@ import trio
 from protocol.vhost_user import HEADER, VERSION, HeaderFlag, Request
 from protocol.vhost_user_payloads import build_vring_state
 from tests.support.end_to_end import BLOCK, MIB, by_hand, eventually, fill, is_filled
-from tests.support.restarting.scenario import CRASHING, Host, damage, hosting, records
+from tests.support.restarting.scenario import CRASHING, Host, damage, hosting, records, set_version
 from vhost_balloon.simulator.front_end import FrontEnd
-from vhost_balloon.store.record import MAGIC, STATE_VERSION
+from vhost_balloon.store.record import STATE_VERSION
 from vhost_balloon.store.shelf import ENDS
 
 
 def promote(host: Host) -> None:
     """Make the records those of the next version."""
     for fd in records(host):
-        with mmap.mmap(fd, 1024) as page:
-            length = int.from_bytes(page[8:12], "little")
-            header = json.loads(page[16 : 16 + length]) | {"version": STATE_VERSION + 1}
-            text = json.dumps(header, separators=(",", ":")).encode()
-            page[:16] = MAGIC + len(text).to_bytes(4, "little") + crc32(text).to_bytes(4, "little")
-            page[16 : 16 + len(text)] = text
+        set_version(fd, STATE_VERSION + 1)
 
 
 async def is_inert(host: Host, front_end: FrontEnd) -> None:

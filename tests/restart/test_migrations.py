@@ -7,13 +7,11 @@ a stopped ring, a message received in part, refused ranges, statistics and a tar
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import signal
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
-from zlib import crc32
 
 import pytest
 import trio
@@ -21,7 +19,7 @@ import trio
 from protocol.vhost_user import HEADER, VERSION, Request
 from protocol.virtio_balloon import Queue, StatTag
 from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, eventually, fill
-from tests.support.restarting.scenario import GUEST, Host, hosting, records
+from tests.support.restarting.scenario import GUEST, Host, hosting, records, set_version
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.balloon.guest_stats import GuestStats, restore_stats
 from vhost_balloon.errors import RingErrorReason, StateError
@@ -34,7 +32,7 @@ from vhost_balloon.restart.taking_over import take_over
 from vhost_balloon.session.session import Session
 from vhost_balloon.simulator.events import EventFd
 from vhost_balloon.store.journal import Entry, Phase
-from vhost_balloon.store.record import DOCUMENTS, MAGIC, STATE_VERSION, Record
+from vhost_balloon.store.record import DOCUMENTS, STATE_VERSION, Record
 from vhost_balloon.vm.vm import Vm
 
 RECORDED: Final = Path(__file__).with_name("version_2.json")
@@ -102,12 +100,7 @@ def demote(host: Host) -> None:
         areas = {area: record.load(area) for area in DOCUMENTS}
         for area, document in as_version_2(areas).items():
             record.save(area, document)
-    with mmap.mmap(fd, 1024) as page:
-        length = int.from_bytes(page[8:12], "little")
-        header = json.loads(page[16 : 16 + length]) | {"version": 2}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        page[:16] = MAGIC + len(text).to_bytes(4, "little") + crc32(text).to_bytes(4, "little")
-        page[16 : 16 + len(text)] = text
+    set_version(fd, 2)
 
 
 # Recorded documents

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import signal
 import struct
@@ -9,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 import trio
 
@@ -21,6 +24,7 @@ from tests.support.restarting.service_manager import ServiceManager
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.wire import BackEndGone
+from vhost_balloon.store.record import MAGIC
 
 CRASHING: Final = ("-m", "tests.support.restarting.crashing")
 GUEST: Final = 64 * MIB
@@ -69,6 +73,16 @@ class Host:
 
 def records(host: Host) -> list[int]:
     return [fd for name, fd in host.manager.stored if name.startswith(".record-")]
+
+
+def set_version(fd: int, version: int) -> None:
+    """Change the version in a record's header."""
+    with mmap.mmap(fd, 1024) as page:
+        length = int.from_bytes(page[8:12], "little")
+        header = json.loads(page[16 : 16 + length]) | {"version": version}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        page[:16] = MAGIC + len(text).to_bytes(4, "little") + crc32(text).to_bytes(4, "little")
+        page[16 : 16 + len(text)] = text
 
 
 def damage(host: Host) -> None:
