@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import protocol
 import vhost_balloon
+from tests.support.sources import imports
 
 TREES = [Path(package.__file__ or "").parent for package in (protocol, vhost_balloon)]
 
@@ -81,16 +81,6 @@ IO = {"trio", "socket", "mmap", "os", "ctypes", "select", "fcntl", "threading", 
 def module_name(path: Path, root: Path) -> str:
     parts = path.relative_to(root.parent).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
-
-
-def imports(source: str) -> Iterator[str]:
-    """Every module that is imported, for type checkers too: `from a import b` may mean a.b."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def room_of(module: str) -> str:
@@ -165,17 +155,6 @@ def test_no_module_imports_one_that_imports_it() -> None:
 def target(name: str) -> str | None:
     """The module that an import of name reads."""
     return next((m for m in (name, name.rpartition(".")[0]) if m in MODULES), None)
-
-
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_file_is_not_too_long(module: str) -> None:
-    assert len(MODULES[module].splitlines()) <= 350
-
-
-def test_a_folder_is_not_too_full() -> None:
-    for root in TREES:
-        for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
-            assert len([*folder.glob("*.py")]) <= 21, folder
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS.keys() - {"__main__"}))

@@ -1,19 +1,21 @@
-"""Lint, format, types, and the layout of tests/ are tests like all others."""
+"""Lint, format, types, and the size of files and folders are tests like all others."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.sources import imports
 
-TESTS = ROOT / "tests"
-SOURCES = sorted(path for path in TESTS.rglob("*.py") if path.is_file())
+SOURCES = sorted(
+    path
+    for folder in ("protocol", "tests", "vhost_balloon")
+    for path in (ROOT / folder).rglob("*.py")
+    if path.is_file()
+)
 
 
 @pytest.mark.parametrize(
@@ -28,16 +30,6 @@ def test_linter(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def imported(source: Path) -> Iterator[str]:
-    """Yield the dotted names that a file imports, each `from a import b` as a.b."""
-    for node in ast.walk(ast.parse(source.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{source}: imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def names_test_file(name: str) -> bool:
     """Whether a dotted name is a test file's, or that of a definition in one."""
     *_, module, last = name.split(".")
@@ -50,7 +42,7 @@ def test_no_file_imports_a_test_file() -> None:
     found = [
         (str(source.relative_to(ROOT)), name)
         for source in SOURCES
-        for name in imported(source)
+        for name in imports(source.read_text())
         if name.startswith("tests.") and names_test_file(name)
     ]
     assert found == []
