@@ -7,7 +7,8 @@
     |-- OperatorError      the operator made a mistake: one line on stderr, exit status 2
     `-- CommandError       a control command failed: an error reply
 
-Any other exception is a bug in this program, and is loud.
+StateError stands apart: what the previous process left cannot be used, which ends nothing. Any
+other exception is a bug in this program, and is loud.
 """
 
 from __future__ import annotations

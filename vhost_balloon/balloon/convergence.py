@@ -1,7 +1,7 @@
 """How far a guest has come on the way to its target. Pure.
 
-A guest that cannot get there is not urged: the operator learns whether it moves, is stuck, or has
-no more memory to give.
+A guest that cannot reach its target is not pressed: the operator learns whether it moves, is stuck,
+or has no more memory to give.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lays out the output of list, status and stats. Pure."""
+"""Lays out the output of list, status and stats."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def _at(counted: Any, path: tuple[str, ...]) -> float:
 
 
 def histogram(name: str, text: str, bounds: tuple[float, ...], key: str) -> Family:
-    """A figures.counters.Histogram."""
+    """A Histogram of figures/counters.py."""
 
     def values(document: Document) -> Values | None:
         found = document.get(key)

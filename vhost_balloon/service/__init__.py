@@ -1,4 +1,4 @@
-"""The service manager: descriptors it hands over, notifications; listening sockets and their files.
+"""Talks to the service manager (descriptors, notifications), and opens sockets and their files.
 
 Knows nothing of VMs.
 """

@@ -1,4 +1,4 @@
-"""Bytes and descriptors that outlive the process: record, journal, shelf, reply pipe, store.
+"""What outlives the process: record, journal, shelf, reply pipe, lock, and the descriptor store.
 
 Knows nothing of their meaning.
 """

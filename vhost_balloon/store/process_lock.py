@@ -1,4 +1,4 @@
-"""Two processes never serve one VM.
+"""The lock that keeps two processes from serving one VM.
 
 If systemd cannot kill a process (in uninterruptible sleep, for example inside a fallocate() that
 waits for a lock), it starts the service's next process beside it. The old process may still discard

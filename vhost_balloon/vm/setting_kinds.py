@@ -1,4 +1,4 @@
-"""The kinds of values that settings have: how each kind is read, written and described. Pure."""
+"""The kinds of values that settings have: how each kind is read, written and described."""
 
 from __future__ import annotations
 

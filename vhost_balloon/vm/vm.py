@@ -53,7 +53,7 @@ class StateKeeper(Protocol):
 
 
 class FrontEnd(Protocol):
-    """What others ask of an attached front end (vhost_balloon.front_end)."""
+    """What others ask of an attached front end (front_end/)."""
 
     @property
     def keeper(self) -> StateKeeper: ...
@@ -113,7 +113,7 @@ class Vm:
         self.record: Record | None = None
         self.shelf: Shelf | None = None
         self.pipe: ReplyPipe | None = None
-        """What outlives this process; set before any front end is served (restart/taking_over)."""
+        """What outlives this process; set before a front end is served (restart/taking_over.py)."""
         self.has_new_target = False
         """The target in the settings was changed since the previous process read them."""
         self.crashes = 0
