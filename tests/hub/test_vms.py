@@ -108,11 +108,11 @@ BAD: dict[str, Behaviour] = {
 
 
 async def test_bad_vms_beside_a_good_one(
-    tmp_path: Path, clock: MockClock, log_lines: LogLines
+    short_folder: Path, clock: MockClock, log_lines: LogLines
 ) -> None:
     """Twice, because leftovers of the first scrape must not harm the second."""
-    host = host_of(tmp_path)
-    async with daemons(tmp_path, {**BAD, "good": good()}):
+    host = host_of(short_folder)
+    async with daemons(short_folder, {**BAD, "good": good()}):
         for _ in range(2):
             began = trio.current_time()
             found = await figures(host)
