@@ -17,6 +17,7 @@ from protocol import qmp
 from protocol.vhost_user_payloads import Region
 from tests.fuzz.driver import Finding, Target, error_of, fuzz, keep, kind, shorten
 from tests.fuzz.targets import TARGETS
+from tests.support.helpers import mapped_regions
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.log.lines import logger
@@ -72,7 +73,7 @@ def _no_reply(session: Session, message: Message) -> None:
 
 async def _keep_region(executor: EffectExecutor, region: Region) -> None:
     memory = executor._guest.memory
-    gone = next(mapped for mapped in memory.regions if mapped.region == region)
+    gone = next(mapped for mapped in mapped_regions(memory) if mapped.region == region)
     memory.remove(gone)
     left_open.append(OwnedFd(os.dup(gone.fd.fileno())))
 

@@ -10,11 +10,21 @@ from pathlib import Path
 import pytest
 
 from protocol.vhost_user_payloads import Region
-from tests.support.helpers import GIB, HUGE, MIB, PAGE, USER, mapped, memfd, resident
+from tests.support.helpers import (
+    GIB,
+    HUGE,
+    MIB,
+    PAGE,
+    USER,
+    mapped,
+    mapped_regions,
+    memfd,
+    resident,
+)
 from tests.support.huge_pages import HugePages
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.region import MappedRegion, UntouchedRegion
 
 TOP = 1 << 64
 
@@ -42,7 +52,6 @@ def test_mapping_4_tib_costs_no_memory() -> None:
     memory = GuestMemory()
     for position, fd in enumerate(fds):
         memory.add(mapped(fd, guest=position << 40, size=1 << 40))
-    assert memory.size == 4 << 40
     assert memory.read((3 << 40) + 5, 4) == bytes(4)
     after = {field: status(field) for field in before}
     assert memory.resident() == 0
@@ -58,7 +67,7 @@ def mine() -> int:
 def test_a_removed_region_is_no_longer_memory(memory: GuestMemory) -> None:
     low, high = memory.regions
     memory.remove(low)
-    assert (memory.regions, memory.size) == ([high], MIB)
+    assert memory.regions == [high]
     assert memory.read(4 * GIB, 1) == b"\0"
     with pytest.raises(RingError):
         memory.read(0, 1)
@@ -94,7 +103,7 @@ def test_reads_cross_adjacent_regions_but_not_holes() -> None:
 
 
 def test_reads_use_the_regions_offset_in_its_file_and_fill_no_holes(memory: GuestMemory) -> None:
-    fd = memory.regions[0].fd
+    fd = mapped_regions(memory)[0].fd
     os.pwrite(fd.fileno(), b"low", 2 * MIB + 7)
     os.pwrite(fd.fileno(), b"high", 7)
     filled = resident(fd)
@@ -149,13 +158,14 @@ def test_mapping_huge_pages_reserves_none(huge_pages: HugePages) -> None:
     free, taken = huge_pages.free(), reserved_huge_pages()
     memory = GuestMemory()
     memory.add(mapped(fd, size=4 * HUGE))
-    assert (memory.regions[0].page_size, memory.regions[0].filesystem.kind) == (HUGE, "hugetlb")
+    (region,) = mapped_regions(memory)
+    assert (region.page_size, region.filesystem.kind) == (HUGE, "hugetlb")
     assert (huge_pages.free(), reserved_huge_pages()) == (free, taken)
     with mmap.mmap(fd.fileno(), 4 * HUGE):  # a plain mapping reserves them
         assert reserved_huge_pages() == taken + 4
     assert memory.read(HUGE - 2, 4) == bytes(4)
     assert resident(fd) == 0
-    with memory.regions[0].view(HUGE + 5, 16) as view:
+    with region.view(HUGE + 5, 16) as view:
         view[:] = bytes(range(16))
     assert (resident(fd), huge_pages.free()) == (HUGE, free - 1)
     assert memory.read(HUGE + 5, 16) == bytes(range(16))
@@ -169,3 +179,18 @@ def test_a_region_that_ends_inside_a_huge_page_is_unmapped_entirely(huge_pages: 
     assert mine() == count + 1
     region.close()
     assert mine() == count
+
+
+def test_a_region_that_is_untouched_is_memory_and_nothing_in_it_is_read(
+    memory: GuestMemory,
+) -> None:
+    memory.add(UntouchedRegion(Region(GIB, MIB, USER + GIB, 0), "why"))
+    assert memory.inside([(0, PAGE), (GIB, GIB + PAGE), (2 * GIB, 3 * GIB)]) == 2 * PAGE
+    assert list(memory.gridded([(GIB, GIB + PAGE)])) == []
+    with pytest.raises(RingError, match="untouched"):
+        memory.read(GIB, 4)
+    with pytest.raises(FrontEndError, match="untouched"):
+        memory.find_user(USER + GIB, 4)
+    assert memory.read(0, 1) == b"\0"
+    assert len(memory.statistics()) == 3
+    assert memory.resident() == 0

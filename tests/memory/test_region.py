@@ -12,21 +12,37 @@ from pathlib import Path
 import pytest
 
 from protocol.vhost_user_payloads import Region
-from tests.support.helpers import GIB, HUGE, MIB, PAGE, USER, mapped, memfd, resident
+from tests.support.helpers import (
+    GIB,
+    HUGE,
+    MIB,
+    PAGE,
+    USER,
+    mapped,
+    mapped_regions,
+    memfd,
+    resident,
+)
 from tests.support.huge_pages import HugePages
 from vhost_balloon.errors import FrontEndError
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.figures.statistics import RegionStatistics
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.region import MappedRegion, check_disjoint
+from vhost_balloon.memory.region import (
+    MappedRegion,
+    UntouchedRegion,
+    UnusableError,
+    accept,
+    check_disjoint,
+)
 
 TOP = 1 << 64
 
 
 def test_a_region_has_addresses_a_page_size_and_a_backing(memory: GuestMemory) -> None:
-    low, high = memory.regions
+    low, high = mapped_regions(memory)
     assert (low.guest_start, low.guest_end) == (0, MIB)
     assert (high.guest_start, high.guest_end) == (4 * GIB, 4 * GIB + MIB)
-    assert memory.size == 2 * MIB
     assert low.statistics().backing == "tmpfs"
     assert (low.page_size, low.shrink_sealed) == (PAGE, True)
 
@@ -58,7 +74,6 @@ def wrong_kinds() -> Iterator[tuple[str, OwnedFd]]:
     yield "socket", OwnedFd(left.detach())
     yield "eventfd", OwnedFd(os.eventfd(0))
     yield "directory", OwnedFd(os.open("/", os.O_RDONLY))
-    yield "device", OwnedFd(os.open("/dev/zero", os.O_RDWR))
     reader, writer = os.pipe()
     os.close(writer)
     yield "pipe", OwnedFd(reader)
@@ -66,19 +81,37 @@ def wrong_kinds() -> Iterator[tuple[str, OwnedFd]]:
 
 def test_descriptors_of_other_kinds_than_files_are_refused() -> None:
     for kind, fd in wrong_kinds():
-        with pytest.raises(FrontEndError, match="not a file"):
-            mapped(fd)
+        for guest in (0, GIB):
+            with pytest.raises(FrontEndError, match="not a file"):
+                accept(Region(guest, MIB, USER, 0), fd)
         assert os.fstat(fd.fileno()), kind
         fd.close()
 
 
-@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH])
-def test_a_file_that_cannot_be_written_is_refused(flags: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "flags", "why"),
+    [
+        ("ram", os.O_RDONLY, "cannot be mapped"),
+        ("ram", os.O_PATH, "cannot be mapped"),
+        ("short", os.O_RDWR, "of a file of"),
+        ("/dev/zero", os.O_RDWR, "of a device"),
+    ],
+)
+def test_a_file_that_cannot_be_used_costs_its_region_only(
+    path: str, flags: int, why: str, tmp_path: Path
+) -> None:
+    """Except at address 0: that is the guest's RAM."""
     (tmp_path / "ram").write_bytes(bytes(MIB))
-    fd = OwnedFd(os.open(tmp_path / "ram", flags))
-    with pytest.raises(FrontEndError, match="cannot be mapped"):
-        mapped(fd)
-    fd.close()
+    (tmp_path / "short").write_bytes(bytes(MIB - 1))
+    fd = OwnedFd(os.open(tmp_path / path, flags))
+    with pytest.raises(UnusableError, match=why):
+        accept(Region(0, MIB, USER, 0), fd)
+    assert os.fstat(fd.fileno()), "still the caller's"
+    region = accept(Region(GIB, MIB, USER, 0), fd)
+    assert fd.closed
+    assert isinstance(region, UntouchedRegion)
+    assert why in region.why
+    assert region.statistics() == (RegionStatistics(GIB, MIB, 0, "untouched"))
 
 
 @pytest.mark.parametrize(("seals", "sealed"), [(0, False), (0x2, True), (0x4, False), (0x6, True)])
@@ -115,7 +148,7 @@ def test_regions_must_not_share_addresses(guest: int, user: int, overlap: str | 
 
 
 def test_a_view_is_the_files_memory_and_is_allocated(memory: GuestMemory) -> None:
-    low = memory.regions[0]
+    low = mapped_regions(memory)[0]
     view = low.view(5 * PAGE + 16, 3 * PAGE)
     assert resident(low.fd) == 4 * PAGE
     view[0:3] = b"abc"

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.vhost_user_payloads import Region
-from tests.support.helpers import GIB, HUGE, MIB, PAGE, USER, mapped, memfd, pieces
+from tests.support.helpers import GIB, HUGE, MIB, PAGE, USER, mapped, mapped_regions, memfd, pieces
 from tests.support.huge_pages import HugePages
 from vhost_balloon.figures.discard_policy import DiscardPolicy
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.ranges import Range, merge, total
-from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.region import MappedRegion, UntouchedRegion
 from vhost_balloon.memory.resolve import resolve
 from vhost_balloon.memory.syscalls import HUGETLBFS_MAGIC, TMPFS_MAGIC, Filesystem
 
@@ -73,7 +73,7 @@ def test_pages_that_hold_a_ring_are_kept(memory: GuestMemory) -> None:
 def test_the_file_system_decides(
     memory: GuestMemory, magic: int, policy: DiscardPolicy, reason: str | None
 ) -> None:
-    low = memory.regions[0]
+    low = mapped_regions(memory)[0]
     low.filesystem = Filesystem(magic, PAGE)
     parts, refused, inside = resolve(memory, [(0, 2 * PAGE)], [], policy)
     assert len(parts) == (reason is None)
@@ -134,7 +134,7 @@ def test_resolve_against_a_model_of_single_bytes(
         freed |= set(range(first, first + length))
     assert all(is_in(address, ranges) for address in freed)
     assert not any(is_in(address, protected) for address in freed)
-    for mapped_region in memory.regions:  # every whole page that may be discarded is
+    for mapped_region in mapped_regions(memory):  # every whole page that may be discarded is
         to_file = mapped_region.region.mmap_offset - mapped_region.guest_start
         start = -(-(mapped_region.guest_start + to_file) // PAGE) * PAGE - to_file
         for page in range(start, mapped_region.guest_end - PAGE + 1, PAGE):
@@ -152,3 +152,11 @@ def test_only_whole_huge_pages_may_be_discarded(huge_pages: HugePages) -> None:
     assert [(offset, length) for _, offset, length in pieces(parts)] == [(HUGE, 2 * HUGE)]
     assert refused == {Refusal.OUTSIDE: HUGE - PAGE, Refusal.PARTIAL_HUGE_PAGE: HUGE}
     memory.close()
+
+
+def test_a_region_that_is_untouched_is_refused_by_a_rule(memory: GuestMemory) -> None:
+    memory.add(UntouchedRegion(Region(GIB, MIB, USER + GIB, 0), "why"))
+    found = resolve(memory, [(0, PAGE), (GIB, GIB + 2 * PAGE)], [], DiscardPolicy())
+    assert [part.ranges for part in found.parts] == [[(0, PAGE)]]
+    assert found.refused == {Refusal.UNTOUCHED: 2 * PAGE}
+    assert found.inside == 3 * PAGE

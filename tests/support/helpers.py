@@ -14,6 +14,7 @@ from typing import Final
 
 from protocol.vhost_user_payloads import Region
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.memory.region import MappedRegion, Part
 
@@ -47,6 +48,13 @@ def mapped(
     """A region of a file, at a user address that follows from the guest's unless it is given."""
     where = USER + guest if user is None else user
     return MappedRegion(Region(guest, size, where, offset), fd)
+
+
+def mapped_regions(memory: GuestMemory) -> list[MappedRegion]:
+    """Its regions, none of which is untouched."""
+    found = [region for region in memory.regions if isinstance(region, MappedRegion)]
+    assert len(found) == len(memory.regions)
+    return found
 
 
 Piece = tuple[MappedRegion, int, int]

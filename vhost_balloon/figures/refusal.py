@@ -16,6 +16,7 @@ class Refusal:
     OVERSIZED: Final = "oversized"
     PARTIAL_HUGE_PAGE: Final = "partial-huge-page"
     RING: Final = "ring"
+    UNTOUCHED: Final = "untouched-region"
     HUGETLB: Final = "hugetlb"
     FILESYSTEM: Final = "filesystem"
     POISON: Final = "poison"
@@ -32,6 +33,7 @@ class Refusal:
 BY_RULE: Final = frozenset(
     {
         Refusal.PARTIAL_HUGE_PAGE,
+        Refusal.UNTOUCHED,
         Refusal.HUGETLB,
         Refusal.FILESYSTEM,
         Refusal.POISON,

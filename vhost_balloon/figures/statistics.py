@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from protocol.virtio_balloon import Queue
+
+UNTOUCHED: Final = "untouched"
+"""The backing of a region that is left alone, because it cannot be mapped or is no file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegionStatistics:
-    """One memory region. Sizes in bytes; backing is "tmpfs", "hugetlb" or "other"."""
+    """One memory region. Sizes in bytes; backing is "tmpfs", "hugetlb", "other" or UNTOUCHED, whose
+    page_size is 0."""
 
     guest_address: int
     size: int

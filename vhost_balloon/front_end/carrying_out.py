@@ -18,7 +18,14 @@ from vhost_balloon.errors import FrontEndError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.channel import BackendChannel
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.region import MappedRegion, check_disjoint, refusal
+from vhost_balloon.memory.region import (
+    GuestRegion,
+    MappedRegion,
+    UntouchedRegion,
+    accept,
+    check_disjoint,
+    refusal,
+)
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring_set import RingSet
 from vhost_balloon.session import effects
@@ -46,6 +53,8 @@ class EffectExecutor:
         self._guest = guest
         self._rings = rings
         self._actual_changed = actual_changed
+        self.rings_changed: Callable[[], None] = lambda: None
+        """Called after rings were started, stopped or enabled."""
         self._config_told = False
 
     async def run(self, steps: Steps) -> bytes | None:
@@ -75,6 +84,7 @@ class EffectExecutor:
             case effects.RingsChanged():
                 await self._rings.apply()
                 self.tell_config()
+                self.rings_changed()
             case effects.SetKick(index, kick):
                 await self._rings.set_kick(index, kick)
             case effects.SetCall(index, fd):
@@ -95,8 +105,6 @@ class EffectExecutor:
             case effects.ActualChanged():
                 self.observe_balloon()
                 self._actual_changed()
-            case effects.ConfigChanged():
-                self.config_changed()
             case _:
                 assert_never(effect)
         return None
@@ -133,9 +141,16 @@ class EffectExecutor:
         old.close()
         await self._rings.apply()
 
-    def _map(self, region: Region, fd: OwnedFd) -> MappedRegion:
-        """Raises FrontEndError; the mapping owns the descriptor only on success."""
-        mapped = MappedRegion(region, fd)
+    def _map(self, region: Region, fd: OwnedFd) -> GuestRegion:
+        """Raises FrontEndError; the descriptor is taken over only on success."""
+        mapped = accept(region, fd)
+        if isinstance(mapped, UntouchedRegion):
+            self._guest.log.misbehaved(
+                f"a region of {region.size} bytes at guest address {region.guest_address:#x} is "
+                f"left alone: {mapped.why}"
+            )
+            return mapped
+        assert isinstance(mapped, MappedRegion)
         if not mapped.shrink_sealed:
             self._guest.log.misbehaved(
                 "guest memory is not sealed against shrinking: if its file is truncated, this "

@@ -16,30 +16,25 @@ from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.figures.statistics import RegionStatistics
 from vhost_balloon.memory.gathering import Grid
 from vhost_balloon.memory.ranges import Range, total
-from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.region import GuestRegion, MappedRegion
 
 
 @dataclass(slots=True)
 class GuestMemory:
     """All regions of one guest, sorted by guest address. Unchanged while rings run."""
 
-    regions: list[MappedRegion] = field(default_factory=list)
+    regions: list[GuestRegion] = field(default_factory=list)
     has_grids: bool = False
     """Whether any region has host pages larger than balloon pages."""
     _starts: list[int] = field(default_factory=list)
 
-    @property
-    def size(self) -> int:
-        """Bytes of guest memory."""
-        return sum(mapped.region.size for mapped in self.regions)
-
-    def add(self, mapped: MappedRegion) -> None:
+    def add(self, mapped: GuestRegion) -> None:
         self.replace([*self.regions, mapped])
 
-    def remove(self, mapped: MappedRegion) -> None:
+    def remove(self, mapped: GuestRegion) -> None:
         self.replace([other for other in self.regions if other is not mapped])
 
-    def replace(self, regions: Iterable[MappedRegion]) -> None:
+    def replace(self, regions: Iterable[GuestRegion]) -> None:
         self.regions = sorted(regions, key=lambda mapped: mapped.guest_start)
         self._starts = [mapped.guest_start for mapped in self.regions]
         self.has_grids = any(mapped.grid is not None for mapped in self.regions)
@@ -62,8 +57,9 @@ class GuestMemory:
         """Bytes that the host spends on the regions' files, RAM and swap; each file counts once."""
         blocks = {}
         for mapped in self.regions:
-            with suppress(OSError):  # its file system may be gone
-                blocks[mapped.inode] = os.fstat(mapped.fd.fileno()).st_blocks
+            if isinstance(mapped, MappedRegion):
+                with suppress(OSError):  # its file system may be gone
+                    blocks[mapped.inode] = os.fstat(mapped.fd.fileno()).st_blocks
         return sum(blocks.values()) * 512
 
     def find_user(self, address: int, length: int) -> tuple[MappedRegion, int]:
@@ -74,10 +70,12 @@ class GuestMemory:
         for mapped in self.regions:
             offset = address - mapped.region.user_address
             if offset >= 0 and offset + length <= mapped.region.size:
-                return mapped, offset
+                if isinstance(mapped, MappedRegion):
+                    return mapped, offset
+                raise FrontEndError(f"user address {address:#x} is in a region that is untouched")
         raise FrontEndError(f"user address {address:#x} is outside memory")
 
-    def _find_guest(self, address: int) -> MappedRegion | None:
+    def _find_guest(self, address: int) -> GuestRegion | None:
         position = bisect_right(self._starts, address) - 1
         if position >= 0 and address < self.regions[position].guest_end:
             return self.regions[position]
@@ -91,16 +89,17 @@ class GuestMemory:
             if mapped is None:
                 raise RingError(RingErrorReason.BUFFER, f"buffer at {address:#x} is outside memory")
             take = min(length, mapped.guest_end - address)
-            offset = mapped.region.mmap_offset + address - mapped.guest_start
-            part = self._pread(mapped, take, offset)
+            part = self._pread(mapped, take, address - mapped.guest_start)
             parts.append(part)
             address += len(part)
             length -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _pread(self, mapped: MappedRegion, length: int, offset: int) -> bytes:
+    def _pread(self, mapped: GuestRegion, length: int, offset: int) -> bytes:
+        if not isinstance(mapped, MappedRegion):
+            raise RingError(RingErrorReason.MEMORY, "buffer is in a region that is untouched")
         try:
-            part = os.pread(mapped.fd.fileno(), length, offset)
+            part = os.pread(mapped.fd.fileno(), length, mapped.region.mmap_offset + offset)
         except OSError as error:
             raise RingError(
                 RingErrorReason.MEMORY, f"memory cannot be read: {error.strerror}"
@@ -119,7 +118,7 @@ class GuestMemory:
             if mapped.grid is not None:
                 yield mapped.grid, inside
 
-    def by_region(self, ranges: list[Range]) -> Iterator[tuple[MappedRegion, list[Range]]]:
+    def by_region(self, ranges: list[Range]) -> Iterator[tuple[GuestRegion, list[Range]]]:
         """The parts of ranges (sorted, disjoint) that lie in regions, in order. Consecutive ranges
         of one region come together."""
         first = 0
@@ -144,7 +143,7 @@ class GuestMemory:
                 yield mapped, ranges[first:stop]
             first = stop
 
-    def _cut(self, start: int, end: int) -> Iterator[tuple[MappedRegion, list[Range]]]:
+    def _cut(self, start: int, end: int) -> Iterator[tuple[GuestRegion, list[Range]]]:
         """The parts of [start, end) that lie in regions, in order."""
         position = max(bisect_right(self._starts, start) - 1, 0)
         while position < len(self.regions) and self._starts[position] < end:

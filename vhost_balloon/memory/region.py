@@ -12,6 +12,7 @@ import mmap
 import os
 import stat
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
@@ -22,7 +23,7 @@ from vhost_balloon.errors import FrontEndError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.figures.discard_policy import DiscardPolicy
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.figures.statistics import RegionStatistics
+from vhost_balloon.figures.statistics import UNTOUCHED, RegionStatistics
 from vhost_balloon.memory import syscalls
 from vhost_balloon.memory.gathering import MAX_PAGE, Grid
 from vhost_balloon.memory.ranges import Range, align_inward, align_outward
@@ -45,27 +46,88 @@ class Part(NamedTuple):
     size: int
 
 
-class MappedRegion:
+class GuestRegion(ABC):
+    """A region of guest memory, touched or not."""
+
+    grid: Grid | None = None
+    """Its host pages to gather from balloon pages, if any."""
+
+    def __init__(self, region: Region) -> None:
+        """Raises FrontEndError if no memory can have this size and these addresses."""
+        _check_region(region)
+        self.region = region
+
+    @property
+    def guest_start(self) -> int:
+        return self.region.guest_address
+
+    @property
+    def guest_end(self) -> int:
+        return self.region.guest_address + self.region.size
+
+    @abstractmethod
+    def unmap(self) -> None:
+        """Unmap; the caller owns the descriptor again. Raises BufferError if a view is in use."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Unmap and close the descriptor. Raises BufferError if a view is in use."""
+
+    @abstractmethod
+    def statistics(self) -> RegionStatistics: ...
+
+
+class UntouchedRegion(GuestRegion):
+    """A region that cannot be mapped, or is no memory file, such as a device's. It is left alone:
+    it has no descriptor, nothing in it is read or discarded, and no ring can lie in it.
+
+    why: for the operator.
+    """
+
+    def __init__(self, region: Region, why: str) -> None:
+        super().__init__(region)
+        self.why: Final = why
+
+    def unmap(self) -> None:
+        """See GuestRegion. Nothing is mapped."""
+
+    def close(self) -> None:
+        """See GuestRegion. There is no descriptor."""
+
+    def statistics(self) -> RegionStatistics:
+        return RegionStatistics(self.guest_start, self.region.size, 0, UNTOUCHED)
+
+
+class UnusableError(FrontEndError):
+    """The file of a region cannot be used; the region may be sound otherwise."""
+
+
+_MEMORY: Final = (stat.S_ISREG, stat.S_ISCHR, stat.S_ISBLK)
+"""The kinds of files that may be a guest's memory: device DAX is a character device."""
+
+
+class MappedRegion(GuestRegion):
     """A region with its file, its mapping and its file system. It owns fd.
 
-    Raises FrontEndError if the region cannot be served; the caller then still owns fd.
+    Raises UnusableError, or FrontEndError if no memory is like that; the caller then still owns fd.
     """
 
     def __init__(self, region: Region, fd: OwnedFd) -> None:
-        _check_region(region)
+        super().__init__(region)
         # Before fstat: a file that is truncated and sealed in between counts as unsealed.
         self.shrink_sealed = syscalls.shrink_sealed(fd.fileno())
         try:
             info, self.filesystem = os.fstat(fd.fileno()), syscalls.filesystem(fd.fileno())
         except OSError as error:
-            raise FrontEndError(f"memory cannot be examined: {error.strerror}") from None
-        if not stat.S_ISREG(info.st_mode):
+            raise UnusableError(f"memory cannot be examined: {error.strerror}") from None
+        if not any(is_kind(info.st_mode) for is_kind in _MEMORY):
             raise FrontEndError("memory descriptor is not a file")
+        if not stat.S_ISREG(info.st_mode):
+            raise UnusableError("memory of a device")
         if region.mmap_offset + region.size > info.st_size:
-            raise FrontEndError(
+            raise UnusableError(
                 f"region needs {region.mmap_offset + region.size} bytes of a file of {info.st_size}"
             )
-        self.region = region
         self.inode = (info.st_dev, info.st_ino)
         self.page_size = self.filesystem.page_size
         self.grid = self._grid()
@@ -92,7 +154,7 @@ class MappedRegion:
                 **extra,
             )
         except (OSError, ValueError, OverflowError) as error:
-            raise FrontEndError(f"memory cannot be mapped: {error}") from None
+            raise UnusableError(f"memory cannot be mapped: {error}") from None
         return mapping, start
 
     def _grid(self) -> Grid | None:
@@ -110,14 +172,6 @@ class MappedRegion:
     def to_file(self) -> int:
         """The number that turns a guest address of the region into an offset in its file."""
         return self.region.mmap_offset - self.region.guest_address
-
-    @property
-    def guest_start(self) -> int:
-        return self.region.guest_address
-
-    @property
-    def guest_end(self) -> int:
-        return self.region.guest_address + self.region.size
 
     def view(self, offset: int, length: int) -> memoryview:
         """A writable view of length bytes at offset in the region. The caller releases it.
@@ -150,11 +204,11 @@ class MappedRegion:
             del byte
 
     def unmap(self) -> None:
-        """Unmap; the caller owns the descriptor again. Raises BufferError if a view is in use."""
+        """See GuestRegion."""
         self._mapping.close()
 
     def close(self) -> None:
-        """Unmap and close the descriptor. Raises BufferError if a view is in use."""
+        """See GuestRegion."""
         self.unmap()
         self.fd.close()
 
@@ -162,6 +216,22 @@ class MappedRegion:
         return RegionStatistics(
             self.guest_start, self.region.size, self.page_size, self.filesystem.kind
         )
+
+
+def accept(region: Region, fd: OwnedFd) -> GuestRegion:
+    """Map a region if its file can be used, else leave it alone; fd is taken over.
+
+    Raises FrontEndError, and the caller still owns fd, if no memory can be like that, or if it is
+    the RAM at address 0, without which there is no device.
+    """
+    try:
+        return MappedRegion(region, fd)
+    except UnusableError as error:
+        if region.guest_address == 0:
+            raise
+        untouched = UntouchedRegion(region, str(error))
+    fd.close()
+    return untouched
 
 
 def _check_region(region: Region) -> None:

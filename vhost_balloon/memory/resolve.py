@@ -43,8 +43,11 @@ def resolve(
     for mapped, named in memory.by_region(allowed):
         size = total(named)
         outside -= size
-        reason = refusal(policy, mapped.filesystem)
-        if reason is None:
+        if not isinstance(mapped, MappedRegion):
+            reason = Refusal.UNTOUCHED
+        elif (rule := refusal(policy, mapped.filesystem)) is not None:
+            reason = rule
+        else:
             if gathering is None or mapped.grid is None:
                 whole = _whole_pages(mapped, named)
                 gone = size if whole is named else total(whole)

@@ -18,7 +18,7 @@ from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import EventFd, Kick
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.ranges import Range, align_outward
-from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.region import GuestRegion, MappedRegion
 from vhost_balloon.pace.polling import Polling
 from vhost_balloon.queues.virtqueue import Chain, Virtqueue
 from vhost_balloon.session.effects import RingSetup
@@ -190,7 +190,7 @@ class StartedRing:
         if self.call is not None:
             self.call.signal()
 
-    def lies_in(self, mapped: MappedRegion) -> bool:
+    def lies_in(self, mapped: GuestRegion) -> bool:
         return any(region is mapped for region in self._bound.regions)
 
     def rebind(self, bound: BoundRing) -> None:

@@ -14,7 +14,7 @@ from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.fds import EventFd, Kick, OwnedFd
 from vhost_balloon.figures.statistics import QueueStatistics
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.region import GuestRegion
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.deflate import DeflateProcessor
 from vhost_balloon.queues.discarding import InflateProcessor, ReportProcessor
@@ -186,7 +186,7 @@ class RingSet:
                 ring.unbind()
         self._protect()
 
-    def drop_region(self, mapped: MappedRegion) -> None:
+    def drop_region(self, mapped: GuestRegion) -> None:
         """Break every ring that lies in a region to be removed. Not while they run."""
         for ring in self.rings.values():
             if not ring.lies_in(mapped):
