@@ -12,6 +12,7 @@ from vhost_balloon.balloon.device import MAX_PAGES, Balloon
 from vhost_balloon.errors import FrontEndError
 
 POISON = int(BalloonFeature.PAGE_POISON)
+DEFLATE_ON_OOM = int(BalloonFeature.DEFLATE_ON_OOM)
 
 
 def words(balloon: Balloon) -> tuple[int, ...]:
@@ -27,7 +28,7 @@ def config(num_pages: int = 0, actual: int = 0, cmd_id: int = 0, poison: int = 0
 @pytest.fixture
 def balloon() -> Balloon:
     balloon = Balloon()
-    balloon.set_memory_size(GIB)
+    balloon.ram.share({0: GIB})
     return balloon
 
 
@@ -35,7 +36,7 @@ def balloon() -> Balloon:
 
 
 def test_a_guest_can_write_only_actual_and_poison(balloon: Balloon) -> None:
-    balloon.set_target(GIB - 8 * PAGE)
+    balloon.carry_out(GIB - 8 * PAGE)
     assert balloon.write_config(0, config(99, 5, 7, 0xAAAAAAAA), migration=False)
     assert words(balloon) == (8, 5, 0, 0xAAAAAAAA)
     assert (balloon.target_pages, balloon.held_pages) == (8, 5)
@@ -44,12 +45,10 @@ def test_a_guest_can_write_only_actual_and_poison(balloon: Balloon) -> None:
 
 
 def test_a_migration_writes_every_field_and_replaces_the_target(balloon: Balloon) -> None:
-    balloon.set_target(GIB // 2)
+    balloon.carry_out(GIB // 2)
     assert balloon.write_config(0, config(99, 5, 7, 1), migration=True)
     assert words(balloon) == (99, 5, 7, 1)
-    assert (balloon.target, balloon.has_target) == (GIB - 99 * PAGE, False)
-    assert not balloon.set_memory_size(2 * GIB)
-    assert words(balloon)[0] == 99
+    assert balloon.target == GIB - 99 * PAGE
 
 
 @pytest.mark.parametrize("offset", range(16))
@@ -92,64 +91,100 @@ def test_outside_the_config_space_is_refused(balloon: Balloon, offset: int, size
 def test_num_pages_follows_from_the_target(
     balloon: Balloon, target: int, pages: int, effective: int
 ) -> None:
-    assert balloon.set_target(target) is (pages != 0)
+    assert balloon.carry_out(target) is (pages != 0)
     assert words(balloon)[0] == pages
     assert balloon.target == effective
-    assert not balloon.set_target(target)
+    assert not balloon.carry_out(target)
 
 
-def test_a_target_waits_for_the_memorys_size_and_follows_hot_plug() -> None:
-    balloon = Balloon()
-    assert (balloon.target, balloon.has_target) == (0, False)
-    assert not balloon.set_target(GIB)
-    assert (balloon.target, balloon.has_target, balloon.target_pages) == (GIB, True, 0)
-    assert balloon.set_memory_size(2 * GIB)
+def test_only_an_order_changes_num_pages(balloon: Balloon) -> None:
+    balloon.carry_out(GIB // 2)
+    balloon.write_config(4, (5).to_bytes(4, "little"), migration=False)
+    for regions in ({0: GIB, 1 << 32: GIB}, {0: GIB}, {0: GIB // 4}, {}, {0: GIB}):
+        balloon.ram.share(regions)
+        assert balloon.target_pages == GIB // 2 // PAGE
+        assert balloon.actual == max(sum(regions.values()) - 5 * PAGE, 0)
+        assert balloon.target == max(sum(regions.values()) - GIB // 2, 0)
+    balloon.ram.stated = GIB // 4
+    assert (balloon.target_pages, balloon.actual) == (GIB // 2 // PAGE, GIB // 4 - 5 * PAGE)
+
+
+def test_an_order_waits_in_bytes() -> None:
+    balloon = Balloon(GIB)
+    assert (balloon.target, balloon.target_pages) == (GIB, 0)
+    balloon.ram.share({0: 2 * GIB})
+    assert (balloon.target, balloon.target_pages) == (GIB, 0)
+    balloon.order = 3 * GIB
+    assert balloon.target == 2 * GIB
+    assert balloon.carry_out(GIB)
+    assert balloon.snapshot()[0] is None
     assert (balloon.target, balloon.target_pages) == (GIB, GIB // PAGE)
-    assert balloon.set_memory_size(3 * GIB)
-    assert (balloon.target, balloon.target_pages) == (GIB, 2 * GIB // PAGE)
-    assert not balloon.set_memory_size(0)
-    assert (balloon.target, balloon.has_target) == (GIB, True)
 
 
-def test_without_a_target_the_guest_keeps_its_memory(balloon: Balloon) -> None:
+def test_without_an_order_the_guest_keeps_its_memory(balloon: Balloon) -> None:
     assert (balloon.target, balloon.actual, balloon.balloon_size) == (GIB, GIB, 0)
-    assert not balloon.set_memory_size(2 * GIB)
+    balloon.ram.share({0: 2 * GIB})
     assert balloon.target == 2 * GIB
 
 
 def test_num_pages_has_32_bits() -> None:
     balloon = Balloon()
-    balloon.set_memory_size(1 << 50)
-    assert balloon.set_target(1)
+    balloon.ram.share({0: 1 << 50})
+    assert balloon.carry_out(1)
     assert words(balloon)[0] == MAX_PAGES == 0xFFFF_FFFF
 
 
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.just("target"), st.integers(1, 1 << 50)),
+            st.tuples(st.just("order"), st.integers(1, 1 << 50)),
             st.tuples(st.just("memory"), st.integers(0, 1 << 66)),
             st.tuples(st.just("actual"), st.integers(0, 0xFFFF_FFFF)),
         )
     )
 )
 def test_no_order_of_events_gives_a_figure_outside_memory(steps: list[tuple[str, int]]) -> None:
-    balloon, target = Balloon(), None
+    balloon = Balloon()
     for kind, value in steps:
         before = words(balloon)
-        if kind == "target":
-            changed, target = balloon.set_target(value), value
+        if kind == "order":
+            assert balloon.carry_out(value) is (before[0] != words(balloon)[0])
+            expected = min(max(balloon.memory_size - value, 0) // PAGE, MAX_PAGES)
+            assert words(balloon)[0] == expected
         elif kind == "memory":
-            changed = balloon.set_memory_size(value)
+            balloon.ram.share({0: value})
+            assert words(balloon) == before
         else:
             balloon.write_config(4, value.to_bytes(4, "little"), migration=False)
-            assert 0 <= balloon.actual <= balloon.memory_size
-            continue
-        assert changed is (before[0] != words(balloon)[0])
-        if balloon.memory_size and target is not None:
-            expected = min(max(balloon.memory_size - target, 0) // PAGE, MAX_PAGES)
-            assert words(balloon)[0] == expected
-            assert balloon.target == balloon.memory_size - expected * PAGE
+        assert 0 <= balloon.actual <= balloon.memory_size
+        assert 0 <= balloon.target <= balloon.memory_size
+
+
+@pytest.mark.parametrize(
+    ("features", "total"), [(0, GIB // 2 + 8 * PAGE), (DEFLATE_ON_OOM, GIB // 2)]
+)
+def test_a_sample_tells_what_the_guest_has(balloon: Balloon, features: int, total: int) -> None:
+    """Linux takes ballooned pages out of its total only without DEFLATE_ON_OOM."""
+    balloon.features = features
+    balloon.ram.share({0: GIB // 2, 1 << 32: GIB})
+    balloon.write_config(4, (8).to_bytes(4, "little"), migration=False)
+    balloon.stats.update({StatTag.MEMTOT: GIB // 2}, 1.0, 1.0)
+    balloon.sampled()
+    assert (balloon.ram.total, balloon.memory_size) == (total, GIB // 2)
+    balloon.stats.update({}, 2.0, 2.0)
+    balloon.sampled()
+    assert (balloon.ram.total, balloon.memory_size) == (None, GIB // 2)
+
+
+def test_a_device_begins_anew(balloon: Balloon) -> None:
+    balloon.ram.stated, balloon.features = GIB // 2, POISON
+    balloon.carry_out(GIB // 4)
+    balloon.write_config(4, (5).to_bytes(4, "little") + bytes(4) + b"\x01\0\0\0", migration=False)
+    balloon.stats.update({StatTag.MEMTOT: GIB}, 1.0, 1.0)
+    balloon.begin(GIB // 8)
+    assert words(balloon) == (0, 0, 0, 0)
+    assert (balloon.features, balloon.stats.values, balloon.memory_size) == (0, {}, 0)
+    assert (balloon.order, balloon.ram.stated) == (GIB // 8, GIB // 2)
 
 
 # Poison, new drivers and resets
@@ -180,7 +215,7 @@ def test_reported_pages_keep_a_negotiated_poison(
 
 
 def test_a_new_driver_has_an_empty_balloon_and_keeps_the_target(balloon: Balloon) -> None:
-    balloon.set_target(GIB // 2)
+    balloon.carry_out(GIB // 2)
     balloon.write_config(4, b"\x05\0\0\0", migration=False)
     balloon.stats.update({StatTag.MEMFREE: 1}, 1.0, 1.0)
     assert balloon.new_driver()

@@ -215,6 +215,8 @@ def test_any_file_name_is_a_name_or_a_mistake(data: bytes) -> None:
 # The options of settings
 
 VALUES = {
+    "memory": "4G",
+    "target": "2G",
     "discard": "never",
     "stats-interval": "3",
     "report-rate": "512M/s",

@@ -47,6 +47,7 @@ def test_all_settings_of_a_file(path: Path) -> None:
         stats-interval = 0.5
         target = "1.5G"
         report-rate = "512M/s"
+        memory = "4G"
         discard = "always"
         discard-hugetlb = true
         discard-other-filesystems = true
@@ -60,6 +61,7 @@ def test_all_settings_of_a_file(path: Path) -> None:
         3 << 29,
         SocketOptions(0o660, "kvm"),
         512 << 20,
+        4 << 30,
     )
     assert all(f"{key} = " in text for key in SETTINGS)
 

@@ -82,7 +82,8 @@ async def test_all_settings_are_shown(tmp_path: Path, file: File) -> None:
         "reporting": False, "deflate-on-oom": False, "stats": True, "must-tell-host": True,
         "free-page-hint": False, "page-poison": True, "discard": "always",
         "discard-hugetlb": True, "discard-other-filesystems": True, "stats-interval": 2.5,
-        "target": 32 * MIB, "report-rate": 1, "socket-mode": "0666", "socket-group": "0",
+        "memory": 64 * MIB, "target": 32 * MIB, "report-rate": 1, "socket-mode": "0666",
+        "socket-group": "0",
     }  # fmt: skip
     assert set(said) == set(SETTINGS)
     async with operated(tmp_path, file.option, "--no-page-poison") as (_, client):

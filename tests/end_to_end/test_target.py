@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from protocol.vhost_user import Request
 from protocol.vhost_user_payloads import CONFIG
-from protocol.virtio_balloon import CONFIG_SPACE, BalloonFeature
+from protocol.virtio_balloon import CONFIG_SPACE, BalloonFeature, Queue, StatTag
 from tests.support.end_to_end import (
     LINUX,
     MIB,
@@ -21,7 +21,9 @@ from tests.support.end_to_end import (
     serving,
     told,
 )
+from vhost_balloon.front_end.orders import SAMPLE_PATIENCE
 from vhost_balloon.simulator.guest import running_guest
+from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.options import DriverOptions
 
 ACTUAL = slice(4, 8)
@@ -88,21 +90,75 @@ async def test_a_stopped_guest_is_told_when_it_runs_again(
         assert await told(guest) == 1
 
 
-async def test_a_wish_waits_for_the_size_of_memory(tmp_path: Path, still_clock: MockClock) -> None:
+@pytest.fixture
+def two_regions() -> GuestRam:
+    ram = GuestRam.create(32 * MIB)
+    ram.add(32 * MIB, 1 << 32)
+    return ram
+
+
+async def test_an_order_waits_for_a_driver(tmp_path: Path, still_clock: MockClock) -> None:
     async with serving(tmp_path) as host, by_hand(host.path(), features=None) as guest:
         vm = host.vm()
         vm.set_target(24 * MIB)
         assert (vm.statistics().target, vm.statistics().pending) == (24 * MIB, True)
-        assert vm.statistics().actual is None
-        assert num_pages(await guest.front_end.get_config()) == 0
-        assert await told(guest) == 0
         await guest.start()
         assert num_pages(await guest.front_end.get_config()) == 40 * MIB // PAGE
         assert (vm.statistics().target, vm.statistics().pending) == (24 * MIB, False)
         assert await told(guest) == 1
 
 
-async def test_num_pages_follows_hot_plug_and_unplug(
+async def test_an_order_waits_for_a_driver_and_its_first_sample(
+    tmp_path: Path, still_clock: MockClock, two_regions: GuestRam
+) -> None:
+    async with (
+        serving(tmp_path) as host,
+        by_hand(host.path(), two_regions, features=None) as guest,
+    ):
+        vm = host.vm()
+        vm.set_target(24 * MIB)
+        assert (vm.statistics().target, vm.statistics().pending) == (24 * MIB, True)
+        assert vm.statistics().actual is None
+        assert num_pages(await guest.front_end.get_config()) == 0
+        await guest.start()
+        assert (vm.statistics().target, vm.statistics().pending) == (24 * MIB, True)
+        assert await told(guest) == 0
+        await guest.rings[Queue.STATS].submit([guest.stats({StatTag.MEMTOT: 60 * MIB})])
+        assert num_pages(await guest.front_end.get_config()) == 40 * MIB // PAGE
+        assert (vm.statistics().target, vm.statistics().pending) == (24 * MIB, False)
+        assert await told(guest) == 1
+
+
+async def test_an_order_waits_two_seconds_for_a_guest_that_gives_no_sample(
+    tmp_path: Path, still_clock: MockClock, two_regions: GuestRam
+) -> None:
+    async with (
+        serving(tmp_path) as host,
+        by_hand(host.path(), two_regions, features=None) as guest,
+    ):
+        host.vm().set_target(24 * MIB)
+        await guest.start()
+        assert await told(guest) == 0
+        still_clock.jump(SAMPLE_PATIENCE)
+        assert await told(guest) == 1
+        assert num_pages(await guest.front_end.get_config()) == 40 * MIB // PAGE
+
+
+async def test_an_order_does_not_wait_for_a_guest_without_statistics(
+    tmp_path: Path, still_clock: MockClock, two_regions: GuestRam
+) -> None:
+    features = LINUX & ~int(BalloonFeature.STATS_VQ)
+    async with (
+        serving(tmp_path) as host,
+        by_hand(host.path(), two_regions, features=None) as guest,
+    ):
+        host.vm().set_target(24 * MIB)
+        await guest.start(features)
+        assert await told(guest) == 1
+        assert num_pages(await guest.front_end.get_config()) == 40 * MIB // PAGE
+
+
+async def test_a_plug_and_an_unplug_move_actual_and_never_the_balloon(
     tmp_path: Path, still_clock: MockClock
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
@@ -110,12 +166,13 @@ async def test_num_pages_follows_hot_plug_and_unplug(
         await guest.front_end.get_config()
         dimm = guest.ram.add(16 * MIB, 1 << 32)
         await guest.front_end.add_region(dimm)
-        assert num_pages(await guest.front_end.get_config()) == 32 * MIB // PAGE
-        assert host.vm().statistics().target == 48 * MIB
-        assert await told(guest) == 2
+        assert num_pages(await guest.front_end.get_config()) == 16 * MIB // PAGE
+        statistics = host.vm().statistics()
+        assert (statistics.target, statistics.actual) == (64 * MIB, 80 * MIB)
         await guest.front_end.remove_region(dimm)
         assert num_pages(await guest.front_end.get_config()) == 16 * MIB // PAGE
-        assert await told(guest) == 3
+        assert host.vm().statistics().target == 48 * MIB
+        assert await told(guest) == 1
 
 
 async def test_hot_plug_changes_what_a_guest_with_a_balloon_has(

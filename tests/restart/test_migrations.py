@@ -60,8 +60,20 @@ def test_older_documents_are_lifted_step_by_step(monkeypatch: pytest.MonkeyPatch
 # As version 2 wrote them
 
 
+def as_version_3(areas: dict[str, Any]) -> dict[str, Any]:
+    """The documents of this version as version 3 would have written them, without a target."""
+    found: dict[str, Any] = json.loads(json.dumps(areas))
+    if found["balloon"] is not None:
+        found["balloon"] = {"target": found["balloon"].pop("order")} | found["balloon"]
+    if "regions" in (found["connection"] or {}):
+        del found["connection"]["judged"]
+        for region in found["connection"]["regions"]:
+            del region["left-out"], region["untouched"]
+    return found
+
+
 def as_version_2(areas: dict[str, Any]) -> dict[str, Any]:
-    """The same documents as version 2 would have written them."""
+    """The documents of version 3 as version 2 would have written them."""
     found: dict[str, Any] = json.loads(json.dumps(areas))
     found["vm"]["crashes"] = list(found["vm"]["crashes"].values())
     counters = found["counters"]
@@ -98,7 +110,7 @@ def demote(host: Host) -> None:
     (fd,) = records(host)
     with closing(Record(OwnedFd(os.dup(fd)))) as record:
         areas = {area: record.load(area) for area in DOCUMENTS}
-        for area, document in as_version_2(areas).items():
+        for area, document in as_version_2(as_version_3(areas)).items():
             record.save(area, document)
     set_version(fd, 2)
 
@@ -107,9 +119,20 @@ def demote(host: Host) -> None:
 
 
 def test_recorded_documents_are_lifted_without_loss() -> None:
-    lifted = lift(recorded(), 2, STATE_VERSION)
+    lifted = lift(recorded(), 2, 3)
     assert lifted != recorded()
     assert as_version_2(lifted) == recorded()
+    now = lift(lifted, 3, STATE_VERSION)
+    assert now["balloon"]["order"] is None, "it has become num_pages"
+    assert as_version_3(now) == lifted | {"balloon": lifted["balloon"] | {"target": None}}
+
+
+def test_a_target_of_version_3_that_was_not_due_is_an_order() -> None:
+    areas = lift(recorded(), 2, 3)
+    areas["connection"]["regions"] = []
+    lifted = lift(areas, 3, STATE_VERSION)
+    assert lifted["balloon"]["order"] == areas["balloon"]["target"] == 40 * MIB
+    assert "target" not in lifted["balloon"]
 
 
 async def test_recorded_documents_are_restored(vm: Vm) -> None:
@@ -130,7 +153,7 @@ async def test_recorded_documents_are_restored(vm: Vm) -> None:
     assert session.started == [0, 1, 2]
     assert session.returned_bases == {3: 1}
     assert session.config_unread
-    assert session.balloon.snapshot() == (40 * MIB, 10240, 7, 0, 0)
+    assert session.balloon.snapshot() == (None, 10240, 7, 0, 0)
     regions = [documents.read_region(entry) for entry in connection["regions"]]
     assert [(r.guest_address, r.size) for r in regions] == [(0, 64 * MIB), (1 << 32, 16 * MIB)]
     positions = [documents.read_position(entry) for entry in connection["rings"]]

@@ -19,6 +19,7 @@ from tests.support.fakes.pure_front_end import (
     R,
     actual,
     config,
+    region,
     start_all,
 )
 from tests.support.helpers import GIB
@@ -102,7 +103,7 @@ def test_a_reset_stops_everything_and_forgets_the_driver(
     assert front_end.send(R.GET_STATUS) == U64(15)
     start_all(front_end, {0: 0, 1: 0, 2: 0})
     front_end.send(R.SET_CONFIG, config(struct.pack("<IIII", 0, 5, 0, 0xAA)))
-    front_end.balloon.set_target(GIB // 2)
+    front_end.balloon.carry_out(GIB // 2)
     front_end.effects.clear()
     front_end.bases = {0: 7, 1: 8, 2: 9}
     assert front_end.send(*reset, need_reply=True) == ACK
@@ -124,6 +125,39 @@ def test_a_status_has_eight_bits(front_end: PureFrontEnd) -> None:
     assert front_end.send(R.SET_STATUS, U64(0xFF), need_reply=True) == ACK
     assert front_end.send(R.SET_STATUS, U64(0x100), need_reply=True) == NACK
     assert front_end.send(R.GET_STATUS) == U64(0xFF)
+
+
+def test_an_owner_begins_anew_what_had_a_device(front_end: PureFrontEnd) -> None:
+    session, balloon = front_end.session, front_end.balloon
+    session.first_order = GIB // 4
+    front_end.send(R.SET_STATUS, U64(15))
+    start_all(front_end, {0: 0, 1: 0, 2: 0})
+    front_end.send(R.SET_CONFIG, config(struct.pack("<IIII", 0, 5, 0, 0xAA)))
+    balloon.carry_out(GIB // 2)
+    session.config_unread = True
+    front_end.bases = {0: 7, 1: 8, 2: 9}
+    protocol_features = session.protocol_features
+    assert front_end.send(R.SET_OWNER, need_reply=True) == ACK
+    assert (session.regions, front_end.regions, front_end.started) == ([], [], set())
+    assert front_end.took(effects.SetCall) >= 5
+    assert (session.features, session.status, session.suspended) == (0, 0, True)
+    assert session.protocol_features == protocol_features, "they came before"
+    assert not session.config_unread
+    assert not session.has_driver
+    assert balloon.read_config(0, 16) == bytes(16)
+    assert (balloon.order, balloon.memory_size) == (GIB // 4, 0)
+    front_end.send(R.SET_FEATURES, U64(EVERY_FEATURE))
+    front_end.send(R.ADD_MEM_REG, region(), fds=1)
+    start_all(front_end, {0: 0, 1: 0, 2: 0})
+    assert front_end.took(effects.NewDriver) == 1, "not once more at the start"
+
+
+def test_an_owner_of_nothing_keeps_an_order(fresh: PureFrontEnd) -> None:
+    fresh.balloon.order = GIB // 2
+    fresh.send(R.SET_OWNER)
+    fresh.send(R.SET_OWNER)
+    assert fresh.balloon.order == GIB // 2
+    assert fresh.effects == []
 
 
 def test_set_owner_is_accepted(fresh: PureFrontEnd) -> None:

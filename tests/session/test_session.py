@@ -52,7 +52,7 @@ def test_stop_and_cont_keep_the_balloon(front_end: PureFrontEnd) -> None:
 def test_after_a_reboot_the_balloon_is_empty_and_the_target_stays(
     front_end: PureFrontEnd, bases: dict[int, int]
 ) -> None:
-    front_end.balloon.set_target(GIB // 2)
+    front_end.balloon.carry_out(GIB // 2)
     inflated(front_end)
     stop_all(front_end, bases)
     assert front_end.balloon.balloon_size == 5 * PAGE

@@ -28,6 +28,13 @@ class FakeFrontEnd:
         self.pauses: list[bool] = []
         self.sample: VmStatistics | None = None
 
+    @property
+    def orders(self) -> FakeFrontEnd:
+        return self
+
+    async def judge_memory(self) -> None:
+        """It is known."""
+
     def set_target(self, value: int) -> None:
         self.targets.append(value)
         self.known = replace(self.known, target=value)

@@ -7,8 +7,9 @@ Config space rules:
   refused, because QEMU writes all 16 bytes back, whatever the guest changed.
 - poison_val arrives before the features. It is stored then, and matters once PAGE_POISON is
   negotiated. It survives ring stops; a device reset or a new connection clears it.
-- The operator's target is in bytes. num_pages follows from it and the size of guest memory, which
-  the front end tells only when the driver starts, and which hot-plug changes.
+- An order, the operator's target, is in bytes. It waits until it is due: guest memory is known, and
+  there is a driver. Then it becomes num_pages, once. Nothing else changes num_pages: hot-plug moves
+  target and actual, as in QEMU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from protocol.virtio_balloon import (
     CONFIG_SPACE,
     PFN_SHIFT,
     BalloonFeature,
+    StatTag,
 )
+from vhost_balloon.balloon.guest_ram import GuestRam
 from vhost_balloon.balloon.guest_stats import GuestStats
 from vhost_balloon.errors import FrontEndError
 
@@ -27,23 +30,30 @@ MAX_PAGES = (1 << 32) - 1
 
 
 class Balloon:
-    """The device model of one front end's connection."""
+    """The device model of one device of a front end."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: int | None = None, memory: int | None = None) -> None:
+        """order: the first one, if any. memory: the operator's word for guest memory, in bytes."""
         self.features = 0
         self.stats = GuestStats()
-        self.memory_size = 0
-        self._target: int | None = None
+        self.ram = GuestRam(memory)
+        self.order = order
+        """Bytes that the guest is to keep, by an order that is not due yet."""
         self._num_pages = 0
         self._actual = 0
         self._cmd_id = CMD_ID_STOP
         self._poison = 0
 
     @property
+    def memory_size(self) -> int:
+        """Bytes of guest memory; 0 if unknown."""
+        return self.ram.size
+
+    @property
     def target(self) -> int:
-        """Bytes that the guest is to keep. All of its memory unless a target was set."""
-        if self._target is not None and self.memory_size == 0:
-            return self._target
+        """Bytes that the guest is to keep. All of its memory unless there was an order."""
+        if self.order is not None:
+            return min(self.order, self.memory_size) if self.memory_size else self.order
         return max(self.memory_size - (self._num_pages << PFN_SHIFT), 0)
 
     @property
@@ -62,11 +72,6 @@ class Balloon:
         return self._actual
 
     @property
-    def has_target(self) -> bool:
-        """Whether this daemon's operator set a target."""
-        return self._target is not None
-
-    @property
     def balloon_size(self) -> int:
         """Bytes in the balloon, by the guest's account."""
         return self._actual << PFN_SHIFT
@@ -77,36 +82,48 @@ class Balloon:
         return not (self.features & BalloonFeature.PAGE_POISON and self._poison)
 
     def snapshot(self) -> tuple[int | None, int, int, int, int]:
-        """For restore(): target in bytes, num_pages, actual, free_page_hint_cmd_id, poison_val."""
-        return self._target, self._num_pages, self._actual, self._cmd_id, self._poison
+        """For restore(): order in bytes, num_pages, actual, free_page_hint_cmd_id, poison_val."""
+        return self.order, self._num_pages, self._actual, self._cmd_id, self._poison
 
     def restore(
-        self, target: int | None, num_pages: int, actual: int, cmd_id: int, poison: int
+        self, order: int | None, num_pages: int, actual: int, cmd_id: int, poison: int
     ) -> None:
         """Continue from a snapshot. Raises ValueError if the config space cannot hold it."""
         if any(not 0 <= value <= MAX_PAGES for value in (num_pages, actual, cmd_id, poison)):
             raise ValueError("a config space field does not fit 32 bits")
-        self._target, self._num_pages, self._actual = target, num_pages, actual
+        self.order, self._num_pages, self._actual = order, num_pages, actual
         self._cmd_id, self._poison = cmd_id, poison
 
-    def set_target(self, target: int) -> bool:
-        """Set the target in bytes (> 0). Returns whether the config space changed."""
-        self._target = target
-        return self._update_num_pages()
+    def carry_out(self, target: int) -> bool:
+        """Set num_pages so that the guest keeps target bytes (> 0) of its memory, which is known.
 
-    def set_memory_size(self, size: int) -> bool:
-        """Set the size of guest memory in bytes. Returns whether the config space changed."""
-        self.memory_size = size
-        return self._update_num_pages()
-
-    def _update_num_pages(self) -> bool:
-        if self._target is None or self.memory_size == 0:
-            return False
-        pages = max(self.memory_size - self._target, 0) >> PFN_SHIFT
-        pages = min(pages, MAX_PAGES)
+        Returns whether the config space changed. Above guest memory is all of it, as in QEMU.
+        """
+        self.order = None
+        pages = min(max(self.memory_size - target, 0) >> PFN_SHIFT, MAX_PAGES)
         changed = pages != self._num_pages
         self._num_pages = pages
         return changed
+
+    def sampled(self) -> None:
+        """The guest has given a sample. A driver's first one is held against its regions.
+
+        Linux takes ballooned pages out of its total only without DEFLATE_ON_OOM.
+        """
+        total = self.stats.values.get(StatTag.MEMTOT)
+        if total is not None and not self.features & BalloonFeature.DEFLATE_ON_OOM:
+            total += self.balloon_size
+        self.ram.total = total
+        if not self.ram.judged:
+            self.ram.judge()
+
+    def begin(self, order: int | None) -> None:
+        """Become the device of a front end that has negotiated nothing. order: bytes, or None."""
+        stated = self.ram.stated
+        self.restore(order, 0, 0, CMD_ID_STOP, 0)
+        self.features = 0
+        self.stats.clear()
+        self.ram = GuestRam(stated)
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Read the config space. Raises FrontEndError outside of it."""
@@ -121,8 +138,6 @@ class Balloon:
         after[offset : offset + len(data)] = data
         num_pages, actual, cmd_id, poison = CONFIG_SPACE.unpack(after)
         if migration:
-            if num_pages != self._num_pages:
-                self._target = None
             self._num_pages, self._cmd_id = num_pages, cmd_id
         changed: bool = actual != self._actual
         self._actual, self._poison = actual, poison
@@ -137,6 +152,7 @@ class Balloon:
         changed = self._actual != 0
         self._actual = 0
         self.stats.clear()
+        self.ram.new_driver()
         return changed
 
     def reset(self) -> bool:

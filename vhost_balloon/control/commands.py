@@ -53,12 +53,12 @@ def _check_attached(vm: Vm, arguments: dict[str, Any]) -> None:
         raise not_activated(f": VM '{vm.id}' has no front end")
 
 
-def _balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
+async def _balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
     """Set the target in bytes. The reply says "pending" while there is no driver to follow it."""
     _check_attached(vm, arguments)
     if arguments["value"] <= 0:
         raise CommandError("Parameter 'value' expects a size")
-    vm.set_target(arguments["value"])
+    await vm.order(arguments["value"])
     statistics = vm.statistics(details=False)
     return {"pending": True} if statistics.pending or not statistics.driver_ready else {}
 

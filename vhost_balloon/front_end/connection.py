@@ -12,7 +12,6 @@ from typing import Final
 
 import trio
 
-from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.errors import CommandError, FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
@@ -21,6 +20,7 @@ from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.front_end.conversation import Conversation
 from vhost_balloon.front_end.keeper import Keeper
+from vhost_balloon.front_end.orders import Orders
 from vhost_balloon.front_end.parts import LeftConnection, Parts
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.memory.pins import PinGuard
@@ -48,10 +48,7 @@ async def serve_front_end(vm: Vm, fd: OwnedFd, name: str, *, peer_connected: boo
 
 
 def _new_session(settings: VmSettings) -> Session:
-    balloon = Balloon()
-    if settings.target is not None:
-        balloon.set_target(settings.target)
-    return Session(balloon, settings.offered)
+    return Session(Balloon(settings.target), settings.offered)
 
 
 async def _attach(connection: FrontEndConnection) -> None:
@@ -115,7 +112,9 @@ class FrontEndConnection:
         self.gone: Final = trio.Event()
         self._settings = vm.settings  # a change of them is for the next front end
         self.session = session
+        session.first_order = self._settings.target
         self.balloon = session.balloon
+        self.balloon.ram.stated = self._settings.memory
         self._pid = transport.peer_pid() if peer_connected else None
         self._guest = AttachedGuest(
             self.balloon,
@@ -146,7 +145,11 @@ class FrontEndConnection:
             ),
         )
         self._conversation = Conversation(transport, self.keeper, self._answer)
-        self._rings.stats.sampled = self.keeper.save_stats
+        self.orders: Final = Orders(
+            vm, session, self._rings.stats, self.keeper, self._executor.config_changed
+        )
+        self._rings.stats.sampled = self.orders.sampled
+        self._executor.rings_changed = self.orders.look
 
     def attach(self) -> None:
         """A front end has just connected."""
@@ -177,6 +180,7 @@ class FrontEndConnection:
         """Answer messages until the connection ends, then stop and release everything."""
         self._guest.look_for_pins(trio.current_time())
         self._nursery.start_soon(self._poll_stats)
+        self._nursery.start_soon(self.orders.run)
         try:
             await self._conversation.run()
         except StreamError as error:
@@ -221,12 +225,6 @@ class FrontEndConnection:
 
     # The target
 
-    def set_target(self, value: int) -> None:
-        """Set the guest's target, in bytes (> 0); the config space shows it on return."""
-        if self.balloon.set_target(value):
-            self._executor.config_changed()
-        self.keeper.save_balloon()
-
     def pause(self, paused: bool) -> None:
         """Acknowledge reports without discarding them, or discard them again."""
         self._guest.paused = paused
@@ -235,11 +233,9 @@ class FrontEndConnection:
 
     async def fresh_stats(self) -> None:
         """Request statistics and wait for them. Raises CommandError if the guest sends none."""
-        if not self.session.driver_ready or not self.session.features & BalloonFeature.STATS_VQ:
+        if not self.session.gives_stats:
             raise CommandError("the guest's driver is not ready or provides no statistics")
-        updated = self._rings.stats.updated
-        self._rings.stats.request()
-        await updated.wait()
+        await self._rings.stats.fresh()
 
     def _state(self) -> VmState:
         if not self.session.driver_ready:
@@ -247,6 +243,13 @@ class FrontEndConnection:
         return self._executor.convergence.state(
             trio.current_time(), self.balloon.memory_size, self.balloon.stats
         )
+
+    def _is_pending(self) -> bool:
+        """Whether the target waits for a driver."""
+        balloon = self.balloon
+        if balloon.order is not None:
+            return True
+        return not self.session.driver_ready and balloon.target_pages != balloon.held_pages
 
     def _pause_reasons(self) -> tuple[str, ...]:
         """Why reports are not discarded, as of the last one."""
@@ -274,8 +277,8 @@ class FrontEndConnection:
             queues=self._rings.statistics() if details else (),
             regions=memory.statistics() if details else (),
             guest_memory=balloon.memory_size,
-            target=balloon.target if is_known or balloon.has_target else None,
-            pending=balloon.has_target and not session.driver_ready,
+            target=balloon.target if is_known or balloon.order is not None else None,
+            pending=self._is_pending(),
             actual=balloon.actual if is_known else None,
             balloon=balloon.balloon_size,
             resident=memory.resident(),

@@ -17,13 +17,13 @@ from vhost_balloon.checked import Document, flag, number, reading
 from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.fds import EventFd
 from vhost_balloon.front_end.partial import Partial
-from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.region import GuestRegion, MappedRegion, UntouchedRegion
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.session.session import Ring, Session
 from vhost_balloon.store.shelf import shelf_name
 
-MAX_TARGET: Final = 1 << 128
-"""Bound for a target on record, in bytes; an order has none."""
+MAX_ORDER: Final = 1 << 128
+"""Bound for an order on record, in bytes; QMP has none."""
 
 
 _ADDRESS: Final = ("index", "descriptor", "available", "used", "log")
@@ -102,14 +102,14 @@ def read_ring_index(value: object) -> int:
     return number(value, 0, NUM_QUEUES - 1)
 
 
-# The balloon's config space and target
+# The balloon's config space, and an order that is not due
 
 
 def balloon_document(session: Session) -> Document:
     """Kept small: it is written at every change of `actual`, while the guest waits."""
-    target, num_pages, actual, cmd_id, poison = session.balloon.snapshot()
+    order, num_pages, actual, cmd_id, poison = session.balloon.snapshot()
     return {
-        "target": target,
+        "order": order,
         "num-pages": num_pages,
         "actual": actual,
         "free-page-hint-cmd-id": cmd_id,
@@ -121,10 +121,10 @@ def balloon_document(session: Session) -> Document:
 def restore_balloon(session: Session, document: Document) -> None:
     """Raises StateError."""
     with reading("balloon"):
-        target, unread = document["target"], flag(document["config-unread"])
+        order, unread = document["order"], flag(document["config-unread"])
         names = ("num-pages", "actual", "free-page-hint-cmd-id", "poison-val")
         session.balloon.restore(
-            None if target is None else number(target, 1, MAX_TARGET),
+            None if order is None else number(order, 1, MAX_ORDER),
             *(number(document[name]) for name in names),
         )
     session.config_unread = unread
@@ -133,8 +133,13 @@ def restore_balloon(session: Session, document: Document) -> None:
 # Memory, started rings and their eventfds; descriptors by their names on the shelf
 
 
-def region_document(mapped: MappedRegion) -> Document:
-    return _members(mapped.region, _REGION) | {"fd": shelf_name(mapped.fd)}
+def region_document(held: GuestRegion, *, left_out: bool) -> Document:
+    """left_out: it does not count as guest memory."""
+    document = _members(held.region, _REGION) | {"left-out": left_out}
+    if isinstance(held, MappedRegion):
+        return document | {"fd": shelf_name(held.fd), "untouched": None}
+    assert isinstance(held, UntouchedRegion)
+    return document | {"fd": None, "untouched": held.why}
 
 
 def read_region(document: Document) -> Region:

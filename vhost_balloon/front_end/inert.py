@@ -90,6 +90,7 @@ class InertConnection:
     """One inert front end, until it goes. reason: why it is inert, for the operator."""
 
     has_device: Final = False
+    orders: Final = None
 
     def __init__(self, vm: Vm, transport: Transport, name: str, reason: str) -> None:
         self.gone: Final = trio.Event()
@@ -138,10 +139,6 @@ class InertConnection:
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
         """Complete the snapshot: there is no device."""
         return replace(known, state=VmState.INERT, pause_reasons=(VmState.INERT.value,))
-
-    def set_target(self, value: int) -> None:
-        """Raises CommandError: there is no device."""
-        raise not_activated()
 
     def pause(self, paused: bool) -> None:
         """Nothing to pause: nothing is discarded."""

@@ -131,7 +131,8 @@ class Keeper:
             "peer-connected": parts.peer_connected,
             "channel": None if channel is None else shelf_name(channel.fd),
             "session": documents.session_document(parts.session),
-            "regions": [documents.region_document(mapped) for mapped in parts.memory().regions],
+            "regions": self._regions(),
+            "judged": parts.session.balloon.ram.judged,
             "rings": [documents.started_ring_document(ring) for ring in started],
             "calls": documents.eventfds_document(rings.calls),
             "errs": documents.eventfds_document(rings.errs),
@@ -139,3 +140,10 @@ class Keeper:
             "applied": applied,
             "foreign": self.foreign,
         }
+
+    def _regions(self) -> list[Document]:
+        left_out = self._parts.session.balloon.ram.left_out
+        return [
+            documents.region_document(held, left_out=held.guest_start in left_out)
+            for held in self._parts.memory().regions
+        ]

@@ -77,7 +77,7 @@ class AttachedGuest:
         """Check whether the front end has memory pinned, and log a change."""
         if self.policy.mode is not DiscardMode.AUTO:
             return
-        state = self.pins.check(self.memory.size, now)
+        state = self.pins.check(self.balloon.memory_size, now)
         before, self._pins_seen = self._pins_seen, state
         if state is not (before or PinState.FREE):
             self.log.misbehaved(_PIN_MESSAGES[state].format(why=self.pins.why))

@@ -63,6 +63,12 @@ class StatsProcessor:
         else:
             self._requested = True
 
+    async def fresh(self) -> None:
+        """Request a sample and wait for it."""
+        updated = self.updated
+        self.request()
+        await updated.wait()
+
     def expect_stale(self) -> None:
         """The process before this one held the guest's buffer: when it comes again, it is stale."""
         self._stale = True

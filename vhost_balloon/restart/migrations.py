@@ -97,5 +97,24 @@ def _name_counters(document: Document) -> Document:
     }
 
 
-MIGRATIONS: Final[dict[int, Callable[[Document], Document]]] = {2: _name_members}
+# From 3 to 4: an order that is not due, in place of a target; regions that do not count
+
+
+def _tell_orders(areas: Document) -> Document:
+    connection, balloon = areas["connection"], areas["balloon"]
+    is_served = connection is not None and "regions" in connection
+    if balloon is not None:
+        target = balloon["target"]
+        is_due = is_served and bool(connection["regions"])
+        balloon = {"order": None if is_due else target} | balloon
+        del balloon["target"]
+    if is_served:
+        regions = [
+            entry | {"left-out": False, "untouched": None} for entry in connection["regions"]
+        ]
+        connection = connection | {"regions": regions, "judged": False}
+    return areas | {"connection": connection, "balloon": balloon}
+
+
+MIGRATIONS: Final[dict[int, Callable[[Document], Document]]] = {2: _name_members, 3: _tell_orders}
 """By version: lifts all areas' documents to the next version."""

@@ -7,10 +7,11 @@ served inertly (front_end/inert.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from protocol.vhost_user import HEADER_SIZE
+from protocol.vhost_user_payloads import Region
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.balloon.guest_stats import restore_stats
 from vhost_balloon.checked import Document, flag, reading
@@ -24,7 +25,7 @@ from vhost_balloon.front_end.partial import Partial, parse_header
 from vhost_balloon.front_end.parts import LeftConnection, LeftRing
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.region import MappedRegion, check_disjoint
+from vhost_balloon.memory.region import GuestRegion, UntouchedRegion, accept, check_disjoint
 from vhost_balloon.queues.ring import bind, stand_in
 from vhost_balloon.session.effects import RingSetup
 from vhost_balloon.session.message import Message
@@ -87,11 +88,11 @@ def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> L
     for entry in document["regions"]:
         region = documents.read_region(entry)
         check_disjoint(session.regions, region)
-        mapped = MappedRegion(region, adopt(entry["fd"]))
-        undo.callback(mapped.unmap)
-        left.memory.add(mapped)
+        held = _hold(region, entry, adopt)
+        undo.callback(held.unmap)
+        left.memory.add(held)
         session.regions.append(region)
-    session.balloon.memory_size = left.memory.size
+    _restore_ram(session, document)
     if document["channel"] is not None:
         left.channel = BackendChannel(adopt(document["channel"]))
     for eventfds, key in ((left.calls, "calls"), (left.errs, "errs")):
@@ -106,6 +107,24 @@ def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> L
         raise StateError("the record's rings are not those that were started")
     left.pending = read_pending(journal, document["applied"], shelf)
     return left
+
+
+def _hold(region: Region, entry: Document, adopt: Callable[[object], OwnedFd]) -> GuestRegion:
+    if entry["untouched"] is not None:
+        return UntouchedRegion(region, str(entry["untouched"]))
+    return accept(region, adopt(entry["fd"]))
+
+
+def _restore_ram(session: Session, document: Document) -> None:
+    """What the guest has, as it was judged last, and by its last sample."""
+    balloon, left_out = session.balloon, set()
+    for region, entry in zip(session.regions, document["regions"], strict=True):
+        if flag(entry["left-out"]):
+            left_out.add(region.guest_address)
+    balloon.ram.share({region.guest_address: region.size for region in session.regions})
+    balloon.ram.left_out, balloon.ram.judged = frozenset(left_out), True
+    balloon.sampled()
+    balloon.ram.judged = flag(document["judged"])
 
 
 def _read_session(areas: Document) -> Session:

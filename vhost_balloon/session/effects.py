@@ -98,11 +98,6 @@ class NewDriver:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigChanged:
-    """num_pages changed: notify the guest once rings run."""
-
-
-@dataclass(frozen=True, slots=True)
 class ActualChanged:
     """The guest (or a reset) changed how much the balloon holds."""
 
@@ -119,7 +114,6 @@ Effect = (
     | SetBackendChannel
     | RingsChanged
     | NewDriver
-    | ConfigChanged
     | ActualChanged
 )
 

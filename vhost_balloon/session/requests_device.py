@@ -42,9 +42,11 @@ def set_protocol_features(session: Session, message: Message) -> None:
     session.protocol_features = features
 
 
-def set_owner(session: Session, message: Message) -> None:
-    """Nothing to do: each connection is a new session."""
+def set_owner(session: Session, message: Message) -> Steps:
+    """Begin a device: the connection's first, or one that takes the place of another."""
     parse_empty(message.payload)
+    yield from session.begin_device()
+    return None
 
 
 def reset_owner(session: Session, message: Message) -> Steps:

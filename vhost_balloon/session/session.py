@@ -19,16 +19,18 @@ from typing import Any, Final
 
 from protocol.vhost_user import ProtocolFeature, VhostFeature
 from protocol.vhost_user_payloads import Region, VringAddress
-from protocol.virtio_balloon import DEFLATE_INDEX, INFLATE_INDEX, NUM_QUEUES
+from protocol.virtio_balloon import DEFLATE_INDEX, INFLATE_INDEX, NUM_QUEUES, BalloonFeature
 from protocol.virtio_ring import RingFeature
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.errors import FrontEndError
 from vhost_balloon.session.effects import (
     ActualChanged,
-    ConfigChanged,
     Effect,
     NewDriver,
+    ReplaceRegions,
     RingsChanged,
+    SetCall,
+    SetErr,
     StopRing,
 )
 
@@ -79,6 +81,8 @@ class Session:
         """num_pages has changed since the last GET_CONFIG."""
         self.returned_bases: dict[int, int] = {}
         """The base at which each ring stopped, until it runs again."""
+        self.first_order: int | None = None
+        """Bytes that the guest keeps when its device begins, None for all."""
 
     @property
     def suspended(self) -> bool:
@@ -87,6 +91,15 @@ class Session:
     @property
     def driver_ready(self) -> bool:
         return self.rings[INFLATE_INDEX].started and self.rings[DEFLATE_INDEX].started
+
+    @property
+    def gives_stats(self) -> bool:
+        return self.driver_ready and bool(self.features & BalloonFeature.STATS_VQ)
+
+    @property
+    def has_driver(self) -> bool:
+        """The driver is ready, or was when its rings were stopped."""
+        return self.driver_ready or bool(self.returned_bases)
 
     @property
     def started(self) -> list[int]:
@@ -98,8 +111,7 @@ class Session:
         return self.rings[index].enabled or not self.features & VhostFeature.PROTOCOL_FEATURES
 
     def memory_changed(self) -> Generator[Effect, Any, None]:
-        if self.balloon.set_memory_size(sum(region.size for region in self.regions)):
-            yield ConfigChanged()
+        self.balloon.ram.share({region.guest_address: region.size for region in self.regions})
         if self.balloon.balloon_size:
             yield ActualChanged()
 
@@ -136,3 +148,19 @@ class Session:
         yield NewDriver()
         if self.balloon.reset():
             yield ActualChanged()
+
+    def begin_device(self) -> Generator[Effect, Any, None]:
+        """Forget the device that this connection had, if it had one: a front end that unplugs it
+        and plugs another keeps the connection, and does not remove the regions."""
+        if not self.regions and not self.features:
+            return
+        yield from self.reset()
+        yield ReplaceRegions([])
+        for index in range(NUM_QUEUES):
+            yield SetCall(index, None)
+            yield SetErr(index, None)
+        self.regions = []
+        self.features = 0
+        self.config_unread = False
+        self.balloon.begin(self.first_order)
+        yield ActualChanged()

@@ -97,6 +97,7 @@ class FrontEnd(Connection):
         if self.protocol_features & offered.BACKEND_REQ:
             await self._open_channel()
         await self.tell(request.SET_OWNER)
+        self._told_regions = []  # a device begins, which the regions have to be told
         self.features = await self.get_u64(request.GET_FEATURES)
         for index, ports in enumerate(self.ports):
             await self.set_vring_fd(request.SET_VRING_CALL, index, ports.masked_call)

@@ -21,7 +21,7 @@ from vhost_balloon.fds import OwnedFd
 from vhost_balloon.store.journal import Journal
 from vhost_balloon.store.slots import Slots
 
-STATE_VERSION: Final = 3
+STATE_VERSION: Final = 4
 """Version of the documents in the areas. Increase it whenever their format changes, and add to
 restart/migrations.py a step that lifts the previous version."""
 

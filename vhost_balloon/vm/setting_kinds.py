@@ -107,7 +107,7 @@ SECONDS: Final = Kind(
     parse=float,
     metavar="SECONDS",
 )
-SIZE: Final = Kind("a size above 0, such as 512M", "int", _bytes(parse_size))
+SIZE: Final = Kind("a size above 0, such as 512M", "int", _bytes(parse_size), metavar="SIZE")
 RATE: Final = Kind(
     "a rate above 0 in bytes a second, such as 512M/s", "int", _bytes(parse_rate), metavar="RATE"
 )

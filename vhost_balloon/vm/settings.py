@@ -42,7 +42,8 @@ class VmSettings:
 
     offered: balloon feature bits. stats_interval: seconds, 0 for on demand only. target: bytes
     that the guest keeps when its front end starts, None for all. access: to the VM's socket.
-    report_rate: bytes a second of the guest's reports that may be discarded, None for all.
+    report_rate: bytes a second of the guest's reports that may be discarded, None for all. memory:
+    bytes that the guest has, None to judge by what its front end shares.
     """
 
     offered: int = ALL_FEATURES
@@ -51,6 +52,7 @@ class VmSettings:
     target: int | None = None
     access: SocketOptions = field(default_factory=SocketOptions)
     report_rate: int | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ _ALL: Final = (
     _feature("free-page-hint", BalloonFeature.FREE_PAGE_HINT, "free page hints (never acted on)"),
     _feature("page-poison", BalloonFeature.PAGE_POISON, "the guest's page poison value"),
     _feature("reporting", BalloonFeature.PAGE_REPORTING, "free page reporting"),
+    Setting("memory", "memory", SIZE, MEMORY,
+            "the guest's memory: RAM, DIMMs, and what is plugged of virtio-mem (default: what the "
+            "front end shares, held against what the guest says it has)"),
     Setting("discard", "policy.mode", DISCARD_MODE, MEMORY,
             "auto (default): not while the front end has memory pinned for passed-through "
             "devices, or cannot be examined (as another user's process); always: without "

@@ -52,6 +52,23 @@ class StateKeeper(Protocol):
         """Write everything. Raises ValueError if it does not fit."""
 
 
+class Orders(Protocol):
+    """Orders for an attached device (front_end/orders.py)."""
+
+    def state_memory(self, size: int | None) -> None:
+        """Take the operator's word for the guest's memory: bytes, or None to judge."""
+
+    async def judge_memory(self) -> None:
+        """Judge how much memory the guest has, for an order. May wait for a sample, not long."""
+
+    def set_target(self, value: int) -> None:
+        """Set the guest's target to value bytes (> 0). Raises CommandError.
+
+        The config space shows it on return, if guest memory is known and there is a driver. If not,
+        it waits for both.
+        """
+
+
 class FrontEnd(Protocol):
     """What others ask of an attached front end (front_end/)."""
 
@@ -59,14 +76,15 @@ class FrontEnd(Protocol):
     def keeper(self) -> StateKeeper: ...
 
     @property
+    def orders(self) -> Orders | None:
+        """None without a device."""
+
+    @property
     def has_device(self) -> bool:
         """False if its requests are acknowledged and nothing is done for it."""
 
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
         """Complete a snapshot; with queues and regions if details are wanted. Never waits."""
-
-    def set_target(self, value: int) -> None:
-        """Set the guest's target to value bytes (> 0). Raises CommandError."""
 
     def pause(self, paused: bool) -> None:
         """Acknowledge reports without discarding them, or discard them again."""
@@ -131,14 +149,15 @@ class Vm:
     def change(self, settings: VmSettings) -> None:
         """Replace the settings.
 
-        A changed statistics interval applies at once; everything else applies to the next front
-        end, which negotiates features anew.
+        A changed statistics interval, and the guest's memory, apply at once; everything else
+        applies to the next front end, which negotiates features anew.
         """
-        changed = settings.stats_interval != self.settings.stats_interval
-        self.settings = settings
+        before, self.settings = self.settings, settings
         self.save()
-        if changed:
+        if settings.stats_interval != before.stats_interval:
             self.stats_interval = settings.stats_interval
+        if settings.memory != before.memory and (orders := self._orders()) is not None:
+            orders.state_memory(settings.memory)
 
     @property
     def attached(self) -> bool:
@@ -267,11 +286,20 @@ class Vm:
             return self.statistics()
         raise CommandError(f"the guest gave no statistics within {seconds:g} s")
 
+    def _orders(self) -> Orders | None:
+        return None if self.front_end is None else self.front_end.orders
+
+    async def order(self, value: int) -> None:
+        """Judge what memory the guest has, then set_target(value). Raises CommandError."""
+        if (orders := self._orders()) is not None:
+            await orders.judge_memory()
+        self.set_target(value)
+
     def set_target(self, value: int) -> None:
-        """Set the guest's target to value bytes (> 0). Raises CommandError without a front end."""
-        if self.front_end is None:
+        """Set the guest's target to value bytes (> 0). Raises CommandError without a device."""
+        if (orders := self._orders()) is None:
             raise not_activated()
-        self.front_end.set_target(value)
+        orders.set_target(value)
 
     def statistics(self, *, details: bool = True) -> VmStatistics:
         """A snapshot; with queues and regions if details are wanted. Never waits."""

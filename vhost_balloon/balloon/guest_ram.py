@@ -1,0 +1,84 @@
+"""How much memory the guest has, of all that its front end shares. Pure.
+
+QEMU's balloon counts RAM and DIMMs. QEMU shares more than that: an ivshmem, an NVDIMM, a
+virtio-mem device as a whole, however little of it is plugged. Regions do not say what they are, so
+their sum is held against the guest's own figure: at an order, and at the first sample of a driver.
+A region that comes later counts until then, as a DIMM does in QEMU. A region counts as a whole or
+not at all: a virtio-mem device counts once it is plugged almost in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+SHARE: Final = 10
+TOLERANCE: Final = 128 << 20
+"""Regions are left out if they exceed the guest's figure by more than 1/SHARE of it, and by more
+than TOLERANCE bytes: a kernel does not count all that it uses itself."""
+
+
+class GuestRam:
+    """The shared regions, and which of them the guest does not have. Sizes in bytes."""
+
+    def __init__(self, stated: int | None = None) -> None:
+        self.stated = stated
+        """The operator's word. It replaces judging, but the guest never has more than is shared."""
+        self.total: int | None = None
+        """What the guest has by its last sample, its balloon included; None if unknown."""
+        self.judged = False
+        """Whether regions were judged since this driver was loaded."""
+        self.left_out: frozenset[int] = frozenset()
+        """Guest addresses of the regions that do not count."""
+        self.shared = 0
+        """The sum of the regions."""
+        self._regions: Mapping[int, int] = {}
+
+    def share(self, regions: Mapping[int, int]) -> None:
+        """Replace the regions: size by guest address. New ones count."""
+        self._regions = regions
+        self.shared = sum(regions.values())
+        self.left_out &= regions.keys()
+
+    @property
+    def size(self) -> int:
+        """The guest's memory; 0 before any is shared."""
+        if self.stated is not None:
+            return min(self.stated, self.shared)
+        return self.shared - sum([self._regions[start] for start in self.left_out])
+
+    def needs_sample(self) -> bool:
+        """Whether an order needs a new figure of the guest: there is none yet, or by the last one,
+        regions have to be left out, which the guest may have put to use since."""
+        if self.stated is not None or len(self._regions) < 2:
+            return False
+        return self.total is None or self.shared > self._most()
+
+    def judge(self) -> None:
+        """Leave out regions until the rest fits the guest's figure, but never the lowest one.
+
+        As few bytes as possible go: the smallest region that suffices, or else the largest first.
+        """
+        left_out: set[int] = set()
+        excess = self.shared - self._most()
+        candidates = sorted((size, start) for start, size in self._regions.items())
+        if self._regions:
+            lowest = min(self._regions)
+            candidates.remove((self._regions[lowest], lowest))
+        while excess > 0 and candidates:
+            found = next((each for each in candidates if each[0] >= excess), candidates[-1])
+            candidates.remove(found)
+            left_out.add(found[1])
+            excess -= found[0]
+        self.left_out = frozenset(left_out)
+        self.judged = self.total is not None
+
+    def new_driver(self) -> None:
+        """A driver was loaded: judge at its first sample."""
+        self.judged = False
+
+    def _most(self) -> int:
+        """The largest sum of regions that fits the guest's figure."""
+        if self.total is None:
+            return self.shared
+        return self.total + max(self.total // SHARE, TOLERANCE)

@@ -1,0 +1,109 @@
+"""The operator's orders for one device: from a size in bytes to num_pages.
+
+An order is carried out once. Before that, it is judged how much memory the guest has
+(balloon/guest_ram.py), and the guest's statistics are the evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from vhost_balloon.front_end.keeper import Keeper
+from vhost_balloon.queues.stats import StatsProcessor
+from vhost_balloon.session.session import Session
+from vhost_balloon.sizes import format_size
+from vhost_balloon.vm.vm import Vm
+
+SAMPLE_PATIENCE: Final = 2.0
+"""Seconds for which an order waits for the guest's statistics."""
+
+
+class Orders:
+    """config_changed: called when num_pages has changed."""
+
+    def __init__(
+        self,
+        vm: Vm,
+        session: Session,
+        stats: StatsProcessor,
+        keeper: Keeper,
+        config_changed: Callable[[], None],
+    ) -> None:
+        self._vm = vm
+        self._session = session
+        self._balloon = session.balloon
+        self._stats = stats
+        self._keeper = keeper
+        self._config_changed = config_changed
+        self._is_due = trio.Event()
+
+    def set_target(self, value: int) -> None:
+        """Set the guest's target, in bytes (> 0); see vm.FrontEnd."""
+        if not self._balloon.memory_size or not self._session.has_driver:
+            self._balloon.order = value
+        elif self._balloon.carry_out(value):
+            self._config_changed()
+        self._keeper.save_balloon()
+
+    def look(self) -> None:
+        """The driver may be ready, so that an order that waited for it is due."""
+        if self._balloon.order is not None and self._session.driver_ready:
+            self._is_due.set()
+
+    async def run(self) -> None:
+        """Carry out the orders that become due."""
+        self.look()
+        while True:
+            await self._is_due.wait()
+            self._is_due = trio.Event()
+            await self.judge_memory()
+            if self._balloon.order is not None and self._session.driver_ready:
+                self.set_target(self._balloon.order)
+
+    # The guest's memory
+
+    def state_memory(self, size: int | None) -> None:
+        """Take the operator's word for the guest's memory: bytes, or None to judge."""
+        with self._judging():
+            self._balloon.ram.stated = size
+
+    async def judge_memory(self) -> None:
+        """Judge what memory the guest has, for an order.
+
+        Waits up to SAMPLE_PATIENCE for a sample if one is needed.
+        """
+        ram = self._balloon.ram
+        if not self._session.driver_ready:
+            return
+        if self._session.gives_stats and ram.needs_sample():
+            with trio.move_on_after(SAMPLE_PATIENCE):
+                await self._stats.fresh()
+        with self._judging():
+            ram.judge()
+
+    def sampled(self) -> None:
+        """The guest has given a sample."""
+        with self._judging():
+            self._balloon.sampled()
+        self._keeper.save_stats()
+
+    @contextmanager
+    def _judging(self) -> Iterator[None]:
+        """What the guest has may change meanwhile."""
+        ram = self._balloon.ram
+        size, judged, left_out = ram.size, ram.judged, ram.left_out
+        yield
+        if (judged, left_out) != (ram.judged, ram.left_out):
+            self._keeper.changed()
+        if ram.left_out and left_out != ram.left_out:
+            self._vm.log.warning(
+                f"the front end shares {format_size(ram.shared)}, but the guest says that it has "
+                f"{format_size(ram.total)}: guest memory is taken for {format_size(ram.size)} "
+                "(if that is wrong, state it with the setting 'memory')"
+            )
+        if size != ram.size and self._balloon.balloon_size:
+            self._vm.actual_changed()
