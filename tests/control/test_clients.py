@@ -121,7 +121,7 @@ async def test_pipelined_requests_are_answered_in_order(server: MemoryListener) 
     assert [reply["id"] for reply in replies[2:]] == list(range(500))
 
 
-@pytest.mark.parametrize("rest", [b'{"execute":"query-vms","id":9', b"5"])
+@pytest.mark.parametrize("rest", [b"", b'{"execute":"query-vms","id":9', b"5"])
 async def test_a_half_closed_client_gets_all_its_replies(
     server: MemoryListener, rest: bytes
 ) -> None:
@@ -130,7 +130,7 @@ async def test_a_half_closed_client_gets_all_its_replies(
     await client.stream.send_eof()
     greeting, *replies = await client.read_to_end()
     assert "QMP" in greeting
-    assert [next(iter(reply)) for reply in replies] == ["return", "return", "error"]
+    assert [next(iter(reply)) for reply in replies] == ["return", "return"]
 
 
 async def test_a_client_that_never_reads_affects_no_other(

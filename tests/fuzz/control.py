@@ -11,20 +11,22 @@ from trio.testing import MockClock
 from protocol.qmp_stream import RequestParser
 from tests.fuzz.source import Source
 from tests.support.control_client import Client, FakeFrontEnd, MemoryListener, attach, request, web1
+from tests.support.qmp import inputs
 from vhost_balloon.control.server import serve_control
 from vhost_balloon.vm.vm import Vm
 
 INVARIANT: Final = (
     "Whatever bytes a client sends in whatever pieces, each request in them gets exactly one reply "
     "in the order sent, each reply is a line of JSON with a result or an error of a known class, "
-    "a good request behind them is answered, and other clients are served all the while."
+    "a good request behind them and a reset byte is answered, and other clients are served all the "
+    "while."
 )
 LONGEST: Final = 1e9
 """Seconds on an autojump clock: many requests may each wait a minute for statistics."""
 
 _ERRORS: Final = {"GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound"}
 _LAST_ID: Final = "the last one"
-_LAST: Final = b"\n" + json.dumps({"execute": "query-version", "id": _LAST_ID}).encode() + b"\n"
+_LAST: Final = b"\xff" + json.dumps({"execute": "query-version", "id": _LAST_ID}).encode() + b"\n"
 
 _LONG: Final = {b"~": b"x" * 70_000, b"#": b"9" * 5_000}
 """Placeholders for runs longer than a request or a number may be."""
@@ -50,8 +52,7 @@ def _vm(attached: int) -> Vm:
 def _expected(data: bytes) -> int:
     """Count the requests in data; the chunk size must not matter, so feed seven bytes at a time."""
     parser = RequestParser()
-    found = sum(len(list(parser.feed(data[i : i + 7]))) for i in range(0, len(data), 7))
-    return found + len(list(parser.close()))
+    return sum(len(list(parser.feed(data[i : i + 7]))) for i in range(0, len(data), 7))
 
 
 def _lengthen(data: bytes) -> bytes:
@@ -144,6 +145,11 @@ _REQUESTS: Final = (
         property="guest-stats-polling-interval",
         value=5,
     ),
+    request("qom-list", path="peripheral"),
+    request("qom-list-get", paths=["/machine", "virtio-backend"]),
+    request("query-name"),
+    request("human-monitor-command", **{"command-line": "balloon 512", "cpu-index": 0}),
+    request("human-monitor-command", **{"command-line": "info balloon"}),
     request("qmp_capabilities", enable=["oob"]),
     b"{'execute': 'query-version', 'id': {'a': [1, 2.5, null, true]}}",
 )
@@ -168,5 +174,5 @@ TOKENS: Final = (
         b"\xef\xbb\xbf",
     ),
     *(b'"execute":', b'"arguments":', b'"id":', b'"value":', b"9223372036854775808", b"#", b"~"),
-    b"[" * 101,
+    *(b"[" * 101, *inputs.SWALLOWING, *inputs.STRINGS),
 )

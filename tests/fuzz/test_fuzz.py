@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol import qmp
+from protocol import json_value, qmp
 from protocol.vhost_user_payloads import Region
 from tests.fuzz.driver import Finding, Target, error_of, fuzz, keep, kind, shorten
 from tests.fuzz.targets import TARGETS
@@ -91,8 +91,8 @@ def _encode_twice(message: qmp.Object) -> bytes:
     return encode(message) * (1 + ("error" in message))
 
 
-def _no_integer(text: str) -> int:
-    return {"1": 1}[text]
+def _no_integer(text: bytes) -> int:
+    return {b"1": 1}[text]
 
 
 def _versions_as_numbers(accept: str) -> MediaType:
@@ -115,7 +115,7 @@ BUGS = [
     ("rings", resolve, "subtract", _protect_nothing),
     ("rings", Virtqueue, "publish", _publish_more),
     ("control", qmp, "encode", _encode_twice),
-    ("control", qmp, "_integer", _no_integer),
+    ("control", json_value, "_integer", _no_integer),
     ("http", metrics_text, "negotiate", _versions_as_numbers),
     ("http", RequestReader, "feed", _forget),
     ("state", resume, "check_disjoint", _no_check),

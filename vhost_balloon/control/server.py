@@ -25,8 +25,8 @@ from vhost_balloon.control.events import BalloonEvents
 from vhost_balloon.errors import CommandError
 from vhost_balloon.vm.vm import Vm
 
-RECEIVE_SIZE: Final = 16 << 10
-"""Bytes: one piece of a client's input takes a few milliseconds to parse."""
+RECEIVE_SIZE: Final = 1 << 10
+"""Bytes: one piece of a client's input takes a few milliseconds to parse, whatever is in it."""
 
 CAPABILITIES: Final = "qmp_capabilities"
 QUERY_SCHEMA: Final = "query-qmp-schema"
@@ -123,7 +123,6 @@ class Client:
             await self._send(qmp.encode(qmp.greeting(version_info())))
             while data := await self._receive():
                 await self._answer(self._parser.feed(data))
-            await self._answer(self._parser.close())
 
     async def _answer(self, requests: Iterator[Request | BadRequest]) -> None:
         for request in requests:

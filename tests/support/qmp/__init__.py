@@ -1,0 +1,1 @@
+"""What clients of a control socket send, and a QEMU to compare with."""
