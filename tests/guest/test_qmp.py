@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -97,6 +99,26 @@ def test_guest_statistics(both: Attached) -> None:
     drive(both, act)
 
 
+def test_a_monitoring_script(both: Attached) -> None:
+    """Requests over several lines, as in QEMU's virtio-balloon-stats.rst, from one who hangs up."""
+    property_ = f'"path": "machine/peripheral/{both.vm()["id"]}", "property": "guest-stats'
+    requests = f"""
+        {{ "execute": "qmp_capabilities" }}
+        {{ "execute": "qom-set",
+             "arguments": {{ {property_}-polling-interval", "value": 1 }} }}
+        {{ "execute": "qom-get",
+             "arguments": {{ {property_}" }} }}
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(both.daemon.control))
+        client.sendall(requests.replace("\n", "\r\n").encode())
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile() as answers:
+            messages = [json.loads(line) for line in answers]
+    assert [next(iter(message)) for message in messages] == ["QMP", "return", "return", "return"]
+    assert messages[-1]["return"]["stats"]["stat-total-memory"] == both.guest.meminfo()["MemTotal"]
+
+
 def test_pause_and_resume(both: Attached) -> None:
     async def act(client: QMPClient) -> None:
         assert await client.execute("balloon-pause") == {}
@@ -117,7 +139,8 @@ def test_pause_and_resume(both: Attached) -> None:
         ("balloon", {}, "GenericError"),
         ("balloon", {"value": GiB, "id": "x"}, "DeviceNotFound"),
         ("query-balloon", {"id": "absent"}, "DeviceNotFound"),
-        ("qom-get", {"path": "/machine", "property": "x"}, "DeviceNotFound"),
+        ("qom-get", {"path": "/machine", "property": "x"}, "GenericError"),
+        ("qom-get", {"path": "/machine/x", "property": "x"}, "DeviceNotFound"),
         ("balloon-stats", {"timeout": 0}, "GenericError"),
     ],
 )

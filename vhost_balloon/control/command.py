@@ -68,8 +68,9 @@ _TYPES: Final[Mapping[str, tuple[str, Callable[[Json], bool]]]] = {
 """Names in errors, and checks; elements of an array are checked by its handler."""
 
 
-def check_type(name: str, type_: str, value: Json) -> None:
-    """Raise CommandError if value is not of this type (see Parameter)."""
+def check_type(name: str, type_: str, value: Json) -> Any:
+    """Return value if it is of this type (see Parameter). Raises CommandError."""
     expected, is_valid = _TYPES[type_]
     if not is_valid(value):
         raise CommandError(f"Invalid parameter type for '{name}', expected: {expected}")
+    return value

@@ -1,34 +1,28 @@
 """The commands of the control socket: a table of their arguments, results and handlers.
 
-Commands that QEMU has too follow its qapi/{balloon,machine,qom}.json. There is one balloon; `id`
+Commands that QEMU has too follow its qapi/*.json. There is one balloon; `id`
 may name its VM and no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from protocol.qmp import ErrorClass, Json, Object, version
-from protocol.virtio_balloon import STAT_NAMES, STAT_UNKNOWN
+from protocol.qmp import Json, Object, version
 from vhost_balloon import __version__
-from vhost_balloon.control.command import Command, Parameter, check_type
+from vhost_balloon.control.command import Command, Parameter
+from vhost_balloon.control.human import PARAMETERS as HUMAN_MONITOR_PARAMETERS
+from vhost_balloon.control.human import human_monitor
+from vhost_balloon.control.objects import guest_stats
+from vhost_balloon.control.qom import QOM_COMMANDS, not_found
 from vhost_balloon.control.report import describe_vm
 from vhost_balloon.errors import CommandError
 from vhost_balloon.vm.vm import Vm, not_activated
 
-UINT32_MAX: Final = (1 << 32) - 1
-
 STATS_TIMEOUT: Final = 3000
 MAX_STATS_TIMEOUT: Final = 60_000
 """Milliseconds, QMP's unit of timeouts: the default and the limit of balloon-stats."""
-
-QOM_TYPE: Final = "vhost-balloon"
-"""The type's name in errors about properties."""
-
-QOM_PREFIX: Final = "/machine/peripheral/"
-STATS: Final = "guest-stats"
-POLLING_INTERVAL: Final = "guest-stats-polling-interval"
 
 
 def version_info() -> Object:
@@ -36,14 +30,10 @@ def version_info() -> Object:
     return version(major, minor, micro, "vhost-balloon")
 
 
-def _not_found(device: str) -> CommandError:
-    return CommandError(f"Device '{device}' not found", ErrorClass.DEVICE_NOT_FOUND.value)
-
-
 def _check_id(vm: Vm, arguments: dict[str, Any]) -> None:
     """Raises CommandError if `id` is given and names another VM."""
     if arguments.get("id", vm.id) != vm.id:
-        raise _not_found(arguments["id"])
+        raise not_found(arguments["id"])
 
 
 def _check_attached(vm: Vm, arguments: dict[str, Any]) -> None:
@@ -82,7 +72,7 @@ async def _balloon_stats(vm: Vm, arguments: dict[str, Any]) -> Json:
     if not 0 < milliseconds <= MAX_STATS_TIMEOUT:
         raise CommandError(f"Parameter 'timeout' expects 1 to {MAX_STATS_TIMEOUT} milliseconds")
     await vm.fresh_stats(milliseconds / 1000)
-    return _guest_stats(vm)
+    return guest_stats(vm)
 
 
 def _balloon_pause(vm: Vm, arguments: dict[str, Any]) -> Json:
@@ -102,55 +92,11 @@ def _query_version(vm: Vm, arguments: dict[str, Any]) -> Json:
     return version_info()
 
 
-def _check_path(vm: Vm, path: str) -> None:
-    if path.rstrip("/") != f"{QOM_PREFIX}{vm.id}":
-        raise _not_found(path)
-
-
-def _guest_stats(vm: Vm) -> Json:
-    statistics = vm.statistics(details=False)
-    stats = {name: statistics.stats.get(tag, STAT_UNKNOWN) for tag, name in STAT_NAMES.items()}
-    return {"stats": stats, "last-update": statistics.stats_last_update}
-
-
-def _polling_interval(vm: Vm) -> Json:
-    """An integer as in QEMU, unless the operator's option set a fraction of a second."""
-    interval = vm.stats_interval
-    return int(interval) if interval == int(interval) else interval
-
-
-_PROPERTIES: Final[Mapping[str, Callable[[Vm], Json]]] = {
-    STATS: _guest_stats,
-    POLLING_INTERVAL: _polling_interval,
-}
-
-
-def _qom_get(vm: Vm, arguments: dict[str, Any]) -> Json:
-    _check_path(vm, arguments["path"])
-    read = _PROPERTIES.get(arguments["property"])
-    if read is None:
-        raise CommandError(f"Property '{QOM_TYPE}.{arguments['property']}' not found")
-    return read(vm)
-
-
-def _qom_set(vm: Vm, arguments: dict[str, Any]) -> Json:
-    _check_path(vm, arguments["path"])
-    name, value = arguments["property"], arguments["value"]
-    if name not in _PROPERTIES:
-        raise CommandError(f"Property '{QOM_TYPE}.{name}' not found")
-    if name != POLLING_INTERVAL:
-        raise CommandError(f"Property '{QOM_TYPE}.{name}' is not writable")
-    check_type(name, "int", value)
-    if value < 0:
-        raise CommandError("timer value must be greater than zero")
-    if value > UINT32_MAX:
-        raise CommandError("timer value is too big")
-    vm.stats_interval = float(value)
-    return {}
+def _query_name(vm: Vm, arguments: dict[str, Any]) -> Json:
+    return {"name": vm.id}
 
 
 _ID: Final = Parameter("id", "str", optional=True)
-_PROPERTY: Final = (Parameter("path", "str"), Parameter("property", "str"))
 
 COMMANDS: Final[Mapping[str, Command]] = {
     "balloon": Command(_balloon, (Parameter("value", "int"), _ID), "Accepted"),
@@ -162,7 +108,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "balloon-resume": Command(_balloon_resume, (_ID,)),
     "query-vms": Command(_query_vms, returns="[VmInfo]"),
     "query-version": Command(_query_version, returns="VersionInfo"),
-    "qom-get": Command(_qom_get, _PROPERTY, "any"),
-    "qom-set": Command(_qom_set, (*_PROPERTY, Parameter("value", "any"))),
+    "query-name": Command(_query_name, returns="NameInfo"),
+    "human-monitor-command": Command(
+        human_monitor(_balloon, _query_balloon), HUMAN_MONITOR_PARAMETERS, "str"
+    ),
+    **QOM_COMMANDS,
 }
 """All commands except those of a client's session (server.py) and of the process (daemon/)."""
