@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhost_balloon.sizes import format_size, parse_size
+from vhost_balloon.sizes import SMALLEST_GUEST, format_size, implausible, parse_size
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -44,6 +44,61 @@ def test_parsing(text: str, size: int) -> None:
 def test_not_a_size(text: str) -> None:
     with pytest.raises(ValueError, match="is not"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        *(("4GB", "4G"), ("4gb", "4g"), ("1024MB", "1024M"), ("1,5G", "1.5G"), ("4 G", "4G")),
+        *(("1,5 GB", "1.5G"), (" 512M\n", "512M"), ("512 MiB", "512MiB"), ("1 024M", "1024M")),
+    ],
+)
+def test_what_is_meant(text: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f": did you mean {meant}\\?$"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["1,5,5G", "lots", "1e9", "0x10", "4GBB", "GB", "1,2.3G", "M" * 99]
+)
+def test_nothing_is_meant(text: str) -> None:
+    with pytest.raises(ValueError, match=r"or 1073741824$"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("1024", "1024 is 1 KiB, less than a guest can run on; write 1024M for MiB"),
+        (
+            "512K",
+            "512K is 512 KiB, less than a guest can run on; write 512M for MiB or 512G for GiB",
+        ),
+        ("1024B", "1024B is 1 KiB, less than a guest can run on; write 1024M for MiB"),
+        ("4", "4 is 4 B, less than a guest can run on; write 4G for GiB"),
+        ("1048576", "1048576 is 1 MiB, less than a guest can run on; write 1048576K for KiB"),
+        ("0.01G", "0.01G is 10.2 MiB, less than a guest can run on"),
+        (".5M", ".5M is 512 KiB, less than a guest can run on"),
+        ("15M", "15M is 15 MiB, less than a guest can run on; write 15G for GiB"),
+    ],
+)
+def test_a_memory_that_can_only_be_a_mistake(text: str, hint: str) -> None:
+    assert implausible(text, parse_size(text)) == hint
+
+
+@given(st.integers(1, (1 << 63) - 1), st.sampled_from(["", "B", "K", "M", "G", "KiB", "mib"]))
+def test_a_hint_is_plausible_itself(number: int, unit: str) -> None:
+    text = f"{number}{unit}"
+    try:
+        size = parse_size(text)
+    except ValueError:
+        return
+    hint = implausible(text, size)
+    assert (hint is None) == (size >= SMALLEST_GUEST)
+    for word in (hint or "").partition("; write ")[2].split(" or "):
+        if word:
+            meant = word.split()[0]
+            assert implausible(meant, parse_size(meant)) is None
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ async def test_names_with_control_characters_are_escaped(tmp_path: Path) -> None
             assert done.status == 0
             assert "a\\x1b[2J\\nb" in done.out
             assert "\x1b" not in done.out
-        done = await ctl(tmp_path, "set", "a\x1b[2J\nb", "5M")
+        done = await ctl(tmp_path, "set", "a\x1b[2J\nb", "50M")
         assert (done.status, done.err.count("\n")) == (1, 1)
         assert "\x1b" not in done.err
 
@@ -100,6 +100,18 @@ async def test_set(tmp_path: Path) -> None:
         assert done == (0, "vm1: target 64 MiB, all of its memory\n", "")
         found = (await ctl(tmp_path, "set", "vm1", "40M", "--json")).json()
         assert (found["target"], found["pending"]) == (40 * MIB, False)
+
+
+async def test_set_takes_a_size_that_can_only_be_a_mistake_by_force(tmp_path: Path) -> None:
+    async with vm_served(tmp_path) as host, by_hand(host.path()):
+        done = await ctl(tmp_path, "set", "vm1", "1024")
+        hint = "1024 is 1 KiB, less than a guest can run on; write 1024M for MiB"
+        text = f"vhost-balloonctl: {hint} (--force sets it all the same)\n"
+        assert done == (2, "", text)
+        assert host.vm().statistics().target == 64 * MIB
+        assert (await ctl(tmp_path, "set", "vm1", "16M")).out == "vm1: target 16 MiB\n"
+        done = await ctl(tmp_path, "set", "vm1", "1024", "--force")
+        assert done == (0, "vm1: target 4 KiB\n", "")
 
 
 async def test_set_before_the_driver_is_ready(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ from vhost_balloon.ctl import client, link
         (["set", "web1", "lots"], "argument SIZE: 'lots' is not a size such as 512M"),
         (["set", "web1", "0"], "argument SIZE: '0' is not between 1 byte and 8 EiB"),
         (["set", "web1", "-5M"], ""),
+        (["set", "web1", "4GB"], "argument SIZE: '4GB' is not a size"),
+        (
+            ["set", "web1", "1024"],
+            "1024 is 1 KiB, less than a guest can run on; write 1024M for MiB",
+        ),
+        (["set", "web1", "512K"], "512K is 512 KiB, less than a guest can run on; write 512M"),
+        (["set", "web1", "16383K", "--wait"], "16383K is 16 MiB, less than a guest can run on"),
+        (["set", "--json", "web1", "0.01G"], "(--force sets it all the same)"),
+        (["set", "web1", "0", "--force"], "argument SIZE: '0' is not between 1 byte and 8 EiB"),
+        (["qemu-args", "web1", "--memory=4096"], "argument --memory: 4096 is 4 KiB, less than"),
         (["set", "web1", "1G", "--timeout=5"], "--timeout requires --wait"),
         (["set", "web1", "1G", "--wait", "--timeout=0"], "argument --timeout: '0' is not a number"),
         (["set", "web1", "1G", "--wait", "--timeout=nan"], "'nan' is not a number of seconds"),
@@ -318,7 +328,7 @@ def test_waiting_continues_without_a_driver_and_ends_at_the_target(
     done = {"state": "done", "target": 4096, "actual": 4096}
     with fake_daemons(tmp_path, {"web1": steps({}, boot, boot, boot, done)}):
         where = f"--folder={tmp_path}"
-        found = run(capsys, where, "set", "web1", "1000", "--wait", "--json").json()
+        found = run(capsys, where, "set", "web1", "1000", "--wait", "--json", "--force").json()
     assert 0.3 < found.pop("seconds") < 10
     assert found == {
         "id": "web1", "target": 4096, "actual": 4096, "state": "done", "pending": False,

@@ -116,6 +116,20 @@ async def test_changed_settings(tmp_path: Path, file: File) -> None:
             assert not vm.front_end.session.offered & BalloonFeature.PAGE_REPORTING
 
 
+async def test_a_setting_that_can_only_be_a_mistake_is_applied_with_a_warning(
+    tmp_path: Path, file: File, log_lines: LogLines
+) -> None:
+    """A VM that waits at a restart must not be lost to it."""
+    file.write("target = 1024\n")
+    async with operated(tmp_path, file.option, "--report-rate=512") as (host, client):
+        assert log_lines.having("warning: vm1: 'target': 1024 is 1 KiB", "write 1024M for MiB")
+        assert log_lines.having("warning: vm1: 'report-rate': 512 B a second")
+        file.write("target = '64M'\nstats-interval = 10000\n")
+        await reload(client, "stats-interval", "target")
+        assert log_lines.having("warning: vm1: 'stats-interval': 10000 is 2.8 hours")
+        assert host.vm().stats_interval == 10_000
+
+
 async def test_a_setting_removed_from_the_file_falls_back_to_the_command_line(
     tmp_path: Path, file: File
 ) -> None:

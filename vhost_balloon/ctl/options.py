@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from vhost_balloon import __version__
 from vhost_balloon.printable import printable
-from vhost_balloon.sizes import parse_size
+from vhost_balloon.sizes import implausible, parse_size
 
 PROGRAM: Final = "vhost-balloonctl"
 DEFAULT_FOLDER: Final = "/run/vhost-balloon"
@@ -42,12 +42,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{PROGRAM}: {printable(message)}\n")
 
 
-def size(word: str) -> int:
-    """Convert an argument to bytes."""
+class Size(NamedTuple):
+    """An argument that is a size, as it was written and in bytes."""
+
+    text: str
+    bytes: int
+
+
+def size(word: str) -> Size:
+    """Convert an argument."""
     try:
-        return parse_size(word)
+        return Size(word, parse_size(word))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def memory(word: str) -> int:
+    """Convert an argument to a guest's memory in bytes."""
+    found = size(word)
+    if (problem := implausible(*found)) is not None:
+        raise argparse.ArgumentTypeError(problem)
+    return found.bytes
 
 
 def seconds(most: float = 1e6) -> Callable[[str], float]:
@@ -97,8 +112,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse a command line. Exits on a mistake, with one line, and after --help and --version."""
     parser = build_parser()
     options = parser.parse_args(words)
-    if options.command == "set" and options.timeout is not None and not options.wait:
-        parser.error("--timeout requires --wait")
+    if options.command == "set":
+        _check_set(options, parser)
     if options.command in _UPKEEP and bool(options.vms) == options.all:
         parser.error(f"{options.command} takes either names of VMs or --all")
     if options.folder is not None and options.control_socket is not None:
@@ -106,6 +121,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if options.folder is None:
         options.folder = DEFAULT_FOLDER
     return options
+
+
+def _check_set(options: argparse.Namespace, parser: Parser) -> None:
+    """Check the arguments of `set`, and leave its size in bytes."""
+    if options.timeout is not None and not options.wait:
+        parser.error("--timeout requires --wait")
+    problem = implausible(*options.size)
+    if problem is not None and not options.force:
+        parser.error(f"{problem} (--force sets it all the same)")
+    options.size = options.size.bytes
 
 
 Commands = Any  # argparse's own class for this is private
@@ -139,6 +164,7 @@ def _add_orders(commands: Commands) -> None:
     order = _add(commands, "set", "set the target: the memory that a guest keeps", vm=True)
     order.add_argument("size", type=size, metavar="SIZE", help="such as 512M, 1.5G or 1073741824")
     order.add_argument("--wait", action="store_true", help="wait until the target is reached")
+    order.add_argument("--force", action="store_true", help="set even less than 16 MiB")
     order.add_argument(
         "--timeout", type=seconds(), metavar="SECONDS", help="stop waiting after this time"
     )
@@ -162,7 +188,10 @@ def _add_upkeep(commands: Commands) -> None:
 def _add_texts(commands: Commands) -> None:
     arguments = _add(commands, "qemu-args", "print the QEMU options for a VM", vm=True)
     arguments.add_argument(
-        "--memory", type=size, metavar="SIZE", help="the guest's memory (default: its present size)"
+        "--memory",
+        type=memory,
+        metavar="SIZE",
+        help="the guest's memory (default: its present size)",
     )
     monitoring = _add(commands, "monitoring", "print alert rules or a dashboard", json=False)
     monitoring.add_argument(

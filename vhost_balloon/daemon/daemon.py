@@ -39,6 +39,7 @@ from vhost_balloon.service.signals import follow_signals
 from vhost_balloon.service.systemd import READY, Notifier, status
 from vhost_balloon.store.descriptors import CONNECTION, Store
 from vhost_balloon.store.process_lock import ProcessLock
+from vhost_balloon.vm.doubts import doubts
 from vhost_balloon.vm.vm import Vm
 
 COUNTERS_PAUSE: Final = 1.0
@@ -87,6 +88,8 @@ async def run(
     notifier = Notifier()
     store = Store(notifier, fdstore_limit(), handed.stored)
     vm = Vm(config.name, config.settings, config.socket_path, store=store)
+    for doubt in doubts(config.settings):
+        vm.log.warning(doubt)
     with ExitStack() as stack:
         stack.callback(notifier.close)
         daemon = _Daemon(config, vm, notifier, Sockets(store, handed.sockets), stack)

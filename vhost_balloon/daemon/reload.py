@@ -10,6 +10,7 @@ from vhost_balloon.config.file import read_files
 from vhost_balloon.daemon.sockets import Listening
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.service.listeners import find_group
+from vhost_balloon.vm.doubts import doubts
 from vhost_balloon.vm.settings import VmSettings, changed_settings
 from vhost_balloon.vm.vm import Vm
 
@@ -39,6 +40,8 @@ class Configuration:
             settings = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
             before, access = self._vm.settings, settings.access
             self._vm.change(settings)
+            for doubt in doubts(settings):
+                self._vm.log.warning(doubt)
             if access != before.access and self.listening is not None:
                 try:
                     self.listening.set_access(access)
