@@ -240,6 +240,19 @@ async def test_the_human_monitors_help_is_a_part_of_qemus(ask: Ask) -> None:
         assert set(ours["return"].splitlines()) <= set(theirs["return"].splitlines())
 
 
+async def test_an_autoballoon_script(ask: Ask) -> None:
+    """What a public one sends: it looks for the balloon, and sets targets from its statistics."""
+    data = request("qom-list", path="/machine/peripheral-anon")
+    data += request("qom-set", path=DEVICE, property="guest-stats-polling-interval", value=5)
+    data += request("query-memory-size-summary")
+    data += request("qom-get", path=DEVICE, property="guest-stats")
+    data += request("balloon", value=MEMORY) + request("query-balloon") + request("query-name")
+    theirs, ours = await ask(data)
+    assert ours[2]["return"] == {"base-memory": MEMORY}
+    assert theirs.pop(2)["return"] == ours.pop(2)["return"] | {"plugged-memory": 0}
+    assert ours == theirs
+
+
 async def test_commands_that_neither_has(ask: Ask) -> None:
     for command in ("query-events", "nonsense", "Balloon", "query_balloon"):
         theirs, ours = await ask(request(command))

@@ -145,6 +145,16 @@ async def test_query_name(client: Client) -> None:
     assert await client.execute("query-name") == {"name": "web1"}
 
 
+async def test_query_memory_size_summary(client: Client, vm: Vm) -> None:
+    """Scripts that set targets by themselves take the largest one from it."""
+    command = "query-memory-size-summary"
+    assert (await client.failure(command))[0] == "DeviceNotActive"
+    attach(vm, guest_memory=0, actual=None)
+    assert (await client.failure(command))[0] == "DeviceNotActive"
+    attach(vm, guest_memory=512 * MIB, actual=5)
+    assert await client.execute(command) == {"base-memory": 512 * MIB}
+
+
 @pytest.mark.parametrize("command", ["quit", "query-status", "stop", "system_reset", "device_del"])
 async def test_what_is_qemus_alone(client: Client, command: str) -> None:
     """The daemon does not know whether the VM runs, and does not end it."""

@@ -245,6 +245,7 @@ async def test_replies_and_events_match_the_schema(client: Client, vm: Vm) -> No
         "balloon-resume": {}, "qom-get": {"path": path, "property": "guest-stats"},
         "qom-set": {"path": path, "property": "guest-stats-polling-interval", "value": 1},
         "qom-list": {"path": path}, "qom-list-get": {"paths": [path, "/"]}, "query-name": {},
+        "query-memory-size-summary": {},
         "human-monitor-command": {"command-line": "info balloon", "cpu-index": 0},
     }  # fmt: skip
     for command, arguments in requests.items():

@@ -92,6 +92,15 @@ def _query_version(vm: Vm, arguments: dict[str, Any]) -> Json:
     return version_info()
 
 
+def _query_memory(vm: Vm, arguments: dict[str, Any]) -> Json:
+    """All memory of the guest is its base: what of it was plugged is known to QEMU alone."""
+    _check_attached(vm, {})
+    size = vm.statistics(details=False).guest_memory
+    if not size:
+        raise not_activated(f": the memory of VM '{vm.id}' is not known before its driver starts")
+    return {"base-memory": size}
+
+
 def _query_name(vm: Vm, arguments: dict[str, Any]) -> Json:
     return {"name": vm.id}
 
@@ -108,6 +117,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "balloon-resume": Command(_balloon_resume, (_ID,)),
     "query-vms": Command(_query_vms, returns="[VmInfo]"),
     "query-version": Command(_query_version, returns="VersionInfo"),
+    "query-memory-size-summary": Command(_query_memory, returns="MemoryInfo"),
     "query-name": Command(_query_name, returns="NameInfo"),
     "human-monitor-command": Command(
         human_monitor(_balloon, _query_balloon), HUMAN_MONITOR_PARAMETERS, "str"

@@ -37,6 +37,7 @@ _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
     "BalloonInfo": {"actual": "int"},
     "CommandInfo": {"name": "str"},
     "ConfigChanges": {"changed": "[str]"},
+    "MemoryInfo": {"base-memory": "int"},
     "NameInfo": {"*name": "str"},
     "ObjectPropertyInfo": {"name": "str", "type": "str"},
     "ObjectPropertyValue": {"name": "str", "type": "str", "*value": "any"},
