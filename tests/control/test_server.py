@@ -181,7 +181,7 @@ async def test_query_balloon(client: Client, vm: Vm) -> None:
     assert (await client.failure("query-balloon"))[0] == "DeviceNotActive"
 
 
-# guest-stats
+# qom-get and qom-set
 
 
 async def test_guest_stats_before_the_first_sample(client: Client) -> None:
