@@ -24,27 +24,36 @@ LONGEST = 32768
 
 def scattered(address: int, length: int) -> bytes:
     """Guest memory of which each word is a page number; no two are adjacent."""
-    return struct.pack(f"<{length // 4}I", *range(address // 2, address // 2 + length // 2, 2))
+    return words(address, length, 2)
 
 
 def in_a_row(address: int, length: int) -> bytes:
-    return struct.pack(f"<{length // 4}I", *range(address // 4, address // 4 + length // 4))
+    return words(address, length, 1)
+
+
+def words(address: int, length: int, step: int) -> bytes:
+    """Bytes of memory of which each word is step more than the one before."""
+    first, end = address // 4, (address + length + 3) // 4
+    content = struct.pack(f"<{end - first}I", *range(first * step, end * step, step))
+    return content[address % 4 :][:length]
 
 
 @pytest.mark.parametrize("read", [scattered, in_a_row])
 @pytest.mark.parametrize(
-    "buffers",
+    "requests",
     [
-        [Buffer(0, 1 << 20, False)],
-        [Buffer(0, 1 << 20, False)] * 3,
-        [Buffer(0, 4, False)] * LONGEST,
-        [Buffer(0, 1024, False)] * 1000,
-        [Buffer(0, 7, False)] * 1000,
-        [Buffer(0, 3, False), Buffer(0, 4, True), Buffer(0, 0, False)] * 5000,
+        [[Buffer(0, 1 << 20, False)]],
+        [[Buffer(0, 1 << 20, False)] * 3],
+        [[Buffer(0, 4, False)] * LONGEST],
+        [[Buffer(0, 1, False)] * LONGEST],
+        [[Buffer(0, 1024, False)]] * 1000,
+        [[Buffer(0, 7, False)]] * 1000,
+        [[Buffer(0, 3, False), Buffer(0, 4, True), Buffer(0, 0, False)] * 5000],
+        [[Buffer(0, 3, False)] + [Buffer(0, 4, True)] * 20] * 250,
     ],
-    ids=["one", "large", "single pages", "usual", "odd", "nonsense"],
+    ids=["one", "large", "pages", "bytes", "usual", "odd", "nonsense", "refused"],
 )
-def test_a_slice_is_bounded(read: object, buffers: list[Buffer]) -> None:
+def test_a_slice_is_bounded(read: object, requests: list[list[Buffer]]) -> None:
     asked: list[int] = []
 
     def reading(address: int, length: int) -> bytes:
@@ -53,20 +62,21 @@ def test_a_slice_is_bounded(read: object, buffers: list[Buffer]) -> None:
         return data
 
     total = 0
-    for named in pages(buffers, reading):
+    for named in pages(requests, reading):
         assert len(named.ranges) <= SLICE_NUMBERS + READ_PFNS + SLICE_BUFFERS
-        assert len(named.refusals) <= SLICE_BUFFERS
+        assert len(named.refusals) <= SLICE_BUFFERS + 1  # and the tail of what was read before
         assert named.size < SLICE_BYTES + READ_PFNS * PAGE
         assert len(asked) <= SLICE_BUFFERS + SLICE_BYTES // (READ_PFNS * PAGE)
         assert max(asked, default=0) <= 4 * READ_PFNS
         asked.clear()
         total += named.size
-    assert total == sum(length // 4 * PAGE for _, length, writable in buffers if not writable)
+    sizes = [sum(length for _, length, writable in r if not writable) for r in requests]
+    assert total == sum(size // 4 * PAGE for size in sizes)
 
 
 def test_a_slice_of_a_report_is_bounded() -> None:
     buffers = [Buffer(2 * PAGE * number, PAGE, bool(number % 3)) for number in range(LONGEST)]
-    slices = list(reports(buffers))
+    slices = list(reports([buffers]))
     assert max(len(named.ranges) + len(named.refusals) for named in slices) <= SLICE_BUFFERS
     assert sum(len(named.ranges) + len(named.refusals) for named in slices) == LONGEST
 

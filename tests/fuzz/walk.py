@@ -56,13 +56,14 @@ def _chains(bound: BoundRing, size: int) -> list[Chain]:
 
 def _named(chain: Chain, memory: GuestMemory) -> list[Slice]:
     """Decode the chain as a report and as page numbers; parse it as statistics too."""
-    everything = list(reported(chain.buffers))
+    requests = [chain.buffers]
+    everything = list(reported(requests))
     with suppress(RingError):
-        if pages_size(chain.buffers) <= _MAX_NAMED * BALLOON_PAGE_SIZE:
-            slices = list(pages(chain.buffers, memory.read))
+        if pages_size(requests) <= _MAX_NAMED * BALLOON_PAGE_SIZE:
+            slices = list(pages(requests, memory.read))
             most = SLICE_NUMBERS + READ_PFNS + SLICE_BUFFERS
             assert all(len(named.ranges) <= most for named in slices)
-            assert sum(n.size for n in slices) == pages_size(chain.buffers)
+            assert sum(n.size for n in slices) == pages_size(requests)
             everything += slices
         for address, length, _ in chain.buffers:
             values, tail = parse_stats(memory.read(address, min(length, 4096)))

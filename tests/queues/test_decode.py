@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhost_balloon.errors import RingError, RingErrorReason
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.memory.ranges import merge
+from vhost_balloon.memory.ranges import Range, merge
 from vhost_balloon.queues.decode import (
     READ_PFNS,
+    SLICE_BUFFERS,
     SLICE_NUMBERS,
     Slice,
     one_run,
@@ -47,7 +49,8 @@ def pfns(*numbers: int) -> bytes:
 
 
 def decode(memory: Memory, *buffers: Buffer) -> list[Slice]:
-    return list(pages(buffers, memory.read))
+    """The slices of one request."""
+    return list(pages([buffers], memory.read))
 
 
 def test_adjacent_pages_in_any_order_become_one_range() -> None:
@@ -105,7 +108,7 @@ def test_a_large_buffer_comes_in_slices_of_bounded_size() -> None:
 
 def test_a_buffer_of_4_gib_is_read_slice_by_slice() -> None:
     memory = Memory(pfns(*[number ^ 1 for number in range(SLICE_NUMBERS)]))
-    slices = pages([Buffer(0, 0xFFFF_FFFC, False)], memory.read)
+    slices = pages([[Buffer(0, 0xFFFF_FFFC, False)]], memory.read)
     named = next(step for step in slices if step.ranges)
     assert named.ranges == [(0, SLICE_NUMBERS * PAGE)]
     assert sum(memory.reads) == 4 * SLICE_NUMBERS
@@ -161,29 +164,112 @@ def test_a_run_with_one_wrong_number(wrong: int, number: int | None) -> None:
     assert sum(step.size for step in named) == 1024 * PAGE
 
 
-@given(st.lists(st.lists(st.integers(0, 50), max_size=20), max_size=5), st.data())
-def test_any_pages_in_any_buffers(groups: list[list[int]], data: st.DataObject) -> None:
-    content, buffers = b"", []
-    for group in groups:
-        tail = data.draw(st.integers(0, 3))
-        buffers.append(Buffer(len(content), 4 * len(group) + tail, False))
-        content += pfns(*group) + bytes(tail)
-    slices = decode(Memory(content), *buffers)
-    named = {address // PAGE for s in slices for r in s.ranges for address in range(*r, PAGE)}
-    assert named == {number for group in groups for number in group}
-    assert sum(s.size for s in slices) == pages_size(buffers)
+# Framing
+
+CUTS = st.lists(st.integers(0, 4), max_size=60) | st.lists(st.integers(0, 5000), max_size=60)
+"""Lengths of descriptors; the last one takes the rest."""
+
+
+def framed(start: int, length: int, cuts: Sequence[int]) -> list[Buffer]:
+    """A chain of descriptors over [start, start + length)."""
+    buffers, end = [], start + length
+    for cut in cuts:
+        buffers.append(Buffer(start, min(cut, end - start), False))
+        start += buffers[-1].length
+    return [*buffers, Buffer(start, end - start, False)]
+
+
+def named_by(slices: Iterable[Slice]) -> tuple[list[Range], int, Counter[tuple[str, int]]]:
+    """The ranges of all slices, the bytes named, and the refusals."""
+    slices = list(slices)
+    return (
+        merge(each for named in slices for each in named.ranges),
+        sum(named.size for named in slices),
+        Counter(refusal for named in slices for refusal in named.refusals),
+    )
+
+
+def plainly(content: bytes) -> tuple[list[Range], int, Counter[tuple[str, int]]]:
+    """What a request of these bytes names, without regard to time."""
+    whole = len(content) // 4
+    numbers = struct.unpack(f"<{whole}I", content[: 4 * whole])
+    refusals = Counter([(Refusal.ODD_TAIL, len(content) % 4)] if len(content) % 4 else [])
+    return (
+        merge((number * PAGE, (number + 1) * PAGE) for number in numbers),
+        whole * PAGE,
+        refusals if content else Counter([(Refusal.EMPTY, 0)]),
+    )
+
+
+ARRAYS = st.one_of(
+    st.binary(max_size=40),
+    st.lists(NUMBERS, max_size=40).map(lambda numbers: pfns(*numbers)),
+    st.builds(lambda at, n: pfns(*range(at, at + n)), st.integers(0, 9), st.integers(0, 3000)),
+    st.builds(lambda n, step: pfns(*range(0, n * step, step)), st.integers(0, 3000), st.just(3)),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(ARRAYS, st.binary(max_size=3), CUTS), min_size=1, max_size=4))
+def test_a_pfn_array_may_be_cut_anywhere(requests: list[tuple[bytes, bytes, list[int]]]) -> None:
+    """But a page number never spans two chains."""
+    memory, chains = Memory(b""), []
+    ranges: list[Range] = []
+    size, refusals = 0, Counter[tuple[str, int]]()
+    for array, tail, cuts in requests:
+        content = array + tail
+        chains.append(framed(len(memory.data), len(content), cuts))
+        memory.data += content
+        some = plainly(content)
+        ranges, size, refusals = [*ranges, *some[0]], size + some[1], refusals + some[2]
+    assert named_by(pages(chains, memory.read)) == (merge(ranges), size, refusals)
+    assert pages_size(chains) == size
+    assert max(memory.reads, default=0) <= 4 * READ_PFNS
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=30), st.lists(st.integers(0, 120), max_size=3))
+def test_writable_descriptors_are_no_part_of_the_array(numbers: list[int], at: list[int]) -> None:
+    content = pfns(*numbers)
+    chain = framed(0, len(content), [1] * (len(content) - 1))
+    for position in at:
+        chain.insert(position, Buffer(0, 8, True))
+    ranges, size, _ = plainly(content)
+    assert named_by(decode(Memory(content), *chain)) == (
+        ranges, size, Counter({(Refusal.DIRECTION, 8): len(at)} if at else {})
+    )  # fmt: skip
+    assert pages_size([chain]) == size
+
+
+def test_a_request_of_writable_descriptors_is_refused_for_that_alone() -> None:
+    (named,) = decode(Memory(pfns(1)), Buffer(0, 0, False), Buffer(0, 4, True), Buffer(0, 0, True))
+    assert named.refusals == [(Refusal.DIRECTION, 4), (Refusal.DIRECTION, 0)]
+
+
+def test_a_request_in_single_bytes_comes_in_slices_of_bounded_size() -> None:
+    numbers = [number ^ 1 for number in range(2 * SLICE_NUMBERS)]
+    memory, named, most = Memory(pfns(*numbers)), set[int](), 0
+    for step in pages([framed(0, 4 * len(numbers), [1] * 9000)], memory.read):
+        assert len(memory.reads) <= SLICE_BUFFERS + 1
+        memory.reads.clear()
+        most = max(most, step.size)
+        named.update(number for start, end in step.ranges for number in range(start, end, PAGE))
+    assert named == {number * PAGE for number in numbers}
+    assert most == READ_PFNS * PAGE
+
+
+# Reports
 
 
 def test_a_report_names_its_own_buffers() -> None:
     (named,) = reported(
-        [Buffer(8 * PAGE, PAGE, True), Buffer(4 * PAGE, 4 * PAGE, True), Buffer(0, PAGE, True)]
+        [[Buffer(8 * PAGE, PAGE, True), Buffer(4 * PAGE, 4 * PAGE, True)], [Buffer(0, PAGE, True)]]
     )
     assert named.ranges == [(0, PAGE), (4 * PAGE, 9 * PAGE)]
     assert (named.size, named.refusals) == (6 * PAGE, [])
 
 
 def test_read_only_and_empty_buffers_of_a_report_are_refused_and_the_rest_is_decoded() -> None:
-    (named,) = reported([Buffer(0, PAGE, False), Buffer(PAGE, 0, True), Buffer(PAGE, PAGE, True)])
+    (named,) = reported([[Buffer(0, PAGE, False), Buffer(PAGE, 0, True), Buffer(PAGE, PAGE, True)]])
     assert named.ranges == [(PAGE, 2 * PAGE)]
     assert named.refusals == [(Refusal.DIRECTION, PAGE), (Refusal.EMPTY, 0)]
 
@@ -191,12 +277,12 @@ def test_read_only_and_empty_buffers_of_a_report_are_refused_and_the_rest_is_dec
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40), st.booleans())))
 def test_any_report(entries: list[tuple[int, int, bool]]) -> None:
     buffers = [Buffer(*entry) for entry in entries]
-    steps = list(reported(buffers))
+    steps = list(reported([buffers]))
     taken = [buffer for buffer in buffers if buffer.writable and buffer.length]
     assert {a for named in steps for r in named.ranges for a in range(*r)} == {
         a for b in taken for a in range(b.address, b.address + b.length)
     }
-    assert sum(named.size for named in steps) == reported_size(buffers)
+    assert sum(named.size for named in steps) == reported_size([buffers])
     refused: Counter[str] = Counter()
     refusals = [refusal for named in steps for refusal in named.refusals]
     for reason, size in refusals:

@@ -1,17 +1,20 @@
 """Decodes a request's buffers into the guest ranges that they name. Pure.
 
-Source: virtio specification, "Traditional Memory Balloon Device". Inflate and deflate buffers are
-arrays of 32-bit PFNs that the device reads; the device-writable buffers of a report are the
-reported pages themselves.
+Source: virtio specification, "Traditional Memory Balloon Device" and "Message Framing". The
+device-readable buffers of an inflate or deflate chain are one array of 32-bit PFNs, which the
+driver may cut into descriptors anywhere; the device-writable buffers of a report are the reported
+pages themselves.
 
 A chain may name queue size x 2^30 pages, so it is decoded in slices of at most some two
-milliseconds each. Ranges are merged within a slice.
+milliseconds each. Ranges are merged within a slice. Chains are decoded together, so that their
+ranges merge too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain as joined
 from typing import Final
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT, PFN_SIZE
@@ -21,6 +24,11 @@ from vhost_balloon.queues.virtqueue import Buffer, ReadMemory
 
 READ_PFNS: Final = 512
 """Most PFNs to read at once. Drivers put 256 to 1024 into a request."""
+
+Requests = Sequence[Sequence[Buffer]]
+"""The buffers of each chain, in order."""
+
+_READ_BYTES: Final = READ_PFNS * PFN_SIZE
 
 SLICE_BUFFERS: Final = 256
 SLICE_NUMBERS: Final = 1024
@@ -89,46 +97,56 @@ def one_run(data: bytes) -> Range | None:
     return None
 
 
-def pages(buffers: Sequence[Buffer], read: ReadMemory) -> Iterable[Slice]:
-    """The pages that inflate or deflate buffers name, in at least one slice.
+def pages(requests: Requests, read: ReadMemory) -> Iterable[Slice]:
+    """The pages that inflate or deflate requests name, in at least one slice.
 
     Raises RingError if a buffer is outside guest memory.
     """
-    if len(buffers) == 1:  # a shortcut for the usual request
-        address, length, writable = buffers[0]
-        if not writable and 0 < length <= READ_PFNS * PFN_SIZE and not length % PFN_SIZE:
+    if len(requests) == 1 and len(requests[0]) == 1:  # a shortcut for the usual request
+        address, length, writable = requests[0][0]
+        if not writable and 0 < length <= _READ_BYTES and not length % PFN_SIZE:
             run = one_run(data := read(address, length))
             ranges = [run] if run else merge_numbers(list(memoryview(data).cast("I")), PFN_SHIFT)
             return (Slice(_size_of_pages(length), ranges, []),)
-    return _pages(buffers, read)
+    return _pages(requests, read)
 
 
-def _pages(buffers: Iterable[Buffer], read: ReadMemory) -> Iterator[Slice]:
+def _pages(requests: Requests, read: ReadMemory) -> Iterator[Slice]:
     current = Slice()
-    for address, length, writable in buffers:
-        if current.is_full:
-            yield current.flush()
-            current = Slice()
-        current.buffers += 1
-        tail = length % PFN_SIZE
-        if writable:
-            current.refusals.append((Refusal.DIRECTION, length))
-            continue
-        if tail or not length:
-            current.refusals.append((Refusal.ODD_TAIL if tail else Refusal.EMPTY, tail))
-        end = address + length - tail
-        while address < end:
+    for buffers in requests:
+        taken = b""  # read, and not yet added to a slice
+        for address, length, writable in buffers:
             if current.is_full:
                 yield current.flush()
                 current = Slice()
-            data = read(address, min(end - address, READ_PFNS * PFN_SIZE))
-            current.add_pages(data)
-            address += len(data)
+            current.buffers += 1
+            if writable:
+                current.refusals.append((Refusal.DIRECTION, length))
+                continue
+            end = address + length
+            while address < end:
+                if current.is_full:
+                    yield current.flush()
+                    current = Slice()
+                data = read(address, min(end - address, _READ_BYTES - len(taken)))
+                address += len(data)
+                taken = taken + data if taken else data
+                if len(taken) == _READ_BYTES:
+                    current.add_pages(taken)
+                    taken = b""
+        if tail := len(taken) % PFN_SIZE:
+            current.refusals.append((Refusal.ODD_TAIL, tail))
+            taken = taken[:-tail]
+        if taken:
+            current.add_pages(taken)
+        elif not any(length or writable for _, length, writable in buffers):
+            current.refusals.append((Refusal.EMPTY, 0))
     yield current.flush()
 
 
-def reported(buffers: Sequence[Buffer]) -> Iterator[Slice]:
-    """The memory that reporting buffers name, in at least one slice."""
+def reported(requests: Requests) -> Iterator[Slice]:
+    """The memory that reports name, in at least one slice."""
+    buffers = list(joined.from_iterable(requests))
     for first in range(0, max(len(buffers), 1), SLICE_BUFFERS):
         size = 0
         ranges: list[Range] = []
@@ -142,13 +160,18 @@ def reported(buffers: Sequence[Buffer]) -> Iterator[Slice]:
         yield Slice(size, merge(ranges), refusals)
 
 
-def pages_size(buffers: Iterable[Buffer]) -> int:
-    """Bytes of guest memory that inflate or deflate buffers name: the sum of pages()' sizes."""
-    return sum([_size_of_pages(length) for _, length, writable in buffers if not writable])
+def pages_size(requests: Requests) -> int:
+    """Bytes of guest memory that inflate or deflate requests name: the sum of pages()' sizes."""
+    return sum([_size_of_pages(_readable_size(buffers)) for buffers in requests])
 
 
-def reported_size(buffers: Iterable[Buffer]) -> int:
-    """Bytes of guest memory that reporting buffers name: the sum of reported()'s sizes."""
+def _readable_size(buffers: Iterable[Buffer]) -> int:
+    return sum([length for _, length, writable in buffers if not writable])
+
+
+def reported_size(requests: Requests) -> int:
+    """Bytes of guest memory that reports name: the sum of reported()'s sizes."""
+    buffers = joined.from_iterable(requests)
     return sum([length for _, length, writable in buffers if writable])
 
 

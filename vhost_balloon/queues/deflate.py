@@ -10,7 +10,7 @@ from protocol.virtio_balloon import Queue
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.queues.decode import Slice, pages, pages_size
-from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, yield_to_others
+from vhost_balloon.queues.processor import ChainProcessor, Tally, yield_to_others
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Chain
 
@@ -28,13 +28,13 @@ class DeflateProcessor(ChainProcessor):
     queue = Queue.DEFLATE
 
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
-        buffers = buffers_of(chains)
+        requests = [chain.buffers for chain in chains]
         tally, begun = Tally(), False
-        for named in pages(buffers, self._guest.memory.read):
+        for named in pages(requests, self._guest.memory.read):
             if begun:
                 await yield_to_others()
                 if trio.current_time() >= deadline:
-                    tally.refuse(Refusal.LATE, pages_size(buffers) - tally.size)
+                    tally.refuse(Refusal.LATE, pages_size(requests) - tally.size)
                     break
             if ring.stopping:
                 return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 import trio
@@ -15,10 +15,17 @@ from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.memory.region import Part
 from vhost_balloon.memory.resolve import resolve
-from vhost_balloon.queues.decode import Slice, pages, pages_size, reported, reported_size
-from vhost_balloon.queues.processor import ChainProcessor, Tally, buffers_of, yield_to_others
+from vhost_balloon.queues.decode import (
+    Requests,
+    Slice,
+    pages,
+    pages_size,
+    reported,
+    reported_size,
+)
+from vhost_balloon.queues.processor import ChainProcessor, Tally, yield_to_others
 from vhost_balloon.queues.ring import StartedRing
-from vhost_balloon.queues.virtqueue import Buffer, Chain
+from vhost_balloon.queues.virtqueue import Chain
 
 
 class DiscardProcessor(ChainProcessor):
@@ -28,16 +35,16 @@ class DiscardProcessor(ChainProcessor):
     """Whether a late request's first slice is examined, so that other refusals count first."""
 
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
-        buffers = buffers_of(chains)
+        requests = [chain.buffers for chain in chains]
         tally, begun = Tally(), False
-        for named in self._decode(buffers):
+        for named in self._decode(requests):
             if begun:
                 await yield_to_others()
             if ring.stopping:
                 return None
             now = trio.current_time()
             if now >= deadline and (begun or not self.examines_late):
-                tally.refuse(Refusal.LATE, self._named_size(buffers) - tally.size)
+                tally.refuse(Refusal.LATE, self._named_size(requests) - tally.size)
                 break
             begun = True
             if not await self._discard_slice(ring, named, now, deadline, tally):
@@ -47,12 +54,12 @@ class DiscardProcessor(ChainProcessor):
         return tally
 
     @abstractmethod
-    def _decode(self, buffers: Sequence[Buffer]) -> Iterable[Slice]:
-        """The memory that buffers name, in slices."""
+    def _decode(self, requests: Requests) -> Iterable[Slice]:
+        """The memory that requests name, in slices."""
 
     @abstractmethod
-    def _named_size(self, buffers: Iterable[Buffer]) -> int:
-        """Bytes of guest memory that buffers name, without decoding them."""
+    def _named_size(self, requests: Requests) -> int:
+        """Bytes of guest memory that requests name, without decoding them."""
 
     async def _discard_slice(
         self, ring: StartedRing, named: Slice, now: float, deadline: float, tally: Tally
@@ -122,11 +129,11 @@ class InflateProcessor(DiscardProcessor):
     queue = Queue.INFLATE
     examines_late = False
 
-    def _decode(self, buffers: Sequence[Buffer]) -> Iterable[Slice]:
-        return pages(buffers, self._guest.memory.read)
+    def _decode(self, requests: Requests) -> Iterable[Slice]:
+        return pages(requests, self._guest.memory.read)
 
-    def _named_size(self, buffers: Iterable[Buffer]) -> int:
-        return pages_size(buffers)
+    def _named_size(self, requests: Requests) -> int:
+        return pages_size(requests)
 
     def _gathering(self) -> Gathering | None:
         return self._guest.inflate_gathering()
@@ -142,11 +149,11 @@ class ReportProcessor(DiscardProcessor):
     queue = Queue.REPORTING
     examines_late = True
 
-    def _decode(self, buffers: Sequence[Buffer]) -> Iterable[Slice]:
-        return reported(buffers)
+    def _decode(self, requests: Requests) -> Iterable[Slice]:
+        return reported(requests)
 
-    def _named_size(self, buffers: Iterable[Buffer]) -> int:
-        return reported_size(buffers)
+    def _named_size(self, requests: Requests) -> int:
+        return reported_size(requests)
 
     def _refusal(self) -> str | None:
         return self._guest.report_refusal()

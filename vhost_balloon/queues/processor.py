@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain as joined
 from typing import ClassVar, Final
 
 import trio
@@ -28,7 +27,7 @@ from vhost_balloon.figures.refusal import BY_RULE
 from vhost_balloon.pace.wakefulness import HOLD_LIMIT
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring import StartedRing
-from vhost_balloon.queues.virtqueue import Buffer, Chain
+from vhost_balloon.queues.virtqueue import Chain
 
 MAX_TAKEN_BUFFERS: Final = 128
 """Chains are taken together, so that their ranges merge, until they have this many buffers."""
@@ -131,14 +130,6 @@ class ChainProcessor(ABC):
 
     def detach(self) -> None:  # noqa: B027 - no state is kept between two drains
         """See ring.Processor."""
-
-
-def buffers_of(chains: list[Chain]) -> Sequence[Buffer]:
-    return (
-        chains[0].buffers
-        if len(chains) == 1
-        else list(joined.from_iterable(chain.buffers for chain in chains))
-    )
 
 
 class HintProcessor(ChainProcessor):
