@@ -13,6 +13,7 @@ import pytest
 import trio
 
 import vhost_balloon
+from protocol.virtio_balloon import Queue
 from tests.support.ctl_command import CTL, Done, ctl, plain, vm_served
 from tests.support.end_to_end import by_hand, eventually
 from vhost_balloon.simulator.guest import running_guest
@@ -172,6 +173,17 @@ async def test_stats_of_a_silent_guest(tmp_path: Path) -> None:
         assert done == (1, "", f"vhost-balloonctl: {text}\n")
         done = await ctl(tmp_path, "stats", "vm1", "--last")
         assert done == (1, "", "vhost-balloonctl: vm1 has not sent statistics yet\n")
+
+
+async def test_stats_of_a_guest_that_knows_nothing(tmp_path: Path) -> None:
+    async with vm_served(tmp_path) as host, by_hand(host.path()) as guest:
+        ring = guest.rings[Queue.STATS]
+        ring.add([guest.buffer(b"\xff" * 100)])
+        ring.kick()
+        await eventually(lambda: host.vm().statistics().stats_last_update > 0)
+        done = await ctl(tmp_path, "stats", "vm1", "--last", "--json")
+        assert done.json()["stats"] == {}
+        assert (await ctl(tmp_path, "stats", "vm1", "--last")).status == 0
 
 
 async def test_pause_and_resume(tmp_path: Path) -> None:

@@ -100,3 +100,14 @@ def test_statistics() -> None:
     assert lines[:3] == ["STATISTIC    VALUE", "free memory  5 MiB", "oom kills        2"]
     assert lines[3].startswith("taken 19")
     assert listing.statistics({}, (1 << 64) - 1)
+
+
+def test_statistics_that_the_guest_does_not_know_are_dashes() -> None:
+    values = {"stat-swap-in": (1 << 64) - 1, "stat-free-memory": GIB, "stat-oom-kills": 0}
+    lines = listing.statistics(values, 1)
+    assert lines[:4] == [
+        "STATISTIC    VALUE",
+        "swap in          -",
+        "free memory  1 GiB",
+        "oom kills        0",
+    ]

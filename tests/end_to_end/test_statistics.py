@@ -28,7 +28,7 @@ from vhost_balloon.simulator.options import DriverOptions
 from vhost_balloon.simulator.ring import DriverRing
 
 ALL: dict[int, int] = {tag: 1000 + tag for tag in StatTag}
-MIGHTY = (1 << 64) - 1
+MIGHTY = (1 << 63) - 1
 
 
 def free(value: int) -> dict[int, int]:
@@ -164,8 +164,15 @@ async def test_without_the_queue_nobody_is_asked(
             id="unknown tags",
         ),
         pytest.param([STAT.pack(4, MIGHTY)], free(MIGHTY), {}, id="the largest value"),
+        pytest.param([STAT.pack(4, 5), STAT.pack(3, MIGHTY + 1)], free(5), {}, id="no value"),
         pytest.param([STAT.pack(4, 5) + b"\0" * 7], free(5), {"odd-tail": 7}, id="odd length"),
         pytest.param([STAT.pack(4, 5)[:3], STAT.pack(4, 5)[3:]], free(5), {}, id="cut in two"),
+        pytest.param(
+            [bytes([byte]) for i in ALL.items() for byte in STAT.pack(*i)], ALL, {}, id="bytes"
+        ),
+        pytest.param(
+            [b"", STAT.pack(4, 5)[:1], b"", STAT.pack(4, 5)[1:], b""], free(5), {}, id="gaps"
+        ),
         pytest.param([STAT.pack(4, 5) + STAT.pack(4, 6)], free(6), {}, id="twice the same tag"),
         pytest.param(
             [STAT.pack(4, 5) * 500], free(5), {"oversized": 904, "odd-tail": 6}, id="oversized"
@@ -179,7 +186,7 @@ async def test_samples(
     values: dict[int, int],
     reasons: dict[str, int],
 ) -> None:
-    async with serving(tmp_path) as host, by_hand(host.path()) as guest:
+    async with serving(tmp_path) as host, by_hand(host.path(), queue_size=256) as guest:
         ring = await give_bytes(guest, *parts)
         assert seen(host) == values
         assert refused(host.vm()) == reasons
@@ -187,26 +194,53 @@ async def test_samples(
         assert [used.length for used in await ring.wait_used()] == [0]
 
 
-@pytest.mark.parametrize("parts", [[b""], [b"\1\2\3"], [STAT.pack(99, 1)]])
-async def test_what_is_no_sample(
-    tmp_path: Path, still_clock: MockClock, parts: list[bytes]
+UNKNOWN = [
+    pytest.param([b""], id="empty"),
+    pytest.param([b"\1\2\3"], id="no whole entry"),
+    pytest.param([STAT.pack(99, 1)], id="an unknown tag"),
+    pytest.param([STAT.pack(tag, 2 * MIGHTY + 1) for tag in StatTag], id="all ones"),
+    pytest.param([b"\xff" * 100], id="all ones, the tags too"),
+]
+
+
+@pytest.mark.parametrize("parts", UNKNOWN)
+async def test_an_answer_without_a_value_is_an_answer(
+    tmp_path: Path, autojump_clock: MockClock, parts: list[bytes]
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
-        ring = await give_bytes(guest, *parts)
-        assert host.vm().statistics().stats_age is None
+        ring = await give(guest, ALL)
+        await trio.sleep(50)
+        samples = []
+
+        async def wait() -> None:
+            samples.append(await host.vm().fresh_stats(5))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await ring.wait_used()
+            await give_bytes(guest, *parts)
+        assert dict(samples[0].stats) == seen(host) == {}, "the old values are not shown any more"
+        assert samples[0].stats_age == pytest.approx(0, abs=1)
+        assert abs(samples[0].stats_last_update - time.time()) < 60
         ask(host)
         await ring.wait_used()
         await give(guest, free(9))
         assert seen(host) == free(9)
 
 
-async def test_a_writable_buffer_is_no_sample(tmp_path: Path, still_clock: MockClock) -> None:
+async def test_a_writable_buffer_is_an_answer_without_a_value(
+    tmp_path: Path, still_clock: MockClock
+) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         address, length, _ = guest.buffer(STAT.pack(4, 5))
-        guest.rings[Queue.STATS].add([(address, length, True)])
+        ring = guest.rings[Queue.STATS]
+        ring.add([(address, length, True)])
+        ring.kick()
+        await wait_all_tasks_blocked()
+        assert (seen(host), host.vm().statistics().stats_age) == ({}, 0)
+        assert refused(host.vm()) == {"direction": 10}
         await give(guest, free(6))
         assert seen(host) == free(6)
-        assert refused(host.vm()) == {"direction": 10}
 
 
 async def test_a_tag_that_is_missing_is_unknown(tmp_path: Path, still_clock: MockClock) -> None:

@@ -7,27 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from protocol.virtio_balloon import STAT, StatTag
 from vhost_balloon.checked import Document, number, reading, real
 
 _KNOWN = {int(tag): tag for tag in StatTag}
 
+VALUES_END: Final = 1 << 63
+"""Values from here on say that the guest does not know. virtio-win sends -1, also multiplied by the
+page size or added to a size, and a 32-bit counter as a negative number once its sign bit is set. No
+true value is that large: it would be 8 EiB."""
+
 
 def parse_stats(data: bytes) -> tuple[dict[StatTag, int], int]:
-    """Return the values of known tags, and the bytes of an incomplete entry at the end. Unknown
-    tags are ignored."""
+    """Return what the guest knows of known tags, and the bytes of an incomplete entry at the end.
+
+    Unknown tags are ignored. Of several entries with the same tag, the last one counts.
+    """
     whole = len(data) - len(data) % STAT.size
     values = {_KNOWN[tag]: value for tag, value in STAT.iter_unpack(data[:whole]) if tag in _KNOWN}
-    return values, len(data) - whole
+    return _known(values), len(data) - whole
+
+
+def _known(values: Mapping[StatTag, int]) -> dict[StatTag, int]:
+    return {tag: value for tag, value in values.items() if value < VALUES_END}
 
 
 @dataclass(slots=True)
 class GuestStats:
     """The last sample.
 
-    values: an entry for each tag that the guest gave. last_update: host wall clock in whole seconds
-    since the epoch; 0 before the first sample. updated_at: the host's monotonic clock in seconds.
+    values: an entry for each tag that the guest gave a value of. last_update: host wall clock in
+    whole seconds since the epoch; 0 before the first sample. updated_at: the host's monotonic clock
+    in seconds.
     """
 
     values: Mapping[StatTag, int] = field(default_factory=dict)
@@ -35,7 +48,8 @@ class GuestStats:
     updated_at: float | None = None
 
     def update(self, values: Mapping[StatTag, int], wall: float, monotonic: float) -> None:
-        """Replace the sample. Tags that the new one lacks become unknown."""
+        """Replace the sample. Tags that the new one lacks become unknown, as in QEMU: the last
+        value of a counter would look as if nothing had happened since."""
         self.values = dict(values)
         self.last_update = int(wall)
         self.updated_at = monotonic
@@ -66,4 +80,4 @@ def restore_stats(stats: GuestStats, document: Document, clock_offset: float) ->
         values = {StatTag(number(tag)): number(value) for tag, value in document["values"]}
         last_update, updated = number(document["last-update"]), document["updated"]
         updated_at = None if updated is None else real(updated) - clock_offset
-    stats.values, stats.last_update, stats.updated_at = values, last_update, updated_at
+    stats.values, stats.last_update, stats.updated_at = _known(values), last_update, updated_at

@@ -58,18 +58,15 @@ def _stats(options: argparse.Namespace, client: Client, output: Output) -> None:
         found = client.execute("balloon-stats", limit, patience=options.timeout)
         if not isinstance(found, dict):
             raise model.unexpected("balloon-stats")
-    known = {
-        name: value
-        for name, value in model.sizes(found, "stats").items()
-        if value != model.STAT_UNKNOWN
-    }
+    values = model.sizes(found, "stats")
     last_update = model.field(found, "last-update", int, 0)
     if options.json:
+        known = {name: n for name, n in values.items() if n != model.STAT_UNKNOWN}
         output.json({"stats": known, "last-update": last_update})
         return
-    if not known:
+    if not last_update:
         raise CtlError(f"{options.vm} has not sent statistics yet")
-    output.lines(listing.statistics(known, last_update))
+    output.lines(listing.statistics(values, last_update))
 
 
 def _last_sample(client: Client) -> dict[str, Any]:

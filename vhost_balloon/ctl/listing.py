@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from vhost_balloon.ctl import model
-from vhost_balloon.ctl.model import Vm
+from vhost_balloon.ctl.model import STAT_UNKNOWN, Vm
 from vhost_balloon.ctl.text import Column, shorten, table
 from vhost_balloon.printable import printable
 from vhost_balloon.sizes import UNKNOWN, format_size
@@ -175,14 +175,17 @@ def _queue_state(queue: Mapping[str, Any]) -> str:
     return "running" if model.field(queue, "enabled", bool, False) else "disabled"
 
 
-def statistics(known: Mapping[str, int], last_update: int) -> list[str]:
+def statistics(values: Mapping[str, int], last_update: int) -> list[str]:
     """Return the lines of `stats`. last_update: seconds since the epoch."""
     rows = [
-        (
-            printable(title.removeprefix("stat-").replace("-", " ")),
-            format_size(value) if title in _BYTES else str(value),
-        )
-        for title, value in known.items()
+        (printable(title.removeprefix("stat-").replace("-", " ")), _statistic(title, value))
+        for title, value in values.items()
     ]
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(min(last_update, 1 << 40)))
     return [*table((Column("STATISTIC"), Column("VALUE", right=True)), rows), f"taken {when}"]
+
+
+def _statistic(title: str, value: int) -> str:
+    if value == STAT_UNKNOWN:
+        return UNKNOWN
+    return format_size(value) if title in _BYTES else str(value)

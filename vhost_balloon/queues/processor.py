@@ -23,6 +23,7 @@ import trio
 
 from protocol.virtio_balloon import Queue
 from vhost_balloon.errors import RingError
+from vhost_balloon.figures.counters import Counters
 from vhost_balloon.figures.refusal import BY_RULE
 from vhost_balloon.pace.wakefulness import HOLD_LIMIT
 from vhost_balloon.queues.attached_guest import AttachedGuest
@@ -77,6 +78,12 @@ class Tally:
             refused, times = self.refused.get(reason, (0, 0))
             self.refused[reason] = refused + size, times + 1
 
+    def count_refused(self, counters: Counters) -> str:
+        """Count what was refused. Returns the reasons that are the guest's fault, as text."""
+        for reason, (refused, times) in self.refused.items():
+            counters.refuse(reason, refused, times)
+        return ", ".join(sorted(self.refused.keys() - BY_RULE))
+
 
 class ChainProcessor(ABC):
     """Takes several chains at once, serves them, and uses them."""
@@ -119,14 +126,8 @@ class ChainProcessor(ABC):
         counters = self._guest.counters
         self._guest.counted()
         counters.requests[self.queue] += requests
-        if not tally.refused:
-            return
-        for reason, (refused, times) in tally.refused.items():
-            counters.refuse(reason, refused, times)
-        faults = tally.refused.keys() - BY_RULE
-        if faults:
-            text = ", ".join(sorted(faults))
-            self._guest.log.misbehaved(f"{self.queue.value}: not discarded: {text}")
+        if tally.refused and (faults := tally.count_refused(counters)):
+            self._guest.log.misbehaved(f"{self.queue.value}: not discarded: {faults}")
 
     def detach(self) -> None:  # noqa: B027 - no state is kept between two drains
         """See ring.Processor."""

@@ -12,14 +12,12 @@ from protocol.virtio_balloon import Queue
 from vhost_balloon.balloon.guest_stats import parse_stats
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.queues.attached_guest import AttachedGuest
+from vhost_balloon.queues.processor import Tally
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Chain
 
 MAX_STATS_SIZE: Final = 4096
 """Most bytes to read of a statistics buffer. The 16 tags defined today take 160."""
-
-MAX_STATS_BUFFERS: Final = 16
-"""Most buffers to read of a chain. Drivers give one."""
 
 
 class StatsProcessor:
@@ -89,27 +87,27 @@ class StatsProcessor:
         ring.complete([head])
 
     def _take_sample(self, chain: Chain) -> None:
-        data = bytearray()
-        for address, length, writable in chain.buffers[:MAX_STATS_BUFFERS]:
+        """Any buffer is an answer, even if the guest knows nothing: so does QEMU take it."""
+        tally = Tally()
+        values, tail = parse_stats(self._read(chain, tally))
+        tally.refuse(Refusal.ODD_TAIL, tail)
+        if faults := tally.count_refused(self._guest.counters):
+            self._guest.log.misbehaved(f"statistics buffer: {faults}")
+        self._guest.balloon.stats.update(values, time.time(), trio.current_time())
+        self.sampled()
+        updated, self.updated = self.updated, trio.Event()
+        updated.set()
+
+    def _read(self, chain: Chain, tally: Tally) -> bytes:
+        """The chain's device-readable bytes, which may be cut into descriptors anywhere."""
+        data, left = bytearray(), 0
+        for address, length, writable in chain.buffers:
             if writable:
-                self._refuse(Refusal.DIRECTION, length)
+                tally.add([(Refusal.DIRECTION, length)])
                 continue
             room = min(length, MAX_STATS_SIZE - len(data))
-            data += self._guest.memory.read(address, room)
-            if room < length:
-                self._refuse(Refusal.OVERSIZED, length - room)
-        if len(chain.buffers) > MAX_STATS_BUFFERS:
-            left = chain.buffers[MAX_STATS_BUFFERS:]
-            self._refuse(Refusal.OVERSIZED, sum(buffer.length for buffer in left))
-        values, tail = parse_stats(bytes(data))
-        if tail:
-            self._refuse(Refusal.ODD_TAIL, tail)
-        if values:
-            self._guest.balloon.stats.update(values, time.time(), trio.current_time())
-            self.sampled()
-            updated, self.updated = self.updated, trio.Event()
-            updated.set()
-
-    def _refuse(self, reason: str, size: int) -> None:
-        self._guest.counters.refuse(reason, size)
-        self._guest.log.misbehaved(f"statistics buffer: {reason}")
+            if room:
+                data += self._guest.memory.read(address, room)
+            left += length - room
+        tally.refuse(Refusal.OVERSIZED, left)
+        return bytes(data)
