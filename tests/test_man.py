@@ -19,7 +19,7 @@ from tests.rig.provisioning.packages import MANDOC
 from tests.support.parsers import arguments, commands
 from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
-from vhost_balloon.figures.refusal import EVERY_REASON
+from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.hub import options as hub_options
 from vhost_balloon.vm.settings import SETTINGS
@@ -197,6 +197,9 @@ def test_every_state_and_reason_for_refusal_is_listed() -> None:
     assert sorted(map(plain, states)) == sorted(state.value for state in VmState)
     reasons = section("vhost-balloon-qmp", "REASONS FOR REFUSAL")
     assert listed(reasons) == sorted(EVERY_REASON)
+    (paused,) = re.findall(r"pause\\-reasons\n(.*?)^[.]TP", members, re.MULTILINE | re.DOTALL)
+    named = re.findall(r"^[.]BR? ([a-z\\-]+)", paused, re.MULTILINE)
+    assert sorted(map(plain, named)) == sorted(PAUSE_REASONS)
 
 
 @pytest.mark.rig(MANDOC)

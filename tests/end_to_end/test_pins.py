@@ -62,6 +62,10 @@ async def test_nothing_is_discarded_while_the_front_end_pins_memory(
             assert host.vm().counters.freed_bytes == 0
             statistics = host.vm().statistics()
             assert (statistics.reporting_paused, statistics.pause_reasons) == (True, ("pinned",))
+            host.vm().paused = True
+            assert paused(host) == ("operator", "pinned")
+            host.vm().paused = False
+            assert paused(host) == ("pinned",)
     assert len(log_lines.having("warning", "vm1", "has memory pinned for a device")) == 1
 
 

@@ -67,7 +67,9 @@ async def test_reports_beyond_the_rate_are_kept(
         await guest.report((8 * MIB + 3 * BLOCK, BLOCK))
         assert guest.ram.resident_in(8 * MIB + 3 * BLOCK, BLOCK) == BLOCK
         assert refused(host.vm()) == {"rate": 2 * BLOCK}
+        assert host.vm().statistics().pause_reasons == ("rate",)
         await let_pass(1)
+        assert host.vm().statistics().pause_reasons == ()
         await guest.report((8 * MIB + 3 * BLOCK, BLOCK))
         assert guest.ram.resident_in(8 * MIB + 3 * BLOCK, BLOCK) == 0
         assert host.vm().counters.reported_bytes == 5 * BLOCK

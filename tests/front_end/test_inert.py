@@ -41,10 +41,17 @@ async def test_damaged_state_leaves_an_inert_connection(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
+            before = host.vm()
             host.manager.stop(signal.SIGKILL)
             damage(host)
             host.manager.start()
             await is_inert(host, guest.front_end)
+            kept = ("front-end-pid", "settings", "socket-path", "stats-interval")
+            assert {name: host.vm()[name] for name in kept} == {name: before[name] for name in kept}
+            assert host.vm()["pause-reasons"] == ["inert"]
+            host.ask("balloon-pause")
+            assert host.vm()["pause-reasons"] == ["operator", "inert"]
+            host.ask("balloon-resume")
             host.manager.kill()
             await is_inert(host, guest.front_end)
             assert host.manager.restarts == 1, "no crash but the requested one"

@@ -15,6 +15,7 @@ from vhost_balloon.containment import PLACES
 from vhost_balloon.control.command import EMPTY, Command
 from vhost_balloon.control.events import EVENT
 from vhost_balloon.figures.discard_policy import DiscardMode
+from vhost_balloon.figures.refusal import PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.figures.vm_info import PARTS, VM_INFO
 from vhost_balloon.vm.settings import SETTINGS, VmSettings
@@ -30,6 +31,7 @@ _EVENTS: Final = {EVENT: {"actual": "int", "id": "str"}}
 _ENUMS: Final = {
     "VmState": tuple(state.value for state in VmState),
     "DiscardMode": tuple(mode.value for mode in DiscardMode),
+    "PauseReason": PAUSE_REASONS,
 }
 _OBJECTS: Final[Mapping[str, Mapping[str, str]]] = {
     EMPTY: {},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from vhost_balloon.figures.statistics import VmState
+
 
 class Refusal:
     """Either the request is wrong, or a rule keeps the memory (BY_RULE)."""
@@ -50,14 +52,24 @@ BY_RULE: Final = frozenset(
 OPERATOR: Final = "operator"
 """The operator paused reporting. Memory refused for this counts as Refusal.PAUSED."""
 
+INERT: Final = VmState.INERT.value
+"""Nothing is done for the front end. Its requests stay in the rings."""
+
 PAUSE_REASONS: Final = (
     OPERATOR,
+    INERT,
+    Refusal.FOREIGN,
+    Refusal.NEVER,
     Refusal.PINNED,
     Refusal.PINS_UNKNOWN,
-    Refusal.NEVER,
     Refusal.POISON,
+    Refusal.HUGETLB,
+    Refusal.FILESYSTEM,
+    Refusal.RATE,
 )
-"""Every reason to acknowledge reports without discarding. The values are metric labels."""
+"""Every reason not to discard any reported memory, in the order in which those that apply are
+shown. HUGETLB and FILESYSTEM apply if they keep all of the guest's memory, RATE while the limit is
+spent. The values are metric labels."""
 
 EVERY_REASON: Final = tuple(
     value for name, value in vars(Refusal).items() if not name.startswith("_")

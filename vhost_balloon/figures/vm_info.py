@@ -36,7 +36,7 @@ VM_INFO: Final[Mapping[str, str]] = {
     "*resident": "int",
     "driver-ready": "bool",
     "reporting-paused": "bool",
-    "pause-reasons": "[str]",
+    "pause-reasons": "[PauseReason]",
     "queue-map-ambiguous": "bool",
     "stats": "GuestStatValues",
     "*stats-age": "number",

@@ -15,7 +15,6 @@ import trio
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.errors import CommandError, FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.figures.refusal import OPERATOR, Refusal
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.front_end.conversation import Conversation
@@ -251,11 +250,6 @@ class FrontEndConnection:
             return True
         return not self.session.driver_ready and balloon.target_pages != balloon.held_pages
 
-    def _pause_reasons(self) -> tuple[str, ...]:
-        """Why reports are not discarded, as of the last one."""
-        refusal = self._guest.report_refusal()
-        return () if refusal is None else (OPERATOR if refusal == Refusal.PAUSED else refusal,)
-
     async def _poll_stats(self) -> None:
         """Request statistics every stats_interval seconds; a new interval applies at once."""
         while True:
@@ -284,7 +278,7 @@ class FrontEndConnection:
             resident=memory.resident(),
             driver_ready=session.driver_ready,
             state=self._state(),
-            pause_reasons=self._pause_reasons(),
+            pause_reasons=self._guest.pause_reasons(trio.current_time()),
             queue_map_ambiguous=self._rings.map_ambiguous,
             report_rate=self._settings.report_rate,
             huge_pages=self._guest.gathering.statistics() if memory.has_grids else None,

@@ -12,6 +12,7 @@ from typing import Final
 import trio
 
 from vhost_balloon.errors import StreamError
+from vhost_balloon.figures.refusal import INERT
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.conversation import Conversation, Pending
 from vhost_balloon.front_end.documents import applied_document, inert_document, partial_document
@@ -37,8 +38,10 @@ class InertKeeper:
         transport: Transport,
         session: InertSession,
         reason: str,
+        peer_connected: bool,
     ) -> None:
         self.reason: Final = reason
+        self._peer_connected = peer_connected
         self._record = record
         self._name = name
         self._transport = transport
@@ -81,21 +84,31 @@ class InertKeeper:
         document = inert_document(self.reason, self._name) | {
             "answers": self._session.document(),
             "partial": partial_document(self._transport.partial),
+            "peer-connected": self._peer_connected,
             "applied": applied_document(sequence),
         }
         record.save("connection", document)
 
 
 class InertConnection:
-    """One inert front end, until it goes. reason: why it is inert, for the operator."""
+    """One inert front end, until it goes.
+
+    reason: why it is inert, for the operator. peer_connected: see connection.serve_front_end();
+    true if it is unknown.
+    """
 
     has_device: Final = False
     orders: Final = None
 
-    def __init__(self, vm: Vm, transport: Transport, name: str, reason: str) -> None:
+    def __init__(
+        self, vm: Vm, transport: Transport, name: str, reason: str, *, peer_connected: bool
+    ) -> None:
         self.gone: Final = trio.Event()
         self.session: Final = InertSession(vm.settings.offered)
-        self.keeper: Final = InertKeeper(vm.saved_to, name, transport, self.session, reason)
+        self.keeper: Final = InertKeeper(
+            vm.saved_to, name, transport, self.session, reason, peer_connected
+        )
+        self._pid: Final = transport.peer_pid() if peer_connected else None
         self._vm = vm
         self._transport = transport
         self._conversation = Conversation(transport, self.keeper, self._answer)
@@ -138,7 +151,12 @@ class InertConnection:
 
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
         """Complete the snapshot: there is no device."""
-        return replace(known, state=VmState.INERT, pause_reasons=(VmState.INERT.value,))
+        return replace(
+            known,
+            state=VmState.INERT,
+            front_end_pid=self._pid,
+            pause_reasons=(*known.pause_reasons, INERT),
+        )
 
     def pause(self, paused: bool) -> None:
         """Nothing to pause: nothing is discarded."""

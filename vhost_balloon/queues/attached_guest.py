@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.figures.counters import Counters
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
-from vhost_balloon.figures.refusal import Refusal
+from vhost_balloon.figures.refusal import OPERATOR, PAUSE_REASONS, Refusal
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.pins import PinGuard, PinState
 from vhost_balloon.memory.ranges import Range, merge, total
-from vhost_balloon.memory.region import Part
+from vhost_balloon.memory.region import Part, refusal
 from vhost_balloon.pace.rate import Bucket
 from vhost_balloon.pace.wakefulness import Wakefulness
 
@@ -56,22 +56,43 @@ class AttachedGuest:
 
     def refusal(self) -> str | None:
         """Why nothing is discarded, as of the last look for pins; None if no rule forbids it."""
-        if self.foreign:
-            return Refusal.FOREIGN
-        mode = self.policy.mode
-        if mode is DiscardMode.NEVER:
-            return Refusal.NEVER
-        if mode is DiscardMode.AUTO and self._pins_seen is not PinState.FREE:
-            return _PIN_REFUSALS[self._pins_seen or PinState.UNKNOWN]
-        return None
+        return next(self._refusals(), None)
 
     def report_refusal(self) -> str | None:
         """Why no reported memory is discarded; None if no rule forbids it."""
-        if refusal := self.refusal():
-            return refusal
+        return next(self._report_refusals(), None)
+
+    def pause_reasons(self, now: float) -> tuple[str, ...]:
+        """Every reason why reports are acknowledged without being discarded."""
+        applying = {*self._report_refusals(), *self._refused_backings()}
+        if Refusal.PAUSED in applying:
+            applying.add(OPERATOR)
+        if self.report_limit is not None and self.report_limit.is_spent(now):
+            applying.add(Refusal.RATE)
+        return tuple(reason for reason in PAUSE_REASONS if reason in applying)
+
+    def _refusals(self) -> Iterator[str]:
+        """The rules that forbid every discard."""
+        if self.foreign:
+            yield Refusal.FOREIGN
+        mode = self.policy.mode
+        if mode is DiscardMode.NEVER:
+            yield Refusal.NEVER
+        if mode is DiscardMode.AUTO and self._pins_seen is not PinState.FREE:
+            yield _PIN_REFUSALS[self._pins_seen or PinState.UNKNOWN]
+
+    def _report_refusals(self) -> Iterator[str]:
+        """The rules that forbid every discard of reported memory."""
+        yield from self._refusals()
         if self.paused:
-            return Refusal.PAUSED
-        return None if self.balloon.may_drop_reported else Refusal.POISON
+            yield Refusal.PAUSED
+        if not self.balloon.may_drop_reported:
+            yield Refusal.POISON
+
+    def _refused_backings(self) -> set[str]:
+        """Why no region is discarded because of its file system; empty if some region is."""
+        found = {refusal(self.policy, mapped.filesystem) for mapped in self.memory.regions}
+        return {reason for reason in found if reason is not None} if None not in found else set()
 
     def look_for_pins(self, now: float) -> None:
         """Check whether the front end has memory pinned, and log a change."""

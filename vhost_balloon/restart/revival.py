@@ -134,17 +134,18 @@ async def _serve_inert(
     """Use what can be read of the connection's state, so that its stream continues in place."""
     assert vm.record is not None
     assert vm.shelf is not None
-    partial, pending, answers = None, None, None
+    partial, pending, answers, peer_connected = None, None, None, True
     if areas is not None:
         document, journal = areas["connection"], vm.record.journal
         with suppress(StateError), reading("connection"):
             partial = read_partial(document, journal, vm.shelf)
         with suppress(StateError), reading("connection"):
             pending = read_pending(journal, document["applied"], vm.shelf)
-        answers = document.get("answers")
+        answers, peer_connected = document.get("answers"), document.get("peer-connected", True)
     transport = Transport(socket, vm.shelf, vm.journal, vm.pipe, partial=partial)
     transport.make_sure()
-    vm.front_end = inert = InertConnection(vm, transport, name, reason)
+    inert = InertConnection(vm, transport, name, reason, peer_connected=peer_connected is True)
+    vm.front_end = inert
     vm.status_changed.set()
     if answers is not None:
         with suppress(StateError), reading("answers"):
