@@ -131,6 +131,37 @@ async def test_what_waited_through_a_gap_is_not_discarded(
         assert guest.ram.resident_in(8 * MIB, BLOCK) == 0
 
 
+@pytest.mark.parametrize("queue", [Queue.INFLATE, Queue.REPORTING])
+@pytest.mark.parametrize("requests", [1, 3, 12])
+async def test_late_memory_is_counted_once_as_given_away(
+    tmp_path: Path, still_clock: MockClock, queue: Queue, requests: int
+) -> None:
+    """Even if it was given away many times before it is answered."""
+    async with serving(tmp_path) as host, by_hand(host.path()) as guest:
+        await wait_all_tasks_blocked()
+        ring = guest.rings[queue]
+        for number in range(requests):
+            address = 8 * MIB + number * MIB
+            fill(guest.ram, address, MIB)
+            if queue is Queue.INFLATE:  # and a page that does not exist
+                first = address // PAGE
+                ring.add([guest.pfns([*range(first, first + 256, 2), 1 << 30])])
+            else:
+                ring.add([(address, MIB // 2, True), ((1 << 42) + 2 * number * PAGE, PAGE, True)])
+        still_clock.jump(0.7)
+        for _ in range(3):
+            ring.kick()
+            await guest.start(bases=await guest.stop())
+        await wait_all_tasks_blocked()
+        assert ring.used_index == requests
+        counters = host.vm().counters
+        given = counters.inflated_bytes + counters.reported_bytes
+        assert given == requests * MIB // 2
+        assert counters.freed_bytes == 0
+        assert counters.requests[queue] == requests
+        assert sum(refused(host.vm()).values()) == given + requests * PAGE
+
+
 @pytest.mark.parametrize("seconds", [0.1, 30.0])
 async def test_what_waited_on_a_disabled_ring(
     tmp_path: Path, autojump_clock: MockClock, seconds: float

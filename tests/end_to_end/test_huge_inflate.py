@@ -81,6 +81,23 @@ async def test_a_page_goes_with_the_request_that_completes_it(
         assert not refused(vm)
 
 
+async def test_a_page_that_is_given_again_is_counted_again_only_if_it_was_used(
+    tmp_path: Path, still_clock: MockClock, page_size: int
+) -> None:
+    async with guest_of(tmp_path) as (guest, vm):
+        fill(guest.ram, BASE, page_size)
+        for _ in range(3):
+            await guest.inflate(numbers(0, page_size))
+        assert (vm.counters.freed_bytes, vm.counters.huge_pages_freed) == (page_size, 1)
+        await deflate(guest, numbers(0, PAGE))
+        await guest.inflate(numbers(0, PAGE))
+        assert vm.counters.huge_pages_freed == 1
+        await deflate(guest, numbers(0, PAGE))
+        fill(guest.ram, BASE, page_size)
+        await guest.inflate(numbers(0, PAGE))
+        assert (vm.counters.freed_bytes, vm.counters.huge_pages_freed) == (2 * page_size, 2)
+
+
 async def test_what_was_taken_back_stays(
     tmp_path: Path, still_clock: MockClock, page_size: int
 ) -> None:

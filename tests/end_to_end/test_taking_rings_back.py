@@ -30,6 +30,7 @@ from tests.support.end_to_end import (
     open_fds,
     serving,
 )
+from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.figures.counters import Counters
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.memory.discard import PunchResult, punch
@@ -266,6 +267,7 @@ async def test_a_ring_that_is_never_empty_starves_nobody(queue: Queue) -> None:
         memory=SimpleNamespace(read=lambda address, length: b"", inside=lambda ranges: 0),
         log=VmLog("web1"),
         gathering=Gathering(),
+        balloon=Balloon(),
     )
     processors: dict[Queue, Processor] = {
         Queue.STATS: StatsProcessor(device),

@@ -221,6 +221,16 @@ def test_memory_that_grows_meanwhile_counts_as_nothing_freed(
     assert punch(parts((region, 0, PAGE))).freed == 0
 
 
+def test_holes_that_others_punch_meanwhile_do_not_count(
+    region: MappedRegion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As QEMU does where memory is unplugged."""
+    real = syscalls.punch_hole
+    monkeypatch.setattr(syscalls, "punch_hole", lambda fd, at, _: real(fd, at, 4 * MIB))
+    assert punch(parts((region, 0, PAGE))).freed == PAGE
+    assert punch(parts((region, 0, MIB))).freed == 0
+
+
 def test_file_systems_are_recognised_by_their_magic() -> None:
     assert Filesystem(0x01021994, PAGE).kind == "tmpfs"
     assert Filesystem(0x958458F6, HUGE).kind == "hugetlb"

@@ -1,8 +1,10 @@
 """Gives memory back to the host: punches holes in bounded pieces, and measures what came back.
 
 Holes are punched because on shared memory MADV_DONTNEED reports success and frees nothing. What
-came back is the change of the files' st_blocks. It is exact while the guest stands still, and an
-estimate while it runs, since it may touch other pages meanwhile.
+came back is the change of a file's st_blocks, but never more than was punched. Pieces are punched
+one after the other, so that no two measure the same change. It is exact while the guest stands
+still, and an estimate while it runs: the guest may touch other pages meanwhile, and the front end
+may punch holes of its own.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ BLOCK: Final = 512
 
 @dataclass(slots=True)
 class PunchResult:
-    """freed: bytes that came back. failed: bytes that the kernel refused; error: its last error."""
+    """freed: bytes that came back. huge_pages: how many host pages larger than the balloon's they
+    are. failed: bytes that the kernel refused; error: its last error."""
 
     freed: int = 0
+    huge_pages: int = 0
     failed: int = 0
     seconds: float = 0.0
     error: OSError | None = None
@@ -86,17 +90,27 @@ def count_of(parts: list[Part]) -> int:
 def punch(piece: list[Part]) -> PunchResult:
     """Punch one piece out of its files. A range that fails is counted, and the rest is punched."""
     result = PunchResult()
-    fds = _files(piece)
     started = time.perf_counter()
-    before = _blocks(fds)
-    for region, ranges, _ in piece:
-        done = _remove(region, ranges) if len(ranges) >= REMOVE_RANGES else 0
-        _punch_each(region, ranges[done:] if done else ranges, result)
-    after = _blocks(fds)
-    if before is not None and after is not None:
-        result.freed = max(before - after, 0) * BLOCK
+    for part in piece:
+        _punch_part(part, result)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _punch_part(part: Part, result: PunchResult) -> None:
+    region, ranges, size = part
+    fd, failed = region.fd.fileno(), result.failed
+    before = _blocks(fd)
+    done = _remove(region, ranges) if len(ranges) >= REMOVE_RANGES else 0
+    _punch_each(region, ranges[done:] if done else ranges, result)
+    after = _blocks(fd)
+    if before is None or after is None:
+        return
+    punched = size - (result.failed - failed)
+    freed = min(max(before - after, 0) * BLOCK, punched)
+    result.freed += freed
+    if region.grid is not None:
+        result.huge_pages += freed // region.page_size
 
 
 def _punch_each(region: MappedRegion, ranges: list[Range], result: PunchResult) -> None:
@@ -129,16 +143,9 @@ def _remove(region: MappedRegion, ranges: list[Range]) -> int:
         return syscalls.remove(origin, ranges)
 
 
-def _files(piece: list[Part]) -> list[int]:
-    """A descriptor of each file that the piece lies in."""
-    if len(piece) == 1:
-        return [piece[0].region.fd.fileno()]
-    return list({part.region.inode: part.region.fd.fileno() for part in piece}.values())
-
-
-def _blocks(fds: list[int]) -> int | None:
-    """The files' st_blocks, or None if their file system, which may be the front end's, fails."""
+def _blocks(fd: int) -> int | None:
+    """The file's st_blocks, or None if its file system, which may be the front end's, fails."""
     try:
-        return sum([os.fstat(fd).st_blocks for fd in fds])
+        return os.fstat(fd).st_blocks
     except OSError:
         return None

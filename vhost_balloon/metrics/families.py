@@ -152,8 +152,7 @@ VM_FAMILIES: Final = (
     ),
     counter(
         "freed_bytes_total",
-        "Memory that really returned to the host; an estimate while the guest runs and requests "
-        "overlap.",
+        "Memory that really returned to the host; an estimate while the guest runs.",
         member("freed-bytes"),
     ),
     counters(

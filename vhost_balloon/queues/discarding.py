@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from itertools import chain as joined
+from itertools import islice
+from typing import ClassVar, Final
 
 import trio
 
 from protocol.virtio_balloon import Queue
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.memory.discard import count_of, pieces, punch, size_of
+from vhost_balloon.memory.discard import pieces, punch, size_of
 from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.memory.region import Part
@@ -27,6 +29,10 @@ from vhost_balloon.queues.processor import ChainProcessor, Tally, yield_to_other
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.queues.virtqueue import Chain
 
+LATE_SLICES: Final = 8
+"""Most slices to decode once it is too late to discard: some 15 ms. Drivers' requests have fewer.
+"""
+
 
 class DiscardProcessor(ChainProcessor):
     """Discards what requests name, slice by slice, and each slice piece by piece."""
@@ -37,7 +43,8 @@ class DiscardProcessor(ChainProcessor):
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         requests = [chain.buffers for chain in chains]
         tally, begun = Tally(), False
-        for named in self._decode(requests):
+        slices = iter(self._decode(requests))
+        for named in slices:
             if begun:
                 await yield_to_others()
             if ring.stopping:
@@ -45,13 +52,24 @@ class DiscardProcessor(ChainProcessor):
             now = trio.current_time()
             if now >= deadline and (begun or not self.examines_late):
                 tally.refuse(Refusal.LATE, self._named_size(requests) - tally.size)
-                break
+                rest = islice(joined([named], slices), LATE_SLICES)
+                return tally if await self._count_late(ring, rest, tally) else None
             begun = True
             if not await self._discard_slice(ring, named, now, deadline, tally):
                 return None
             tally.size += named.size
             tally.add(named.refusals)
         return tally
+
+    async def _count_late(self, ring: StartedRing, slices: Iterable[Slice], tally: Tally) -> bool:
+        """Count memory that the guest gave away, although it is too late to discard it. Returns
+        False if the ring has to stop."""
+        for named in slices:
+            tally.inside += self._guest.memory.inside(named.ranges)
+            await yield_to_others()
+            if ring.stopping:
+                return False
+        return True
 
     @abstractmethod
     def _decode(self, requests: Requests) -> Iterable[Slice]:
@@ -114,13 +132,12 @@ class DiscardProcessor(ChainProcessor):
         result = punch(piece)
         counters = self._guest.counters
         counters.freed_bytes += result.freed
+        if gathering is not None:
+            counters.huge_pages_freed += result.huge_pages
         counters.discard_seconds.observe(result.seconds)
         if result.error is not None:
             tally.refuse(Refusal.FAILED, result.failed)
             self._guest.log.misbehaved(f"memory cannot be discarded: {result.error.strerror}")
-        elif gathering is not None:
-            whole = [part for part in piece if part.region.grid is not None]
-            counters.huge_pages_freed += count_of(whole)
 
 
 class InflateProcessor(DiscardProcessor):
