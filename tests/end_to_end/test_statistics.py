@@ -222,10 +222,6 @@ async def test_an_answer_without_a_value_is_an_answer(
         assert dict(samples[0].stats) == seen(host) == {}, "the old values are not shown any more"
         assert samples[0].stats_age == pytest.approx(0, abs=1)
         assert abs(samples[0].stats_last_update - time.time()) < 60
-        ask(host)
-        await ring.wait_used()
-        await give(guest, free(9))
-        assert seen(host) == free(9)
 
 
 async def test_a_writable_buffer_is_an_answer_without_a_value(
@@ -233,10 +229,8 @@ async def test_a_writable_buffer_is_an_answer_without_a_value(
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         address, length, _ = guest.buffer(STAT.pack(4, 5))
-        ring = guest.rings[Queue.STATS]
-        ring.add([(address, length, True)])
-        ring.kick()
-        await wait_all_tasks_blocked()
+        guest.rings[Queue.STATS].add([(address, length, True)])
+        await give_bytes(guest, b"")
         assert (seen(host), host.vm().statistics().stats_age) == ({}, 0)
         assert refused(host.vm()) == {"direction": 10}
         await give(guest, free(6))

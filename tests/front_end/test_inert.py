@@ -210,6 +210,8 @@ async def test_a_front_end_that_crashes_the_daemon_becomes_inert_and_the_next_is
     async with hosting(tmp_path) as host:
         async with by_hand(host.path()) as guest:
             await guest.inflate([5000])
+            host.ask("balloon-pause")
+            before = host.vm()
             host.manager.stop(signal.SIGKILL)
             host.manager.program = CRASHING
             host.manager.environment["CRASH_AT"] = "handle:bug:1"
@@ -218,6 +220,10 @@ async def test_a_front_end_that_crashes_the_daemon_becomes_inert_and_the_next_is
                 await guest.front_end.get_config()
             assert host.manager.restarts == 3
             await is_inert(host, guest.front_end)
+            after = host.vm()
+            kept = ("front-end-pid", "settings", "inflated-bytes", "requests", "discard-seconds")
+            assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+            assert after["pause-reasons"] == ["operator", "inert"]
             del host.manager.environment["CRASH_AT"]
             host.manager.kill()
             await is_inert(host, guest.front_end)
