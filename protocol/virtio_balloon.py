@@ -111,6 +111,11 @@ STAT_NAMES: Final[dict[StatTag, str]] = {
 }
 """The keys of QEMU's guest-stats property."""
 
+STAT_VALUES_END: Final = 1 << 63
+"""Values from here on say that the guest does not know. virtio-win sends -1, also multiplied by the
+page size or added to a size, and a 32-bit counter as a negative number once its sign bit is set. No
+true value is that large: it would be 8 EiB."""
+
 STAT_UNKNOWN: Final = (1 << 64) - 1
 """QEMU's value for a statistic that the guest has not provided."""
 

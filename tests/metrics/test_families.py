@@ -255,8 +255,11 @@ async def test_each_guest_statistic_has_its_own_metric(vms: Vms) -> None:
     assert found["guest_stat_direct_reclaims_total"] == 1000 + StatTag.DIRECT_RECLAIM
 
 
-async def test_any_value_of_64_bits_is_written(vms: Vms) -> None:
-    attach(vms["web1"], stats={StatTag.MEMTOT: (1 << 64) - 1}, stats_age=math.pi * 1e-9)
+async def test_large_values_are_written_and_unknown_ones_are_not(vms: Vms) -> None:
+    stats = {StatTag.MEMTOT: (1 << 63) - 1, StatTag.MAJFLT: 1 << 63, StatTag.AVAIL: (1 << 64) - 1}
+    attach(vms["web1"], stats=stats, stats_age=math.pi * 1e-9)
     found = await of_vm(vms)
-    assert float(found["guest_stat_memory_bytes"]) == 2.0**64
+    assert float(found["guest_stat_memory_bytes"]) == 2.0**63
+    assert "guest_stat_major_faults_total" not in found
+    assert "guest_stat_available_bytes" not in found
     assert found["guest_stats_age_seconds"] == math.pi * 1e-9

@@ -7,17 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
-from protocol.virtio_balloon import STAT, StatTag
+from protocol.virtio_balloon import STAT, STAT_VALUES_END, StatTag
 from vhost_balloon.checked import Document, number, reading, real
 
 _KNOWN = {int(tag): tag for tag in StatTag}
-
-VALUES_END: Final = 1 << 63
-"""Values from here on say that the guest does not know. virtio-win sends -1, also multiplied by the
-page size or added to a size, and a 32-bit counter as a negative number once its sign bit is set. No
-true value is that large: it would be 8 EiB."""
 
 
 def parse_stats(data: bytes) -> tuple[dict[StatTag, int], int]:
@@ -31,7 +25,7 @@ def parse_stats(data: bytes) -> tuple[dict[StatTag, int], int]:
 
 
 def _known(values: Mapping[StatTag, int]) -> dict[StatTag, int]:
-    return {tag: value for tag, value in values.items() if value < VALUES_END}
+    return {tag: value for tag, value in values.items() if value < STAT_VALUES_END}
 
 
 @dataclass(slots=True)

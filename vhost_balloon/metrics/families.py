@@ -14,7 +14,7 @@ from typing import Final
 from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from protocol.virtio_balloon import STAT_NAMES, Queue, StatTag
+from protocol.virtio_balloon import STAT_NAMES, STAT_VALUES_END, Queue, StatTag
 from vhost_balloon import __version__
 from vhost_balloon.containment import PLACES, InternalErrors
 from vhost_balloon.errors import RingErrorReason
@@ -26,6 +26,7 @@ from vhost_balloon.metrics.document import Document
 from vhost_balloon.metrics.family import (
     PREFIX,
     Family,
+    Read,
     Values,
     counter,
     counters,
@@ -244,11 +245,23 @@ _GUEST_COUNTERS: Final = {
 }
 
 
+def _statistic(tag: StatTag) -> Read:
+    """Without a value that says "unknown", which an older daemon may give: a counter that goes
+    there and back would count 2^64 events."""
+    read = member("stats", STAT_NAMES[tag])
+
+    def known(document: Document) -> float | None:
+        value = read(document)
+        return value if value is None or value < STAT_VALUES_END else None
+
+    return known
+
+
 FAMILIES: Final[tuple[Family, ...]] = (
     *VM_FAMILIES,
-    *(gauge(f"guest_stat_{name}", text, member("stats", STAT_NAMES[tag]))
+    *(gauge(f"guest_stat_{name}", text, _statistic(tag))
       for tag, (name, text) in _GUEST_GAUGES.items()),
-    *(counter(f"guest_stat_{name}", text, member("stats", STAT_NAMES[tag]))
+    *(counter(f"guest_stat_{name}", text, _statistic(tag))
       for tag, (name, text) in _GUEST_COUNTERS.items()),
 )  # fmt: skip
 """Every family that has a series for each VM."""

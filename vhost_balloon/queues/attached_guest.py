@@ -15,7 +15,7 @@ from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.pins import PinGuard, PinState
 from vhost_balloon.memory.ranges import Range, merge, total
-from vhost_balloon.memory.region import Part, refusal
+from vhost_balloon.memory.region import MappedRegion, Part, refusal
 from vhost_balloon.pace.rate import Bucket
 from vhost_balloon.pace.wakefulness import Wakefulness
 
@@ -90,8 +90,12 @@ class AttachedGuest:
             yield Refusal.POISON
 
     def _refused_backings(self) -> set[str]:
-        """Why no region is discarded because of its file system; empty if some region is."""
-        found = {refusal(self.policy, mapped.filesystem) for mapped in self.memory.regions}
+        """Why the file systems keep all of the guest's memory; empty if some is discarded."""
+        found = {
+            refusal(self.policy, held.filesystem)
+            for held in self.memory.regions
+            if isinstance(held, MappedRegion) and held.guest_start not in self.balloon.ram.left_out
+        }
         return {reason for reason in found if reason is not None} if None not in found else set()
 
     def look_for_pins(self, now: float) -> None:
