@@ -70,6 +70,10 @@ def test_windows_line_ends(path: Path) -> None:
     assert read(path, "stats = false\r\ntarget = 4096\r\n").target == 4096
 
 
+def test_a_byte_order_mark(path: Path) -> None:
+    assert read(path, "\ufefftarget = 4096").target == 4096
+
+
 def test_later_files_win(path: Path, tmp_path: Path) -> None:
     path.write_text("target = 1\nreporting = false\nstats-interval = 1")
     later = tmp_path / "later.toml"
@@ -112,11 +116,44 @@ GOOD = "stats = true\n"
         # Unknown keys and tables
         ("\n[web1]\nstats = 1", 2, "'web1' is not known"),
         ("\n[[web1]]", 2, "'web1' is not known"),
-        ("\n[web1.example.com]", 2, "'web1' is not known"),
+        ("\n[web1.example.com]", 2, "'web1' is not known: settings stand at"),
         (GOOD + "\nstats_interval = 1", 3, "'stats_interval' is not known"),
         (GOOD + "\nno-stats = true", 3, "'no-stats' is not known"),
         (GOOD + "name = 'b'", 2, "'name' is not known"),
         (GOOD + "Stats = true", 2, "'Stats' is not known"),
+        (GOOD + "\nsocket_path = '/a'", 3, "give --socket-path"),
+        (GOOD + "stats_interval = 1", 2, "not known: did you mean 'stats-interval'?"),
+        (GOOD + "stats-intervall = 1", 2, "did you mean 'stats-interval'?"),
+        (GOOD + "--discard = 'always'", 2, "did you mean 'discard'?"),
+        (GOOD + "Report_Rates = 1", 2, "did you mean 'report-rate'?"),
+        (GOOD + "\nno_deflate_on_oom = true", 3, "write deflate-on-oom = false"),
+        (GOOD + "\nmetrics_address = ':9'", 3, "give --metrics-address on the command line"),
+        (GOOD + "\n[settings]\ntarget = 1", 3, "without tables and dotted keys"),
+        (GOOD + "\nx = 1", 3, "'x' is not known"),
+        (GOOD + "x" * 60_000 + " = 1", 2, "is not known"),
+        # After keys that are longer than a line
+        (GOOD + "target = [\n" + "1,\n" * 50 + "]\nx = 3", 54, "'x' is not known"),
+        ('stats = """\n[a]\n"""\nx = 1', 4, "'x' is not known"),
+        ("stats = { a = [\n'}' ] }\n# x\nx = 1", 4, "'x' is not known"),
+        ("stats.a.b = 1\n\nx = 1", 3, "'x' is not known"),
+        ("'stats' = [[\n], # ]]\n]\n\"x\" = 1", 4, "'x' is not known"),
+        # Keys that are given twice
+        (GOOD + "\nstats = [\n1,\n2]\n", 3, "'stats' is given twice, first in line 1: "),
+        (GOOD + "\n'stats' = false", 3, "'stats' is given twice, first in line 1: "),
+        (GOOD + "\n[stats]\na = 1\n", 3, "'stats' is given twice, first in line 1: "),
+        ("target = 1\n\ntarget.x = [\n2]", 3, "'target' is given twice, first in line 1: "),
+        ("[a]\nb = 1\n\nb = [\n2]\n", 4, "line 4: Cannot overwrite a value"),
+        ("a = 1\nx = {a = 1, a = 2}", 2, "Duplicate inline table key 'a'"),
+        # Line ends, and characters that no TOML has
+        ("stats = true\rtarget = 1\rx = 1", 1, "a carriage return ends no line"),
+        ("stats = true\r\n\r\nx = 1\r\n", 3, "'x' is not known"),
+        ("\n\tx\t=\t1", 2, "'x' is not known"),
+        ("\ufeff\nx = 1", 2, "'x' is not known"),
+        (GOOD + "\ufeffx = 1", 2, "Invalid statement"),
+        (GOOD + "x = '\0'", 2, "invalid character"),
+        (GOOD + "\0", 2, "Invalid statement"),
+        ("stats = true".encode("utf-16"), 1, "not UTF-8"),
+        (GOOD.encode() + b"\n# k\xe4se", 3, "not UTF-8"),
         # Values
         ("# stats\n\nstats-interval = nan", 3, "'stats-interval' expects a number"),
         (GOOD + "\nreporting = 1", 3, "'reporting' expects true or false"),

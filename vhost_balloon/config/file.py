@@ -9,6 +9,8 @@ Keys are those of vm/settings.py, at the top level.
 
 from __future__ import annotations
 
+import codecs
+import difflib
 import os
 import re
 import stat
@@ -19,7 +21,7 @@ from typing import Any, Final, NoReturn
 
 from vhost_balloon.config.toml_lines import Lines
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.vm.settings import SettingError, VmSettings, settings_from_json
+from vhost_balloon.vm.settings import SETTINGS, SettingError, VmSettings, settings_from_json
 
 MAX_SIZE: Final = 64 << 10
 """Bytes: enough for a dozen settings and many comments. Anything larger is not our file."""
@@ -32,8 +34,19 @@ _REFUSED: Final = {
     "vm": _ONE_VM,
     "defaults": _ONE_VM,
     "socket-path": "is not a setting: give --socket-path, or have the socket handed over",
-}
-"""Keys of earlier versions, and what to do instead."""
+    **{
+        name: f"is not known: give --{name} on the command line"
+        for name in ("name", "fd", "config", "control-socket", "control-mode", "control-group",
+                     "metrics-address", "metrics-certificate", "metrics-key", "metrics-client-ca",
+                     "log-level", "log-format")
+    },
+}  # fmt: skip
+"""Keys of earlier versions, options that are no settings, and what to do instead."""
+
+MAX_KEY: Final = 64
+"""Characters of a key that are compared with others."""
+_ALIKE: Final = 0.75
+"""How much a key must have in common with another one to be taken for a slip (difflib)."""
 
 
 def read_files(files: Sequence[Path], base: VmSettings) -> VmSettings:
@@ -49,15 +62,29 @@ def read_files(files: Sequence[Path], base: VmSettings) -> VmSettings:
 
 def _read_file(path: Path, base: VmSettings) -> VmSettings:
     text = _read_text(path)
-    lines = Lines(text)
-    document = _parse(path, text, lines)
+    document = _parse(path, text)
     try:
-        for key in document:
-            if key in _REFUSED:
-                raise SettingError(key, _REFUSED[key])
+        for key, value in document.items():
+            if key not in SETTINGS:
+                raise SettingError(key, _unknown(key, value))
         return settings_from_json(document, base)
     except SettingError as error:
-        _fail(path, lines.of(error.key), str(error))
+        _fail(path, Lines(text).of(error.key), str(error))
+
+
+def _unknown(key: str, value: object) -> str:
+    """Why key is not a setting, and what may have been meant."""
+    plain = key.lower().replace("_", "-").lstrip("-")
+    if plain in _REFUSED:
+        return _REFUSED[plain]
+    if plain.startswith("no-") and plain.removeprefix("no-") in SETTINGS:
+        return f"is not known: write {plain.removeprefix('no-')} = false"
+    alike = difflib.get_close_matches(plain[:MAX_KEY], [*SETTINGS, *_REFUSED], 1, _ALIKE)
+    if alike:
+        return f"is not known: did you mean '{alike[0]}'?"
+    if isinstance(value, dict):
+        return "is not known: settings stand at the top level, without tables and dotted keys"
+    return "is not known"
 
 
 def _open(path: str, flags: int) -> int:
@@ -77,21 +104,30 @@ def _read_text(path: Path) -> str:
     if len(data) > MAX_SIZE:
         raise OperatorError(f"{path} is larger than {MAX_SIZE >> 10} KiB")
     try:
-        return data.decode().replace("\r\n", "\n")
+        # Editors on other systems write the mark at the start and the line ends.
+        return data.removeprefix(codecs.BOM_UTF8).decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         _fail(path, data.count(b"\n", 0, error.start) + 1, "not UTF-8")
 
 
-def _parse(path: Path, text: str, lines: Lines) -> dict[str, Any]:
+def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
+        lines = Lines(text)
         # tomllib names the line, except at the document's end and for numbers it cannot convert.
         found = re.fullmatch(r"(.*) \(at line ([0-9]+), column [0-9]+\)", str(error), re.DOTALL)
         line = int(found[2]) if found else lines.broken or text.count("\n") + 1
         reason = found[1] if found else str(error).removesuffix(" (at end of document)")
         if isinstance(error, RecursionError):
             reason = "nested too deeply"
+        elif "\r" in text:
+            reason += " (a carriage return ends no line without a line feed)"
+        clash = None if lines.broken else lines.around(line)
+        if clash is not None:  # it contradicts an earlier statement
+            line = clash.first_line
+        if clash is not None and clash.key:
+            reason = f"'{clash.key}' is given twice, first in line {lines.of(clash.key)}: {reason}"
         _fail(path, line, reason[:200])
 
 
