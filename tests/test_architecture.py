@@ -14,7 +14,10 @@ from tests.support.sources import imports
 
 TREES = [Path(package.__file__ or "").parent for package in (protocol, vhost_balloon)]
 
-SMALL = {"errors", "log", "fds", "checked", "sizes", "printable", "containment", "__version__"}
+SMALL = {
+    *("errors", "log", "fds", "checked", "sizes", "printable", "name_text", "containment"),
+    "__version__",
+}
 """What every room may use, besides itself and what its row names."""
 
 ROOMS: dict[str, str] = {  # from the bottom up: a row names only rows above it
@@ -45,6 +48,7 @@ ROOMS: dict[str, str] = {  # from the bottom up: a row names only rows above it
 SMALL_MAY: dict[str, set[str]] = {
     "errors": set(),
     "printable": set(),
+    "name_text": {"printable"},
     "checked": {"errors"},
     "sizes": set(),
     "deferred": set(),
@@ -54,7 +58,7 @@ SMALL_MAY: dict[str, set[str]] = {
 }
 """The small things, and which of each other they use."""
 
-CTL_MAY = {"sizes", "printable", "__version__"}
+CTL_MAY = {"sizes", "printable", "name_text", "__version__"}
 """The operator's tool starts fast, and works on a host where the daemon's parts cannot."""
 
 PURE_ROOMS = {"protocol", "figures", "balloon", "session"}

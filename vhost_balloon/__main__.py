@@ -6,6 +6,9 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from vhost_balloon import deferred  # noqa: F401 - before trio is imported
@@ -23,8 +26,9 @@ from vhost_balloon.log import setup as log_setup
 from vhost_balloon.log.lines import logger, shortened
 from vhost_balloon.log.output import prepare_descriptors
 from vhost_balloon.printable import printable
-from vhost_balloon.restart.records import left_options
-from vhost_balloon.service.handed_over import paths
+from vhost_balloon.restart.records import LeftOptions, holds_front_end, left_options
+from vhost_balloon.service.handed_over import RESERVED_NAMES, paths
+from vhost_balloon.vm.names import looks_escaped
 
 
 def check_platform() -> None:
@@ -62,11 +66,30 @@ RETRY_PAUSE: Final = 1.0
 def read_settings(handed: daemon.Handed) -> config.Config:
     """The configuration.
 
-    Raises OperatorError. If a VM was left and its previous options are known, a mistake is logged
-    and those options are used.
+    A VM whose front end was left keeps its name until that front end has gone and the daemon starts
+    again: figures and orders of one QEMU's life stay under one name. Raises OperatorError. If a VM
+    was left and its previous options are known, a mistake is logged and those options are used.
     """
-    sockets = paths(handed.sockets)
     before = left_options(handed.stored)
+    settings = _read_options(before, paths(handed.sockets))
+    log_setup.set_up(settings.log_level, settings.log_format)
+    name = before.name if before is not None and holds_front_end(handed.stored) else None
+    if name is not None and name != settings.name:
+        logger.warning(
+            "the VM keeps the name '%s' while its front end is attached: '%s' applies after the "
+            "next start without one", name, settings.name,
+        )  # fmt: skip
+        settings = replace(settings, name=name)
+    if looks_escaped(settings.name):
+        logger.warning(
+            "the VM's name '%s' looks like the output of systemd-escape: names are taken as they "
+            "are, and need no escapes", settings.name,
+        )  # fmt: skip
+    return settings
+
+
+def _read_options(before: LeftOptions | None, sockets: Mapping[str, Path | None]) -> config.Config:
+    """Raises OperatorError."""
     try:
         settings = config.parse(sys.argv[1:], sockets)
         if before is None or not settings.check_only:
@@ -80,11 +103,29 @@ def read_settings(handed: daemon.Handed) -> config.Config:
         if before is None:
             raise
         mistake = str(error)
-    # Its files are not read again: they may contain the mistake.
-    settings = config.parse(before[0], sockets, settings=before[1])
+    settings = _previous(before, sockets)
     log_setup.set_up(settings.log_level, settings.log_format)
     logger.error("these options are not used; the previous ones stay in force: %s", mistake)
     return settings
+
+
+def _previous(before: LeftOptions, sockets: Mapping[str, Path | None]) -> config.Config:
+    """The previous options. Files are not read again: they may contain the mistake.
+
+    It may be in the sockets that were handed over as well; then only the VM's own is used. Raises
+    OperatorError.
+    """
+    words, path = before.arguments, before.socket_path
+    try:
+        return config.parse(words, sockets, settings=before.settings)
+    except OperatorError:
+        if path is None:
+            raise
+    kept = {name: at for name, at in sockets.items() if name in RESERVED_NAMES or str(at) == path}
+    is_handed_over = path in map(str, kept.values())
+    if not is_handed_over and not any(word.startswith("--socket-path") for word in words):
+        words = [*words, f"--socket-path={path}"]
+    return config.parse(words, kept, settings=before.settings)
 
 
 def main() -> None:
@@ -96,7 +137,6 @@ def main() -> None:
         check_platform()
         handed = daemon.handed_over()
         settings = read_settings(handed)
-        log_setup.set_up(settings.log_level, settings.log_format)
         raise_descriptor_limit()
         if settings.check_only:
             from vhost_balloon.daemon.check_config import check_config

@@ -9,3 +9,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def encodable(text: str) -> str:
+    """Escape halves of surrogate pairs, which neither UTF-8 nor JSON can carry."""
+    return text.encode(errors="backslashreplace").decode()

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhost_balloon.config.config import FRONT_END, Config, parse
+from vhost_balloon.config.config import Config, parse
+from vhost_balloon.config.sockets import FRONT_END
 from vhost_balloon.daemon.check_config import check_config
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.name_text import system_name
 from vhost_balloon.service.listeners import SocketOptions
 from vhost_balloon.vm.names import MAX_NAME, name_from_file, read_name
 from vhost_balloon.vm.settings import FILES_ONLY, SETTINGS, Setting, VmSettings, changed_settings
@@ -136,6 +138,62 @@ def test_one_path_for_front_end_and_control(control: str) -> None:
         assert "--control-socket another path" in text
 
 
+# Two sockets that were handed over
+
+SAME_NAME: Handed = {"web.socket": Path("/run/a"), "/run/b": Path("/run/b")}
+OTHER_NAMES: Handed = {"one": Path("/run/a"), "two": Path("/run/b")}
+
+
+@pytest.mark.parametrize("handed", [SAME_NAME, OTHER_NAMES], ids=["one name", "two names"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--control-socket=/run/b"],
+        ["--control-socket=/run/../run/b"],
+        ["--socket-path=/run/a"],
+        ["--socket-path=/run/./a"],
+        ["--socket-path=/run/a", "--control-socket=/run/b"],
+    ],
+)
+def test_an_option_tells_which_is_the_control_socket(
+    handed: Handed, turned: bool, options: list[str]
+) -> None:
+    if turned:
+        handed = dict(reversed(handed.items()))
+    config = parse(options, handed)
+    assert (config.socket_path, config.control_socket) == (Path("/run/a"), Path("/run/b"))
+    assert config.name == ("one" if handed.keys() == OTHER_NAMES.keys() else "a")
+
+
+@pytest.mark.parametrize("control", ["/run/a", "/run/b"])
+def test_a_name_that_two_sockets_have_is_the_vms(control: str) -> None:
+    handed: Handed = {"web1": Path("/run/a"), "/run/b": Path("/run/b")}
+    assert parse([f"--control-socket={control}"], handed).name == "web1"
+
+
+@pytest.mark.parametrize(
+    "options", [["--socket-path=/run/b"], ["--fd=3"]], ids=["a path", "a descriptor"]
+)
+@pytest.mark.parametrize("name", ["web.socket", "one", "unknown", FRONT_END])
+def test_only_the_control_socket_is_handed_over(options: list[str], name: str) -> None:
+    config = parse([*options, "--control-socket=/run/a"], {name: Path("/run/a")})
+    assert config.control_socket == Path("/run/a")
+    assert config.socket_path == (None if config.fd else Path("/run/b"))
+
+
+@pytest.mark.parametrize("handed", [SAME_NAME, OTHER_NAMES], ids=["one name", "two names"])
+@pytest.mark.parametrize(
+    "options", [[], ["--name=web1"], ["--socket-path=/run/c"], ["--control-socket=/run/c"]]
+)
+def test_two_sockets_that_cannot_be_told_apart(handed: Handed, options: list[str]) -> None:
+    text = mistake(options, handed)
+    assert text.startswith("several front-end sockets were handed over, /run/a, /run/b (a control")
+    assert text.endswith("(under systemd vhost-balloon@NAME.socket)")
+    text = mistake(options, handed | {"control": Path("/run/c")})
+    assert text.startswith("several front-end sockets were handed over, /run/a, /run/b")
+
+
 # The name
 
 
@@ -148,13 +206,27 @@ def test_one_path_for_front_end_and_control(control: str) -> None:
         ("/run/web.example.com.sock", "web.example.com"),
         ("/run/web.example.com", "web.example.com"),
         ("/run/web.example.org", "web.example.org"),
+        ("/run/web.example.com.socket", "web.example.com"),
         ("/run/db 1.sock", "db 1"),
         ("web1.sock", "web1"),
+        ("/run/sock", "sock"),
+        ("/run/web1.", "web1."),
+        ("/run/web1..sock", "web1."),
+        ("/run/web1.sock.sock", "web1.sock"),
+        ("/run/web1.socket.sock", "web1.socket"),
+        ("/run/web1.SOCK", "web1.SOCK"),
+        ("/run/web1.sock/", "web1"),
+        ("/run/@web1", "@web1"),
+        ("/run/-web1.sock", "-web1"),
+        ("/run/vm1/balloon.sock", "balloon"),
+        ("/run/web\\x2d1.sock", "web\\x2d1"),
+        ("/run/\udcff.sock", "\\udcff"),
+        ("/run/\\udcff.sock", "\\x5cudcff"),
     ],
 )
 def test_the_name_is_that_of_the_sockets_file(path: str, name: str) -> None:
     assert parse([f"--socket-path={path}"]).name == name
-    for word in ("", "unknown", FRONT_END):
+    for word in ("", "unknown", FRONT_END, "web1.socket", "balloon@web.example.com.socket"):
         assert parse([], {word: Path(path)}).name == name
         assert parse([f"--socket-path={path}"], {word: Path(path).absolute()}).name == name
     assert parse([], {"said": Path(path)}).name == "said"
@@ -163,10 +235,9 @@ def test_the_name_is_that_of_the_sockets_file(path: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        *("", ".", "/", "..", "/run/..", "/run/.sock", "/run/.web1.sock", "/run/" + "x" * 256),
-    ],
-)
+    ["", ".", "/", "..", "/run/..", "/run/.sock", "/run/.web1.sock", "/run/..sock",
+     "/run/.socket", "/run/...", "/run/" + "x" * 256],
+)  # fmt: skip
 def test_a_file_whose_name_cannot_be_a_vms(path: str) -> None:
     text = mistake([f"--socket-path={path}"])
     assert text.startswith("the VM's name ")
@@ -209,7 +280,8 @@ def test_any_file_name_is_a_name_or_a_mistake(data: bytes) -> None:
     except OperatorError:
         assert not name or name.startswith(".")
     else:
-        assert found == name == read_name(name) == json.loads(json.dumps(name))
+        assert found == read_name(name) == json.loads(json.dumps(found))
+        assert os.fsencode(system_name(found)) == os.fsencode(name)
 
 
 # The options of settings

@@ -31,6 +31,7 @@ from tests.support.fakes.daemons import (
     returned,
     say_nothing,
 )
+from vhost_balloon.name_text import name_text
 
 SILENT = "no answer within 1 s"
 GONE = "the daemon closed the connection"
@@ -116,18 +117,19 @@ def test_a_full_backlog_and_a_socket_without_a_listener(
 @pytest.mark.parametrize(
     ("name", "shown"),
     [("esc\x1b[2J", "esc\\x1b[2J"), ("line\nline", "line\\nline"), ("raw\udcff", "raw\\udcff"),
-     ("\u9b5a", "\u9b5a"), ("a.b.c", "a.b.c"), ("x" * 28, "x" * 28)],
+     ("\u9b5a", "\u9b5a"),
+     ("a.b.c", "a.b.c"), ("x" * 28, "x" * 28), ("a'b\"c", "a'b\"c"), ("a\\x2db", "a\\x2db"),
+     ("a\\x1bb", "a\\x5cx1bb"), ("a\u202e", "a\\u202e"), ("a\u00a0b", "a\\xa0b")],
 )  # fmt: skip
 def test_names_of_any_bytes(
     capsys: pytest.CaptureFixture[str], short_folder: Path, name: str, shown: str
 ) -> None:
     with fake_daemons(short_folder, {"a": answering(), name: replies(b""), "z": answering()}):
-        check_lines(capsys, short_folder, name, GONE, shown)
+        check_lines(capsys, short_folder, name_text(name), GONE, shown)
     with fake_daemons(short_folder, {name: answering()}):
         assert run(capsys, f"--folder={short_folder}", "list", "--names").out == f"{shown}\n"
-        assert (
-            run(capsys, f"--folder={short_folder}", "status", name, "--json").json()["id"] == name
-        )
+        found = run(capsys, f"--folder={short_folder}", "status", name, "--json").json()
+        assert found["id"] == name_text(name)
 
 
 def test_the_folder_gives_the_name_and_not_the_daemon(

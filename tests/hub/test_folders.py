@@ -60,16 +60,17 @@ def test_names_are_those_of_files_whatever_their_bytes(tmp_path: Path) -> None:
 
 
 def test_of_two_equal_names_the_first_wins(tmp_path: Path) -> None:
-    """Equal labels too: a scrape with the same series twice is invalid."""
+    """A scrape with the same series twice is invalid."""
     first, second = tmp_path / "1", tmp_path / "2"
     make(first, "web1.control", b"\xff.control", "\\udcff.control")
     make(second, "web1.control", "web2.control")
     listing = look([first, second])
     assert [found.path for found in listing.sockets.values()] == [
-        f"{first}/\\udcff.control", f"{first}/web1.control", f"{second}/web2.control",
+        f"{first}/\\udcff.control", f"{first}/web1.control", f"{first}/\udcff.control",
+        f"{second}/web2.control",
     ]  # fmt: skip
+    assert list(listing.sockets) == ["\\x5cudcff", "web1", "\\udcff", "web2"]
     assert listing.problems == [
-        f"{first}/\udcff.control is left out: {first}/\\udcff.control has the same name",
         f"{second}/web1.control is left out: {first}/web1.control has the same name",
     ]
 
@@ -142,6 +143,32 @@ async def test_a_vm_in_a_deep_folder_with_a_long_name(tmp_path: Path) -> None:
         (document,) = (await snapshots(host)).values()
     host.close()
     assert document is not None
+
+
+async def test_a_vm_does_not_continue_the_series_of_another_one(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
+    """As the name of their sockets is the same: that of the first is kept until both have gone."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+    host = Host([first, second], InternalErrors(HUB_PLACES))
+    async with daemons(second, {"balloon": good(2), "web2": good(3)}):
+        async with daemons(first, {"balloon": good(1)}):
+            documents = await snapshots(host)
+            assert documents["balloon"] is not None
+            assert documents["balloon"]["freed-bytes"] == 1 << 20
+        (first / "balloon.control").unlink(missing_ok=True)
+        for _ in range(2):
+            assert list(await snapshots(host)) == ["web2"]
+        gone = f"{second}/balloon.control is left out: it has the name of {first}/balloon.control"
+        assert log_lines.having(f"warning: {gone}, now gone")
+    (second / "balloon.control").unlink(missing_ok=True)
+    await snapshots(host)
+    async with daemons(second, {"balloon": good(2)}):
+        documents = await snapshots(host)
+        assert documents["balloon"] is not None, "the name is free again"
+    host.close()
 
 
 async def test_a_problem_is_logged_once_while_it_lasts(tmp_path: Path, log_lines: LogLines) -> None:

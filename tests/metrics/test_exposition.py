@@ -25,8 +25,9 @@ from tests.support.scrapes import OPENMETRICS, Vms, exposition, samples, scrape,
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.metrics.document import Document
 from vhost_balloon.metrics.exposition import MIN_INTERVAL, Exposition, Rows
-from vhost_balloon.metrics.families import FAMILIES, vm_label
+from vhost_balloon.metrics.families import FAMILIES
 from vhost_balloon.metrics.process import ProcessCollector
+from vhost_balloon.printable import encodable
 from vhost_balloon.vm.settings import VmSettings
 from vhost_balloon.vm.vm import Vm
 
@@ -78,7 +79,7 @@ class VmCollector(Collector):
         self._vms = vms
 
     def collect(self) -> Iterator[Metric]:
-        vms = [(vm_label(name), document) for name, document in snapshots(self._vms)]
+        vms = [(encodable(name), document) for name, document in snapshots(self._vms)]
         for family in FAMILIES:
             read = [(name, family.read(document)) for name, document in vms]
             yield family.metric((name, values) for name, values in read if values is not None)

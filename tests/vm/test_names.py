@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.rig.errors import QMPError
+from tests.rig.qmp import QMPClient
 from tests.support.command import COMMAND, Daemon, daemon
 from tests.support.ctl_command import CTL
 from vhost_balloon.ctl import qemu_args
@@ -25,6 +27,8 @@ SHOWN = [
     *("esc\\x1b[2J", "line\\nline", "del\\x7f", "c1\\x9b", "bidi\\u202e\\u2066", "raw\\udcff"),
     "\u9b5a",
 ]
+IDS = [*NAMES[:5], "raw\\udcff", NAMES[6]]
+"""As JSON, which cannot carry a byte that is not UTF-8."""
 
 
 def ctl(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
@@ -79,10 +83,25 @@ def test_every_name_is_shown_escaped_by_every_command(tmp_path: Path) -> None:
 def test_programs_get_the_exact_name(tmp_path: Path) -> None:
     with daemons(tmp_path, "--log-format=json") as running:
         vms = json.loads(ctl(tmp_path, "list", "--json").stdout)
-        assert [vm["id"] for vm in vms] == sorted(NAMES)
+        assert [vm["id"] for vm in vms] == sorted(IDS)
+        raw = next(vm for vm in vms if vm["id"] == "raw\\udcff")
+        assert raw["socket-path"] == f"{tmp_path}/raw\\udcff.sock"
+        for path, name in ((tmp_path / f"{name}.control", name) for name in NAMES):
+            with QMPClient(path) as qmp:
+                (vm,) = qmp.execute("query-vms")
+                assert vm["id"] == IDS[NAMES.index(name)]
+                qmp.execute("balloon-pause", {"id": vm["id"]})
+                path_of_object = f"/machine/peripheral/{vm['id']}"
+                qmp.execute("qom-get", {"path": path_of_object, "property": "guest-stats"})
+            shown = SHOWN[NAMES.index(name)]
+            for word in (vm["id"], shown, name):
+                done = ctl(tmp_path, "qemu-args", word, "--json")
+                assert f"path={tmp_path}/{name}.sock" in json.loads(done.stdout)[7]
+            with QMPClient(path) as qmp, pytest.raises(QMPError, match="not found"):
+                qmp.execute("balloon-pause", {"id": f"{vm['id']}x"})
         words = json.loads(ctl(tmp_path, "qemu-args", NAMES[0], "--json").stdout)
         assert f"socket,id=balloon,path={tmp_path}/{NAMES[0]}.sock" in words
-        for one, name in zip(running, NAMES, strict=True):
+        for one, name in zip(running, IDS, strict=True):
             one.wait_for_line()
             assert json.loads(one.first_line)["message"] == f"serving {name}"
 

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from vhost_balloon.config.command_line import build_parser, read_settings
 from vhost_balloon.config.file import read_files
+from vhost_balloon.config.sockets import Sockets, choose_sockets
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.metrics.options import MetricsOptions, read_metrics_options
-from vhost_balloon.service.environment import UNNAMED
-from vhost_balloon.service.handed_over import CONTROL, METRICS, RESERVED_NAMES
+from vhost_balloon.service.handed_over import METRICS
 from vhost_balloon.service.listeners import SocketOptions
 from vhost_balloon.vm.names import name_from_file, read_name
 from vhost_balloon.vm.settings import VmSettings
-
-FRONT_END: Final = "front-end"
-"""FileDescriptorName= in our units; it does not name the VM."""
-
-_ONE_EACH: Final = (
-    "this daemon serves one VM: start one vhost-balloon for each "
-    "(under systemd vhost-balloon@NAME.socket)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +63,21 @@ def parse(
     options = build_parser().parse_args(arguments)
     handed = handed or {}
     fd = options.fd[0] if options.fd else None
-    socket_path, handed_over = _front_end(options, handed)
-    if socket_path is None and fd is None and not options.check_config:
+    sockets = choose_sockets(options, handed)
+    if sockets.front_end is None and fd is None and not options.check_config:
         raise OperatorError(
             "no front end: give --socket-path=PATH or --fd=N, or have a socket handed over "
             "(under systemd vhost-balloon@NAME.socket)"
         )
-    control = _control(options, handed)
-    if control is not None and socket_path is not None and _is_same(control, socket_path):
-        raise OperatorError(
-            f"front end and control socket have the same path {control}: "
-            "give --control-socket another path"
-        )
     base = read_settings(options)
     return Config(
-        name=options.name or _default_name(options, socket_path, handed_over),
-        socket_path=socket_path,
+        name=options.name or _default_name(options, sockets),
+        socket_path=sockets.front_end,
         fd=fd,
         settings=read_files(options.config, base) if settings is None else settings,
         base=base,
         files=tuple(options.config),
-        control_socket=control,
+        control_socket=sockets.control,
         control_access=SocketOptions(options.control_mode, options.control_group),
         metrics=read_metrics_options(options, METRICS in handed),
         log_level=options.log_level,
@@ -103,66 +87,15 @@ def parse(
     )
 
 
-def _front_end(
-    options: argparse.Namespace, handed: Mapping[str, Path | None]
-) -> tuple[Path | None, str | None]:
-    """Where the front end connects, and the socket's name if it was handed over."""
-    given = [path.absolute() for path in options.socket_path]
-    sockets = {name: path for name, path in handed.items() if name not in RESERVED_NAMES}
-    if len(given) > 1:
-        raise OperatorError(f"more than one --socket-path: {_ONE_EACH}")
-    if len(options.fd) > 1:
-        raise OperatorError(f"more than one --fd: {_ONE_EACH}")
-    if len(sockets) > 1:
-        raise OperatorError(f"front-end sockets {', '.join(sockets)} were handed over: {_ONE_EACH}")
-    if options.fd and (given or sockets):
-        raise OperatorError(f"both --fd and another front-end socket: {_ONE_EACH}")
-    for name, path in sockets.items():
-        if path is None:
-            raise OperatorError(f"{name!r} was handed over without a path")
-        if given and not _is_same(given[0], path):
-            raise OperatorError(
-                f"--socket-path={given[0]}, but {path} was handed over: leave out the option"
-            )
-        return path.absolute(), name
-    return (given[0] if given else None), None
-
-
-def _default_name(
-    options: argparse.Namespace, socket_path: Path | None, handed_over: str | None
-) -> str:
+def _default_name(options: argparse.Namespace, sockets: Sockets) -> str:
     """The VM's name without --name. Raises OperatorError."""
     if options.fd:
         return f"fd{options.fd[0]}"
-    if socket_path is None:
+    if sockets.front_end is None:
         return ""
-    if handed_over in (None, "", UNNAMED, FRONT_END):
-        # As given: made absolute, the path "" or "." would end in the name of a folder.
-        name = name_from_file(socket_path if handed_over is not None else options.socket_path[0])
-    else:
-        name = handed_over
+    # As given: made absolute, the path "" or "." would end in the name of a folder.
+    path = sockets.front_end if sockets.handed_over else options.socket_path[0]
     try:
-        return read_name(name)
+        return read_name(sockets.name or name_from_file(path))
     except ValueError as error:
         raise OperatorError(f"the VM's name {error}: choose one with --name=NAME") from None
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same place; the files need not exist."""
-    return _resolved(one) == _resolved(other)
-
-
-def _resolved(path: Path) -> tuple[str, str]:
-    return os.path.realpath(path.parent), path.name
-
-
-def _control(options: argparse.Namespace, handed: Mapping[str, Path | None]) -> Path | None:
-    given: Path | None = options.control_socket
-    if CONTROL not in handed:
-        return given
-    path = handed[CONTROL]
-    if given is not None and (path is None or not _is_same(given, path)):
-        raise OperatorError(
-            f"--control-socket={given}, but {path} was handed over: leave out the option"
-        )
-    return path

@@ -18,6 +18,7 @@ from protocol.virtio_balloon import STAT_NAMES, BalloonFeature
 from protocol.virtio_ring import RingFeature
 from vhost_balloon.figures.counters import Counters
 from vhost_balloon.figures.vm_info import PARTS, VM_INFO
+from vhost_balloon.name_text import name_text
 from vhost_balloon.vm.settings import settings_to_json
 from vhost_balloon.vm.snapshot import VmStatistics
 
@@ -87,7 +88,7 @@ _VM: Final = _readers(
     {
         "state": lambda vm: vm.state.value,
         "settings": lambda vm: vm.settings and settings_to_json(vm.settings),
-        "socket-path": lambda vm: vm.socket_path and str(vm.socket_path),
+        "socket-path": lambda vm: vm.socket_path and name_text(str(vm.socket_path)),
         "features": lambda vm: names(vm.features, BalloonFeature, VhostFeature, RingFeature),
         "protocol-features": lambda vm: names(vm.protocol_features, ProtocolFeature),
         "queues": _queues,

@@ -23,6 +23,7 @@ from vhost_balloon.control.command import Command, Parameter, check_arguments, c
 from vhost_balloon.control.commands import COMMANDS, version_info
 from vhost_balloon.control.events import BalloonEvents
 from vhost_balloon.errors import CommandError
+from vhost_balloon.printable import encodable
 from vhost_balloon.vm.vm import Vm
 
 RECEIVE_SIZE: Final = 1 << 10
@@ -155,7 +156,7 @@ class Client:
         try:
             return qmp.success(await self._execute(request), request.reply_id)
         except CommandError as failure:
-            return qmp.error(str(failure), failure.error_class, request.reply_id)
+            return qmp.error(encodable(str(failure)), failure.error_class, request.reply_id)
 
     async def _execute(self, request: Request) -> Json:
         command = self._find(request.command)

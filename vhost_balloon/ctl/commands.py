@@ -12,7 +12,7 @@ from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.options import COMPLETION_SCRIPTS
 from vhost_balloon.ctl.output import Output
-from vhost_balloon.printable import printable
+from vhost_balloon.name_text import shown
 
 Command: TypeAlias = Callable[[argparse.Namespace, Output], None]
 VmCommand: TypeAlias = Callable[[argparse.Namespace, Client, Output], None]
@@ -37,7 +37,7 @@ def _list(options: argparse.Namespace, output: Output) -> None:
     if options.json:
         output.json(names if options.names else [vm.raw for vm in vms])
     elif options.names:
-        output.lines(map(printable, names))
+        output.lines(map(shown, names))
     else:
         output.lines(listing.overview(vms, output.room()) if vms else [listing.no_vm(options)])
 
@@ -65,7 +65,7 @@ def _stats(options: argparse.Namespace, client: Client, output: Output) -> None:
         output.json({"stats": known, "last-update": last_update})
         return
     if not last_update:
-        raise CtlError(f"{options.vm} has not sent statistics yet")
+        raise CtlError(f"{shown(str(client.name))} has not sent statistics yet")
     output.lines(listing.statistics(values, last_update))
 
 

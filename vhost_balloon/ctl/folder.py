@@ -19,6 +19,7 @@ from vhost_balloon.ctl.client import ANSWER_SECONDS, Client, Round
 from vhost_balloon.ctl.errors import CtlError, ServerError
 from vhost_balloon.ctl.link import Link
 from vhost_balloon.ctl.model import Vm
+from vhost_balloon.name_text import name_text, shown, system_name
 
 SUFFIX: Final = ".control"
 FOLDER_SECONDS: Final = 1.0
@@ -41,7 +42,7 @@ class ControlSocket(NamedTuple):
 
 
 def control_sockets(folder: str) -> dict[str, ControlSocket]:
-    """Return the folder's control sockets by VM name, sorted. Raises CtlError.
+    """Return the folder's control sockets by VM name (name_text.py), sorted. Raises CtlError.
 
     Symbolic links are not followed: they could lead to anyone's socket.
     """
@@ -49,8 +50,8 @@ def control_sockets(folder: str) -> dict[str, ControlSocket]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                name = entry.name.removesuffix(SUFFIX)
-                if name == entry.name or not name or name.startswith("."):
+                name = name_text(entry.name.removesuffix(SUFFIX))
+                if not entry.name.endswith(SUFFIX) or not name or name.startswith("."):
                     continue
                 with suppress(OSError):  # it has disappeared
                     file = entry.stat(follow_symlinks=False)
@@ -65,8 +66,8 @@ def control_sockets(folder: str) -> dict[str, ControlSocket]:
 
 def open_vm(options: argparse.Namespace) -> Client:
     """Connect to the daemon of the VM that the command line names. Raises CtlError."""
-    paths = find(options, [options.vm])
-    return Client(paths[options.vm], options.vm)
+    ((name, path),) = find(options, [options.vm]).items()
+    return Client(path, name)
 
 
 def find(options: argparse.Namespace, names: list[str] | None) -> dict[str, str]:
@@ -78,11 +79,23 @@ def find(options: argparse.Namespace, names: list[str] | None) -> dict[str, str]
             known = {model.query_vm(client).id: options.control_socket}
     if names is None:
         return known
-    for name in names:
-        if name not in known:
-            others = f" (known VMs: {', '.join(known)})" if known else ""
-            raise CtlError(f"there is no VM {name!r}{others}")
-    return {name: known[name] for name in names}
+    chosen = {}
+    for word in names:
+        name = next((name for name in spellings(word) if name in known), None)
+        if name is None:
+            others = f" (known VMs: {', '.join(map(shown, known))})" if known else ""
+            raise CtlError(f"there is no VM '{word}'{others}")
+        chosen[name] = known[name]
+    return chosen
+
+
+def spellings(word: str) -> list[str]:
+    """Return the names that a word of the command line may mean, in order of preference: as `list`
+    shows them, with escapes, or the bytes themselves."""
+    found = []
+    with suppress(ValueError):
+        found.append(name_text(system_name(word)))
+    return [*found, name_text(word)]
 
 
 class Poller:

@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from vhost_balloon.ctl import model
 from vhost_balloon.ctl.model import STAT_UNKNOWN, Vm
-from vhost_balloon.ctl.text import Column, shorten, table
+from vhost_balloon.ctl.text import Column, shorten, table, width
+from vhost_balloon.name_text import shown
 from vhost_balloon.printable import printable
 from vhost_balloon.sizes import UNKNOWN, format_size
 
 NAME_COLUMNS: Final = 24
-"""On a terminal, longer names are cut."""
+"""On a terminal, longer names are cut, as far as they still differ."""
 
 _BYTES: Final = {
     "stat-swap-in",
@@ -44,14 +45,15 @@ def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
         Column("FREED", right=True, rank=4),
         Column("REPORTING", rank=5),
     )
-    return table(columns, [_overview_row(vm, room) for vm in vms], room)
+    rows = map(_overview_row, vms, names(vms, cut=room is not None))
+    return table(columns, [*rows], room)
 
 
-def _overview_row(vm: Vm, room: int | None) -> tuple[str, ...]:
+def _overview_row(vm: Vm, name: str) -> tuple[str, ...]:
     if vm.error is not None:
-        return name(vm, room), printable(vm.error)
+        return name, printable(vm.error)
     return (
-        name(vm, room),
+        name,
         printable(vm.state),
         memory(vm),
         format_size(vm.target),
@@ -62,8 +64,17 @@ def _overview_row(vm: Vm, room: int | None) -> tuple[str, ...]:
     )
 
 
-def name(vm: Vm, room: int | None) -> str:
-    return printable(vm.id) if room is None else shorten(printable(vm.id), NAME_COLUMNS)
+def names(vms: Sequence[Vm], *, cut: bool) -> list[str]:
+    """Return the VMs' names, printable. cut: to NAME_COLUMNS, or to twice as many and so on if some
+    would be the same then."""
+    found = [shown(vm.id) for vm in vms]
+    columns = NAME_COLUMNS
+    while cut and any(width(name) > columns for name in found):
+        shortened = [shorten(name, columns) for name in found]
+        if len(set(shortened)) == len(set(found)):
+            return shortened
+        columns *= 2
+    return found
 
 
 def memory(vm: Vm) -> str:
@@ -81,9 +92,9 @@ def details(vm: Vm, room: int | None) -> list[str]:
     """Return the lines of `status`: one figure a line, then the queues."""
     pairs = [*_identity(vm), *_sizes(vm), *_counters(vm.raw)]
     pairs = [(title, value) for title, value in pairs if value != UNKNOWN]
-    width = max(len(title) for title, _ in pairs)
-    lines = [f"{printable(vm.id)}: {printable(vm.state)}"]
-    lines += [f"  {title:<{width}}  {printable(value)}" for title, value in pairs]
+    columns = max(len(title) for title, _ in pairs)
+    lines = [f"{shown(vm.id)}: {printable(vm.state)}"]
+    lines += [f"  {title:<{columns}}  {printable(value)}" for title, value in pairs]
     if room is not None:
         lines = [shorten(line, room) for line in lines]
     queues = model.objects(vm.raw, "queues")

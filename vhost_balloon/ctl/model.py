@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
+from vhost_balloon.printable import encodable
 
 STAT_UNKNOWN: Final = (1 << 64) - 1
 """The value of a statistic that the guest did not send."""
@@ -61,7 +62,7 @@ def read_vm(answer: Any, name: str | None = None) -> Vm:
         raise unexpected("query-vms")
     found: dict[str, Any] = answer[0]
     if name is None:
-        name = field(found, "id", str, None)
+        name = encodable(field(found, "id", str, "")) or None
     if name is None or not _is_shallow(found, MAX_DEPTH):
         raise unexpected("query-vms")
     return Vm(

@@ -12,6 +12,7 @@ from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.ctl.progress import Progress
+from vhost_balloon.name_text import shown
 from vhost_balloon.printable import printable
 from vhost_balloon.sizes import format_size
 
@@ -42,7 +43,7 @@ def set_target(options: argparse.Namespace, client: Client, output: Output) -> N
     if options.json:
         output.json(_summary(vm) | {"seconds": round(seconds, 3)})
     else:
-        output.lines([f"{printable(vm.id)}: {format_size(vm.actual)} after {seconds:.1f} s"])
+        output.lines([f"{shown(vm.id)}: {format_size(vm.actual)} after {seconds:.1f} s"])
 
 
 def _summary(vm: Vm) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def _summary(vm: Vm) -> dict[str, Any]:
 
 
 def _accepted(vm: Vm, asked: int) -> str:
-    text = f"{printable(vm.id)}: target {format_size(vm.target)}"
+    text = f"{shown(vm.id)}: target {format_size(vm.target)}"
     if vm.memory and asked > vm.memory:
         text += ", all of its memory"
     if vm.pending or vm.state == "no-driver":

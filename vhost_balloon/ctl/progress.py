@@ -8,7 +8,7 @@ from typing import Final
 from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.output import Output
 from vhost_balloon.ctl.text import shorten
-from vhost_balloon.printable import printable
+from vhost_balloon.name_text import shown
 from vhost_balloon.sizes import format_size
 
 BAR_COLUMNS: Final = 30
@@ -52,9 +52,9 @@ def progress_line(vm: Vm, start: int | None, seconds: float, *, unicode: bool = 
     length = int(done * BAR_COLUMNS)
     bar = full * length + empty * (BAR_COLUMNS - length)
     if vm.state == "no-driver":
-        return f"{printable(vm.id)} {bar} waiting for the guest's driver, {seconds:.0f} s"
+        return f"{shown(vm.id)} {bar} waiting for the guest's driver, {seconds:.0f} s"
     figures = f"{format_size(vm.actual)} of {format_size(vm.target)}"
-    return f"{printable(vm.id)} {bar} {done:4.0%}  {figures}, {seconds:.0f} s"
+    return f"{shown(vm.id)} {bar} {done:4.0%}  {figures}, {seconds:.0f} s"
 
 
 def _share_done(start: int | None, actual: int | None, target: int | None) -> float:

@@ -11,6 +11,7 @@ from typing import Final
 from vhost_balloon.ctl import folder, model
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.output import Output
+from vhost_balloon.name_text import shown, system_name
 
 SIZE_MISSING: Final = "SIZE"
 """Placeholder for the guest's memory if it is not known."""
@@ -36,17 +37,29 @@ def _vm(options: argparse.Namespace) -> tuple[str, int]:
     A socket in the folder takes precedence: under systemd it exists before the daemon does, and a
     compromised daemon could name another VM's.
     """
-    path = os.path.join(options.folder, f"{options.vm}.sock")
-    exists = options.control_socket is None and "/" not in options.vm and _is_socket(path)
-    if exists and options.vm not in folder.control_sockets(options.folder):
-        return path, 0
+    if options.control_socket is None:
+        known = folder.control_sockets(options.folder)
+        for name in folder.spellings(options.vm):
+            path = _socket_path(options.folder, name)
+            if name not in known and _is_socket(path):
+                return path, 0
+            if name in known:
+                break
     with folder.open_vm(options) as client:
         vm = model.query_vm(client)
-    if exists:
+    path = _socket_path(options.folder, vm.id)
+    if options.control_socket is None and _is_socket(path):
         return path, vm.memory
     if vm.socket_path is None:
-        raise CtlError(f"{vm.id} has no socket path: its front end is connected by --fd")
-    return vm.socket_path, vm.memory
+        raise CtlError(f"{shown(vm.id)} has no socket path: its front end is connected by --fd")
+    try:
+        return system_name(vm.socket_path), vm.memory
+    except ValueError:
+        raise model.unexpected("socket-path") from None
+
+
+def _socket_path(place: str, name: str) -> str:
+    return os.path.join(place, f"{system_name(name)}.sock") if "/" not in name else ""
 
 
 def _is_socket(path: str) -> bool:
@@ -60,10 +73,7 @@ def _quoted(value: str) -> str:
     """Quote a word for a shell; control characters as $'\\ooo', so that it can be read and run."""
     if value.isprintable():
         return shlex.quote(value)
-    try:
-        data = os.fsencode(value)
-    except UnicodeEncodeError:
-        raise model.unexpected("socket-path") from None
+    data = os.fsencode(value)
     plain = {ord(c): c for c in map(chr, range(0x20, 0x7F)) if c not in "'\\"}
     return "$'" + "".join(plain.get(byte) or f"\\{byte:03o}" for byte in data) + "'"
 

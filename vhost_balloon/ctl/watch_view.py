@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from vhost_balloon.ctl.listing import memory, name, reporting
+from vhost_balloon.ctl.listing import memory, names, reporting
 from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.text import Column, pad, shorten, spark, table, width
 from vhost_balloon.printable import printable
@@ -119,18 +119,19 @@ class View:
             Column("FREED/S", right=True, rank=5),
             Column("REPORTING", rank=3),
         )
-        return table(columns, [self._row(vm, sparks, room) for vm in vms], room)
+        rows = zip(vms, names(vms, cut=True), strict=True)
+        return table(columns, [self._row(vm, name, sparks) for vm, name in rows], room)
 
-    def _row(self, vm: Vm, sparks: int, room: int | None) -> tuple[str, ...]:
+    def _row(self, vm: Vm, name: str, sparks: int) -> tuple[str, ...]:
         if vm.error is not None:
-            return name(vm, room or 0), printable(vm.error)
+            return name, printable(vm.error)
         history = self._histories[vm.id]
         actual, resident = (
             spark([*values], vm.memory, sparks, unicode=self.unicode)
             for values in (history.actual, history.resident)
         )
         return (
-            name(vm, room or 0),
+            name,
             printable(vm.state),
             memory(vm),
             format_size(vm.target),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon.metrics.families import vm_label
+from vhost_balloon.name_text import name_text
 
 SUFFIX: Final = ".control"
 MAX_VMS: Final = 4096
@@ -41,7 +41,7 @@ class Listing:
 def look(folders: Sequence[Path], most: int = MAX_VMS) -> Listing:
     """Find up to most `*.control` sockets. Call it in a thread, because a file system may hang.
 
-    A VM is named by its file. Of two files with the same name or label, the first wins. Symbolic
+    A VM is named by its file. Of two files with the same name, the first wins. Symbolic
     links are not followed: they could lead to any socket.
     """
     listing = Listing()
@@ -62,7 +62,7 @@ def _names(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]:
         return
     for name in names:
         if name.endswith(SUFFIX) and not name.startswith("."):
-            yield vm_label(name.removesuffix(SUFFIX)), os.path.join(folder, name)
+            yield name_text(name.removesuffix(SUFFIX)), os.path.join(folder, name)
 
 
 def _add(listing: Listing, label: str, path: str, most: int) -> None:

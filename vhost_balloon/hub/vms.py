@@ -102,6 +102,9 @@ class Host:
         self._errors: Final = errors
         self._most: Final = most
         self._vms: dict[str, HostVm] = {}
+        self._owners: dict[str, str] = {}
+        """The path of the first socket of each name that exists, so that another VM's does not
+        continue its series once it has gone."""
         self._turn = trio.Lock()
         self._looking = trio.CapacityLimiter(1)
         self._said: list[str] = []
@@ -138,7 +141,12 @@ class Host:
 
     def _follow(self, listing: Listing) -> None:
         before, self._vms = self._vms, {}
+        owners, self._owners = self._owners, {}
         for label, found in listing.sockets.items():
+            owner = self._owners[label] = owners.get(label, found.path)
+            if owner != found.path:
+                listing.trouble(f"{found.path} is left out: it has the name of {owner}, now gone")
+                continue
             vm = before.get(label)
             if vm is not None and vm.found == found:
                 self._vms[label] = before.pop(label)

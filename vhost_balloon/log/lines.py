@@ -11,7 +11,7 @@ import logging
 import time
 from typing import Final
 
-from vhost_balloon.printable import printable
+from vhost_balloon.printable import encodable, printable
 
 logger: Final = logging.getLogger("vhost_balloon")
 
@@ -121,13 +121,13 @@ class JsonFormatter(logging.Formatter):
         fields: dict[str, object] = {
             "time": round(record.created, 6),
             "level": record.levelname.lower(),
-            "message": _message(record),
+            "message": encodable(_message(record)),
         }
         vm = getattr(record, "vm", None)
         if vm is not None:
             fields["vm"] = vm
         if record.exc_info:
-            fields["traceback"] = _cut(self.formatException(record.exc_info))
+            fields["traceback"] = encodable(_cut(self.formatException(record.exc_info)))
         return json.dumps(fields)
 
 

@@ -20,9 +20,10 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from vhost_balloon.metrics.accept import OPENMETRICS, TEXT, MediaType, negotiate
 from vhost_balloon.metrics.document import Document
-from vhost_balloon.metrics.families import FAMILIES, BuildCollector, vm_label
+from vhost_balloon.metrics.families import FAMILIES, BuildCollector
 from vhost_balloon.metrics.family import Family, Values
 from vhost_balloon.metrics.process import ProcessCollector
+from vhost_balloon.printable import encodable
 
 Encoder = Callable[[Collector], bytes]
 Rows = Sequence[tuple[str, Document | None]]
@@ -75,7 +76,7 @@ class Layout:
         )
 
     def of_vm(self, vm_id: str) -> VmSeries:
-        name = vm_label(vm_id).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+        name = encodable(vm_id).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
         return VmSeries(self.series.replace(_PLACE, name.replace("%", "%%")))
 
 

@@ -267,11 +267,6 @@ FAMILIES: Final[tuple[Family, ...]] = (
 """Every family that has a series for each VM."""
 
 
-def vm_label(vm_id: str) -> str:
-    """A VM's name as a label: Prometheus accepts UTF-8 only, but a file name may be anything."""
-    return vm_id.encode(errors="backslashreplace").decode()
-
-
 class BuildCollector(Collector):
     """The version of this program."""
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from vhost_balloon.checked import Document, reading
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.front_end.peer import has_gone
 from vhost_balloon.log.lines import logger
 from vhost_balloon.restart.migrations import lift
-from vhost_balloon.store.descriptors import RECORD, Store, numbered
+from vhost_balloon.store.descriptors import CONNECTION, RECORD, Store, numbered
 from vhost_balloon.store.record import DOCUMENTS, STATE_VERSION, Record
 from vhost_balloon.vm.settings import VmSettings, settings_from_json
 from vhost_balloon.vm.vm import Vm
@@ -31,10 +32,21 @@ class LeftRecord:
     areas: Document
 
 
-def left_options(
-    stored: Iterable[tuple[str, OwnedFd]],
-) -> tuple[list[str], VmSettings] | None:
-    """The previous process's command line and the settings it led to; None if unknown.
+@dataclass(frozen=True, slots=True)
+class LeftOptions:
+    """The previous process's command line, and what it led to.
+
+    name, socket_path: None if the record is of a version that did not write them.
+    """
+
+    arguments: list[str]
+    settings: VmSettings
+    name: str | None
+    socket_path: str | None
+
+
+def left_options(stored: Iterable[tuple[str, OwnedFd]]) -> LeftOptions | None:
+    """The previous process's options; None if unknown.
 
     An operator who edits the options of a running service may make a mistake. The guest waits, so
     this process continues with the previous options.
@@ -44,11 +56,25 @@ def left_options(
         try:
             record = Record(OwnedFd(os.dup(found[f"{RECORD}{generation}"].fileno())))
             with closing(record), reading("options"):
-                words, settings = record.load("arguments"), record.load("vm")["settings"]
-                return [str(word) for word in words], settings_from_json(settings, VmSettings())
+                vm = record.load("vm")
+                return LeftOptions(
+                    [str(word) for word in record.load("arguments")],
+                    settings_from_json(vm["settings"], VmSettings()),
+                    _text_or_none(vm.get("name")),
+                    _text_or_none(vm.get("socket-path")),
+                )
         except (StateError, OSError):
             continue
     return None
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def holds_front_end(stored: Iterable[tuple[str, OwnedFd]]) -> bool:
+    """Whether a front end's connection was left that is still open at the other end."""
+    return any(name.startswith(CONNECTION) and not has_gone(fd) for name, fd in stored)
 
 
 async def find_record(store: Store) -> LeftRecord | None:

@@ -1,8 +1,8 @@
 """Listening sockets that the service manager opened for us.
 
-By name (FileDescriptorName=), "control" is the control socket and "metrics" the metrics listener;
-any other is the front-end socket. Their files belong to the service manager and are never removed
-here.
+By name (FileDescriptorName=), "control" is the control socket and "metrics" the metrics listener.
+Any other is the front-end socket, or the control socket if an option names its path
+(config/config.py). Their files belong to the service manager and are never removed here.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class HandedOver:
 def take_sockets(
     inherited: Iterable[tuple[str, OwnedFd]], *, is_restart: bool = False
 ) -> dict[str, HandedOver]:
-    """Take the sockets that were handed over, by name.
+    """Take the sockets that were handed over, by name; if a name occurs again, by path.
 
-    Raises OperatorError for anything that does not listen; at a restart it is skipped with a
-    warning.
+    All sockets of one unit have the same name. Raises OperatorError for anything that does not
+    listen; at a restart it is skipped with a warning.
     """
     found: dict[str, HandedOver] = {}
     for name, fd in inherited:
@@ -63,10 +63,12 @@ def take_sockets(
 
 def _add(found: dict[str, HandedOver], name: str, fd: OwnedFd) -> None:
     taken = _take(name, fd)
-    if name in found:
+    if name in RESERVED_NAMES and name in found:
         taken.sock.close()
-        raise OperatorError(f"two sockets named {name!r} were handed over")
-    found[name] = taken
+        raise OperatorError(
+            f"two sockets named {name!r} were handed over: leave one ListenStream= in their units"
+        )
+    found[str(taken.path) if name in found else name] = taken
 
 
 def _take(name: str, fd: OwnedFd) -> HandedOver:
@@ -76,16 +78,28 @@ def _take(name: str, fd: OwnedFd) -> HandedOver:
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise OperatorError(f"the descriptor {name!r} handed over: {error.strerror}") from None
-    families = (socket.AF_INET, socket.AF_INET6) if name == METRICS else (socket.AF_UNIX,)
-    if sock.family not in families or sock.type != socket.SOCK_STREAM or not listens:
+    path = socket_path(sock) if sock.family == socket.AF_UNIX else None
+    mistake = _mistake(name, sock, path, is_listening=bool(listens))
+    if mistake:
         sock.close()
-        kind = "TCP" if name == METRICS else "Unix stream"
-        raise OperatorError(f"the descriptor {name!r} handed over is not a listening {kind} socket")
-    path = socket_path(sock) if name != METRICS else None
-    if path is None and name != METRICS:
-        sock.close()
-        raise OperatorError(f"the socket {name!r} handed over has no path")
-    return HandedOver(sock, path)
+        raise OperatorError(f"the socket {name!r} handed over {mistake}")
+    return HandedOver(sock, None if name == METRICS else path)
+
+
+def _mistake(name: str, sock: socket.socket, path: Path | None, *, is_listening: bool) -> str:
+    """What is wrong with a socket, and its remedy; "" if nothing is."""
+    is_stream = sock.type == socket.SOCK_STREAM
+    if name == METRICS:
+        is_tcp = is_stream and sock.family in (socket.AF_INET, socket.AF_INET6)
+        return "" if is_tcp and is_listening else "is not a listening TCP socket"
+    if sock.family == socket.AF_UNIX and is_stream and is_listening:
+        return "" if path else "has no path: give ListenStream= the path of a file"
+    text = "is not a listening Unix stream socket"
+    if is_stream and not is_listening:
+        return f"{text} but a connection: set Accept=no in its unit"
+    if is_stream:
+        return f"{text}: only one with FileDescriptorName={METRICS} may have a network address"
+    return f"{text}: use ListenStream= with a path"
 
 
 def paths(handed: Mapping[str, HandedOver]) -> dict[str, Path | None]:

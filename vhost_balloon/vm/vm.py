@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from vhost_balloon.store.shelf import Shelf
 
 
+MAX_PATH: Final = 107
+"""Longest path of a Unix socket, in bytes (unix(7))."""
 CRASH_MEMORY: Final = 600.0
 """Seconds after which a crash no longer adds to the next one."""
 
@@ -200,6 +202,8 @@ class Vm:
         record.save(
             "vm",
             {
+                "name": self.id,
+                "socket-path": self._recorded_path(),
                 "settings": settings_to_json(self.settings),
                 "paused": self.paused,
                 "stats-interval": self.stats_interval,
@@ -207,6 +211,11 @@ class Vm:
             },
         )
         record.save("counters", counters_document(self.counters))
+
+    def _recorded_path(self) -> str | None:
+        """The front-end socket's path, if a socket can have it."""
+        path = None if self.socket_path is None else str(self.socket_path)
+        return path if path is not None and len(path) <= MAX_PATH else None
 
     def save_counters(self) -> None:
         """Save before showing: a counter that was shown must never be lower later."""
