@@ -67,7 +67,7 @@ def test_names_in_other_locales(short_folder: Path, locale: str) -> None:
     environment = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
     def ctl(*words: bytes) -> bytes:
-        command = [*CTL, f"--folder={short_folder}", *words]
+        command: list[str | bytes] = [*CTL, f"--folder={short_folder}", *words]
         done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=20)
         assert done.stderr == b""
         return done.stdout

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from tests.rig.qmp import QMPClient
 from tests.support.command import listening
 from tests.support.helpers import receive
-from tests.support.restarting.handing_over import handed
+from tests.support.restarting.handing_over import handed, handed_pairs
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.service.handed_over import take_sockets
@@ -25,7 +27,11 @@ def vms(control: Path) -> dict[str, dict[str, object]]:
 
 def refused(*options: str, **sockets: socket.socket) -> str:
     """The one line that a daemon prints when it does not start."""
-    with handed(*options, **sockets) as started:
+    return refused_pairs([*sockets.items()], *options)
+
+
+def refused_pairs(sockets: Sequence[tuple[str, socket.socket]], *options: str) -> str:
+    with handed_pairs(sockets, *options) as started:
         _, log = started.process.communicate(timeout=20)
         assert (started.process.returncode, log.count("\n")) == (2, 1), log
         return log
@@ -113,15 +119,75 @@ def test_wrong_kinds_are_one_line(tmp_path: Path) -> None:
     assert unix in refused(web1=socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     assert unix in refused(control=socket.create_server(("127.0.0.1", 0)))
     assert tcp in refused(metrics=listening(tmp_path / "m.sock"))
+    packets = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    packets.bind(str(tmp_path / "packets"))
+    packets.listen()
+    assert f"{unix}: use ListenStream= with a path" in refused(web1=packets)
     pair = socket.socketpair()
-    assert unix in refused(web1=pair[0])
+    assert f"{unix} but a connection: set Accept=no in its unit" in refused(connection=pair[0])
     pair[1].close()
+    network = "only one with FileDescriptorName=metrics may have a network address"
+    assert network in refused(web1=socket.create_server(("127.0.0.1", 0)))
+    abstract = socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0{tmp_path}")
+    abstract.listen()
+    assert "has no path: give ListenStream= the path of a file" in refused(web1=abstract)
+    metrics = [("metrics", socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+    assert "two sockets named 'metrics'" in refused_pairs(metrics)
+    controls = [("control", listening(tmp_path / f"c{number}")) for number in range(2)]
+    assert "leave one ListenStream=" in refused_pairs(controls)
 
 
-def test_a_file_is_not_a_socket() -> None:
-    null = OwnedFd(os.open(os.devnull, os.O_RDONLY))
-    with pytest.raises(OperatorError, match="'web1' handed over: Socket operation"):
-        take_sockets([("web1", null)])
+def test_a_file_is_not_a_socket(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (os.devnull, tmp_path / "fifo"):
+        fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        with pytest.raises(OperatorError, match="'web1' handed over: Socket operation"):
+            take_sockets([("web1", fd)])
+        fd.close()
+
+
+# Sockets of one unit, which all have the unit's name
+
+
+@pytest.mark.parametrize("name", ["web1.socket", "unknown", "web1"])
+@pytest.mark.parametrize("option", ["--control-socket={}/c.sock", "--socket-path={}/vm.sock"])
+@pytest.mark.parametrize("order", [("vm", "c"), ("c", "vm")])
+def test_two_sockets_of_one_unit(
+    tmp_path: Path, name: str, option: str, order: tuple[str, ...]
+) -> None:
+    pairs = [(name, listening(tmp_path / f"{which}.sock")) for which in order]
+    with handed_pairs(pairs, option.format(tmp_path)) as started:
+        started.told()
+        (vm,) = vms(tmp_path / "c.sock").values()
+        assert vm["id"] == ("web1" if name == "web1" else "vm")
+        assert vm["socket-path"] == f"{tmp_path}/vm.sock"
+        started.process.send_signal(signal.SIGHUP)  # re-executes in place
+        started.wait_logged("serving")
+        started.wait_logged("serving")
+        (vm,) = vms(tmp_path / "c.sock").values()
+        assert vm["socket-path"] == f"{tmp_path}/vm.sock"
+        assert started.end()[0] == 0
+
+
+def test_two_sockets_of_one_unit_that_cannot_be_told_apart(tmp_path: Path) -> None:
+    for name in ("web1.socket", "unknown", "web1"):
+        paths = [tmp_path / f"{name}-{end}" for end in "ab"]
+        line = refused_pairs([(name, listening(path)) for path in paths], "--name=x")
+        assert line == (
+            f"vhost-balloon: several front-end sockets were handed over, {paths[0]}, {paths[1]} (a "
+            "control socket needs --control-socket=PATH or FileDescriptorName=control): this "
+            "daemon serves one VM: start one vhost-balloon for each (under systemd "
+            "vhost-balloon@NAME.socket)\n"
+        )
+
+
+@pytest.mark.parametrize("name", ["web1.socket", "vhost-balloon@web2.socket", ""])
+def test_a_units_name_is_not_the_vms(tmp_path: Path, name: str) -> None:
+    pairs = [(name, listening(tmp_path / "web.example.com.sock"))]
+    with handed_pairs(pairs, f"--control-socket={tmp_path}/c") as started:
+        started.told()
+        assert list(vms(tmp_path / "c")) == ["web.example.com"]
 
 
 def test_sockets_that_contradict_options_are_one_line(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from tests.support.restarting.service_manager import EXEC
 
@@ -17,15 +17,18 @@ from tests.support.restarting.service_manager import EXEC
 class Started:
     """A daemon that was handed sockets and notifies its service manager."""
 
-    def __init__(self, sockets: dict[str, socket.socket], options: tuple[str, ...]) -> None:
+    def __init__(
+        self, sockets: Sequence[tuple[str, socket.socket]], options: tuple[str, ...]
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(f"{self._folder.name}/notify")
         self._manager.settimeout(20)
-        fds = [sock.fileno() for sock in sockets.values()]
+        names = ":".join(name for name, _ in sockets)
+        fds = [sock.fileno() for _, sock in sockets]
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-c", EXEC, ":".join(sockets), ",".join(map(str, fds))),
+                *(sys.executable, "-c", EXEC, names, ",".join(map(str, fds))),
                 *(sys.executable, "-m", "vhost_balloon", *options),
             ],
             pass_fds=fds,
@@ -59,11 +62,16 @@ class Started:
 
 
 @contextmanager
-def handed(*options: str, **sockets: socket.socket) -> Iterator[Started]:
+def handed_pairs(sockets: Sequence[tuple[str, socket.socket]], *options: str) -> Iterator[Started]:
+    """Hand over sockets of which several may have one name."""
     started = Started(sockets, options)
     try:
         yield started
     finally:
         started.close()
-        for sock in sockets.values():
+        for _, sock in sockets:
             sock.close()
+
+
+def handed(*options: str, **sockets: socket.socket) -> AbstractContextManager[Started]:
+    return handed_pairs([*sockets.items()], *options)
