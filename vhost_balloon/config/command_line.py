@@ -107,7 +107,8 @@ def _add_vm(group: argparse._ArgumentGroup) -> None:
         "--name",
         type=_reader(read_name),
         metavar="NAME",
-        help="the VM's name (default: that of the socket's file, without .sock)",
+        help="the VM's name, taken as it is (default: that of the socket's file, without .sock or "
+        ".socket; all other dots stay)",
     )
     group.add_argument(
         "--config",
