@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,14 @@ def script(shell: str) -> str:
     return (FOLDER / COMPLETION_SCRIPTS[shell]).read_text()
 
 
-def complete(tmp_path: Path, *words: str) -> list[str]:
+NAMES = ("web1", "web 2", "db")
+
+
+def complete(tmp_path: Path, *words: str, names: Sequence[str] = NAMES) -> list[str]:
     """Return bash's completions of the last word; a stub of the tool prints VM names."""
     stub = tmp_path / "vhost-balloonctl"
-    stub.write_text('#!/bin/sh\necho "$@" >>calls\nprintf "web1\\nweb 2\\ndb\\n"\n')
+    lines = shlex.quote("\n".join(names))
+    stub.write_text(f'#!/bin/sh\necho "$@" >>calls\nprintf "%s\\n" {lines}\n')
     stub.chmod(0o755)
     quoted = " ".join(map(shlex.quote, ("vhost-balloonctl", *words)))
     program = f"""{script("bash")}
@@ -55,6 +60,13 @@ def test_bash_completes_commands_options_and_vms(tmp_path: Path) -> None:
         assert complete(tmp_path, command, "d") == ["db"]
         assert complete(tmp_path, command, "db", "w") == ["web1", "web\\ 2"]
         assert complete(tmp_path, command, "--a") == ["--all"]
+
+
+def test_bash_quotes_names_for_the_shell(tmp_path: Path) -> None:
+    names = ["raw\\udcff", "a$(touch x)", "*", "it's", '"', "`touch x`", "\\x20", "-x", "\u9b5a"]
+    found = complete(tmp_path, "status", "", names=names)
+    assert [shlex.split(word) for word in found[:-1]] == [[name] for name in names[:-1]]
+    assert not (tmp_path / "x").exists()
 
 
 def test_bash_passes_the_folder_and_the_control_socket_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.support.ctl_command import CTL, failure, run
 from tests.support.fakes.daemons import Serve, answering, fake_daemons, nobody_listens
 from vhost_balloon.ctl import listing, model
+from vhost_balloon.name_text import name_text
 
 ODD = [
     *("raw\udcff", "raw\\udcff", "\x1b", "\\x1b", "\\\\x1b", "\\x5cx1b", "tab\t", "tab\\t"),
@@ -82,6 +83,22 @@ def test_names_in_other_locales(short_folder: Path, locale: str) -> None:
         for number, name in ((1, "\u9b5a"), (1, "\\u9b5a"), (2, "\\x5cu9b5a"), (3, "\udce9")):
             raw = name.encode(errors="surrogateescape")
             assert json.loads(ctl(b"status", b"--json", raw))["freed-bytes"] == number
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_name_that_a_daemon_gives(
+    capsys: pytest.CaptureFixture[str], short_folder: Path, name: str
+) -> None:
+    where = f"--control-socket={short_folder}/x.control"
+    with fake_daemons(short_folder, {"x": answering(id=name_text(name))}):
+        (shown,) = run(capsys, where, "list", "--names").out.splitlines()
+        for word in (name, name_text(name), shown):
+            assert run(capsys, where, "status", "--json", "--", word).json()["id"] == name_text(
+                name
+            )
+    with fake_daemons(short_folder, {"x": answering(id="\udcff\ud800")}):
+        (vm,) = run(capsys, where, "list", "--json").json()
+        assert vm["id"] == "\\udcff\\ud800"
 
 
 @pytest.mark.parametrize("name", ["-x", "--", "--all", "-"])

@@ -258,3 +258,11 @@ def test_a_line_is_of_bounded_length() -> None:
         assert MAX_TRACEBACK < len(trace) < MAX_TRACEBACK + 200
         assert "ValueError: firstbb" in trace
         assert "bblast" in trace
+
+
+@pytest.mark.parametrize("text", ["\udcff", "a\ud800b"])
+def test_json_can_be_read_by_strict_parsers(text: str) -> None:
+    """Which refuse halves of surrogate pairs."""
+    fields = json.loads(JsonFormatter().format(record(text, "web1", ValueError(text))))
+    json.dumps(fields, ensure_ascii=False).encode()
+    assert fields["message"] == ascii(text)[1:-1]
