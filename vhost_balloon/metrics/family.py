@@ -71,7 +71,7 @@ class HistogramFamily(Family):
         return metric
 
 
-def member(*path: str) -> Read:
+def member(*path: str) -> Callable[[Document], float | None]:
     """A reader of one number of a document, or of a flag as 0 or 1."""
     *outer, last = path
 
