@@ -55,6 +55,27 @@ def test_a_payload_that_is_too_long_is_skipped_and_not_kept() -> None:
     assert message.request == 5
 
 
+def test_a_message_that_was_kept_under_a_larger_limit_is_oversized_under_a_smaller_one() -> None:
+    """Another process, with another journal, may have taken the first parts."""
+    partial = Partial()
+    rest = fed(partial, HEADER.pack(5, VERSION, 100) + bytes(60), [])
+    partial.longest = 50
+    assert (fed(partial, rest + bytes(40), []), partial.missing()) == (b"", 0)
+    assert partial.request() == HEADER.pack(5, VERSION, 100)
+    message = partial.message()
+    assert (message.oversized, message.payload) == (True, b"")
+
+
+@given(size=st.integers(0, 60), kept=st.integers(0, 71))
+def test_which_bytes_complete_a_message(size: int, kept: int) -> None:
+    data = HEADER.pack(5, VERSION, size) + bytes(size)
+    partial = Partial()
+    fed(partial, data[:kept], [])
+    for end in range(kept + 1, min(kept + partial.missing(), len(data)) + 1):
+        complete = end == len(data) and kept >= HEADER_SIZE
+        assert partial.is_last(data[kept:end]) == complete
+
+
 @pytest.mark.parametrize("flags", [0, 2, VERSION | 1 << 5, VERSION | 1 << 31])
 def test_invalid_flags_are_refused_at_once(flags: int) -> None:
     partial = Partial()

@@ -47,6 +47,20 @@ def test_a_request_that_was_not_applied_is_repeated(journal: Journal, shelf: She
     assert (pending.entry.phase, pending.message.request) == (Phase.TAKEN, Request.GET_STATUS)
 
 
+@pytest.mark.parametrize("phase", [Phase.SEEN, Phase.TAKEN])
+def test_a_payload_that_was_skipped_is_not_taken_for_an_empty_one(
+    journal: Journal, shelf: Shelf, phase: Phase
+) -> None:
+    """Its request would be carried out."""
+    journal.begin(HEADER.pack(Request.RESET_DEVICE, VERSION, 1 << 20), ("lost",))
+    if phase is Phase.TAKEN:
+        journal.taken()
+    pending = read_pending(journal, {"sequence": 0, "reply": None}, shelf)
+    assert pending is not None
+    message = pending.message
+    assert (message.oversized, message.fds_lost, message.payload) == (True, True, b"")
+
+
 def test_an_answered_request_is_not_pending(journal: Journal, shelf: Shelf) -> None:
     journal.sent()
     assert read_pending(journal, {"sequence": journal.sequence, "reply": "ff"}, shelf) is None

@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.vhost_user import HEADER_SIZE, MAX_PAYLOAD_SIZE, MAX_TABLE_REGIONS
+from vhost_balloon.session.requests import REFUSALS
 from vhost_balloon.store.journal import Journal, Phase
 from vhost_balloon.store.slots import Slots
 
 SIZE = 256
+HEAD = 32
+"""Bytes of an entry's head."""
 
 
 def dying(before: bytes, write: Callable[[memoryview], object]) -> list[bytes]:
@@ -151,11 +155,38 @@ def test_a_half_written_reply_leaves_the_request_to_be_repeated() -> None:
             assert entry.phase is Phase.TAKEN
 
 
-def test_an_entry_that_is_too_long_is_ignored() -> None:
+@pytest.mark.parametrize("entries", [1, 2])
+@pytest.mark.parametrize("names", [(), ("1.0", "2.0")])
+def test_an_entry_that_does_not_fit_its_half_changes_nothing(
+    entries: int, names: tuple[str, ...]
+) -> None:
+    """Neither a request nor a reply; the other half is another entry's."""
     file = bytearray(SIZE)
-    journal(file).begin(b"kept")
-    with pytest.raises(ValueError, match="different structures"):
-        journal(file).begin(b"x" * SIZE)
+    written = journal(file)
+    room = SIZE // 2 - HEAD - len(":".join(names))
+    for _ in range(entries):
+        written.begin(b"k" * room, names)
+    before = bytes(file)
+    with pytest.raises(ValueError, match="do not fit"):
+        written.begin(b"x" * (room + 1), names)
+    with pytest.raises(ValueError, match="do not fit"):
+        written.done(b"x")
+    assert bytes(file) == before
+    assert written.sequence == entries
+    written.done(b"")
     entry = journal(file).latest()
     assert entry is not None
-    assert entry.request == b"kept"
+    assert (entry.request, entry.names, entry.reply) == (b"k" * room, names, b"")
+
+
+def test_the_longest_request_leaves_room_for_its_descriptors_and_its_reply() -> None:
+    file = bytearray(3 << 16)
+    written = journal(file)
+    assert written.longest >= HEADER_SIZE + MAX_PAYLOAD_SIZE
+    names = tuple(f"{(1 << 64) - 1}.{index}" for index in range(MAX_TABLE_REGIONS))
+    for _ in range(2):
+        written.begin(b"x" * written.longest, (*names, "lost"))
+        written.done(max(REFUSALS.values(), key=len))
+    entry = journal(file).latest()
+    assert entry is not None
+    assert (entry.names, len(entry.reply or b"")) == ((*names, "lost"), 2056)

@@ -36,8 +36,9 @@ def parse_header(data: bytes | bytearray) -> tuple[int, int, int]:
 class Partial:
     """The parts so far.
 
-    skipped: bytes of a payload that is too long to keep. fds_lost: see Message. unsure: size and
-    checksum of the last part while it may still be in the socket as well.
+    skipped: bytes of a payload that is too long to keep. fds_lost: see Message; true as well while
+    it is not sure. unsure: size and checksum of the last part while it may still be in the socket
+    as well. longest: the longest payload to keep.
     """
 
     data: bytearray = field(default_factory=bytearray)
@@ -45,6 +46,7 @@ class Partial:
     skipped: int = 0
     fds_lost: bool = False
     unsure: tuple[int, int] | None = None
+    longest: int = MAX_PAYLOAD_SIZE
 
     def missing(self) -> int:
         """Bytes missing from the header or, after it, from the message. Raises StreamError."""
@@ -54,18 +56,28 @@ class Partial:
 
     def add(self, data: bytes) -> None:
         """Add bytes, at most missing()."""
-        whole_header = len(self.data) >= HEADER_SIZE
-        if whole_header and parse_header(self.data)[2] > MAX_PAYLOAD_SIZE:
+        if len(self.data) >= HEADER_SIZE and self._is_oversized():
             self.skipped += len(data)
         else:
             self.data += data
+
+    def is_last(self, data: bytes) -> bool:
+        """Whether these bytes, at most missing(), complete a message whose header is there."""
+        return len(self.data) >= HEADER_SIZE and self.missing() == len(data)
+
+    def _is_oversized(self) -> bool:
+        return parse_header(self.data)[2] > self.longest
+
+    def request(self) -> bytes:
+        """The bytes of the message, once nothing is missing; of an oversized one, its header."""
+        return bytes(self.data[:HEADER_SIZE] if self._is_oversized() else self.data)
 
     def message(self) -> Message:
         """The message, once nothing is missing; it takes over the descriptors."""
         request, flags, _ = parse_header(self.data)
         fds, self.fds = self.fds, []
-        payload = bytes(self.data[HEADER_SIZE:])
-        return Message(request, flags, payload, fds, self.skipped > 0, self.fds_lost)
+        payload = self.request()[HEADER_SIZE:]
+        return Message(request, flags, payload, fds, self._is_oversized(), self.fds_lost)
 
     def close(self) -> None:
         for fd in self.fds:

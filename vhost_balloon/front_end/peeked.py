@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Peeked:
-    """fds_lost: not all descriptors could be received, or some came where none belong."""
+    """fds_lost: not all descriptors could be received, or more came than belong; those that were
+    received are closed then."""
 
     data: bytes
     fds: list[OwnedFd] = field(default_factory=list)
@@ -28,6 +29,11 @@ class Peeked:
         self.close()
         self.fds_lost = fds_came
         return False
+
+    def lose(self) -> None:
+        """Close the descriptors: their message is refused."""
+        self.close()
+        self.fds_lost = True
 
     def close(self) -> None:
         for fd in self.fds:

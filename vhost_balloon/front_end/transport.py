@@ -11,6 +11,9 @@ else is done with them, its descriptors go on the shelf (store/shelf.py).
 - When peeking, Linux returns the first descriptors in the socket, even if they came with a later
   message. So they are requested only if the message should have some, and dropped if none come
   with the message when it is taken (peeked.py).
+- A message with more descriptors than any request has loses all of them at once, in however many
+  parts they come; it is read to its end and refused. So is one that is too long for the journal,
+  without its payload.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from vhost_balloon.store.reply_pipe import ReplyPipe
 from vhost_balloon.store.shelf import Shelf, shelf_name
 
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_TABLE_REGIONS * array.array("i").itemsize)
-"""No request has more descriptors. The kernel drops the excess, and the request is refused."""
+"""No request has more descriptors. The kernel drops the excess and says so."""
 # Plain ints: an IntFlag's operators take a microsecond each, and this is the guest's hot path.
 _TAKE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _PEEK: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK)
@@ -94,7 +97,16 @@ class Transport:
         self.stalled: Callable[[], None] = lambda: None
         """Called when the first message, or the rest of one, does not arrive in time."""
         self.is_new = True
-        """Nothing has arrived yet."""
+        """No whole message has arrived yet."""
+        self.heard: Callable[[], None] = lambda: None
+        """Called when the first whole message has arrived."""
+        self._patience_ends: float | None = None
+        self._longest: Final = (
+            MAX_PAYLOAD_SIZE
+            if journal is None
+            else min(MAX_PAYLOAD_SIZE, journal.longest - HEADER_SIZE)
+        )
+        """The longest payload to keep, in bytes."""
 
     def peer_pid(self) -> int | None:
         """See peer.peer_pid()."""
@@ -110,30 +122,44 @@ class Transport:
         Raises StreamError if the bytes are no vhost-user message or end inside one.
         """
         if self.is_new and self.partial is None:
-            await self._wait_for_more(trio.current_time() + STALL_PATIENCE)
-            self.is_new = False
+            if self._patience_ends is None:
+                self._patience_ends = trio.current_time() + STALL_PATIENCE
+            self._patience_ends = await self._wait_for_more(self._patience_ends)
         elif self.partial is None or self.partial.missing() > 0:
             await self._wait()
         while self.partial is None:
-            data = self._look(_FIRST_PEEK)
-            if data is None:
+            try:
+                seen = self._peek(_FIRST_PEEK, 0)
+            except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
                 continue
-            if not data:
+            except ConnectionResetError:
                 return None
-            message = await self._whole(data)
+            if not seen.data:
+                return None
+            message = await self._whole(seen)
             if message is not None:
                 return message
             self.partial = Partial()
         return await self._in_parts()
 
-    async def _wait_for_more(self, patience_ends: float) -> None:
-        """Wait for bytes; call stalled() if none have arrived at patience_ends (trio's clock)."""
+    async def _wait_for_more(self, patience_ends: float) -> float:
+        """Wait for bytes; call stalled() if none have arrived at patience_ends (trio's clock).
+
+        Return when patience ends from then on: never, once stalled() was called.
+        """
         with trio.CancelScope(deadline=patience_ends):
             await trio.lowlevel.wait_readable(self._sock)
-            return
+            return patience_ends
         self.stalled()
         await trio.lowlevel.wait_readable(self._sock)
+        return math.inf
+
+    def _hear(self) -> None:
+        """Note that a whole message has arrived."""
+        if self.is_new:
+            self.is_new = False
+            self.heard()
 
     async def _wait(self) -> None:
         """Wait until the socket is readable or the stream has ended."""
@@ -150,20 +176,24 @@ class Transport:
         except ConnectionResetError:
             return b""
 
-    async def _whole(self, data: bytes) -> Message | None:
-        """Take the message that begins with data; take nothing and return None if it is not all in
-        the socket."""
-        if len(data) < HEADER_SIZE:
+    async def _whole(self, seen: Peeked) -> Message | None:
+        """Take the message that begins with the bytes seen; take nothing and return None if it is
+        not all in the socket."""
+        if len(seen.data) < HEADER_SIZE:
             return None
-        request, flags, size = parse_header(data)
-        if size > MAX_PAYLOAD_SIZE:
+        request, flags, size = parse_header(seen.data)
+        if size > self._longest:
             return None
         total = HEADER_SIZE + size
-        if len(data) < total and len(data := self._look(total) or b"") < total:
-            return None
-        seen = Peeked(data[:total])
-        if carries_fds(request, seen.data[HEADER_SIZE:]):
+        if len(seen.data) < total or total >= _FIRST_PEEK:
+            seen = self._peek(total + 1, 0)
+            if len(seen.data) < total:
+                return None
+        self._hear()
+        if carries_fds(request, seen.data[HEADER_SIZE:total]):
             seen = self._peek(total)
+        elif len(seen.data) > total:  # peeking did not stop here: they come with later bytes
+            seen = Peeked(seen.data[:total])
         await self._shelve(seen)
         try:
             self._begin(seen.data, seen)
@@ -178,7 +208,10 @@ class Transport:
 
     def _peek(self, size: int, ancillary_size: int = _ANCILLARY) -> Peeked:
         data, ancillary, flags, _ = self._sock.recvmsg(size, ancillary_size, _PEEK)
-        return Peeked(data, receive_fds(ancillary), bool(flags & _TRUNCATED))
+        seen = Peeked(data, receive_fds(ancillary))
+        if flags & _TRUNCATED:
+            seen.lose()
+        return seen
 
     def _begin(self, data: bytes, seen: Peeked | Message) -> None:
         """Write a message into the journal."""
@@ -220,16 +253,15 @@ class Transport:
         """Take parts until the partial message is whole. Raises StreamError."""
         partial = self.partial
         assert partial is not None
+        partial.longest = self._longest
         patience_ends = trio.current_time() + STALL_PATIENCE
         while (missing := partial.missing()) > 0:
             try:
-                # Any number of parts may bring descriptors; those beyond the limit are lost.
-                has_all = len(partial.fds) >= MAX_TABLE_REGIONS
-                seen = self._peek(min(missing, MAX_PAYLOAD_SIZE), 0 if has_all else _ANCILLARY)
+                seen = self._peek(
+                    min(missing, MAX_PAYLOAD_SIZE), 0 if partial.fds_lost else _ANCILLARY
+                )
             except BlockingIOError:
-                await self._wait_for_more(patience_ends)
-                if trio.current_time() >= patience_ends:
-                    patience_ends = math.inf
+                patience_ends = await self._wait_for_more(patience_ends)
                 continue
             except ConnectionResetError:
                 seen = Peeked(b"")
@@ -238,23 +270,31 @@ class Transport:
             await self._take_part(partial, seen)
             if partial.missing() > 0:  # an endless message must not starve other tasks
                 await trio.lowlevel.checkpoint()
+        self._hear()
         message, self.partial = partial.message(), None
-        self._begin(bytes(partial.data), message)
+        self._begin(partial.request(), message)
         if self._journal is not None:
             self._journal.taken()
         return message
 
     async def _take_part(self, partial: Partial, seen: Peeked) -> None:
         """Take part of a message, which is in partial, and on record, before it is taken."""
+        if len(partial.fds) + len(seen.fds) > MAX_TABLE_REGIONS:
+            seen.lose()
+        if partial.is_last(seen.data):
+            self._hear()  # the message may have to wait for the shelf
         await self._shelve(seen)
-        fds_before = partial.fds
+        fds_before, lost_before = partial.fds, partial.fds_lost
         partial.fds = fds_before + seen.fds
+        partial.fds_lost = lost_before or seen.fds_lost
         partial.add(seen.data)
         partial.unsure = len(seen.data), crc32(seen.data)
         self.partial_changed()
         seen.confirm(self._take(len(seen.data)))
         partial.fds = fds_before + seen.fds
-        partial.fds_lost |= seen.fds_lost
+        partial.fds_lost = lost_before or seen.fds_lost
+        if partial.fds_lost:
+            partial.close()
         partial.unsure = None
         self.partial_changed()
 
@@ -282,7 +322,11 @@ class Transport:
 
     def make_sure(self) -> None:
         """Drop bytes from the socket that the partial message contains already."""
-        if self.partial is None or self.partial.unsure is None:
+        if self.partial is None:
+            return
+        if self.partial.fds_lost:
+            self.partial.close()
+        if self.partial.unsure is None:
             return
         size, checksum = self.partial.unsure
         data = self._look(size) or b""

@@ -166,10 +166,11 @@ def read_pending(journal: Journal, applied: Document, shelf: Shelf) -> Pending |
         entry = journal.latest()
         assert entry is not None
     try:
-        request, flags, _ = parse_header(entry.request)
+        request, flags, size = parse_header(entry.request)
     except FrontEndError as error:
         raise StateError(f"journal: {error}") from None
-    message = Message(request, flags, entry.request[HEADER_SIZE:])
+    payload = entry.request[HEADER_SIZE:]
+    message = Message(request, flags, payload, oversized=size > len(payload))
     _adopt_all(shelf, entry.names, message)
     return Pending(entry, message)
 

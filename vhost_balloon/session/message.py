@@ -36,7 +36,8 @@ class Message:
     """request and flags are from the header.
 
     oversized: the payload was too long to keep and was skipped. fds_lost: some descriptors could
-    not be received (this process may have too many open), or came where none belong.
+    not be received (this process may have too many open), came where none belong, or were more than
+    any request has.
     """
 
     request: int

@@ -12,6 +12,9 @@ written here before it is taken from the socket, and its reply before it is sent
 
 Two entries alternate, each with a checksum. One that was being written when the process died does
 not count; its request is still in the socket.
+
+A request that is longer than `longest` is not written: its reader skips the payload and refuses it
+(front_end/transport.py), in this process or in the next one.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ _PHASE_AT: Final = 8
 _REPLY: Final = struct.Struct("<iI")
 _REPLY_AT: Final = 24
 _NO_REPLY: Final = -1
+RESERVE: Final = 2560
+"""Bytes of an entry that a request leaves free: for the names of its descriptors (store/shelf.py)
+and for the longest reply in the vhost-user specification (GET_SHMEM_CONFIG's, 2056 bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ class Journal:
     def __init__(self, view: memoryview) -> None:
         self._view = view
         self._half = len(view) // 2
+        self.longest: Final = self._half - _HEAD.size - RESERVE
+        """Bytes that a request may have."""
         self._start = 0
         self._body = 0
         latest = self._latest()
@@ -79,9 +87,13 @@ class Journal:
         return None if latest is None else latest[0]
 
     def begin(self, request: bytes, names: tuple[str, ...] = ()) -> None:
-        """SEEN: write the request down, before it is taken from the socket."""
+        """SEEN: write the request down, before it is taken from the socket.
+
+        Raises ValueError if it does not fit; nothing is written then.
+        """
         start = self._half if self._start == 0 else 0
         joined = ":".join(names).encode()
+        self._check(start, start + _HEAD.size + len(request) + len(joined))
         self.sequence += 1
         body = start + _HEAD.size
         end = body + len(request)
@@ -106,8 +118,12 @@ class Journal:
         self._view[self._start + _PHASE_AT] = Phase.TAKEN
 
     def done(self, reply: bytes | None) -> None:
-        """DONE: the request's changes are on record; reply (None if none is due) comes next."""
+        """DONE: the request's changes are on record; reply (None if none is due) comes next.
+
+        Raises ValueError if the reply does not fit; nothing is written then.
+        """
         if reply is not None:
+            self._check(self._start, self._body + len(reply))
             self._view[self._body : self._body + len(reply)] = reply
             _REPLY.pack_into(self._view, self._start + _REPLY_AT, len(reply), crc32(reply))
         self._view[self._start + _PHASE_AT] = Phase.DONE
@@ -126,6 +142,11 @@ class Journal:
 
     def release(self) -> None:
         self._view.release()
+
+    def _check(self, start: int, end: int) -> None:
+        """Raise ValueError if an entry at start would not end at `end` in its half."""
+        if end - start > self._half:
+            raise ValueError(f"{end - start} bytes do not fit a journal entry of {self._half}")
 
     def _latest(self) -> tuple[Entry, int] | None:
         entries = [(entry, start) for start in (0, self._half) for entry in self._read(start)]

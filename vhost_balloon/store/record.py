@@ -43,6 +43,9 @@ AREAS: Final = {
 DOCUMENTS: Final = tuple(name for name in AREAS if name != JOURNAL)
 """Areas that hold JSON documents."""
 
+_SMALLEST: Final = {JOURNAL: 1 << 13}
+"""Least sizes in bytes: every request of the vhost-user specification has to fit the journal."""
+
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MAX_SIZE: Final = 1 << 24
 
@@ -85,7 +88,7 @@ class Record:
             raise StateError(f"header: {error!r}") from None
         for name in AREAS:
             at, length = places.get(name, (0, 0))
-            if at < _HEADER_SIZE or length < 128 or at + length > size:
+            if at < _HEADER_SIZE or length < _SMALLEST.get(name, 128) or at + length > size:
                 raise StateError(f"area {name} is missing")
         with memoryview(self._mapping) as whole:
             views = {name: whole[places[name][0] : sum(places[name])] for name in AREAS}
