@@ -9,7 +9,7 @@ import resource
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +75,16 @@ class OwnedFd:
 
     def __del__(self) -> None:
         self.close()
+
+
+def shut_down(fd: OwnedFd) -> None:
+    """End a socket's connection, of which other processes may have copies, in both directions."""
+    sock = socket.socket(fileno=fd.fileno())
+    try:
+        with suppress(OSError):  # the peer has gone
+            sock.shutdown(socket.SHUT_RDWR)
+    finally:
+        sock.detach()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Command:
     handler: Handler
     parameters: tuple[Parameter, ...] = ()
     returns: str = EMPTY
-    then: Callable[[], None] | None = None
+    then: Callable[[Vm], None] | None = None
 
 
 def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dict[str, Any]:

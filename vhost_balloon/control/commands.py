@@ -88,6 +88,13 @@ def _balloon_resume(vm: Vm, arguments: dict[str, Any]) -> Json:
     return {}
 
 
+async def _vm_disconnect(vm: Vm, arguments: dict[str, Any]) -> Json:
+    """End the front end's connection. QEMU's next reset of the guest would abort it."""
+    _check_id(vm, arguments)
+    await vm.disconnect()
+    return {}
+
+
 def _query_version(vm: Vm, arguments: dict[str, Any]) -> Json:
     return version_info()
 
@@ -115,6 +122,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "balloon-pause": Command(_balloon_pause, (_ID,)),
     "balloon-resume": Command(_balloon_resume, (_ID,)),
+    "vm-disconnect": Command(_vm_disconnect, (_ID,), then=lambda vm: vm.order_answered.set()),
     "query-vms": Command(_query_vms, returns="[VmInfo]"),
     "query-version": Command(_query_version, returns="VersionInfo"),
     "query-memory-size-summary": Command(_query_memory, returns="MemoryInfo"),

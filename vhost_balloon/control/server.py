@@ -95,7 +95,7 @@ class Client:
         self._server = server
         self._parser = RequestParser()
         self._negotiated = False
-        self._then: Callable[[], None] | None = None
+        self._then: Callable[[Vm], None] | None = None
         self._sending = trio.Lock()
         self._event = b""
         self._event_posted = trio.Event()
@@ -130,7 +130,7 @@ class Client:
             await self._send(qmp.encode(await self._reply(request)))
             then, self._then = self._then, None
             if then is not None:
-                then()
+                then(self._server.vm)
 
     async def _send_events(self) -> None:
         with suppress(_HungUpError):

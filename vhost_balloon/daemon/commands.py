@@ -37,5 +37,5 @@ def service_commands(configuration: Configuration, successor: Successor) -> Mapp
 
     return {
         "config-reload": Command(reload, returns="ConfigChanges"),
-        "upgrade": Command(upgrade, then=successor.want),
+        "upgrade": Command(upgrade, then=lambda vm: successor.want()),
     }

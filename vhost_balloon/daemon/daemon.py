@@ -42,6 +42,8 @@ from vhost_balloon.store.process_lock import ProcessLock
 from vhost_balloon.vm.doubts import doubts
 from vhost_balloon.vm.vm import Vm
 
+ANSWER_LIMIT: Final = 1.0
+"""Seconds for the reply to an order that disconnected --fd's front end, and so ends the daemon."""
 COUNTERS_PAUSE: Final = 1.0
 """Seconds until changed counters are written to the record, unless they are shown before."""
 
@@ -216,6 +218,8 @@ class _Daemon:
             if self._config.socket_path is not None:
                 await self._listen_again()
                 await self._front_ends.run(None, None, revived.set)
+        with trio.move_on_after(ANSWER_LIMIT):
+            await vm.order_answered.wait()
         stop()
 
     async def _listen_again(self) -> None:
@@ -235,7 +239,7 @@ class _Daemon:
         """Drop what was left and is no longer needed, once the VM is served again."""
         await revived.wait()
         assert self._vm.shelf is not None
-        self._vm.shelf.sweep()
+        self._vm.shelf.clear()
         await self._sockets.sweep()
         await self._vm.store.sweep()
         self._ready.set()

@@ -35,6 +35,7 @@ class FrontEnds:
         """A front end was accepted, or may have been left, but is not attached yet."""
         self._vm = vm
         self.listener = listener
+        vm.next_waits = self._next_waits
         self._shortage: Final = Shortage()
 
     async def run(
@@ -50,9 +51,7 @@ class FrontEnds:
             self.is_arriving = False
             ready()
 
-        name = await revive_front_end(self._vm, areas, attached)
-        if name is not None:
-            await self._vm.store.remove(name)
+        await revive_front_end(self._vm, areas, attached)
         if connected is not None:
             await self._serve(connected, peer_connected=False)
         while self.listener is not None:
@@ -89,4 +88,10 @@ class FrontEnds:
             await serve_front_end(self._vm, fd, name, peer_connected=peer_connected)
         finally:
             self.is_arriving = False
-        await self._vm.store.remove(name)
+
+    async def _next_waits(self) -> None:
+        """Wait until another front end waits in the backlog."""
+        if self.listener is None:
+            await trio.sleep_forever()
+        else:
+            await trio.lowlevel.wait_readable(self.listener.socket.fileno())

@@ -19,6 +19,7 @@ from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.front_end.conversation import Conversation
 from vhost_balloon.front_end.keeper import Keeper
+from vhost_balloon.front_end.making_way import SILENT, make_way
 from vhost_balloon.front_end.orders import Orders
 from vhost_balloon.front_end.parts import LeftConnection, Parts
 from vhost_balloon.front_end.transport import Transport
@@ -84,6 +85,7 @@ async def run_connection(
         vm.front_end = None
         transport.close()
     connection.keeper.ended()
+    await vm.forget_front_end(name)
     connection.gone.set()
     vm.status_changed.set()
     vm.log.info("front end gone")
@@ -169,7 +171,6 @@ class FrontEndConnection:
         self._executor.observe_balloon()
         await self._rings.apply()
         self._executor.tell_config()
-        self._transport.is_new = False
         self.vm.log.info(f"front end resumed (process {self._pid})")
         self._conversation.pending = left.pending
 
@@ -180,6 +181,7 @@ class FrontEndConnection:
         self._guest.look_for_pins(trio.current_time())
         self._nursery.start_soon(self._poll_stats)
         self._nursery.start_soon(self.orders.run)
+        self._nursery.start_soon(make_way, self._transport, self.vm.next_waits, self._make_way)
         try:
             await self._conversation.run()
         except StreamError as error:
@@ -210,6 +212,16 @@ class FrontEndConnection:
         """End a hold, or cancel one that is still being waited for."""
         await self._rings.apply()
         self._conversation.release()
+
+    async def disconnect(self) -> None:
+        """End the connection, and wait until everything is released."""
+        self.vm.log.info("front end disconnected by the operator")
+        self._conversation.end()
+        await self.gone.wait()
+
+    def _make_way(self) -> None:
+        self._misbehaved(SILENT)
+        self._conversation.end()
 
     def _misbehaved(self, text: str) -> None:
         self.vm.counters.front_end_errors += 1

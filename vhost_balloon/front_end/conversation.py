@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from vhost_balloon.errors import StreamError
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.session.message import Message
 from vhost_balloon.store.journal import Entry, Phase
@@ -60,6 +61,7 @@ class Conversation:
         self._answer = answer
         self._receiving = trio.CancelScope()
         self._answering = False
+        self._ending = False
         self._hold: _Hold | None = None
         self._ended = trio.Event()
 
@@ -78,6 +80,10 @@ class Conversation:
                 self._hold.reached.set()
                 await self._hold.released.wait()
                 self._hold = None
+            self._transport.shut_down()
+        except (StreamError, ConnectionError):
+            self._transport.shut_down()
+            raise
         finally:
             self._ended.set()
             if self._hold is not None:
@@ -86,14 +92,14 @@ class Conversation:
     async def _serve_all(self) -> bool:
         """Answer until the connection ends (False) or a hold is requested (True)."""
         with trio.CancelScope() as self._receiving:
-            while self._hold is None:
+            while self._hold is None and not self._ending:
                 message = await self._transport.receive()
                 if message is None:
                     return False
                 self._answering = True
                 await self._serve(message)
                 self._answering = False
-        return True
+        return not self._ending
 
     async def _serve(self, message: Message) -> None:
         self._keeper.begin()
@@ -105,6 +111,13 @@ class Conversation:
         if reply is not None:
             await self._transport.reply(message.request, reply)
         self._keeper.answered()
+
+    def end(self) -> None:
+        """End the connection, after the request at hand but without its reply."""
+        self._ending = True
+        self._transport.shut_down()
+        if not self._answering:
+            self._receiving.cancel()
 
     async def hold(self) -> bool:
         """Stop between two messages until release(), even if this is cancelled.

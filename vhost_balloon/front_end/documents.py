@@ -227,6 +227,16 @@ def read_partial(document: Document) -> Partial:
     )
 
 
+def read_silent(document: Document, sequence: int) -> bool:
+    """Whether the front end has sent no whole message yet; sequence: the journal's newest request,
+    which is newer than the document if one came since.
+
+    Documents of earlier versions have no such member, and their front ends count as heard.
+    """
+    silent = flag(document.get("silent", False))
+    return silent and read_applied(document["applied"])[0] == sequence
+
+
 def applied_document(sequence: int, reply: bytes | None = None) -> Document:
     """The last request whose changes the other members contain, and its reply."""
     return {"sequence": sequence, "reply": None if reply is None else reply.hex()}

@@ -16,6 +16,8 @@ from vhost_balloon.figures.refusal import INERT
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.front_end.conversation import Conversation, Pending
 from vhost_balloon.front_end.documents import applied_document, inert_document, partial_document
+from vhost_balloon.front_end.keeper import forget
+from vhost_balloon.front_end.making_way import SILENT, make_way
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.session.inert_session import InertSession
 from vhost_balloon.session.message import Message
@@ -70,10 +72,8 @@ class InertKeeper:
         self._save(record, record.journal.sequence)
 
     def ended(self) -> None:
-        """The front end has gone: remove the connection from the record."""
         if self._record is not None:
-            self._record.save("connection", None)
-            self._record.journal.sent()
+            forget(self._record)
 
     def _changed(self) -> None:
         """Part of a message was taken, after the newest request in the journal."""
@@ -86,6 +86,7 @@ class InertKeeper:
             "partial": partial_document(self._transport.partial),
             "peer-connected": self._peer_connected,
             "applied": applied_document(sequence),
+            "silent": self._transport.is_new,
         }
         record.save("connection", document)
 
@@ -110,13 +111,13 @@ class InertConnection:
         )
         self._pid: Final = transport.peer_pid() if peer_connected else None
         self._vm = vm
+        self._name = name
         self._transport = transport
         self._conversation = Conversation(transport, self.keeper, self._answer)
 
     def take_over(self, pending: Pending | None) -> None:
         """pending: the request that serve() answers first."""
         self.keeper.attached(pending=pending is not None)
-        self._transport.is_new = False
         self._conversation.pending = pending
         self._vm.log.misbehaved(
             f"the front end is only answered, and its balloon does nothing: {self.keeper.reason}; "
@@ -126,16 +127,35 @@ class InertConnection:
     async def serve(self) -> None:
         """Answer messages until the connection ends."""
         try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(make_way, self._transport, self._vm.next_waits, self._make_way)
+                await self._converse()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._vm.front_end = None
+            self._transport.close()
+        self.keeper.ended()
+        await self._vm.forget_front_end(self._name)
+        self.gone.set()
+        self._vm.log.info("front end gone")
+
+    async def _converse(self) -> None:
+        try:
             await self._conversation.run()
         except StreamError as error:
             self._vm.log.misbehaved(f"connection ended: {error}")
         except ConnectionError:
             pass  # the front end went while its reply was sent
-        finally:
-            self._transport.close()
-        self.keeper.ended()
-        self.gone.set()
-        self._vm.log.info("front end gone")
+
+    def _make_way(self) -> None:
+        self._vm.log.misbehaved(SILENT)
+        self._conversation.end()
+
+    async def disconnect(self) -> None:
+        """End the connection, and wait until everything is released."""
+        self._vm.log.info("front end disconnected by the operator")
+        self._conversation.end()
+        await self.gone.wait()
 
     async def _answer(self, message: Message) -> bytes | None:
         return self.session.answer(message)

@@ -43,6 +43,13 @@ def clock_offset() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - trio.current_time()
 
 
+def forget(record: Record) -> None:
+    """Clear the record: the front end has gone and everything is closed."""
+    record.journal.sent()  # first: a reply that is left must not be sent to the next front end
+    for area in ("connection", "balloon", "stats"):
+        record.save(area, None)
+
+
 class Keeper:
     """record: None without a store."""
 
@@ -106,11 +113,8 @@ class Keeper:
         self._save_stats(record)
 
     def ended(self) -> None:
-        """Clear the record: the front end has gone and everything is closed."""
         if self.record is not None:
-            for area in ("connection", "balloon", "stats"):
-                self.record.save(area, None)
-            self.record.journal.sent()
+            forget(self.record)
 
     def _save_balloon(self, record: Record) -> None:
         record.save("balloon", documents.balloon_document(self._parts.session))
@@ -139,6 +143,7 @@ class Keeper:
             "partial": documents.partial_document(parts.transport.partial),
             "applied": applied,
             "foreign": self.foreign,
+            "silent": parts.transport.is_new,
         }
 
     def _regions(self) -> list[Document]:

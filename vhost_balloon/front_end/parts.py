@@ -33,13 +33,14 @@ class LeftConnection:
     """A connection that the previous process left: live parts, ready to be served.
 
     peer_connected: see connection.serve_front_end(). foreign: a later version left the state, so
-    nothing may be discarded.
+    nothing may be discarded. silent: no whole message has come yet.
     """
 
     session: Session
     peer_connected: bool
     foreign: bool
     partial: Partial | None
+    silent: bool
     transport: Transport = field(init=False)
     memory: GuestMemory = field(default_factory=GuestMemory)
     channel: BackendChannel | None = None

@@ -35,7 +35,7 @@ from protocol.vhost_user import (
     REPLY_FLAGS,
 )
 from vhost_balloon.errors import StreamError
-from vhost_balloon.fds import OwnedFd, receive_fds
+from vhost_balloon.fds import OwnedFd, receive_fds, shut_down
 from vhost_balloon.front_end.partial import Partial, parse_header
 from vhost_balloon.front_end.peeked import Peeked
 from vhost_balloon.front_end.peer import has_gone, is_peer, peer_pid
@@ -333,6 +333,10 @@ class Transport:
         if len(data) == size and crc32(data) == checksum:
             self._take(size)
         self.partial.unsure = None
+
+    def shut_down(self) -> None:
+        """End the connection, also for the service manager's copy of the socket."""
+        shut_down(self.fd)
 
     def close(self) -> None:
         if self.partial is not None:

@@ -65,6 +65,7 @@ def read_connection(
         socket, shelf, journal if outlives else None, pipe, partial=left.partial
     )
     left.transport.make_sure()
+    left.transport.is_new = left.silent
     return left
 
 
@@ -82,6 +83,7 @@ def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> L
         peer_connected=flag(document["peer-connected"]),
         foreign=flag(document["foreign"]),
         partial=read_partial(document, journal, shelf),
+        silent=documents.read_silent(document, journal.sequence),
     )
     if left.partial is not None:
         undo.callback(left.partial.close)

@@ -13,7 +13,9 @@ from vhost_balloon.checked import Document, reading
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.connection import FrontEndConnection, run_connection, serve_front_end
+from vhost_balloon.front_end.documents import read_silent
 from vhost_balloon.front_end.inert import InertConnection
+from vhost_balloon.front_end.keeper import forget
 from vhost_balloon.front_end.parts import LeftConnection
 from vhost_balloon.front_end.peer import has_gone
 from vhost_balloon.front_end.transport import Transport
@@ -29,9 +31,8 @@ MAX_CRASHES: Final = 3
 and again, and the VM's next front end would never be served."""
 
 
-async def revive_front_end(vm: Vm, areas: Document | None, ready: Callable[[], None]) -> str | None:
-    """Serve the front end that was left until it goes; return the name of its socket, or None if
-    there was none.
+async def revive_front_end(vm: Vm, areas: Document | None, ready: Callable[[], None]) -> None:
+    """Serve the front end that was left, if there is one, until it goes.
 
     areas: the documents that were left, None if there are none. ready is called once the front end
     is served again, or there is none.
@@ -42,11 +43,13 @@ async def revive_front_end(vm: Vm, areas: Document | None, ready: Callable[[], N
             name = str(document.get("socket"))
             if (socket := vm.store.take(name)) is not None:
                 await _revive(vm, areas, name, socket, ready)
-                return name
+                return
             vm.log.warning("its front end's socket was lost")
         newest = newest_connection(vm.store)
         if newest is None:
-            return None
+            if document is not None:
+                _forget(vm)
+            return
         socket = vm.store.take(newest)
         assert socket is not None
         if areas is not None and document is None:
@@ -55,9 +58,16 @@ async def revive_front_end(vm: Vm, areas: Document | None, ready: Callable[[], N
             await serve_front_end(vm, socket, newest)
         else:
             await _serve_inert(vm, None, newest, socket, STATE_LOST, ready)
-        return newest
     finally:
         ready()
+
+
+def _forget(vm: Vm) -> None:
+    """Clear the record of a front end that has gone."""
+    assert vm.record is not None
+    forget(vm.record)
+    vm.crashes = 0
+    vm.save()
 
 
 def newest_connection(store: Store) -> str | None:
@@ -72,6 +82,13 @@ def newest_connection(store: Store) -> str | None:
 async def _revive(
     vm: Vm, areas: Document, name: str, socket: OwnedFd, ready: Callable[[], None]
 ) -> None:
+    if has_gone(socket):
+        # Also if it was disconnected: its guest may still use the rings.
+        _forget(vm)
+        await vm.forget_front_end(name)
+        socket.close()
+        vm.log.info("front end gone")
+        return
     try:
         found = _rebuild(vm, areas, socket)
     except OSError:
@@ -134,16 +151,18 @@ async def _serve_inert(
     """Use what can be read of the connection's state, so that its stream continues in place."""
     assert vm.record is not None
     assert vm.shelf is not None
-    partial, pending, answers, peer_connected = None, None, None, True
+    partial, pending, answers, peer_connected, silent = None, None, None, True, False
     if areas is not None:
         document, journal = areas["connection"], vm.record.journal
         with suppress(StateError), reading("connection"):
             partial = read_partial(document, journal, vm.shelf)
         with suppress(StateError), reading("connection"):
             pending = read_pending(journal, document["applied"], vm.shelf)
+            silent = read_silent(document, journal.sequence)
         answers, peer_connected = document.get("answers"), document.get("peer-connected", True)
     transport = Transport(socket, vm.shelf, vm.journal, vm.pipe, partial=partial)
     transport.make_sure()
+    transport.is_new = silent
     inert = InertConnection(vm, transport, name, reason, peer_connected=peer_connected is True)
     vm.front_end = inert
     vm.status_changed.set()
@@ -155,7 +174,6 @@ async def _serve_inert(
     try:
         await inert.serve()
     finally:
-        vm.front_end = None
         vm.status_changed.set()
     vm.crashes = 0
     vm.save()

@@ -172,6 +172,14 @@ class Shelf:
             fd.close()
         self._left.clear()
 
+    def clear(self) -> None:
+        """Let go of all that is not in use: the front end has gone, and descriptors on the shelf
+        would keep its guest's memory from the host."""
+        self.sweep()
+        if not self.users and self._pairs[self.in_use].packets:
+            with suppress(OSError):  # the next message that finds no room tries again
+                self._compact()
+
     def put(self, fds: list[OwnedFd]) -> list[OwnedFd]:
         """Put a message's descriptors, at most MAX_PACKET, on the shelf, and take them over.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -13,6 +13,7 @@ from protocol.qmp import ErrorClass
 from vhost_balloon.checked import Document, flag, number, reading, real
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import CommandError
+from vhost_balloon.fds import shut_down
 from vhost_balloon.figures.counters import (
     Counters,
     counters_document,
@@ -22,7 +23,7 @@ from vhost_balloon.figures.refusal import OPERATOR
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.pace.wakefulness import Wakefulness
-from vhost_balloon.store.descriptors import Store
+from vhost_balloon.store.descriptors import CONNECTION, Store
 from vhost_balloon.vm.settings import VmSettings, settings_from_json, settings_to_json
 from vhost_balloon.vm.snapshot import VmStatistics
 
@@ -94,6 +95,9 @@ class FrontEnd(Protocol):
     async def fresh_stats(self) -> None:
         """Request statistics and wait for them. Raises CommandError if none can come."""
 
+    async def disconnect(self) -> None:
+        """End the connection, and wait until everything is released."""
+
     async def hold(self) -> None:
         """Stop between two messages until release(), which is due even if this is cancelled;
         return as well once the front end has gone."""
@@ -126,6 +130,11 @@ class Vm:
         self.log = VmLog(name)
         self.front_end: FrontEnd | None = None
         """The attached front end, served or only answered."""
+        self.next_waits: Callable[[], Awaitable[None]] = trio.sleep_forever
+        """Waits until another front end waits at the socket (daemon/front_ends.py)."""
+        self.order_answered = trio.Event()
+        """Set, except from an order to disconnect until its reply was sent."""
+        self.order_answered.set()
         self.waits_for_lock = False
         """The VM is not served yet: the previous process still has it and cannot be killed. Users
         see the state "stuck", which also stands for a guest that does not follow its target; the
@@ -231,6 +240,13 @@ class Vm:
                 part.close()
         self.record = self.shelf = self.pipe = None
 
+    async def forget_front_end(self, name: str) -> None:
+        """Drop what outlives this process of a front end that has gone. name: its socket's, in the
+        store."""
+        if self.shelf is not None:
+            self.shelf.clear()
+        await self.store.remove(name)
+
     def restore_orders(self, document: Document) -> None:
         """Restore orders. An order that overrode a setting holds until that setting changes.
 
@@ -303,6 +319,21 @@ class Vm:
         if (orders := self._orders()) is not None:
             await orders.judge_memory()
         self.set_target(value)
+
+    async def disconnect(self) -> None:
+        """End the front end's connection, and wait until everything is released.
+
+        A connection that waits for the lock ends as well. Raises CommandError without a front end.
+        """
+        left = self.store.left(CONNECTION)
+        if self.front_end is None and not left:
+            raise not_activated(f": VM '{self.id}' has no front end")
+        self.order_answered = trio.Event()
+        if self.front_end is not None:
+            await self.front_end.disconnect()
+        for name in left:
+            shut_down(self.store.look(name))
+            await self.store.remove(name)
 
     def set_target(self, value: int) -> None:
         """Set the guest's target to value bytes (> 0). Raises CommandError without a device."""
