@@ -83,7 +83,7 @@ def test_zsh_completes_commands_options_and_vms() -> None:
     for name in commands(build_parser()):
         assert f"    {name}:" in text
     assert '"--wait[wait until the target is reached]"' in text
-    assert text.count(r'\`list\`:_vhost_balloonctl_vms"') == 6
+    assert text.count(r'\`list\`:_vhost_balloonctl_vms"') == 7
     assert '"*:names of VMs:_vhost_balloonctl_vms"' in text
     assert text.count(':PATH:_files"') == text.count(":PATH:") > 0
     assert '"--timeout=[stop waiting after this time]:SECONDS:"' in text

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/vhost-balloonctl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_vhost_balloonctl_subparsers=(list status stats watch set pause resume reload upgrade qemu-args monitoring install-units completion)
+_shtab_vhost_balloonctl_subparsers=(list status stats watch set pause resume disconnect reload upgrade qemu-args monitoring install-units completion)
 
 _shtab_vhost_balloonctl_list_option_strings=(-h --help --folder --control-socket --json --names)
 _shtab_vhost_balloonctl_status_option_strings=(-h --help --folder --control-socket --json)
@@ -14,6 +14,7 @@ _shtab_vhost_balloonctl_watch_option_strings=(-h --help --folder --control-socke
 _shtab_vhost_balloonctl_set_option_strings=(-h --help --folder --control-socket --json --wait --force --timeout)
 _shtab_vhost_balloonctl_pause_option_strings=(-h --help --folder --control-socket --json)
 _shtab_vhost_balloonctl_resume_option_strings=(-h --help --folder --control-socket --json)
+_shtab_vhost_balloonctl_disconnect_option_strings=(-h --help --folder --control-socket --json)
 _shtab_vhost_balloonctl_reload_option_strings=(-h --help --folder --control-socket --json --all)
 _shtab_vhost_balloonctl_upgrade_option_strings=(-h --help --folder --control-socket --json --all)
 _shtab_vhost_balloonctl_qemu_args_option_strings=(-h --help --folder --control-socket --json --memory)
@@ -41,6 +42,9 @@ _shtab_vhost_balloonctl_pause___control_socket_COMPGEN=_shtab_compgen_files
 _shtab_vhost_balloonctl_resume_pos_0_COMPGEN=_vhost_balloonctl_vms
 _shtab_vhost_balloonctl_resume___folder_COMPGEN=_shtab_compgen_files
 _shtab_vhost_balloonctl_resume___control_socket_COMPGEN=_shtab_compgen_files
+_shtab_vhost_balloonctl_disconnect_pos_0_COMPGEN=_vhost_balloonctl_vms
+_shtab_vhost_balloonctl_disconnect___folder_COMPGEN=_shtab_compgen_files
+_shtab_vhost_balloonctl_disconnect___control_socket_COMPGEN=_shtab_compgen_files
 _shtab_vhost_balloonctl_reload_pos_0_COMPGEN=_vhost_balloonctl_vms
 _shtab_vhost_balloonctl_reload___folder_COMPGEN=_shtab_compgen_files
 _shtab_vhost_balloonctl_reload___control_socket_COMPGEN=_shtab_compgen_files
@@ -64,7 +68,7 @@ _shtab_vhost_balloonctl___control_socket_COMPGEN=_shtab_compgen_files
 
 _shtab_vhost_balloonctl_monitoring_pos_0_choices=(rules dashboard)
 _shtab_vhost_balloonctl_completion_pos_0_choices=(bash zsh)
-_shtab_vhost_balloonctl_pos_0_choices=(list status stats watch set pause resume reload upgrade qemu-args monitoring install-units completion)
+_shtab_vhost_balloonctl_pos_0_choices=(list status stats watch set pause resume disconnect reload upgrade qemu-args monitoring install-units completion)
 
 _shtab_vhost_balloonctl_list__h_nargs=0
 _shtab_vhost_balloonctl_list___help_nargs=0
@@ -91,6 +95,9 @@ _shtab_vhost_balloonctl_pause___json_nargs=0
 _shtab_vhost_balloonctl_resume__h_nargs=0
 _shtab_vhost_balloonctl_resume___help_nargs=0
 _shtab_vhost_balloonctl_resume___json_nargs=0
+_shtab_vhost_balloonctl_disconnect__h_nargs=0
+_shtab_vhost_balloonctl_disconnect___help_nargs=0
+_shtab_vhost_balloonctl_disconnect___json_nargs=0
 _shtab_vhost_balloonctl_reload_pos_0_nargs='*'
 _shtab_vhost_balloonctl_reload__h_nargs=0
 _shtab_vhost_balloonctl_reload___help_nargs=0

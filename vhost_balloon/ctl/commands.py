@@ -111,6 +111,7 @@ _VM_COMMANDS: Final[Mapping[str, VmCommand]] = {
     "set": orders.set_target,
     "pause": orders.pause,
     "resume": orders.resume,
+    "disconnect": orders.disconnect,
 }
 _COMMANDS: Final[Mapping[str, Command]] = {
     "list": _list,

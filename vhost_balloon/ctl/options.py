@@ -170,6 +170,8 @@ def _add_orders(commands: Commands) -> None:
     )
     _add(commands, "pause", "acknowledge a guest's free pages without discarding them", vm=True)
     _add(commands, "resume", "discard a guest's free pages again", vm=True)
+    text = "end the connection of a VM's QEMU, which aborts at the guest's next reset"
+    _add(commands, "disconnect", text, vm=True)
 
 
 _UPKEEP: Final = {

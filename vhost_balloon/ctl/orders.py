@@ -1,4 +1,4 @@
-"""set, pause and resume: changes a VM's state, and waits for the effect."""
+"""set, pause, resume and disconnect: changes a VM's state, and waits for the effect."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ POLL_SECONDS: Final = 0.2
 
 PAGE_SIZE: Final = 4096
 """The daemon rounds a target up to whole pages."""
+
+RELEASE_SECONDS: Final = 10.0
+"""Time beyond the usual limit for a service manager that is slow to drop the connection."""
+
+DISCONNECTED: Final = (
+    "its QEMU keeps running without the balloon, but aborts at the guest's next reset or at "
+    "`stop` and `cont`: shut the guest down and start QEMU again"
+)
+"""What a running QEMU makes of the end of its connection."""
 
 _GIVEN_UP: Final = {"stuck": "is stuck", "out-of-memory": "is out of memory"}
 
@@ -108,6 +117,16 @@ def pause(options: argparse.Namespace, client: Client, output: Output) -> None:
 def resume(options: argparse.Namespace, client: Client, output: Output) -> None:
     """Discard reported pages again, unless another reason forbids it."""
     _order(options, client, output, "balloon-resume")
+
+
+def disconnect(options: argparse.Namespace, client: Client, output: Output) -> None:
+    """End the connection of a VM's front end, and warn of what that does to its QEMU."""
+    client.execute("vm-disconnect", patience=RELEASE_SECONDS)
+    output.warn(f"{options.vm}: {DISCONNECTED}")
+    if options.json:
+        output.json({"id": options.vm, "disconnected": True})
+    else:
+        output.lines([printable(f"{options.vm}: the front end is disconnected")])
 
 
 def _order(options: argparse.Namespace, client: Client, output: Output, command: str) -> None:

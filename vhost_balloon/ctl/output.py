@@ -1,7 +1,8 @@
-"""Writes to standard output: a terminal, a pipe or a file."""
+"""Writes to standard output: a terminal, a pipe or a file; and lines to standard error."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any, Final, TextIO
 
 from vhost_balloon.ctl.errors import CtlError, ReaderGone
+from vhost_balloon.ctl.options import PROGRAM
+from vhost_balloon.printable import printable
 
 _DEFAULT_SIZE: Final = os.terminal_size((80, 24))
 
@@ -47,6 +50,13 @@ class Output:
     def json(self, value: Any) -> None:
         """Write JSON on one line. It contains no raw control characters."""
         self.write(json.dumps(value) + "\n")
+
+    def warn(self, text: str) -> None:
+        """Write a line to standard error, if it is open."""
+        with contextlib.suppress(OSError):
+            # print() would use standard output instead of a closed standard error.
+            if sys.stderr is not None:
+                print(f"{PROGRAM}: {printable(text)}", file=sys.stderr)
 
     def write(self, text: str) -> None:
         """Raises ReaderGone or CtlError."""
