@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from protocol.virtio_balloon import STAT_NAMES, StatTag
 from tests.support.control_client import (
@@ -179,6 +181,28 @@ async def test_query_balloon(client: Client, vm: Vm) -> None:
     assert await client.execute("query-balloon") == {"actual": 512 << 20}
     attach(vm, actual=None, guest_memory=0)
     assert (await client.failure("query-balloon"))[0] == "DeviceNotActive"
+
+
+# vm-disconnect
+
+
+async def test_disconnect_returns_once_the_front_end_has_gone(client: Client, vm: Vm) -> None:
+    error = ("DeviceNotActive", "No balloon device has been activated: VM 'web1' has no front end")
+    assert await client.failure("vm-disconnect") == error
+    assert await client.failure("vm-disconnect", id="web1") == error
+    web1 = attach(vm)
+    text = "Invalid parameter type for 'id', expected: string"
+    assert await client.failure("vm-disconnect", id=1) == ("GenericError", text)
+    assert (await client.failure("vm-disconnect", id="web2"))[0] == "DeviceNotFound"
+    assert not web1.disconnected.is_set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.execute, "vm-disconnect")
+        await web1.disconnected.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        assert not vm.order_answered.is_set()
+        web1.gone.set()
+    assert vm.order_answered.is_set()
 
 
 # qom-get and qom-set

@@ -152,6 +152,27 @@ async def test_set_fails_when_its_vm_goes_away(tmp_path: Path, nursery: trio.Nur
     assert ended == [(1, "", "vhost-balloonctl: vm1 went away\n")]
 
 
+async def test_disconnect(tmp_path: Path) -> None:
+    """The order is carried out, and the warning is one line."""
+    warning = (
+        "vhost-balloonctl: vm1: its QEMU keeps running without the balloon, but aborts at the "
+        "guest's next reset or at `stop` and `cont`: shut the guest down and start QEMU again\n"
+    )
+    async with vm_served(tmp_path) as host:
+        for words, out in (
+            ((), "vm1: the front end is disconnected\n"),
+            (("--json",), '{"id": "vm1", "disconnected": true}\n'),
+        ):
+            async with by_hand(host.path()):
+                assert await ctl(tmp_path, "disconnect", "vm1", *words) == (0, out, warning)
+            assert not host.vm().attached
+        done = await ctl(tmp_path, "disconnect", "vm1")
+        text = "No balloon device has been activated: VM 'vm1' has no front end"
+        assert done == (1, "", f"vhost-balloonctl: {text}\n")
+        absent = "vhost-balloonctl: there is no VM 'vm2' (known VMs: vm1)\n"
+        assert await ctl(tmp_path, "disconnect", "vm2") == (1, "", absent)
+
+
 async def test_stats(tmp_path: Path) -> None:
     async with (
         vm_served(tmp_path) as host,

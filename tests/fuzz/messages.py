@@ -38,6 +38,11 @@ NAME: Final = f"{CONNECTION}1"
 _FLAGS: Final = (1, 1, 1, 9, 9, 9, 9, 5, 13, 1, 9, 1, 9, 1, 9, 9)
 
 
+def _count(number: int) -> int:
+    """A number of descriptors; seldom more than any message may have."""
+    return number % 20 if number > 240 else number % 9
+
+
 class FrontEnd:
     """Plays the steps that a Source decides, one per decision."""
 
@@ -80,10 +85,11 @@ class FrontEnd:
                     await self._send(sent)
             case 3:
                 flags, request = source.pick(_FLAGS), source.number()
-                kinds = tuple(source.number() for _ in range(source.number() % 9))
+                kinds = tuple(source.number() for _ in range(_count(source.number())))
                 await self._send(Sent(request, source.some(source.number()), kinds, flags))
             case 4:
-                data, kinds = source.some(source.number()), (source.number(),)
+                data, number = source.some(source.number()), source.number()
+                kinds = (number,) * max(_count(number), 1)
                 await self._send_bytes(data, kinds if source.rarely() else ())
             case 5:
                 self._memory.scribble(source)

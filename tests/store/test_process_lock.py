@@ -155,6 +155,26 @@ async def test_the_next_process_waits_and_continues_once_it_has_the_lock(tmp_pat
         assert host.manager.names() == stored
 
 
+async def test_a_front_end_that_waits_for_the_lock_can_be_disconnected(tmp_path: Path) -> None:
+    async with hosting(tmp_path) as host:
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            with unkillable(host):
+                host.manager.start()
+                assert host.vm()["state"] == "stuck"
+                await guest.front_end.send(1)  # GET_FEATURES: nobody answers
+                host.ask("vm-disconnect")
+                with trio.fail_after(5), pytest.raises((BackEndGone, ConnectionResetError)):
+                    await guest.front_end.receive_reply()
+                with pytest.raises(QMPError, match="no front end"):
+                    host.ask("vm-disconnect")
+        async with by_hand(host.path()) as guest:
+            await guest.inflate([5000])
+            host.manager.kill()
+            await guest.inflate([5001])
+        await eventually(lambda: len(host.manager.names()) == KEPT)
+
+
 async def test_everything_that_the_previous_process_did_counts(tmp_path: Path) -> None:
     """The old process was only slow: it continues for a while, then ends."""
     async with hosting(tmp_path) as host, by_hand(host.path()) as guest:

@@ -127,6 +127,13 @@ def test_a_document_that_does_not_fit_changes_nothing() -> None:
     assert again(record).load("stats") == [1]
 
 
+def test_a_journal_without_room_for_requests_is_missing() -> None:
+    places = header()["areas"]
+    places["journal"][1] = 4096
+    with pytest.raises(StateError, match="area journal is missing"):
+        Record(of(header(areas=places)))
+
+
 def test_the_largest_documents_fit() -> None:
     from protocol.virtio_balloon import Queue
     from vhost_balloon.balloon.device import MAX_PAGES, Balloon

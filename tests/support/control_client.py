@@ -27,6 +27,7 @@ class FakeFrontEnd:
         self.targets: list[int] = []
         self.pauses: list[bool] = []
         self.sample: VmStatistics | None = None
+        self.disconnected, self.gone = trio.Event(), trio.Event()
 
     @property
     def orders(self) -> FakeFrontEnd:
@@ -41,6 +42,10 @@ class FakeFrontEnd:
 
     def pause(self, paused: bool) -> None:
         self.pauses.append(paused)
+
+    async def disconnect(self) -> None:
+        self.disconnected.set()
+        await self.gone.wait()
 
     async def fresh_stats(self) -> None:
         """Take `sample`; without one, never return."""

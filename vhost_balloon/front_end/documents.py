@@ -24,7 +24,8 @@ from vhost_balloon.store.shelf import shelf_name
 
 MAX_ORDER: Final = 1 << 128
 """Bound for an order on record, in bytes; QMP has none."""
-
+MAX_REASON: Final = 1000
+"""Bound for the text that says why a state is unusable: it may quote that state."""
 
 _ADDRESS: Final = ("index", "descriptor", "available", "used", "log")
 _REGION: Final = ("guest-address", "size", "user-address", "mmap-offset")
@@ -195,7 +196,7 @@ def read_eventfds(documents: Iterable[Document]) -> list[tuple[int, str]]:
 
 def inert_document(reason: str, socket: str) -> Document:
     """All that is known if the state was lost; inert.py adds answers and messages."""
-    return {"inert": reason, "socket": socket}
+    return {"inert": reason[:MAX_REASON], "socket": socket}
 
 
 # Messages
