@@ -15,11 +15,12 @@ from zlib import crc32
 
 import trio
 
-from protocol.vhost_user import Request
+from protocol.vhost_user import HEADER, VERSION, HeaderFlag, Request
 from protocol.virtio_balloon import Queue, StatTag
 from tests.rig.errors import GuestError
 from tests.rig.qmp import QMPClient
 from tests.support.end_to_end import BLOCK, MIB, PAGE, ByHand, by_hand, eventually, fill, is_filled
+from tests.support.hostile.bad_requests import descriptors
 from tests.support.restarting.service_manager import ServiceManager
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.memory import GuestRam
@@ -33,6 +34,17 @@ KEPT: Final = 9
 shelf, two listeners. A front end adds its connection."""
 PATIENCE: Final = 60.0
 """Seconds for a whole scenario: several starts of the daemon, on a busy machine."""
+
+
+TOO_MANY: Final[tuple[tuple[int, bytes, list[int]], ...]] = (
+    (Request.SET_MEM_TABLE, bytes(264), [9]),
+    (Request.RESET_DEVICE, b"", [250]),
+    (Request.SET_MEM_TABLE, bytes(264), [5, 5]),
+    (Request.ADD_MEM_REG, bytes(40), [8, 1, 1]),
+    (Request.SET_STATUS, bytes(8), [1] * 10),
+    (1000, bytes(200_000), [3, 3, 3, 3]),
+)
+"""Requests and payloads, and the descriptors that come with each part."""
 
 
 class Host:
@@ -156,6 +168,7 @@ class Scenario:
                     nursery.cancel_scope.cancel()
                 await scenario.requests()
                 await scenario.memory()
+                await scenario.refusals()
                 await scenario.stop_and_cont()
                 await scenario.resets()
                 assert is_filled(guest.ram, cls.KEPT.start, len(cls.KEPT))
@@ -204,6 +217,18 @@ class Scenario:
         await self.front_end.remove_region(dimm)
         self.ram.remove(dimm)
         await self.requests()
+
+    async def refusals(self) -> None:
+        """Messages with more descriptors than any request has, in one part and in several."""
+        for request, payload, counts in TOO_MANY:
+            flags = VERSION | HeaderFlag.NEED_REPLY
+            data = HEADER.pack(request, flags, len(payload)) + payload
+            size = -(-len(data) // len(counts))
+            for at, count in enumerate(counts):
+                with descriptors(["eventfd"] * count) as fds:
+                    await self.front_end.send_raw(data[at * size : (at + 1) * size], fds)
+            reply = await self.front_end.receive_reply()
+            assert (reply.request, reply.payload[0]) == (request, 1), "it was not refused"
 
     async def stop_and_cont(self) -> None:
         """The bases are those of the rings, and all goes on at them."""
