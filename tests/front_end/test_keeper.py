@@ -19,11 +19,12 @@ from protocol.virtio_balloon import NUM_QUEUES, StatTag
 from vhost_balloon.balloon.device import MAX_PAGES, Balloon
 from vhost_balloon.errors import RingError, RingErrorReason
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.front_end.documents import MAX_TARGET, inert_document
+from vhost_balloon.front_end.documents import MAX_ORDER, inert_document
 from vhost_balloon.front_end.inert import InertKeeper
 from vhost_balloon.front_end.keeper import Keeper
 from vhost_balloon.front_end.partial import Partial
 from vhost_balloon.front_end.parts import Parts
+from vhost_balloon.memory.region import GuestRegion, MappedRegion, UntouchedRegion
 from vhost_balloon.session.inert_session import InertSession
 from vhost_balloon.session.requests import REFUSALS
 from vhost_balloon.session.session import Ring, Session
@@ -61,7 +62,7 @@ def session() -> Session:
     address = VringAddress(4, 0, MOST, MOST, MOST, MOST)
     session.rings = [Ring(32768, address, 65535, False, False) for _ in range(NUM_QUEUES)]
     session.returned_bases = dict.fromkeys(range(NUM_QUEUES), 65535)
-    session.balloon.restore(MAX_TARGET, *[MAX_PAGES] * 4)
+    session.balloon.restore(MAX_ORDER, *[MAX_PAGES] * 4)
     session.balloon.stats.update(dict.fromkeys(StatTag, MOST), 1e12, 1e12 / 3)
     return session
 
@@ -73,14 +74,26 @@ def ring(index: int) -> SimpleNamespace:
     return SimpleNamespace(index=index, virtqueue=queue, broken=broken, kick=kick)
 
 
+def mapped() -> MappedRegion:
+    held = MappedRegion.__new__(MappedRegion)
+    held.region, held.fd = Region(MOST, MOST, MOST, MOST), shelved()
+    return held
+
+
+def untouched() -> UntouchedRegion:
+    held = UntouchedRegion.__new__(UntouchedRegion)
+    held.region = Region(MOST, MOST, MOST, MOST)
+    return held
+
+
+@pytest.mark.parametrize("held", [mapped(), untouched()], ids=["mapped", "untouched"])
 @pytest.mark.parametrize("reply", [None, LONGEST_REPLY])
-async def test_a_connection(record: Record, reply: bytes | None) -> None:
+async def test_a_connection(record: Record, reply: bytes | None, held: GuestRegion) -> None:
     indexes = range(NUM_QUEUES)
     eventfds = {index: SimpleNamespace(fd=shelved()) for index in indexes}
     rings = SimpleNamespace(rings=dict(zip(indexes, map(ring, indexes), strict=True)))
     rings.calls = rings.errs = eventfds
-    region = SimpleNamespace(region=Region(MOST, MOST, MOST, MOST), fd=shelved())
-    memory = SimpleNamespace(regions=[region] * MAX_MEMORY_REGIONS)
+    memory = SimpleNamespace(regions=[held] * MAX_MEMORY_REGIONS)
     channel = SimpleNamespace(fd=shelved())
     transport = SimpleNamespace(partial=partial(), is_new=False)
     parts: Any = (NAME, transport, session(), rings, lambda: memory, lambda: channel, False)
@@ -97,7 +110,7 @@ async def test_an_inert_connection(record: Record) -> None:
         {"status": 255, "config": "ff" * 16, "bases": [[n, 65535] for n in range(NUM_QUEUES)]}
     )
     transport: Any = SimpleNamespace(partial=partial(), is_new=False)
-    keeper = InertKeeper(record, NAME, transport, answers, "\U0001f600" * 1_000_000)
+    keeper = InertKeeper(record, NAME, transport, answers, "\U0001f600" * 1_000_000, False)
     keeper.save_all(record)
     keeper.finish(0, LONGEST_REPLY)
     record.save("connection", inert_document("\U0001f600" * 1_000_000, NAME))

@@ -17,7 +17,7 @@ from vhost_balloon.checked import Document, flag, number, reading
 from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.fds import EventFd
 from vhost_balloon.front_end.partial import Partial
-from vhost_balloon.memory.region import GuestRegion, MappedRegion, UntouchedRegion
+from vhost_balloon.memory.region import GuestRegion, MappedRegion
 from vhost_balloon.queues.ring import StartedRing
 from vhost_balloon.session.session import Ring, Session
 from vhost_balloon.store.shelf import shelf_name
@@ -136,11 +136,11 @@ def restore_balloon(session: Session, document: Document) -> None:
 
 def region_document(held: GuestRegion, *, left_out: bool) -> Document:
     """left_out: it does not count as guest memory."""
-    document = _members(held.region, _REGION) | {"left-out": left_out}
-    if isinstance(held, MappedRegion):
-        return document | {"fd": shelf_name(held.fd), "untouched": None}
-    assert isinstance(held, UntouchedRegion)
-    return document | {"fd": None, "untouched": held.why}
+    return _members(held.region, _REGION) | {
+        "left-out": left_out,
+        "fd": shelf_name(held.fd) if isinstance(held, MappedRegion) else None,
+        "untouched": not isinstance(held, MappedRegion),
+    }
 
 
 def read_region(document: Document) -> Region:

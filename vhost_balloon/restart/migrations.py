@@ -110,7 +110,7 @@ def _tell_orders(areas: Document) -> Document:
         del balloon["target"]
     if is_served:
         regions = [
-            entry | {"left-out": False, "untouched": None} for entry in connection["regions"]
+            entry | {"left-out": False, "untouched": False} for entry in connection["regions"]
         ]
         connection = connection | {"regions": regions, "judged": False}
     return areas | {"connection": connection, "balloon": balloon}

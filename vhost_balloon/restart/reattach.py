@@ -112,8 +112,8 @@ def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> L
 
 
 def _hold(region: Region, entry: Document, adopt: Callable[[object], OwnedFd]) -> GuestRegion:
-    if entry["untouched"] is not None:
-        return UntouchedRegion(region, str(entry["untouched"]))
+    if flag(entry["untouched"]):
+        return UntouchedRegion(region, "as before a restart")
     return accept(region, adopt(entry["fd"]))
 
 
