@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.rig.devices.memory import hotplug_dimm
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.waiting import wait_until
@@ -104,7 +105,7 @@ def test_guest_that_poisons_freed_pages_keeps_them() -> None:
 @pytest.mark.timeout(420)
 def test_every_region_gives_back_around_the_pci_hole_and_a_dimm() -> None:
     with attached(memory=Memory(4 * GiB, slots=1)) as both:
-        both.guest.hotplug_dimm()
+        hotplug_dimm(both.guest)
         regions = both.vm()["regions"]
         assert len(regions) == 3
         assert both.vm()["guest-memory"] == 5 * GiB

@@ -22,7 +22,6 @@ from tests.rig.job import Job
 from tests.rig.memory import GiB, Memory
 from tests.rig.process import OWN_FORKER, Started, ended, kill, spawn, text_tail
 from tests.rig.qmp import QMPClient
-from tests.rig.waiting import wait_until
 
 BOOT_SECONDS: Final = 120.0
 _DRIVER: Final = "/lib/modules/virtio_balloon.ko"
@@ -41,6 +40,7 @@ class Guest(Started):
         driver: load virtio_balloon at boot.
         cpus: virtual processors.
         accel: "kvm" or "tcg"; by default whichever works on this machine.
+        port: plug the balloon in a port, from which it can be unplugged.
         qemu_arguments: additional ones.
         human: an interactive shell on the console instead of the command loop.
         forker: starts QEMU, see spawn(); SystemdHost has one for its PID namespace.
@@ -64,6 +64,7 @@ class Guest(Started):
         driver: bool = True,
         cpus: int = 1,
         accel: str | None = None,
+        port: bool = False,
         qemu_arguments: tuple[str, ...] = (),
         human: bool = False,
         forker: ThreadPoolExecutor | None = None,
@@ -74,14 +75,13 @@ class Guest(Started):
         self.human = human
         self.folder = Path(tempfile.mkdtemp(prefix="rig-guest-"))
         self._jobs = itertools.count(1)
-        self._dimms = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
         switches = f"rig.driver={int(driver)} rig.human={int(human)} {kernel_arguments}"
         self._arguments = [
             *qemu.program(),
             *qemu.base_arguments(self.folder, self.memory, self.accel, cpus),
             *qemu.kernel_arguments(kernel(flavour), switches),
-            *_balloon_arguments(balloon),
+            *qemu.balloon_arguments(balloon, port=port),
             *qemu_arguments,
         ]
 
@@ -209,31 +209,6 @@ class Guest(Started):
         """Bytes of host memory that the guest's RAM uses."""
         return ram.resident(self.pid)
 
-    def hotplug_dimm(self, timeout: float = 60) -> None:
-        """Plug in a 1 GiB DIMM with its own backend and put it online in the guest."""
-        number = next(self._dimms)
-        before = self.meminfo()["MemTotal"]
-        backend = self.memory.backend(f"dimmmem{number}", GiB)
-        self.qmp.execute("object-add", backend)
-        self.qmp.execute(
-            "device_add",
-            {"driver": "pc-dimm", "id": f"dimm{number}", "memdev": f"dimmmem{number}"},
-        )
-        wait_until(
-            lambda: self._online() > before + GiB // 2,
-            timeout,
-            lambda: RigTimeout(f"no DIMM within {timeout} s\n{self.logs()}"),
-            pause=0.5,
-        )
-
-    def _online(self) -> int:
-        """Put all memory blocks online; return the total memory in bytes."""
-        self.run(
-            "for state in /sys/devices/system/memory/memory*/state; do"
-            " grep -q offline $state && echo online >$state; done; true"
-        )
-        return self.meminfo()["MemTotal"]
-
     # Internals
 
     def _connected_qmp(self) -> QMPClient:
@@ -258,14 +233,6 @@ class Guest(Started):
         status = self.qmp.execute("query-status")["status"]
         if status in _DEAD_STATES:
             raise GuestError(f"the guest is in state {status}")
-
-
-def _balloon_arguments(balloon: Path | str | None) -> list[str]:
-    if balloon is None:
-        return []
-    if balloon == "qemu":
-        return qemu.own_balloon_arguments()
-    return qemu.vhost_user_arguments(balloon)
 
 
 def _boots_under_kvm() -> bool:

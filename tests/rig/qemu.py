@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.rig.inside.initramfs import Kernel
 from tests.rig.memory import Memory
 from tests.rig.provisioning.packages import QEMU
 
 DEVICE_ID: Final = "balloon0"
+PORT: Final = "port0"
+_CHARDEV: Final = "bln"
 # Saves a fifth of the boot time under TCG, and skips checks of the TSC, unstable under TCG.
 _KERNEL_ARGUMENTS: Final = (
     "console=ttyS1 tsc=reliable no_timer_check cryptomgr.notests rcupdate.rcu_expedited=1"
@@ -53,19 +56,32 @@ def kernel_arguments(kernel: Kernel, extra: str) -> list[str]:
     ]
 
 
-def vhost_user_arguments(socket: Path | str) -> list[str]:
-    """A balloon whose back end listens on socket."""
+def balloon_arguments(balloon: Path | str | None, *, port: bool) -> list[str]:
+    """A balloon, see Guest, and the port that it is plugged in, if it is to be unplugged."""
+    if balloon is None:
+        return []
+    own = balloon == "qemu"
+    device = own_balloon() if own else vhost_user_balloon()
     return [
-        *("-chardev", f"socket,id=bln,path={socket}"),
-        "-device",
-        f"vhost-user-test-device-pci,id={DEVICE_ID},chardev=bln,virtio-id=5,num_vqs=5,"
-        "config_size=16",
+        *(() if own else ("-chardev", f"socket,id={_CHARDEV},path={balloon}")),
+        *(("-device", f"pcie-root-port,id={PORT},chassis=1") if port else ()),
+        *("-device", json.dumps(device | {"bus": PORT} if port else device)),
     ]
 
 
-def own_balloon_arguments() -> list[str]:
+def vhost_user_balloon() -> dict[str, Any]:
+    """The device of a back end that the chardev is connected to, as device_add takes it."""
+    return {
+        "driver": "vhost-user-test-device-pci",
+        "id": DEVICE_ID,
+        "chardev": _CHARDEV,
+        "virtio-id": 5,
+        "num_vqs": 5,
+        "config_size": 16,
+    }
+
+
+def own_balloon() -> dict[str, Any]:
     """QEMU's in-process balloon, for comparisons."""
-    return [
-        "-device",
-        f"virtio-balloon-pci,id={DEVICE_ID},free-page-reporting=on,deflate-on-oom=on",
-    ]
+    features = {"free-page-reporting": True, "deflate-on-oom": True}
+    return {"driver": "virtio-balloon-pci", "id": DEVICE_ID} | features

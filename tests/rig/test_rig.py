@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig.devices.memory import hotplug_dimm
 from tests.rig.errors import CommandError, GuestError, RigTimeout
 from tests.rig.guest import Guest
 from tests.rig.inside import workload
@@ -153,7 +154,7 @@ def test_driver_reload_reset_and_reboot(guest: Guest) -> None:
 def test_kinds_of_memory(memory: Memory) -> None:
     with Guest("qemu", memory=memory, driver=False) as guest:
         if memory.slots:
-            guest.hotplug_dimm()
+            hotplug_dimm(guest)
         size = memory.size + memory.slots * GiB
         assert 0.85 * size < guest.meminfo()["MemTotal"] < size
         before = guest.resident()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.rig import process
+from tests.rig.devices.memory import hotplug_dimm
 from tests.rig.systemd import SERVICE, SystemdHost
 from tests.rig.waiting import wait_until
 from tests.support.restarting import under_systemd
@@ -38,7 +39,7 @@ def nothing(served: Watched) -> None:
 
 
 def hotplug(served: Watched) -> None:
-    served.guest.hotplug_dimm()
+    hotplug_dimm(served.guest)
 
 
 def restart(served: Watched) -> None:

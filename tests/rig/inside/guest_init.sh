@@ -1,7 +1,8 @@
 #!/bin/sh
 # PID 1 of the rig's guest. Kernel arguments it knows:
-#   rig.driver=0  leave virtio_balloon unloaded
-#   rig.human=1   an interactive shell on ttyS0 instead of the command loop
+#   rig.driver=0      leave virtio_balloon unloaded
+#   rig.virtio_mem=1  load virtio_mem
+#   rig.human=1       an interactive shell on ttyS0 instead of the command loop
 export PATH=/bin HOME=/ TERM=linux
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -14,6 +15,7 @@ exec </dev/ttyS0 >/dev/ttyS0 2>&1
 
 argument() { grep -qw "$1" /proc/cmdline; }
 
+argument rig.virtio_mem=1 && insmod /lib/modules/virtio_mem.ko
 argument rig.driver=0 || insmod /lib/modules/virtio_balloon.ko
 # Exempt from the out-of-memory killer; commands drop the exemption.
 echo -1000 >/proc/self/oom_score_adj

@@ -1,4 +1,4 @@
-"""The guest's initramfs: busybox, the balloon driver and guest_init.sh, as a newc archive."""
+"""The guest's initramfs: busybox, two drivers and guest_init.sh, as a newc archive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.rig.provisioning.packages import (
 
 KERNELS: Final = {"cloud": CLOUD_KERNEL, "generic": GENERIC_KERNEL}
 # Both kernels have the virtio core, its PCI transport, tmpfs and the serial port built in.
-MODULES: Final = ("drivers/virtio/virtio_balloon.ko.xz",)
+MODULES: Final = ("drivers/virtio/virtio_balloon.ko.xz", "drivers/virtio/virtio_mem.ko.xz")
 _FOLDERS: Final = ("bin", "dev", "lib", "lib/modules", "proc", "run", "sys", "tmp")
 _INIT: Final = Path(__file__).with_name("guest_init.sh")
 

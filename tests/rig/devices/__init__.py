@@ -1,0 +1,1 @@
+"""Devices that a guest gains and loses: its balloon, and shared memory of every kind."""
