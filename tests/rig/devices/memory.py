@@ -77,19 +77,19 @@ def ivshmem(size: int) -> tuple[str, ...]:
     )
 
 
-def nvdimm(file: Path, *, unarmed: bool = False) -> tuple[str, ...]:
-    """QEMU's options for an NVDIMM whose contents are a file.
+def nvdimm(name: str, file: Path, *, share: bool = True, unarmed: bool = False) -> tuple[str, ...]:
+    """QEMU's options for an NVDIMM whose contents are a file; each takes a slot.
 
-    unarmed: the guest may only read it; QEMU has opened the file for reading then.
+    share: what the guest writes goes to the file. unarmed: the guest may only read.
     """
     backend = {
         "qom-type": "memory-backend-file",
         "mem-path": str(file),
         "size": file.stat().st_size,
-        "share": True,
-        **({"readonly": True, "rom": "off"} if unarmed else {}),
+        "share": share,
+        "readonly": unarmed,
     }
-    device = {"driver": "nvdimm", "id": "nvdimm0", "unarmed": unarmed}
+    device = {"driver": "nvdimm", "id": name, "unarmed": unarmed}
     return ("-machine", "nvdimm=on", *_options(device, backend))
 
 
