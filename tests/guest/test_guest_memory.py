@@ -68,10 +68,11 @@ def assert_goes_on(side: Side, balloon: int) -> None:
     side.guest.cont()
     side.settle()
     assert (side.balloon(), side.actual()) == (balloon, actual)
-    side.guest.reset()
-    wait_until(lambda: side.balloon() == balloon, 30)
-    side.settle()
-    assert side.balloon() == balloon
+    if side.is_ours:  # QEMU's does the same, at the cost of half of the time that all this takes
+        side.guest.reset()
+        wait_until(lambda: side.balloon() == balloon, 30)
+        side.settle()
+        assert side.balloon() == balloon
     assert corruption(side.guest) == []
 
 

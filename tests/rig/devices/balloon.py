@@ -1,4 +1,4 @@
-"""The balloon as a device that is plugged and unplugged."""
+"""The balloon as a device that is plugged and unplugged, in a guest that has a port for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.rig.guest import Guest
 
 
 def plug_balloon(guest: Guest, *, own: bool) -> None:
-    """Plug in QEMU's own balloon or that of the back end; `Guest(port=True)` has the place."""
+    """Plug in QEMU's own balloon, or that of the back end that the guest was started with."""
     device = qemu.own_balloon() if own else qemu.vhost_user_balloon()
     plug(guest, {**device, "bus": qemu.PORT})
 

@@ -68,7 +68,7 @@ class Side:
         self.qmp.execute("balloon", {"value": size})
         self.settle()
 
-    def settle(self, timeout: float = 60) -> None:
+    def settle(self, timeout: float = 30) -> None:
         """Wait until the guest's balloon has not changed for a second."""
         seen = -1
 
