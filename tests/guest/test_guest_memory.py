@@ -185,8 +185,9 @@ def test_an_unplugged_dimm_leaves_the_balloon(slot: Side, record: Record) -> Non
 
 @pytest.fixture(scope="module", params=BALLOONS)
 def ivshmem(request: pytest.FixtureRequest) -> Iterator[Side]:
-    """512 MiB beside 256 MiB of ivshmem."""
-    with with_balloon(request.param, qemu_arguments=devices.ivshmem(256 * MiB)) as side:
+    """512 MiB beside 256 MiB of ivshmem, and a slot for a DIMM, which the guest uses at once."""
+    device, memory = devices.ivshmem(256 * MiB), Memory(RAM, slots=1)
+    with with_balloon(request.param, memory=memory, qemu_arguments=device) as side:
         yield side
 
 
@@ -197,6 +198,33 @@ def test_ivshmem_is_no_memory(ivshmem: Side, record: Record) -> None:
     assert (seen.actual, seen.balloon) == (448 * MiB, 64 * MiB)
     assert_goes_on(ivshmem, 64 * MiB)
     assert ivshmem.actual() == 448 * MiB
+
+
+def test_ivshmem_that_is_plugged_takes_nothing_from_the_guest(
+    ivshmem: Side, record: Record
+) -> None:
+    ivshmem.order(448 * MiB)
+    devices.plug_ivshmem(ivshmem.guest, 128 * MiB)
+    ivshmem.settle()
+    seen = record("then 128 MiB more of ivshmem plugged", ivshmem)
+    assert seen.balloon == 64 * MiB
+    ivshmem.order(384 * MiB)
+    assert (ivshmem.actual(), ivshmem.balloon()) == (384 * MiB, 128 * MiB)
+    devices.unplug_ivshmem(ivshmem.guest)
+    ivshmem.settle()
+    assert (ivshmem.actual(), ivshmem.balloon()) == (384 * MiB, 128 * MiB)
+
+
+def test_a_dimm_beside_ivshmem_counts(ivshmem: Side, record: Record) -> None:
+    devices.plug_dimm(ivshmem.guest)
+    ivshmem.settle()
+    assert ivshmem.balloon() == 128 * MiB
+    ivshmem.wait_sample()
+    ivshmem.order(1280 * MiB)
+    seen = record("then a DIMM of 1 GiB plugged, online; order 1280 MiB", ivshmem)
+    kept = RAM + GiB - seen.balloon
+    assert 1280 * MiB <= kept <= 1280 * MiB + (KERNEL if ivshmem.is_ours else 0)
+    assert seen.actual == 1280 * MiB
 
 
 def test_memory_that_the_operator_states_is_not_judged() -> None:

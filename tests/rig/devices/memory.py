@@ -19,20 +19,21 @@ STAYS_OFFLINE: Final = "memhp_default_state=offline"
 VIRTIO_MEM_KERNEL: Final = "rig.virtio_mem=1 memhp_default_state=online_movable"
 """Kernel arguments that load virtio-mem's driver and have all that it plugs used."""
 
+_IVSHMEM_PORT: Final = "ivshmem-port"
 _BLOCKS: Final = "/sys/devices/system/memory/memory*/state"
 
 
 def plug_dimm(guest: Guest, name: str = "dimm0", timeout: float = 30) -> None:
     """Plug in a 1 GiB DIMM, and wait until the guest's kernel has found it."""
     before = _blocks(guest)
-    backend = guest.memory.backend(f"{name}-memory", GiB)
-    plug(guest, {"driver": "pc-dimm", "id": name, "memdev": backend["id"]}, backend)
+    backend = guest.memory.backend(_backend_name(name), GiB)
+    plug(guest, *_joined({"driver": "pc-dimm", "id": name}, backend))
     _wait(guest, "no DIMM", lambda: _blocks(guest) > before, timeout)
 
 
 def unplug_dimm(guest: Guest, name: str = "dimm0", timeout: float = 60) -> None:
     """Unplug a DIMM. Raises RigTimeout if the guest does not release it."""
-    unplug(guest, name, f"{name}-memory", timeout=timeout)
+    unplug(guest, name, _backend_name(name), timeout=timeout)
 
 
 def online(guest: Guest, timeout: float = 60) -> None:
@@ -54,10 +55,9 @@ def hotplug_dimm(guest: Guest) -> None:
 
 def virtio_mem(size: int, requested: int = 0) -> tuple[str, ...]:
     """QEMU's options for a virtio-mem device of size bytes, of which the guest is to plug some."""
-    return _options(
-        {"driver": "virtio-mem-pci", "id": VIRTIO_MEM, "requested-size": requested},
-        {"qom-type": "memory-backend-memfd", "size": size, "share": True, "reserve": False},
-    )
+    device = {"driver": "virtio-mem-pci", "id": VIRTIO_MEM, "requested-size": requested}
+    backend = {"qom-type": "memory-backend-memfd", "size": size, "share": True, "reserve": False}
+    return _options(*_joined(device, backend))
 
 
 def resize_virtio_mem(guest: Guest, size: int, timeout: float = 60) -> None:
@@ -70,11 +70,29 @@ def resize_virtio_mem(guest: Guest, size: int, timeout: float = 60) -> None:
 
 
 def ivshmem(size: int) -> tuple[str, ...]:
-    """QEMU's options for memory that VMs share, as a PCI device's BAR. size: a power of two."""
-    return _options(
-        {"driver": "ivshmem-plain", "id": "ivshmem0"},
-        {"qom-type": "memory-backend-memfd", "size": size, "share": True},
-    )
+    """QEMU's options for memory that VMs share, as a PCI device's BAR, and a port for more of it.
+
+    size: a power of two.
+    """
+    port = f"pcie-root-port,id={_IVSHMEM_PORT},chassis=2,mem-reserve={size}"
+    return (*_options(*_ivshmem("ivshmem0", size)), "-device", port)
+
+
+def plug_ivshmem(guest: Guest, size: int) -> None:
+    """Plug more of it in that port."""
+    device, backend = _ivshmem("ivshmem1", size)
+    plug(guest, {**device, "bus": _IVSHMEM_PORT}, backend)
+
+
+def unplug_ivshmem(guest: Guest) -> None:
+    """Unplug what was plugged in that port."""
+    unplug(guest, "ivshmem1", _backend_name("ivshmem1"))
+
+
+def _ivshmem(name: str, size: int) -> tuple[Properties, Properties]:
+    """The device and its backend."""
+    backend = {"qom-type": "memory-backend-memfd", "size": size, "share": True}
+    return _joined({"driver": "ivshmem-plain", "id": name}, backend)
 
 
 def nvdimm(name: str, file: Path, *, share: bool = True, unarmed: bool = False) -> tuple[str, ...]:
@@ -90,15 +108,22 @@ def nvdimm(name: str, file: Path, *, share: bool = True, unarmed: bool = False) 
         "readonly": unarmed,
     }
     device = {"driver": "nvdimm", "id": name, "unarmed": unarmed}
-    return ("-machine", "nvdimm=on", *_options(device, backend))
+    return ("-machine", "nvdimm=on", *_options(*_joined(device, backend)))
+
+
+def _backend_name(device: str) -> str:
+    return f"{device}-memory"
+
+
+def _joined(device: Properties, backend: Properties) -> tuple[Properties, Properties]:
+    """A device that uses a backend, which is named after it."""
+    name = _backend_name(device["id"])
+    return {**device, "memdev": name}, {**backend, "id": name}
 
 
 def _options(device: Properties, backend: Properties) -> tuple[str, ...]:
-    name = f"{device['id']}-memory"
-    return (
-        *("-object", json.dumps({**backend, "id": name})),
-        *("-device", json.dumps({**device, "memdev": name})),
-    )
+    """QEMU's options for both."""
+    return ("-object", json.dumps(backend), "-device", json.dumps(device))
 
 
 def _blocks(guest: Guest) -> int:
