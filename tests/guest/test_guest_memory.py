@@ -27,8 +27,6 @@ from tests.support.vms.guests import corruption
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 RAM: Final = 512 * MiB
-KERNEL: Final = 128 * MiB
-"""More than the guest's kernel keeps of the RAM for itself: its total memory is so much lower."""
 
 Record = Callable[[str, Side], Figures]
 
@@ -61,18 +59,26 @@ def _table(rows: dict[str, dict[str, Figures]]) -> str:
     return "\n".join(lines)
 
 
-def assert_goes_on(side: Side, balloon: int) -> None:
-    """The balloon stays over a pause and a reset of the machine."""
-    actual = side.actual()
+def assert_survives_pause(side: Side) -> None:
+    """The balloon stays while the machine is paused and goes on."""
+    before = side.balloon(), side.actual()
     side.guest.stop()
     side.guest.cont()
     side.settle()
-    assert (side.balloon(), side.actual()) == (balloon, actual)
-    if side.is_ours:  # QEMU's does the same, at the cost of half of the time that all this takes
+    assert (side.balloon(), side.actual()) == before
+
+
+def assert_survives_reset(side: Side) -> None:
+    """The balloon is filled again after a reset of the machine.
+
+    QEMU's does that too, but is not tried: resets take the larger part of the time of these tests.
+    """
+    before = side.balloon()
+    if side.is_ours:
         side.guest.reset()
-        wait_until(lambda: side.balloon() == balloon, 30)
+        wait_until(lambda: side.balloon() == before, 30)
         side.settle()
-        assert side.balloon() == balloon
+        assert side.balloon() == before
     assert corruption(side.guest) == []
 
 
@@ -97,30 +103,39 @@ def test_an_empty_virtio_mem_device_is_no_memory(virtio_mem: Side, record: Recor
     seen = record("512 MiB, virtio-mem of 2 GiB empty; order 448 MiB", virtio_mem)
     assert (seen.actual, seen.balloon) == (448 * MiB, 64 * MiB)
     assert seen.free > 200 * MiB
-    assert_goes_on(virtio_mem, 64 * MiB)
-    assert virtio_mem.actual() == 448 * MiB
+    assert_survives_pause(virtio_mem)
 
 
-def test_what_is_plugged_of_virtio_mem_counts(virtio_mem: Side, record: Record) -> None:
+def test_what_is_plugged_of_virtio_mem_is_not_the_balloons(
+    virtio_mem: Side, record: Record
+) -> None:
     devices.resize_virtio_mem(virtio_mem.guest, 512 * MiB)
     virtio_mem.settle()
     seen = record("then 512 MiB of it plugged", virtio_mem)
     assert seen.balloon == 64 * MiB  # only an order changes it
-    for size in (896 * MiB, 640 * MiB, 448 * MiB):
+    virtio_mem.wait_sample()
+    for size in (896 * MiB, 384 * MiB):
         virtio_mem.order(size)
         seen = record(f"then order {size // MiB} MiB", virtio_mem)
-        if virtio_mem.is_ours:
-            # The guest's total, which is all that the daemon learns, lacks what its kernel keeps.
-            assert size <= RAM + 512 * MiB - seen.balloon <= size + KERNEL
-            assert seen.actual == size
-        else:  # to QEMU, virtio-mem is never the balloon's
-            assert RAM - seen.balloon == seen.actual == min(size, RAM)
-    assert_goes_on(virtio_mem, seen.balloon)
+        assert RAM - seen.balloon == seen.actual == min(size, RAM)
+    assert_survives_pause(virtio_mem)
+    assert_survives_reset(virtio_mem)
 
 
-def test_what_is_unplugged_of_virtio_mem_counts_no_more(virtio_mem: Side, record: Record) -> None:
-    virtio_mem.order(2 * GiB)
+def test_virtio_mem_that_is_plugged_in_full(virtio_mem: Side, record: Record) -> None:
+    """The daemon cannot tell it from a DIMM; QEMU does not count it either."""
+    devices.resize_virtio_mem(virtio_mem.guest, 2 * GiB)
+    virtio_mem.settle()
+    assert virtio_mem.balloon() == 128 * MiB
+    virtio_mem.wait_sample()
+    virtio_mem.order(2432 * MiB)
+    seen = record("then all of it plugged; order 2432 MiB", virtio_mem)
+    assert seen.balloon == (128 * MiB if virtio_mem.is_ours else 0)
+    virtio_mem.order(4 * GiB)
     assert virtio_mem.balloon() == 0
+
+
+def test_virtio_mem_that_is_unplugged(virtio_mem: Side, record: Record) -> None:
     devices.resize_virtio_mem(virtio_mem.guest, 0)
     virtio_mem.wait_sample()
     virtio_mem.order(448 * MiB)
@@ -147,7 +162,8 @@ def test_a_plugged_dimm_takes_nothing_from_the_guest(slot: Side, record: Record)
     seen = record("order 448 MiB, then a DIMM of 1 GiB plugged, offline", slot)
     assert (seen.actual, seen.balloon) == (448 * MiB + GiB, 64 * MiB)
     assert seen.free > 200 * MiB
-    assert_goes_on(slot, 64 * MiB)
+    assert_survives_pause(slot)
+    assert_survives_reset(slot)
 
 
 def test_an_order_does_not_count_a_dimm_that_is_offline(slot: Side, record: Record) -> None:
@@ -158,26 +174,25 @@ def test_an_order_does_not_count_a_dimm_that_is_offline(slot: Side, record: Reco
     seen = record("then a new order, 448 MiB (QEMU: 1472 MiB)", slot)
     assert (seen.actual, seen.balloon) == (size, 64 * MiB)
     assert seen.free > 200 * MiB
-    slot.order(4 * GiB)
-    assert slot.balloon() == 0
 
 
 def test_an_order_counts_a_dimm_that_is_online(slot: Side, record: Record) -> None:
     devices.online(slot.guest)
     slot.wait_sample()
-    slot.order(1408 * MiB)
-    seen = record("then the DIMM online; order 1408 MiB", slot)
-    assert (seen.actual, seen.balloon) == (1408 * MiB, 128 * MiB)
+    slot.order(1468 * MiB)
+    seen = record("then the DIMM online; order 1468 MiB", slot)
+    assert (seen.actual, seen.balloon) == (1468 * MiB, 68 * MiB)
 
 
 def test_an_unplugged_dimm_leaves_the_balloon(slot: Side, record: Record) -> None:
+    # Few pages of the balloon are in the DIMM: each moves, some repeatedly, by two requests.
     devices.unplug_dimm(slot.guest)
     slot.settle()
     seen = record("then the DIMM unplugged", slot)
-    assert (seen.actual, seen.balloon) == (384 * MiB, 128 * MiB)
-    assert_goes_on(slot, 128 * MiB)
-    slot.order(448 * MiB)
-    assert (slot.actual(), slot.balloon()) == (448 * MiB, 64 * MiB)
+    assert (seen.actual, seen.balloon) == (444 * MiB, 68 * MiB)
+    assert_survives_pause(slot)
+    slot.order(384 * MiB)
+    assert (slot.actual(), slot.balloon()) == (384 * MiB, 128 * MiB)
 
 
 # Memory that is not the guest's RAM
@@ -196,7 +211,8 @@ def test_ivshmem_is_no_memory(ivshmem: Side, record: Record) -> None:
     ivshmem.order(448 * MiB)
     seen = record("512 MiB, ivshmem of 256 MiB; order 448 MiB", ivshmem)
     assert (seen.actual, seen.balloon) == (448 * MiB, 64 * MiB)
-    assert_goes_on(ivshmem, 64 * MiB)
+    assert_survives_pause(ivshmem)
+    assert_survives_reset(ivshmem)
     assert ivshmem.actual() == 448 * MiB
 
 
@@ -216,15 +232,14 @@ def test_ivshmem_that_is_plugged_takes_nothing_from_the_guest(
 
 
 def test_a_dimm_beside_ivshmem_counts(ivshmem: Side, record: Record) -> None:
+    before = ivshmem.balloon()
     devices.plug_dimm(ivshmem.guest)
     ivshmem.settle()
-    assert ivshmem.balloon() == 128 * MiB
+    assert ivshmem.balloon() == before
     ivshmem.wait_sample()
     ivshmem.order(1280 * MiB)
     seen = record("then a DIMM of 1 GiB plugged, online; order 1280 MiB", ivshmem)
-    kept = RAM + GiB - seen.balloon
-    assert 1280 * MiB <= kept <= 1280 * MiB + (KERNEL if ivshmem.is_ours else 0)
-    assert seen.actual == 1280 * MiB
+    assert (seen.actual, seen.balloon) == (1280 * MiB, 256 * MiB)
 
 
 def test_memory_that_the_operator_states_is_not_judged() -> None:
@@ -253,6 +268,7 @@ def files() -> Iterator[dict[str, Path]]:
         }
         for file in found.values():
             file.write_bytes(os.urandom(MiB) * 128)
+        os.sync()  # a file system may allocate blocks only then
         yield found
 
 
@@ -279,7 +295,8 @@ def test_nvdimms_are_no_memory_and_stay_as_they_are(
     workload.fill(nvdimms.guest, 200 * MiB)
     workload.free(nvdimms.guest)
     wait_until(lambda: nvdimms.guest.resident() < seen.resident + 100 * MiB, 20)
-    assert_goes_on(nvdimms, 64 * MiB)
+    assert_survives_pause(nvdimms)
+    assert_survives_reset(nvdimms)
     assert nvdimms.actual() == 448 * MiB
     assert {name: _contents(file) for name, file in files.items()} == before
 
