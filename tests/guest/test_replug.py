@@ -56,12 +56,12 @@ def assert_works(side: Side) -> None:
     assert corruption(side.guest) == []
 
 
-@pytest.mark.parametrize("time", ["first", "second", "third"])
-def test_a_balloon_that_is_plugged_in_again_is_a_new_one(port: Side, time: str) -> None:
-    port.order(448 * MiB)
-    replug(port)  # while the guest may still report what assert_works() freed
-    assert_new(port)
-    assert_works(port)
+def test_a_balloon_that_is_plugged_in_again_is_a_new_one(port: Side) -> None:
+    for _ in range(3 if port.is_ours else 1):
+        port.order(448 * MiB)
+        replug(port)  # while the guest may still report what assert_works() freed
+        assert_new(port)
+        assert_works(port)
 
 
 def test_the_new_one_lives_through_a_pause_and_a_reset(port: Side) -> None:
