@@ -37,6 +37,7 @@ ROOMS: dict[str, str] = {  # from the bottom up: a row names only rows above it
     "config": "protocol figures memory service vm metrics",
     "control": "protocol figures balloon memory queues vm restart front_end",
     "hub": "protocol figures metrics service config",
+    "examiner": "protocol memory service config",
     "daemon": "deferred protocol figures service pace store memory balloon session queues vm "
     "front_end restart metrics config control",
     "__main__": "deferred daemon protocol figures service store vm config restart",

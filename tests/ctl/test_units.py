@@ -31,6 +31,7 @@ def test_every_file_is_installed_with_the_daemons_path(
     assert set(found) == {
         *(f"usr/lib/systemd/system/{name}" for name in units.FOLDERS if name.endswith(".socket")),
         "usr/lib/systemd/system/vhost-balloon@.service",
+        "usr/lib/systemd/system/vhost-balloon-examiner.service",
         "usr/lib/systemd/system/vhost-balloon-hub.service",
         "usr/lib/sysusers.d/vhost-balloon.conf",
         "usr/lib/tmpfiles.d/vhost-balloon.conf",

@@ -23,7 +23,8 @@ from tests.support.end_to_end import (
 )
 from tests.support.hostile.pinning import pinned
 from tests.support.made_up_proc import MEMORY, Proc, cannot_pin
-from vhost_balloon.memory.pins import PinGuard, PinState
+from vhost_balloon.memory.pin_guard import PinGuard
+from vhost_balloon.memory.pins import PinState
 
 
 def played(host: Host, monkeypatch: pytest.MonkeyPatch, root: Path) -> Proc:

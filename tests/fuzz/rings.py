@@ -20,7 +20,7 @@ from vhost_balloon.figures.counters import Counters
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.pins import PinGuard
+from vhost_balloon.memory.pin_guard import PinGuard
 from vhost_balloon.memory.region import MappedRegion, check_disjoint
 from vhost_balloon.pace.wakefulness import Wakefulness
 from vhost_balloon.queues.attached_guest import AttachedGuest

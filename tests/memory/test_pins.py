@@ -21,7 +21,8 @@ from tests.support.helpers import MIB, PAGE
 from tests.support.huge_pages import need_root
 from tests.support.made_up_proc import MEMORY, PID, Proc, cannot_pin
 from vhost_balloon.front_end.peer import is_peer, peer_pid
-from vhost_balloon.memory.pins import CACHE_SECONDS, PinGuard, PinState
+from vhost_balloon.memory.pin_guard import CACHE_SECONDS, PinGuard
+from vhost_balloon.memory.pins import PinState
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 
 from tests.rig.fixtures import required
 from tests.support.helpers import MIB
-from vhost_balloon.memory.pins import PinGuard, PinState
+from vhost_balloon.memory.pin_guard import PinGuard
+from vhost_balloon.memory.pins import PinState
 
 PID = 4711
 MEMORY = 64 * MIB

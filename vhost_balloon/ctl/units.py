@@ -20,6 +20,8 @@ FOLDERS: Final[dict[str, str]] = {
     "vhost-balloon@.service": "lib/systemd/system",
     "vhost-balloon@.socket": "lib/systemd/system",
     "vhost-balloon-control@.socket": "lib/systemd/system",
+    "vhost-balloon-examiner.service": "lib/systemd/system",
+    "vhost-balloon-examiner.socket": "lib/systemd/system",
     "vhost-balloon-hub.service": "lib/systemd/system",
     "vhost-balloon.sysusers": "lib/sysusers.d",
     "vhost-balloon.tmpfiles": "lib/tmpfiles.d",

@@ -37,6 +37,7 @@ VM_INFO: Final[Mapping[str, str]] = {
     "driver-ready": "bool",
     "reporting-paused": "bool",
     "pause-reasons": "[PauseReason]",
+    "*pause-hint": "str",
     "queue-map-ambiguous": "bool",
     "stats": "GuestStatValues",
     "*stats-age": "number",

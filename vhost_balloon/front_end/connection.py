@@ -23,7 +23,7 @@ from vhost_balloon.front_end.making_way import SILENT, make_way
 from vhost_balloon.front_end.orders import Orders
 from vhost_balloon.front_end.parts import LeftConnection, Parts
 from vhost_balloon.front_end.transport import Transport
-from vhost_balloon.memory.pins import PinGuard
+from vhost_balloon.memory.pin_guard import PinGuard
 from vhost_balloon.pace.rate import REPORT_BURST, Bucket
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring_set import RingSet
@@ -122,7 +122,7 @@ class FrontEndConnection:
             vm.counters,
             self._settings.policy,
             vm.wakefulness,
-            PinGuard(self._pid, vm.proc, transport.is_peer),
+            PinGuard(self._pid, vm.proc, transport.is_peer, vm.examiner),
             vm.log,
             paused=vm.paused,
             report_limit=_report_limit(self._settings.report_rate),
@@ -275,6 +275,7 @@ class FrontEndConnection:
         """Complete the snapshot. Never waits."""
         balloon, session, memory = self.balloon, self.session, self._guest.memory
         is_known = balloon.memory_size > 0
+        self._guest.look_for_pins(trio.current_time())
         return replace(
             known,
             front_end_pid=self._pid,
@@ -291,6 +292,7 @@ class FrontEndConnection:
             driver_ready=session.driver_ready,
             state=self._state(),
             pause_reasons=self._guest.pause_reasons(trio.current_time()),
+            pause_hint=self._guest.pause_hint(),
             queue_map_ambiguous=self._rings.map_ambiguous,
             report_rate=self._settings.report_rate,
             huge_pages=self._guest.gathering.statistics() if memory.has_grids else None,

@@ -13,7 +13,8 @@ from vhost_balloon.figures.refusal import OPERATOR, PAUSE_REASONS, Refusal
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.pins import PinGuard, PinState
+from vhost_balloon.memory.pin_guard import PinGuard
+from vhost_balloon.memory.pins import PinState
 from vhost_balloon.memory.ranges import Range, merge, total
 from vhost_balloon.memory.region import MappedRegion, Part, refusal
 from vhost_balloon.pace.rate import Bucket
@@ -21,11 +22,9 @@ from vhost_balloon.pace.wakefulness import Wakefulness
 
 _PIN_REFUSALS = {PinState.PINNED: Refusal.PINNED, PinState.UNKNOWN: Refusal.PINS_UNKNOWN}
 _PIN_MESSAGES = {
-    PinState.FREE: "the front end no longer has memory pinned: discarding again",
+    PinState.FREE: "the front end has no memory pinned: discarding again",
     PinState.PINNED: "nothing is discarded: the front end has memory pinned for a device",
-    PinState.UNKNOWN: "nothing is discarded: cannot determine whether the front end has memory "
-    "pinned for a passed-through device ({why}); if no device is passed through to the guest, "
-    "start the daemon with --discard=always",
+    PinState.UNKNOWN: "nothing is discarded: {hint}",
 }
 
 
@@ -53,6 +52,7 @@ class AttachedGuest:
     counted: Callable[[], None] = lambda: None
     gathering: Gathering = field(default_factory=Gathering)
     _pins_seen: PinState | None = None
+    _pins_logged: PinState = PinState.FREE
 
     def refusal(self) -> str | None:
         """Why nothing is discarded, as of the last look for pins; None if no rule forbids it."""
@@ -102,10 +102,16 @@ class AttachedGuest:
         """Check whether the front end has memory pinned, and log a change."""
         if self.policy.mode is not DiscardMode.AUTO:
             return
-        state = self.pins.check(self.balloon.memory_size, now)
-        before, self._pins_seen = self._pins_seen, state
-        if state is not (before or PinState.FREE):
-            self.log.misbehaved(_PIN_MESSAGES[state].format(why=self.pins.why))
+        self._pins_seen = state = self.pins.check(self.balloon.memory_size, now)
+        if state is PinState.UNKNOWN and not self.pins.is_settled(now):
+            return
+        before, self._pins_logged = self._pins_logged, state
+        if state is not before:
+            self.log.misbehaved(_PIN_MESSAGES[state].format(hint=self.pins.hint()))
+
+    def pause_hint(self) -> str | None:
+        """Why it is unknown whether memory is pinned, and what to do; None if it is known."""
+        return self.pins.hint() if Refusal.PINS_UNKNOWN in self._refusals() else None
 
     def protect(self, ranges: Iterable[Range]) -> None:
         self.protected = merge(ranges)

@@ -20,8 +20,9 @@ class VmStatistics:
     known. pending: the target waits for the driver. actual: memory that the guest keeps, None
     before its size is known. balloon: memory in the balloon. resident: memory that the host spends
     on the guest, None without a front end. pause_reasons: why reports are acknowledged without
-    being discarded (figures.refusal.PAUSE_REASONS), empty if they are discarded. stats_interval:
-    seconds, 0 for on demand only. report_rate: bytes a second of reports to discard. huge_pages:
+    being discarded (figures.refusal.PAUSE_REASONS), empty if they are discarded. pause_hint: why
+    the daemon cannot see whether memory is pinned, and what to do. stats_interval: seconds, 0 for
+    on demand only. report_rate: bytes a second of reports to discard. huge_pages:
     of the balloon, None where the host's pages are no larger than the balloon's.
     stats_last_update: host wall clock in whole seconds, 0 before the first sample. stats_age: in
     seconds. counters and internal_errors (by place) are the live ones: read only.
@@ -46,6 +47,7 @@ class VmStatistics:
     driver_ready: bool = False
     state: VmState = VmState.DISCONNECTED
     pause_reasons: tuple[str, ...] = ()
+    pause_hint: str | None = None
     queue_map_ambiguous: bool = False
     stats_interval: float = 0.0
     report_rate: int | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from protocol.examiner import PATH as EXAMINER
 from protocol.qmp import ErrorClass
 from vhost_balloon.checked import Document, flag, number, reading, real
 from vhost_balloon.containment import InternalErrors
@@ -19,9 +21,11 @@ from vhost_balloon.figures.counters import (
     counters_document,
     restore_counters,
 )
+from vhost_balloon.figures.discard_policy import DiscardMode
 from vhost_balloon.figures.refusal import OPERATOR
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.log.lines import VmLog
+from vhost_balloon.memory.pin_guard import prospect
 from vhost_balloon.pace.wakefulness import Wakefulness
 from vhost_balloon.store.descriptors import CONNECTION, Store
 from vhost_balloon.vm.settings import VmSettings, settings_from_json, settings_to_json
@@ -117,13 +121,19 @@ class Vm:
         *,
         store: Store | None = None,
         proc: Path = Path("/proc"),
+        examiner: Path = Path(EXAMINER),
     ) -> None:
-        """socket_path: where its front end connects (absolute); None if it is connected already."""
+        """socket_path: where its front end connects (absolute); None if it is connected already.
+
+        proc, examiner: where to look whether a front end has memory pinned, and the socket of the
+        one to ask instead.
+        """
         self.id: Final = name
         self.settings = VmSettings() if settings is None else settings
         self.socket_path: Final = socket_path
         self.store: Final = Store() if store is None else store
         self.proc: Final = proc
+        self.examiner: Final = examiner
         self.wakefulness: Final = Wakefulness()
         self.internal_errors: Final = InternalErrors()
         self.counters = Counters()
@@ -356,6 +366,8 @@ class Vm:
             report_rate=self.settings.report_rate,
             internal_errors=self.internal_errors.counts,
         )
-        if self.front_end is None:
-            return known
-        return self.front_end.statistics(known, details=details)
+        if self.front_end is not None:
+            return self.front_end.statistics(known, details=details)
+        if self.settings.policy.mode is DiscardMode.AUTO:
+            return replace(known, pause_hint=prospect(self.examiner))
+        return known

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +16,7 @@ import trio
 from protocol.virtio_balloon import Queue, StatTag
 from tests.rig.systemd import SystemdHost
 from tests.support.end_to_end import MIB, PAGE, ByHand, by_hand, fill
+from tests.support.hostile.pinning import passed_through
 from tests.support.vms.remote import Remote, serve
 
 RAM: Final = 2 * MIB
@@ -66,6 +68,14 @@ class Crowd(Remote):
         """Have each VM give away what it does in use(); whether all of that stays."""
         return bool(self.call("kept", timeout=timeout))
 
+    def plug(self) -> None:
+        """Have the process open what looks like a device that is passed through to a guest."""
+        self.call("plug")
+
+    def unplug(self) -> None:
+        """Close it again."""
+        self.call("unplug")
+
     def begin_to_ask(self) -> None:
         """Have each VM ask something of its balloon now; result() gives the seconds until the
         last one was answered."""
@@ -81,6 +91,7 @@ class _Guests:
         self._uses = Uses(0, 0, 0.0)
         self._ending = trio.Event()
         self._ended = trio.Event()
+        self._plugged = ExitStack()
 
     async def attach(self, sockets: dict[str, str], ram: int = RAM) -> float:
         started = time.monotonic()
@@ -131,6 +142,12 @@ class _Guests:
     async def kept(self) -> bool:
         return all([await _give(guest) == [True, True] for guest in self._guests.values()])
 
+    async def plug(self) -> None:
+        self._plugged.enter_context(passed_through())
+
+    async def unplug(self) -> None:
+        self._plugged.close()
+
     async def ask(self) -> float:
         started = time.monotonic()
         async with trio.open_nursery() as asking:
@@ -178,6 +195,8 @@ async def _main() -> None:
             guests.begin_using,
             guests.end_using,
             guests.kept,
+            guests.plug,
+            guests.unplug,
             guests.ask,
             guests.fill,
         )
