@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -232,37 +231,6 @@ async def test_orders_to_a_vm_without_a_front_end(tmp_path: Path) -> None:
         for words in (["set", "vm1", "1G"], ["set", "vm1", "1G", "--wait"], ["stats", "vm1"]):
             done = await ctl(tmp_path, *words)
             assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
-
-
-async def test_qemu_args(tmp_path: Path) -> None:
-    folder = tmp_path / "a,b c"
-    folder.mkdir()
-    async with vm_served(folder) as host:
-        words = (await ctl(folder, "qemu-args", "vm1", "--memory=1G", "--json")).json()
-        path = str(host.path()).replace(",", ",,")
-        assert words == [
-            "-m", "1073741824b",
-            "-object", "memory-backend-memfd,id=mem,size=1073741824b,share=on",
-            "-machine", "memory-backend=mem",
-            "-chardev", f"socket,id=balloon,path={path}",
-            "-device",
-            "vhost-user-test-device-pci,chardev=balloon,virtio-id=5,num_vqs=5,config_size=16",
-        ]  # fmt: skip
-        done = await ctl(folder, "qemu-args", "vm1", "--memory=1G")
-        assert shlex.split(done.out) == words
-        assert done.out.count("\n") == 1
-        assert "size=SIZE," in (await ctl(folder, "qemu-args", "vm1")).out
-        async with by_hand(host.path(), 64 * MIB):
-            assert f"size={64 * MIB}b" in (await ctl(folder, "qemu-args", "vm1")).out
-
-
-async def test_qemu_args_of_a_vm_whose_daemon_has_not_been_started(tmp_path: Path) -> None:
-    """systemd holds its socket; QEMU's connection starts the daemon."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "web1.sock"))
-        done = await ctl(tmp_path, "qemu-args", "web1", "--memory=1G")
-        assert f"path={tmp_path}/web1.sock" in done.out
-        assert "there is no VM" in (await ctl(tmp_path, "qemu-args", "../web1")).err
 
 
 @pytest.mark.parametrize(

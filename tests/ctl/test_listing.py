@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.ctl_vms import GIB, GONE, MIB, vm
 from vhost_balloon.ctl import listing
+from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.model import read_vm, without_answer
 from vhost_balloon.ctl.text import width
 
@@ -34,6 +35,14 @@ def test_list_of_vms_that_do_not_answer() -> None:
 
 def test_list_of_a_guest_without_reporting() -> None:
     assert listing.reporting(vm(features=["version-1"])) == "-"
+
+
+def test_list_says_where_to_read_on_if_pins_are_unknown() -> None:
+    unknown = vm(id="db1", pause_reasons=["pins-unknown"])
+    assert listing.overview([vm(), unknown], None)[3:] == [
+        "pins-unknown: `vhost-balloonctl status VM` says why, and what to do"
+    ]
+    assert all(width(line) <= 30 for line in listing.overview([unknown], 30))
 
 
 @pytest.mark.parametrize("columns", range(1, 100, 7))
@@ -87,6 +96,14 @@ def test_status() -> None:
         "     3  stats      32  disabled              1",
     ]
     assert all(width(line) <= 30 for line in listing.details(full, 30))
+
+
+def test_status_ends_with_the_hint() -> None:
+    known = vm(pause_reasons=["pins-unknown"], pause_hint="cannot look; use \x1b another user")
+    assert listing.details(known, None)[-2:] == ["", "cannot look; use \\x1b another user"]
+    assert listing.details(known, 20)[-2:] == ["cannot look; use", "\\x1b another user"]
+    with pytest.raises(CtlError, match="pause-hint"):
+        listing.details(vm(pause_hint="x" * 1001), None)
 
 
 def test_status_without_a_front_end_omits_unknown_values() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhost_balloon.ctl.text import Column, pad, shorten, spark, table, width
+from vhost_balloon.ctl.text import Column, fold, pad, shorten, spark, table, width
 from vhost_balloon.printable import printable
 
 
@@ -30,6 +30,21 @@ def test_width_is_in_columns_of_a_terminal() -> None:
 @given(st.text(), st.integers(0, 30))
 def test_a_shortened_text_fits(text: str, columns: int) -> None:
     assert width(shorten(printable(text), columns)) <= columns
+
+
+@given(st.text(), st.integers(1, 30))
+def test_folded_lines_fit_and_lose_no_word_that_fits(text: str, columns: int) -> None:
+    lines = fold(printable(text), columns)
+    assert all(width(line) <= columns for line in lines)
+    words = printable(text).split()
+    if all(width(word) <= columns for word in words):
+        assert " ".join(lines).split() == words
+
+
+def test_folding() -> None:
+    assert fold("one two three", 8) == ["one two", "three"]
+    assert fold("one two three", None) == ["one two three"]
+    assert fold("", 8) == [""]
 
 
 def test_padding() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -25,16 +24,12 @@ def _run(arguments: Sequence[str]) -> int:
     # Imported here, so that Ctrl-C during the imports is handled too.
     from vhost_balloon.ctl import commands, options
     from vhost_balloon.ctl.errors import CtlError, ReaderGone
-    from vhost_balloon.ctl.output import Output
-    from vhost_balloon.printable import printable
+    from vhost_balloon.ctl.output import Output, complain
 
     try:
         commands.run(options.parse(arguments), Output())
     except CtlError as error:
-        with contextlib.suppress(OSError):
-            # print() would use standard output instead of a closed standard error.
-            if sys.stderr is not None:
-                print(f"{options.PROGRAM}: {printable(str(error))}", file=sys.stderr)
+        complain(str(error))
         return 1
     except ReaderGone:
         return READER_GONE

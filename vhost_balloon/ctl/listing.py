@@ -9,13 +9,17 @@ from typing import Any, Final
 
 from vhost_balloon.ctl import model
 from vhost_balloon.ctl.model import STAT_UNKNOWN, Vm
-from vhost_balloon.ctl.text import Column, shorten, table, width
+from vhost_balloon.ctl.options import PROGRAM
+from vhost_balloon.ctl.text import Column, fold, shorten, table, width
 from vhost_balloon.name_text import shown
 from vhost_balloon.printable import printable
 from vhost_balloon.sizes import UNKNOWN, format_size
 
 NAME_COLUMNS: Final = 24
 """On a terminal, longer names are cut, as far as they still differ."""
+
+PINS_UNKNOWN: Final = "pins-unknown"
+_NOTE: Final = f"{PINS_UNKNOWN}: `{PROGRAM} status VM` says why, and what to do"
 
 _BYTES: Final = {
     "stat-swap-in",
@@ -46,7 +50,10 @@ def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
         Column("REPORTING", rank=5),
     )
     rows = map(_overview_row, vms, names(vms, cut=room is not None))
-    return table(columns, [*rows], room)
+    lines = table(columns, [*rows], room)
+    if any(PINS_UNKNOWN in vm.paused for vm in vms):
+        lines.append(_NOTE if room is None else shorten(_NOTE, room))
+    return lines
 
 
 def _overview_row(vm: Vm, name: str) -> tuple[str, ...]:
@@ -97,8 +104,17 @@ def details(vm: Vm, room: int | None) -> list[str]:
     lines += [f"  {title:<{columns}}  {printable(value)}" for title, value in pairs]
     if room is not None:
         lines = [shorten(line, room) for line in lines]
-    queues = model.objects(vm.raw, "queues")
-    return [*lines, "", *_queues(queues, room)] if queues else lines
+    if queues := model.objects(vm.raw, "queues"):
+        lines += ["", *_queues(queues, room)]
+    return lines + _hint(vm, room)
+
+
+def _hint(vm: Vm, room: int | None) -> list[str]:
+    """Return a paragraph, in lines that fit a terminal."""
+    text = model.hint(vm)
+    if text is None:
+        return []
+    return ["", *fold(printable(text), room)]
 
 
 def _identity(vm: Vm) -> list[tuple[str, str]]:

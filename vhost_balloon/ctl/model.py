@@ -19,6 +19,9 @@ MAX_WORD: Final = 64
 MAX_WORDS: Final = 64
 """Limits of a word shown in a table (characters), and of a list of words."""
 
+MAX_HINT: Final = 1000
+"""Most characters of a sentence."""
+
 MAX_DEPTH: Final = 8
 """How deep an answer may be nested: Python can parse deeper JSON than it can print."""
 
@@ -126,6 +129,15 @@ def words(members: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if len(found) > MAX_WORDS or not all(isinstance(element, str) for element in found):
         raise unexpected(name)
     return tuple(_word(name, element) for element in found)
+
+
+def hint(vm: Vm) -> str | None:
+    """Return why the daemon does not know whether a VM's memory may be discarded, and what to do;
+    None if it knows. Raises CtlError."""
+    text = field(vm.raw, "pause-hint", str, None)
+    if text is not None and len(text) > MAX_HINT:
+        raise unexpected("pause-hint")
+    return text
 
 
 def total(members: Mapping[str, Any], name: str) -> int:

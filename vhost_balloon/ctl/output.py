@@ -76,6 +76,14 @@ class Output:
         os.close(null)
 
 
+def complain(text: str) -> None:
+    """Print a line on standard error, if it is open."""
+    with contextlib.suppress(OSError):
+        # print() would use standard output instead of a closed standard error.
+        if sys.stderr is not None:
+            print(f"{PROGRAM}: {printable(text)}", file=sys.stderr)
+
+
 def _shows_blocks(stream: TextIO) -> bool:
     try:
         "▁█░→".encode(stream.encoding or "ascii")

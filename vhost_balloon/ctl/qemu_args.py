@@ -1,4 +1,7 @@
-"""qemu-args: prints the options that attach a QEMU to a VM's socket."""
+"""qemu-args: prints the options that attach a QEMU to a VM's socket.
+
+Standard output has nothing else; what an operator has to know goes to standard error.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import argparse
 import os
 import shlex
 import stat
-from typing import Final
+from typing import Any, Final
 
 from vhost_balloon.ctl import folder, model
 from vhost_balloon.ctl.errors import CtlError
-from vhost_balloon.ctl.output import Output
+from vhost_balloon.ctl.output import Output, complain
 from vhost_balloon.name_text import shown, system_name
 
 SIZE_MISSING: Final = "SIZE"
@@ -21,18 +24,21 @@ _DEVICE: Final = "vhost-user-test-device-pci,chardev=balloon,virtio-id=5,num_vqs
 
 def run(options: argparse.Namespace, output: Output) -> None:
     """Print JSON, lines to read and copy on a terminal, or one line for a script."""
-    socket_path, memory = _vm(options)
-    memory = options.memory or memory
+    socket_path, vm = _vm(options)
+    memory = options.memory or _memory(vm)
     pairs = qemu_options(socket_path, str(memory) if memory else SIZE_MISSING)
+    hint = None if vm is None else model.hint(vm)
     if options.json:
         output.json([word for pair in pairs for word in pair])
-        return
-    quoted = [f"{name} {_quoted(value)}" for name, value in pairs]
-    output.lines([(" \\\n" if output.terminal else " ").join(quoted)])
+    else:
+        quoted = [f"{name} {_quoted(value)}" for name, value in pairs]
+        output.lines([(" \\\n" if output.terminal else " ").join(quoted)])
+    if hint is not None:
+        complain(f"{options.vm}: {hint}")
 
 
-def _vm(options: argparse.Namespace) -> tuple[str, int]:
-    """Return a VM's socket path and memory (bytes, 0 if not known). Raises CtlError.
+def _vm(options: argparse.Namespace) -> tuple[str, model.Vm | None]:
+    """Return a VM's socket path, and the VM, None if its daemon does not run. Raises CtlError.
 
     A socket in the folder takes precedence: under systemd it exists before the daemon does, and a
     compromised daemon could name another VM's.
@@ -42,24 +48,32 @@ def _vm(options: argparse.Namespace) -> tuple[str, int]:
         for name in folder.spellings(options.vm):
             path = _socket_path(options.folder, name)
             if name not in known and _is_socket(path):
-                return path, 0
+                return path, None
             if name in known:
                 break
     with folder.open_vm(options) as client:
         vm = model.query_vm(client)
     path = _socket_path(options.folder, vm.id)
     if options.control_socket is None and _is_socket(path):
-        return path, vm.memory
+        return path, vm
     if vm.socket_path is None:
         raise CtlError(f"{shown(vm.id)} has no socket path: its front end is connected by --fd")
     try:
-        return system_name(vm.socket_path), vm.memory
+        return system_name(vm.socket_path), vm
     except ValueError:
         raise model.unexpected("socket-path") from None
 
 
 def _socket_path(place: str, name: str) -> str:
     return os.path.join(place, f"{system_name(name)}.sock") if "/" not in name else ""
+
+
+def _memory(vm: model.Vm | None) -> int:
+    """Return the guest's memory: the setting, else the present size; 0 if neither is known."""
+    if vm is None:
+        return 0
+    settings: dict[str, Any] = model.field(vm.raw, "settings", dict, {})
+    return model.field(settings, "memory", int, 0) or vm.memory
 
 
 def _is_socket(path: str) -> bool:

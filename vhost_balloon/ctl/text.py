@@ -28,6 +28,20 @@ def shorten(text: str, columns: int) -> str:
     return text + "~" if columns > 0 else ""
 
 
+def fold(text: str, columns: int | None) -> list[str]:
+    """Break a text between words into lines that fit; a longer word is cut. None: one line."""
+    if columns is None:
+        return [text]
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and width(longer) > columns:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [shorten(line, columns) for line in lines]
+
+
 def pad(text: str, columns: int, *, right: bool = False) -> str:
     """Fill up with blanks, after the text or, to align it right, before it."""
     blanks = " " * (columns - width(text))

@@ -368,6 +368,7 @@ class Vm:
         )
         if self.front_end is not None:
             return self.front_end.statistics(known, details=details)
-        if self.settings.policy.mode is DiscardMode.AUTO:
+        is_open = self.settings.access.mode & 0o077  # to front ends of other users
+        if is_open and self.settings.policy.mode is DiscardMode.AUTO:
             return replace(known, pause_hint=prospect(self.examiner))
         return known
