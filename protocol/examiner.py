@@ -22,7 +22,7 @@ MAX_ANSWER: Final = 256
 """Bytes, with the line's end."""
 
 _QUESTION: Final = re.compile(rb"([1-9][0-9]{0,9}) (0|[1-9][0-9]{0,19})\n")
-_ANSWER: Final = re.compile(rb"(free|pinned|unknown(?= .)) ?([ -~]*)\n")
+_ANSWER: Final = re.compile(rb"(?:(free|pinned)|unknown ([!-~][ -~]*))\n")
 
 
 def question(pid: int, memory_size: int) -> bytes:
@@ -46,6 +46,8 @@ def answer(word: str, reason: str = "") -> bytes:
 def read_answer(line: bytes) -> tuple[str, str]:
     """The word, and the reason with UNKNOWN. Raises ValueError."""
     match = _ANSWER.fullmatch(line)
-    if match is None or bool(match[2]) != (match[1] == b"unknown"):
+    if match is None:
         raise ValueError("the answer is none of the three words")
-    return match[1].decode(), match[2].decode()
+    if match[1]:
+        return match[1].decode(), ""
+    return UNKNOWN, match[2].decode()

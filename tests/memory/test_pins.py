@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.helpers import MIB, PAGE
 from tests.support.huge_pages import need_root
-from tests.support.made_up_proc import MEMORY, PID, Proc, cannot_pin
+from tests.support.made_up_proc import MEMORY, PID, Proc, process_that, seen_by_nobody
 from vhost_balloon.front_end.peer import is_peer, peer_pid
 from vhost_balloon.memory.pin_guard import CACHE_SECONDS, PinGuard
 from vhost_balloon.memory.pins import PinState
@@ -210,23 +210,6 @@ def test_with_too_many_descriptors_the_state_is_unknown(
 # Real processes
 
 
-@contextmanager
-def process_that(what: str, size: int) -> Iterator[int]:
-    """The PID of a process that pins or locks memory."""
-    command = [sys.executable, "-m", "tests.support.hostile.pinning", what, str(size)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        said = process.stdout.readline().strip()
-        if said != "done":
-            process.stdin.close()
-            cannot_pin(said)
-        yield process.pid
-        process.stdin.close()
-
-
 def test_a_real_process_that_pins() -> None:
     with process_that("pin", 4 * PAGE) as pid:
         assert PinGuard(pid).check(MEMORY, 0.0) is PinState.PINNED
@@ -261,27 +244,6 @@ def is_kernel_thread(path: Path) -> bool:
         return (path / "stat").read_text().rpartition(")")[2].split()[1] == "2"  # of kthreadd
     except OSError:
         return False
-
-
-def seen_by_nobody(pid: int) -> tuple[str, str]:
-    """The state of process pid, and why, as a process without any rights over it sees it."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            guard = PinGuard(pid)
-            state = guard.check(MEMORY, 0.0)
-            os.write(write_end, f"{state.value}\n{guard.why}".encode())
-        finally:
-            os._exit(0)
-    os.close(write_end)
-    os.waitpid(child, 0)
-    with os.fdopen(read_end) as answer:
-        told, _, why = answer.read().partition("\n")
-    return told, why
 
 
 def test_another_users_process_is_unknown() -> None:

@@ -1,7 +1,12 @@
-"""A /proc folder with one process that pins memory or does not, and the rule for real pins."""
+"""Processes that pin memory or do not: one in a made-up /proc folder, and real ones."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,3 +52,45 @@ def cannot_pin(reason: str) -> NoReturn:
     if required():
         pytest.fail(f"real pins are required here: {reason}")
     pytest.skip(f"REAL PINS NOT TESTED: {reason}")
+
+
+@contextmanager
+def process_that(what: str, size: int) -> Iterator[int]:
+    """The PID of a process that pins or locks memory, or has a device that does: tests.support.
+    hostile.pinning."""
+    command = [sys.executable, "-m", "tests.support.hostile.pinning", what, str(size)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        said = process.stdout.readline().strip()
+        if said != "done":
+            process.stdin.close()
+            cannot_pin(said)
+        yield process.pid
+        process.stdin.close()
+
+
+def seen_by_nobody(pid: int, examiner: Path | None = None) -> tuple[str, str]:
+    """The state of process pid, and why, as a process without any rights over it sees it.
+
+    Needs root. examiner: the socket of one that it asks.
+    """
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            guard = PinGuard(pid, examiner=examiner)
+            state = guard.check(MEMORY, 0.0)
+            os.write(write_end, f"{state.value}\n{guard.why}".encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    os.waitpid(child, 0)
+    with os.fdopen(read_end) as answer:
+        told, _, why = answer.read().partition("\n")
+    return told, why

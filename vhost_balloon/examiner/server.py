@@ -40,7 +40,7 @@ SO_PASSRIGHTS: Final = 83
 """include/uapi/asm-generic/socket.h, since Linux 6.16; the socket module lacks it."""
 
 _WORDS: Final = {PinState.FREE: wire.FREE, PinState.PINNED: wire.PINNED}
-_OTHER_NAMESPACE: Final = "it is in another PID namespace, with other PIDs, than the examiner"
+_OTHER_NAMESPACE: Final = "the daemon is in another PID namespace than the examiner"
 
 
 class _User:
@@ -83,13 +83,7 @@ class ExaminerServer:
                 pid, uid = _peer(stream)
                 with self._admitted(uid) as user:
                     if user is not None:
-                        await self._serve(stream, user, self._refusal(pid))
-
-    def _refusal(self, pid: int) -> bytes | None:
-        """The answer to all questions of a client, or None. pid: the client's, 0 if unknown."""
-        if self._is_in_our_namespace(pid):
-            return None
-        return wire.answer(wire.UNKNOWN, _OTHER_NAMESPACE)
+                        await self._serve(stream, user, _refusal(pid))
 
     @contextmanager
     def _admitted(self, uid: int) -> Iterator[_User | None]:
@@ -127,13 +121,19 @@ class ExaminerServer:
         except (OSError, ValueError) as error:
             return wire.answer(wire.UNKNOWN, hindrance(error))
 
-    def _is_in_our_namespace(self, pid: int) -> bool:
-        """Whether a PID means the same to a client. pid: its own."""
-        try:
-            ours, theirs = (os.stat(self._proc / str(each) / "ns/pid") for each in ("self", pid))
-        except OSError:
-            return False
-        return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+def _refusal(pid: int) -> bytes | None:
+    """The answer to all questions of a client to whom PIDs mean other processes, or None.
+
+    pid: the client's, 0 if it has none here.
+    """
+    try:
+        ours, theirs = (os.stat(f"/proc/{each}/ns/pid") for each in ("self", pid))
+    except OSError as error:
+        return wire.answer(wire.UNKNOWN, f"its PID namespace is not known: {hindrance(error)}")
+    if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+        return None
+    return wire.answer(wire.UNKNOWN, _OTHER_NAMESPACE)
 
 
 def refuse_descriptors(sock: trio.socket.SocketType) -> None:

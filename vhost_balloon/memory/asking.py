@@ -62,7 +62,6 @@ class Examiner:
         self._patience = PATIENCE
         self.trouble = _ABSENT
 
-    @property
     def is_late(self) -> bool:
         """Whether a question is open."""
         return self._open is not None

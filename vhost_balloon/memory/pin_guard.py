@@ -96,7 +96,7 @@ class PinGuard:
         if self._is_closed:
             return self._state
         is_old = now - self._looked_at >= CACHE_SECONDS or memory_size != self._memory_size
-        if is_old or (self._examiner is not None and self._examiner.is_late):
+        if is_old or (self._examiner is not None and self._examiner.is_late()):
             self._state, self.why = self._look(memory_size, now)
             self._looked_at, self._memory_size = now, memory_size
         return self._state

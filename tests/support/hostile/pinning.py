@@ -1,4 +1,7 @@
-"""Pins or locks memory: `python -m tests.support.hostile.pinning pin|lock SIZE`."""
+"""Pins or locks memory, or seems to have a device that does.
+
+`python -m tests.support.hostile.pinning pin|lock|pass SIZE`
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Final
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -95,9 +99,14 @@ def _checked(result: int) -> int:
 
 def main() -> None:
     """Do it, say so, and keep it until standard input ends."""
-    what, size = {"pin": pinned, "lock": locked}[sys.argv[1]], int(sys.argv[2])
+    size = int(sys.argv[2])
+    acts: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "pin": partial(pinned, size),
+        "lock": partial(locked, size),
+        "pass": passed_through,
+    }
     try:
-        with what(size):
+        with acts[sys.argv[1]]():
             print("done", flush=True)
             sys.stdin.read()
     except OSError as error:
