@@ -63,6 +63,8 @@ WEB1: Final = Instance("web1")
 SERVICE: Final = WEB1.service
 CONTROL: Final = WEB1.control
 HUB: Final = "vhost-balloon-hub.service"
+EXAMINER: Final = "vhost-balloon-examiner.service"
+EXAMINER_SOCKET: Final = "vhost-balloon-examiner.socket"
 
 # There is no hub yet.
 _STAND_IN_HUB: Final = f"""#!{VENV}/bin/python

@@ -8,11 +8,11 @@ import stat
 
 import pytest
 
-from tests.rig.systemd import HUB, SERVICE, VENV, WEB1, SystemdHost
+from tests.rig.systemd import EXAMINER, EXAMINER_SOCKET, HUB, SERVICE, VENV, WEB1, SystemdHost
 from tests.support.paths import ROOT
 
-SERVICES = (SERVICE, HUB)
-SOCKETS = (WEB1.socket, WEB1.control_socket)
+SERVICES = (SERVICE, HUB, EXAMINER)
+SOCKETS = (WEB1.socket, WEB1.control_socket, EXAMINER_SOCKET)
 README = ROOT / "systemd" / "README.md"
 COMMON = {
     "RootDirectory=/RootImage=",
@@ -22,6 +22,12 @@ COMMON = {
 }
 GAPS = {
     SERVICE: COMMON,
+    EXAMINER: COMMON
+    | {
+        "CapabilityBoundingSet=~CAP_SYS_PTRACE",
+        "CapabilityBoundingSet=~CAP_(DAC_*|FOWNER|IPC_OWNER)",
+        "AmbientCapabilities=",
+    },
     HUB: COMMON
     | {
         "SupplementaryGroups=",
@@ -31,7 +37,7 @@ GAPS = {
     },
 }
 """Each has its reason in the unit."""
-BARS = {SERVICE: 0.5, HUB: 1.5}
+BARS = {SERVICE: 0.5, HUB: 1.5, EXAMINER: 1.0}
 
 
 def test_the_systemd_is_one_with_a_preserved_store(systemd_host: SystemdHost) -> None:
@@ -68,6 +74,11 @@ def test_groups_and_folder_are_made(systemd_host: SystemdHost) -> None:
     assert systemd_host.run("getent", "passwd", "vhost-balloon", check=False).returncode == 2
     info = systemd_host.path("/run/vhost-balloon").stat()
     assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (0, 0, 0o755)
+
+
+def test_only_root_reaches_the_examiner_from_outside(systemd_host: SystemdHost) -> None:
+    info = systemd_host.path("/run/vhost-balloon-examiner").stat()
+    assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (0, 0, 0o700)
 
 
 def test_a_folder_that_was_another_users_becomes_roots(systemd_host: SystemdHost) -> None:

@@ -24,6 +24,7 @@ DONE = "done"
 TOLD = "/opt/sandbox_probe.py"
 """Where it is copied to, inside."""
 _PTRACE_SEIZE = 0x4206
+_PIDFD_GETFD = 438
 _MANY = 253
 _libc = ctypes.CDLL(None, use_errno=True)
 _in_flight: list[socket.socket] = []
@@ -76,6 +77,41 @@ def record(pid: str) -> None:
 
 def command_line(pid: str) -> None:
     Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def read(path: str) -> None:
+    os.close(os.open(path, os.O_RDONLY))
+
+
+def copy_descriptor(pid: str) -> None:
+    """Take the process's descriptor 0 (pidfd_getfd)."""
+    taken = _libc.syscall(_PIDFD_GETFD, os.pidfd_open(int(pid)), 0, 0)
+    _checked(taken)
+    os.close(taken)
+
+
+def examine(question: str) -> str:
+    """The examiner's answer."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect("/run/vhost-balloon-examiner/access/socket")
+        sock.sendall(question.encode() + b"\n")
+        return sock.recv(300).decode().rstrip()
+
+
+def crowd_examiner(count: str) -> str:
+    """Connect to the examiner so often, ask on each connection without end, and read nothing; how
+    often it took a question."""
+    asked = 0
+    while len(_in_flight) < int(count):
+        _in_flight.append(socket.socket(socket.AF_UNIX))
+        _in_flight[-1].setblocking(False)
+        _in_flight[-1].connect("/run/vhost-balloon-examiner/access/socket")
+        with contextlib.suppress(OSError):
+            while True:
+                _in_flight[-1].send(f"{os.getpid()} 1\n".encode())
+                asked += 1
+    return str(asked)
 
 
 def connect(path: str) -> None:
@@ -155,7 +191,8 @@ def pass_one() -> None:
 _ATTEMPTS = {
     attempt.__name__: attempt
     for attempt in (
-        *(kill, pidfd, ptrace, prlimit, peek, memory, record, command_line),
+        *(kill, pidfd, ptrace, prlimit, peek, memory, record, command_line, copy_descriptor, read),
+        *(examine, crowd_examiner),
         *(connect, connect_tcp, replace, write, write_anywhere),
         *(fill_flight, end_flight, pass_one, flood),
     )
