@@ -217,14 +217,23 @@ class SystemdHost(process.Started):
             self.path(path).unlink()
         self.systemctl("daemon-reload")
 
+    @contextlib.contextmanager
+    def without(self, *units: str) -> Iterator[None]:
+        """Stop units, and let nothing start them meanwhile."""
+        self.systemctl("mask", "--runtime", "--now", *units)
+        try:
+            yield
+        finally:
+            self.systemctl("unmask", "--runtime", *units)
+
     # The daemon
 
     @contextlib.contextmanager
     def options(self, *options: str) -> Iterator[None]:
         """Give these options to daemons that start meanwhile, as README says.
 
-        Front ends here run as a different user from the daemon, so their memory is discarded only
-        with --discard=always.
+        With --discard=always, no test has to wait for the examiner: front ends here run as a
+        different user from the daemon.
         """
         self.write(OPTIONS, f'VHOST_BALLOON_OPTIONS="{" ".join(options)}"\n')
         try:

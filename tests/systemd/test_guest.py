@@ -9,9 +9,8 @@ import pytest
 
 from tests.rig.guest import Guest
 from tests.rig.memory import GiB, Memory, MiB
-from tests.rig.systemd import OPTIONS, VENV, WEB1, Instance, SystemdHost
+from tests.rig.systemd import EXAMINER, EXAMINER_SOCKET, OPTIONS, VENV, WEB1, Instance, SystemdHost
 from tests.rig.waiting import wait_until
-from tests.support.end_to_end import PAGE
 from tests.support.helpers import resident
 from tests.support.vms.crowd import Crowd
 from tests.support.vms.guests import memory_files
@@ -46,26 +45,11 @@ def test_a_guest_reports_inflates_and_gives_statistics(host: SystemdHost) -> Non
     assert "Traceback" not in host.journal()
 
 
-def test_nothing_of_another_users_front_end_is_discarded(host: SystemdHost) -> None:
-    """It does not see their processes, so a device may be passed through to the guest."""
-    with Crowd(host) as crowd:
-        host.systemctl("start", *WEB1.units)
-        crowd.attach({WEB1.vm: host.path(WEB1.path)})
-        assert "paused: pins-unknown" in asked(host, WEB1), "before it has given anything"
-        assert crowd.kept()
-        with host.qmp() as qmp:
-            (vm,) = qmp.execute("query-vms")
-    assert vm["pause-reasons"] == ["pins-unknown"]
-    assert (vm["freed-bytes"], vm["refused-bytes"]["pins-unknown"]) == (0, 2 * PAGE)
-    (line,) = [line for line in host.journal().splitlines() if "nothing is discarded" in line]
-    assert "/proc does not show it" in line
-    assert "--discard=always" in line
-
-
 def test_the_word_for_one_vm_alone(host: SystemdHost) -> None:
-    """Its own file of options."""
+    """Its own file of options, where nobody can look into its front end."""
     told, untold = Instance("told"), Instance("untold")
-    with host.options("--stats-interval=0"), Crowd(host) as crowd:
+    without_examiner = host.without(EXAMINER, EXAMINER_SOCKET)
+    with without_examiner, host.options("--stats-interval=0"), Crowd(host) as crowd:
         # With those of all VMs, which would be replaced.
         options = "--stats-interval=0 --discard=always"
         host.write(f"{OPTIONS}-{told.vm}", f'VHOST_BALLOON_OPTIONS="{options}"\n')

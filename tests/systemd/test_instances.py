@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from tests.rig.systemd import HUB, WEB1, Instance, SystemdHost
+from tests.rig.systemd import EXAMINER, EXAMINER_SOCKET, HUB, WEB1, Instance, SystemdHost
 from tests.rig.waiting import wait_until
 from tests.support.helpers import receive
 from tests.support.paths import ROOT
@@ -168,11 +168,12 @@ def test_metrics_of_a_daemons_own_take_the_drop_in_of_readme(host: SystemdHost) 
 
 
 def test_a_daemon_that_runs_as_qemus_user_may_look_at_it(host: SystemdHost) -> None:
-    """So that it can tell by itself whether a device is passed through."""
+    """So that it can tell without the examiner whether a device is passed through."""
     host.write("/etc/default/vhost-balloon", "")  # without --discard=always
     host.write("/opt/front_end.py", LOOKED_AT)
     host.run("chmod", "0644", "/opt/front_end.py")
-    with added(host, WEB1, "[Service]\nUser=games\n"):
+    without_examiner = host.without(EXAMINER, EXAMINER_SOCKET)
+    with without_examiner, added(host, WEB1, "[Service]\nUser=games\n"):
         host.systemctl("start", WEB1.socket)
         for user, expected in (("games", "[]"), ("news", "['pins-unknown']")):
             groups = "--groups=vhost-balloon,vhost-balloon-control"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -46,16 +45,6 @@ def vm_info(host: SystemdHost, vm: Instance = WEB1) -> dict[str, Any]:
 def wait_for(host: SystemdHost, *reasons: str, vm: Instance = WEB1, seconds: float = 20) -> None:
     """Wait until reports are kept for these reasons, or are discarded without any."""
     wait_until(lambda: vm_info(host, vm)["pause-reasons"] == [*reasons], seconds)
-
-
-@contextlib.contextmanager
-def stopped(host: SystemdHost, *units: str) -> Iterator[None]:
-    """Units that do not run and are not started either."""
-    host.systemctl("mask", "--runtime", "--now", *units)
-    try:
-        yield
-    finally:
-        host.systemctl("unmask", "--runtime", *units)
 
 
 def test_without_a_device_all_is_discarded_as_shipped(host: SystemdHost, crowd: Crowd) -> None:
@@ -143,7 +132,7 @@ def test_an_examiner_that_hangs_costs_discards_and_no_time(host: SystemdHost, cr
 def test_without_an_examiner_the_operator_is_told_what_to_do(
     host: SystemdHost, crowd: Crowd
 ) -> None:
-    with stopped(host, EXAMINER, EXAMINER_SOCKET):
+    with host.without(EXAMINER, EXAMINER_SOCKET):
         attach(host, crowd)
         wait_for(host, "pins-unknown")
         assert crowd.kept()
