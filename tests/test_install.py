@@ -58,6 +58,7 @@ def test_wheel_holds_every_file_that_install_units_installs(wheel: Path) -> None
 
 MAN_PAGES = {
     "man1/vhost-balloon.1",
+    "man1/vhost-balloon-examiner.1",
     "man1/vhost-balloon-hub.1",
     "man1/vhost-balloonctl.1",
     "man5/vhost-balloon.toml.5",
@@ -72,7 +73,10 @@ def test_wheel_installs_the_manual_pages(wheel: Path) -> None:
     assert data == {f"{folder}/{name}" for name in MAN_PAGES}
 
 
-@pytest.mark.parametrize("module", ["vhost_balloon", "vhost_balloon.ctl", "vhost_balloon.demo"])
+@pytest.mark.parametrize(
+    "module",
+    ["vhost_balloon", "vhost_balloon.ctl", "vhost_balloon.demo", "vhost_balloon.examiner"],
+)
 def test_installed_commands_run_from_an_empty_folder(
     wheel: Path, tmp_path: Path, module: str
 ) -> None:

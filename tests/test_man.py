@@ -19,6 +19,7 @@ from tests.rig.provisioning.packages import MANDOC
 from tests.support.parsers import arguments, commands
 from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
+from vhost_balloon.examiner import options as examiner_options
 from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.hub import options as hub_options
@@ -27,6 +28,7 @@ from vhost_balloon.vm.settings import SETTINGS
 FOLDER = Path(vhost_balloon.__file__).parent / "man"
 PROGRAMS = {
     "vhost-balloon": command_line.build_parser(),
+    "vhost-balloon-examiner": examiner_options.build_parser(),
     "vhost-balloon-hub": hub_options.build_parser(),
 }
 PAGES = {**PROGRAMS, "vhost-balloonctl": options.build_parser()}

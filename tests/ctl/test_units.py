@@ -41,6 +41,8 @@ def test_every_file_is_installed_with_the_daemons_path(
     for name, started in (("@", f"{BINARY} --name=%i"), ("-hub", f"{BINARY}-hub")):
         text = found[f"usr/lib/systemd/system/vhost-balloon{name}.service"]
         assert f"\nExecStart={started} $VHOST_BALLOON_" in text
+    examiner = found["usr/lib/systemd/system/vhost-balloon-examiner.service"]
+    assert f"\nExecStart={BINARY}-examiner\n" in examiner
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in found} == {0o644}
     assert sorted(capsys.readouterr().out.split()) == sorted(str(tmp_path / name) for name in found)
 
@@ -149,6 +151,7 @@ def hardening(name: str) -> list[str]:
     return lines[start : lines.index("# Gaps, and why:")]
 
 
-def test_both_services_are_hardened_alike() -> None:
+@pytest.mark.parametrize("name", ["vhost-balloon-examiner.service", "vhost-balloon-hub.service"])
+def test_all_services_are_hardened_alike(name: str) -> None:
     assert len(hardening("vhost-balloon@.service")) > 20
-    assert hardening("vhost-balloon-hub.service") == hardening("vhost-balloon@.service")
+    assert hardening(name) == hardening("vhost-balloon@.service")

@@ -27,14 +27,13 @@ def run(options: argparse.Namespace, output: Output) -> None:
     socket_path, vm = _vm(options)
     memory = options.memory or _memory(vm)
     pairs = qemu_options(socket_path, str(memory) if memory else SIZE_MISSING)
-    hint = None if vm is None else model.hint(vm)
     if options.json:
         output.json([word for pair in pairs for word in pair])
     else:
         quoted = [f"{name} {_quoted(value)}" for name, value in pairs]
         output.lines([(" \\\n" if output.terminal else " ").join(quoted)])
-    if hint is not None:
-        complain(f"{options.vm}: {hint}")
+    if vm is not None and (hint := model.hint(vm)) is not None:
+        complain(f"{shown(vm.id)}: {hint}")
 
 
 def _vm(options: argparse.Namespace) -> tuple[str, model.Vm | None]:
