@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,8 +24,10 @@ from tests.support.end_to_end import (
     refused,
     serving,
 )
+from tests.support.fakes.daemons import listening
 from tests.support.hostile.pinning import pinned
 from tests.support.made_up_proc import MEMORY, Proc, cannot_pin
+from vhost_balloon.memory import asking, pin_guard
 from vhost_balloon.memory.pin_guard import PinGuard
 from vhost_balloon.memory.pins import PinState
 
@@ -91,6 +96,72 @@ async def test_nothing_is_discarded_while_the_state_is_unknown(
 
 def paused(host: Host) -> tuple[str, ...]:
     return host.vm().statistics().pause_reasons
+
+
+async def test_an_examiner_that_is_being_started_is_not_a_warning_yet(
+    tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    may_answer = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        while connection.recv(100):
+            may_answer.wait(20)
+            connection.sendall(b"free\n")
+
+    with listening(short_folder / "socket", serve):
+        async with serving(tmp_path) as host:
+            (played(host, monkeypatch, tmp_path / "proc").folder / "fd").rmdir()
+            monkeypatch.setattr(host.vm(), "examiner", short_folder / "socket")
+            async with by_hand(host.path()) as guest:
+                assert paused(host) == ("pins-unknown",)
+                hint = host.vm().statistics().pause_hint
+                assert hint is not None
+                assert "has not answered yet" in hint
+                may_answer.set()
+                await eventually(lambda: paused(host) == ())
+                assert host.vm().statistics().pause_hint is None
+                assert await offer(guest)
+    assert log_lines.having("warning") == []
+
+
+async def test_an_examiner_that_stays_silent_is_a_warning(
+    tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    monkeypatch.setattr(asking, "START_SECONDS", 0.2)
+    with nobody_accepts(short_folder / "socket"):
+        async with serving(tmp_path) as host:
+            (played(host, monkeypatch, tmp_path / "proc").folder / "fd").rmdir()
+            monkeypatch.setattr(host.vm(), "examiner", short_folder / "socket")
+            async with by_hand(host.path()) as guest:
+                assert not await offer(guest)
+                await eventually(lambda: bool(paused(host) and log_lines.having("warning")))
+    (line,) = log_lines.having("warning", "vm1", "nothing is discarded")
+    assert "the examiner (vhost-balloon-examiner) has not answered yet" in line
+
+
+@contextmanager
+def nobody_accepts(path: Path) -> Iterator[None]:
+    """A socket on which nobody accepts."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        yield
+
+
+async def test_without_a_front_end_the_hint_is_about_those_that_may_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pin_guard, "may_look", lambda _: False)
+    for options, hinted in (
+        (["--socket-mode=0660"], True),
+        (["--socket-mode=0660", "--discard=always"], False),
+        ([], False),  # of the daemon's own user, whose processes it may examine
+    ):
+        async with serving(tmp_path, *options) as host:
+            hint = host.vm().statistics().pause_hint
+            assert (hint is not None) == hinted
+            assert "run vhost-balloon-examiner" in (hint or "run vhost-balloon-examiner")
+            assert paused(host) == ()
 
 
 async def test_a_front_end_without_pins_is_not_logged(tmp_path: Path, log_lines: LogLines) -> None:

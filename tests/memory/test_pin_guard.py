@@ -143,6 +143,7 @@ def test_the_hint_for_another_pid_namespace_names_the_switch() -> None:
     assert guard.check(MEMORY, 0.0) is PinState.UNKNOWN
     assert "--pid=host" in guard.hint()
     assert "--discard=always" in guard.hint()
+    assert "examiner" not in guard.hint(), "it could not help"
 
 
 def test_a_closed_guard_neither_looks_nor_asks(

@@ -10,6 +10,7 @@ from pathlib import Path
 from protocol.examiner import PATH
 from vhost_balloon.config.option_parser import Parser, add_log_options
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.service.handed_over import METRICS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ def parse(arguments: list[str], handed: Collection[str] = ()) -> ExaminerOptions
     options = build_parser().parse_args(arguments)
     if len(handed) > 1:
         raise OperatorError(f"{len(handed)} sockets were handed over instead of one")
+    if METRICS in handed:
+        raise OperatorError(f"{METRICS!r} was handed over, but the examiner has no metrics")
     if bool(handed) == (options.socket_path is not None):
         raise OperatorError(
             "a socket was handed over, so --socket-path is not possible"

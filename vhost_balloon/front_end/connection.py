@@ -272,7 +272,7 @@ class FrontEndConnection:
             self._rings.stats.request()
 
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
-        """Complete the snapshot. Never waits."""
+        """Complete the snapshot. Never waits, but briefly for the examiner (memory/asking.py)."""
         balloon, session, memory = self.balloon, self.session, self._guest.memory
         is_known = balloon.memory_size > 0
         self._guest.look_for_pins(trio.current_time())

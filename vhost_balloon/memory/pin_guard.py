@@ -20,10 +20,8 @@ from vhost_balloon.memory.pins import PinState, hindrance, look
 
 CACHE_SECONDS: Final = 1.0
 
-_HINT: Final = (
-    "{problem}; run vhost-balloon-examiner, which looks on the daemon's behalf, or, if no device "
-    "is passed through to the guest, start the daemon with --discard=always"
-)
+_EXAMINE: Final = "run vhost-balloon-examiner, which looks on the daemon's behalf, or, "
+_SAY: Final = "if no device is passed through to the guest, start the daemon with --discard=always"
 _CANNOT: Final = (
     "cannot determine whether the front end has memory pinned for a passed-through device ({why})"
 )
@@ -53,7 +51,7 @@ def may_look(examiner: Path) -> bool:
 
 def prospect(examiner: Path) -> str | None:
     """What to know before a front end comes: the hint, where it may not be possible to look."""
-    return None if may_look(examiner) else _HINT.format(problem=_COULD_NOT)
+    return None if may_look(examiner) else f"{_COULD_NOT}; {_EXAMINE}{_SAY}"
 
 
 class PinGuard:
@@ -103,7 +101,8 @@ class PinGuard:
 
     def hint(self) -> str:
         """Why the state is UNKNOWN, and what to do."""
-        return _HINT.format(problem=_CANNOT.format(why=self.why))
+        remedy = _SAY if self._pid is None else f"{_EXAMINE}{_SAY}"
+        return f"{_CANNOT.format(why=self.why)}; {remedy}"
 
     def close(self) -> None:
         """Close the process's folder and the connection to the examiner; the state stays."""
