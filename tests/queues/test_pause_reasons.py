@@ -23,7 +23,8 @@ from vhost_balloon.figures.refusal import (
 )
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.pins import PinGuard, PinState
+from vhost_balloon.memory.pin_guard import PinGuard
+from vhost_balloon.memory.pins import PinState
 from vhost_balloon.memory.region import MappedRegion
 from vhost_balloon.memory.syscalls import Filesystem
 from vhost_balloon.pace.rate import Bucket
@@ -142,4 +143,5 @@ def test_the_list_is_closed() -> None:
     assert {*PAUSE_REASONS} - {OPERATOR, INERT} == BY_RULE - {
         Refusal.PAUSED,
         Refusal.PARTIAL_HUGE_PAGE,
+        Refusal.UNTOUCHED,
     }

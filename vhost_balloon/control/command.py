@@ -41,6 +41,11 @@ class Command:
     then: Callable[[Vm], None] | None = None
 
 
+async def finished(result: Json | Awaitable[Json]) -> Json:
+    """What a handler returned, or what that leads to."""
+    return await result if isinstance(result, Awaitable) else result
+
+
 def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dict[str, Any]:
     """Return the arguments if none is unknown, missing or of another type. Raises CommandError."""
     for parameter in parameters:

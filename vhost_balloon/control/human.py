@@ -11,7 +11,7 @@ import re
 from typing import Any, Final
 
 from protocol.qmp import Json
-from vhost_balloon.control.command import Handler, Parameter
+from vhost_balloon.control.command import Handler, Parameter, finished
 from vhost_balloon.errors import CommandError
 from vhost_balloon.vm.vm import Vm
 
@@ -42,7 +42,7 @@ PARAMETERS: Final = (Parameter("command-line", "str"), Parameter("cpu-index", "i
 def human_monitor(balloon: Handler, query_balloon: Handler) -> Handler:
     """The handler of human-monitor-command, from those of balloon and query-balloon."""
 
-    def run(vm: Vm, arguments: dict[str, Any]) -> Json:
+    async def run(vm: Vm, arguments: dict[str, Any]) -> Json:
         words = arguments["command-line"].split(None, 1)
         name, rest = (*words, "", "")[:2]
         try:
@@ -50,10 +50,10 @@ def human_monitor(balloon: Handler, query_balloon: Handler) -> Handler:
                 case "":
                     return ""
                 case "balloon":
-                    balloon(vm, {"value": _mebibytes(rest.strip())})
+                    await finished(balloon(vm, {"value": _mebibytes(rest.strip())}))
                     return ""
                 case "info" if rest.split()[:1] == ["balloon"]:
-                    return _info(vm, query_balloon, rest.split()[1:])
+                    return await _info(vm, query_balloon, rest.split()[1:])
                 case "info" if not rest:
                     return _help("info")
                 case "help" | "?":
@@ -72,10 +72,10 @@ class _Mistake(Exception):
     """A line that cannot be parsed."""
 
 
-def _info(vm: Vm, query_balloon: Handler, excess: list[str]) -> str:
+async def _info(vm: Vm, query_balloon: Handler, excess: list[str]) -> str:
     if excess:
         raise _excess("balloon", "info balloon")
-    found: Any = query_balloon(vm, {})
+    found: Any = await finished(query_balloon(vm, {}))
     return _lines(f"balloon: actual={found['actual'] >> _SHIFT}")
 
 

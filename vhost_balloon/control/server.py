@@ -10,7 +10,7 @@ Clients cannot hurt each other or the daemon:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import trio
 from protocol import qmp
 from protocol.qmp import BadRequest, ErrorClass, Json, Object, Request
 from protocol.qmp_stream import RequestParser
-from vhost_balloon.control.command import Command, Parameter, check_arguments, check_type
+from vhost_balloon.control.command import Command, Parameter, check_arguments, check_type, finished
 from vhost_balloon.control.commands import COMMANDS, version_info
 from vhost_balloon.control.events import BalloonEvents
 from vhost_balloon.errors import CommandError
@@ -161,9 +161,7 @@ class Client:
     async def _execute(self, request: Request) -> Json:
         command = self._find(request.command)
         arguments = check_arguments(command.parameters, request.arguments)
-        result = command.handler(self._server.vm, arguments)
-        if isinstance(result, Awaitable):
-            result = await result
+        result = await finished(command.handler(self._server.vm, arguments))
         self._then = command.then
         return result
 

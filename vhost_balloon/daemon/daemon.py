@@ -265,7 +265,7 @@ def summary(vm: Vm) -> str:
     """One line for `systemctl status`."""
     if vm.waits_for_lock:
         return "waiting for the previous process, which cannot be killed"
-    if vm.front_end is not None and not vm.front_end.has_device:
+    if vm.front_end is not None and vm.front_end.orders is None:
         return "a front end is answered without a device"
     return "a front end is attached" if vm.attached else "no front end is attached"
 

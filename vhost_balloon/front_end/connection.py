@@ -98,8 +98,6 @@ def _report_limit(rate: int | None) -> Bucket | None:
 class FrontEndConnection:
     """One connection; its tasks run in nursery."""
 
-    has_device: Final = True
-
     def __init__(
         self,
         vm: Vm,

@@ -98,7 +98,6 @@ class InertConnection:
     true if it is unknown.
     """
 
-    has_device: Final = False
     orders: Final = None
 
     def __init__(

@@ -25,7 +25,8 @@ from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log.lines import logger
 from vhost_balloon.log.setup import hand_over as hand_over_log
-from vhost_balloon.vm.vm import FrontEnd, Vm
+from vhost_balloon.vm.front_end import FrontEnd
+from vhost_balloon.vm.vm import Vm
 
 VARIABLE: Final = "VHOST_BALLOON_HANDOVER"
 REST_LIMIT: Final = 2.0
