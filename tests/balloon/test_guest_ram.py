@@ -51,6 +51,27 @@ def test_what_counts(regions: dict[int, int], total: int | None, size: int) -> N
     assert ram.judged is (total is not None)
 
 
+def test_ram_in_the_file_of_the_lowest_region_counts_whatever_the_guest_says() -> None:
+    """Its kernel may have set much aside for a crash. Other files stay doubtful."""
+    ram, files = GuestRam(), {0: "ram", ABOVE: "ram", 2 * ABOVE: "other"}
+    ram.share({0: 2 * GIB, ABOVE: 2 * GIB, 2 * ABOVE: GIB, 3 * ABOVE: GIB}, files)
+    ram.total = 3 * GIB
+    assert ram.needs_sample()
+    ram.judge()
+    assert ram.size == 4 * GIB
+    assert ram.left_out == {2 * ABOVE, 3 * ABOVE}
+    ram.share({0: 2 * GIB, ABOVE: 2 * GIB}, files)
+    assert not ram.needs_sample()
+
+
+def test_regions_whose_files_are_not_known_are_not_of_one_file() -> None:
+    ram = GuestRam()
+    ram.share({0: GIB, ABOVE: GIB, 2 * ABOVE: GIB}, {2 * ABOVE: "other"})
+    ram.total = GIB
+    ram.judge()
+    assert ram.size == GIB
+
+
 @pytest.mark.parametrize("total", [RAM, 10 * GIB])
 def test_the_limit(total: int) -> None:
     most = total + max(total // SHARE, TOLERANCE)

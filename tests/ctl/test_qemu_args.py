@@ -56,7 +56,7 @@ def test_the_setting_replaces_the_present_memory(
     with fake_daemons(tmp_path, {"web1": web1(memory=GIB)}):
         where = (f"--folder={tmp_path}", "qemu-args", "web1")
         assert f"size={GIB}b," in run(capsys, *where).out
-        assert f"size={5 * MIB}b," in run(capsys, *where, "--memory=5M").out
+        assert f"size={50 * MIB}b," in run(capsys, *where, "--memory=50M").out
     for settings in ({}, {"memory": 0}, {"target": 1}):
         with fake_daemons(tmp_path, {"web1": web1(**settings)}):
             assert f"size={64 * MIB}b," in run(capsys, *where).out

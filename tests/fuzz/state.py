@@ -150,8 +150,18 @@ _CONNECTION: Final[dict[str, Any]] = {
         "returned-bases": [{"ring": 4, "base": 1}],
     },
     "regions": [
-        {"guest-address": 0, "size": MIB, "user-address": 0, "mmap-offset": 0, "fd": "1.0"}
+        {
+            "guest-address": at * MIB,
+            "size": MIB,
+            "user-address": at * MIB,
+            "mmap-offset": 0,
+            "fd": None if at else "1.0",
+            "left-out": bool(at),
+            "untouched": bool(at),
+        }
+        for at in range(2)
     ],
+    "judged": True,
     "rings": [
         {"index": 0, "lead": 0, "base": 0, "broken": None, "kick": "1.1"},
         {"index": 1, "lead": 2, "base": 0, "broken": "head", "kick": "1.2"},
@@ -164,7 +174,7 @@ _CONNECTION: Final[dict[str, Any]] = {
 }
 _DOCUMENTS: Final[dict[str, Any]] = {
     "balloon": {
-        "target": None,
+        "order": None,
         "num-pages": 0,
         "actual": 0,
         "free-page-hint-cmd-id": 0,

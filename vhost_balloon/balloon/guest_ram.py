@@ -4,7 +4,8 @@ QEMU's balloon counts RAM and DIMMs. QEMU shares more than that: an ivshmem, an 
 virtio-mem device as a whole, however little of it is plugged. Regions do not say what they are, so
 their sum is held against the guest's own figure: at an order, and at the first sample of a driver.
 A region that comes later counts until then, as a DIMM does in QEMU. A region counts as a whole or
-not at all: a virtio-mem device counts once it is plugged almost in full.
+not at all: a virtio-mem device counts once it is plugged almost in full. RAM above a hole is in the
+same file as RAM below it, so it is known, however much of it the guest's kernel sets aside.
 """
 
 from __future__ import annotations
@@ -33,12 +34,20 @@ class GuestRam:
         self.shared = 0
         """The sum of the regions."""
         self._regions: Mapping[int, int] = {}
+        self._ram: frozenset[int] = frozenset()
 
-    def share(self, regions: Mapping[int, int]) -> None:
-        """Replace the regions: size by guest address. New ones count."""
+    def share(self, regions: Mapping[int, int], files: Mapping[int, object] | None = None) -> None:
+        """Replace the regions. New ones count.
+
+        regions: sizes by guest address. files: identities of their files, where they are known. The
+        lowest region, and those in the same file, always count.
+        """
         self._regions = regions
         self.shared = sum(regions.values())
         self.left_out &= regions.keys()
+        lowest, files = min(regions, default=0), files or {}
+        same = {start for start, file in files.items() if file == files.get(lowest)}
+        self._ram = frozenset({lowest, *same})
 
     @property
     def size(self) -> int:
@@ -50,21 +59,19 @@ class GuestRam:
     def needs_sample(self) -> bool:
         """Whether an order needs a new figure of the guest: there is none yet, or by the last one,
         regions have to be left out, which the guest may have put to use since."""
-        if self.stated is not None or len(self._regions) < 2:
+        if self.stated is not None or self._regions.keys() <= self._ram:
             return False
         return self.total is None or self.shared > self._most()
 
     def judge(self) -> None:
-        """Leave out regions until the rest fits the guest's figure, but never the lowest one.
+        """Leave out regions until the rest fits the guest's figure.
 
         As few bytes as possible go: the smallest region that suffices, or else the largest first.
         """
         left_out: set[int] = set()
         excess = self.shared - self._most()
-        candidates = sorted((size, start) for start, size in self._regions.items())
-        if self._regions:
-            lowest = min(self._regions)
-            candidates.remove((self._regions[lowest], lowest))
+        doubtful = self._regions.keys() - self._ram
+        candidates = sorted((self._regions[start], start) for start in doubtful)
         while excess > 0 and candidates:
             found = next((each for each in candidates if each[0] >= excess), candidates[-1])
             candidates.remove(found)

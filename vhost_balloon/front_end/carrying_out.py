@@ -75,7 +75,7 @@ class EffectExecutor:
             reply: bytes | None = stop.value
             return reply
 
-    async def _execute(self, effect: Effect) -> int | None:
+    async def _execute(self, effect: Effect) -> object:
         match effect:
             case effects.StopRing(index):
                 return await self._rings.stop(index)
@@ -92,11 +92,11 @@ class EffectExecutor:
             case effects.SetErr(index, fd):
                 self._rings.set_err(index, fd)
             case effects.AddRegion(region, fd):
-                self._add_region(region, fd)
+                return self._add_region(region, fd)
             case effects.RemoveRegion(region):
                 await self._remove_region(region)
             case effects.ReplaceRegions(regions):
-                await self._replace_regions(regions)
+                return await self._replace_regions(regions)
             case effects.SetBackendChannel(fd):
                 self._set_channel(fd)
             case effects.NewDriver():
@@ -111,10 +111,12 @@ class EffectExecutor:
 
     # Memory
 
-    def _add_region(self, region: Region, fd: OwnedFd) -> None:
+    def _add_region(self, region: Region, fd: OwnedFd) -> object:
         check_disjoint(self._session.regions, region)
-        self._guest.memory.add(self._map(region, fd))
+        held = self._map(region, fd)
+        self._guest.memory.add(held)
         self._guest.forget_gathered()
+        return held.inode
 
     async def _remove_region(self, region: Region) -> None:
         mapped = next(m for m in self._guest.memory.regions if m.region == region)
@@ -124,7 +126,9 @@ class EffectExecutor:
         mapped.close()
         await self._rings.apply()
 
-    async def _replace_regions(self, regions: list[tuple[Region, OwnedFd]]) -> None:
+    async def _replace_regions(
+        self, regions: list[tuple[Region, OwnedFd]]
+    ) -> dict[int, tuple[int, int]]:
         """Map the new table, move the rings, unmap the old one; or change nothing and raise."""
         memory = GuestMemory()
         try:
@@ -140,6 +144,7 @@ class EffectExecutor:
         old, self._guest.memory = self._guest.memory, memory
         old.close()
         await self._rings.apply()
+        return memory.files()
 
     def _map(self, region: Region, fd: OwnedFd) -> GuestRegion:
         """Raises FrontEndError; the descriptor is taken over only on success."""

@@ -28,6 +28,10 @@ class GuestMemory:
     """Whether any region has host pages larger than balloon pages."""
     _starts: list[int] = field(default_factory=list)
 
+    def files(self) -> dict[int, tuple[int, int]]:
+        """Identities of the regions' files, by guest address; without untouched regions."""
+        return {held.guest_start: held.inode for held in self.regions if held.inode is not None}
+
     def add(self, mapped: GuestRegion) -> None:
         self.replace([*self.regions, mapped])
 

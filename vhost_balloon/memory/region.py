@@ -51,6 +51,8 @@ class GuestRegion(ABC):
 
     grid: Grid | None = None
     """Its host pages to gather from balloon pages, if any."""
+    inode: tuple[int, int] | None = None
+    """Device and inode of its file, unless it is left alone."""
 
     def __init__(self, region: Region) -> None:
         """Raises FrontEndError if no memory can have this size and these addresses."""

@@ -94,6 +94,7 @@ def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> L
         undo.callback(held.unmap)
         left.memory.add(held)
         session.regions.append(region)
+    session.files = dict(left.memory.files())
     _restore_ram(session, document)
     if document["channel"] is not None:
         left.channel = BackendChannel(adopt(document["channel"]))
@@ -123,7 +124,8 @@ def _restore_ram(session: Session, document: Document) -> None:
     for region, entry in zip(session.regions, document["regions"], strict=True):
         if flag(entry["left-out"]):
             left_out.add(region.guest_address)
-    balloon.ram.share({region.guest_address: region.size for region in session.regions})
+    sizes = {region.guest_address: region.size for region in session.regions}
+    balloon.ram.share(sizes, session.files)
     balloon.ram.left_out, balloon.ram.judged = frozenset(left_out), True
     balloon.sampled()
     balloon.ram.judged = flag(document["judged"])

@@ -28,6 +28,8 @@ class RingSetup:
 
 @dataclass(frozen=True, slots=True)
 class AddRegion:
+    """Map a region, or leave it alone; the result is its file's identity, None if unknown."""
+
     region: Region
     fd: OwnedFd
 
@@ -41,7 +43,10 @@ class RemoveRegion:
 
 @dataclass(frozen=True, slots=True)
 class ReplaceRegions:
-    """Map these regions and unmap all others; started rings move to the new mappings."""
+    """Map these regions and unmap all others; started rings move to the new mappings.
+
+    The result is the identities of their files by guest address, where they are known.
+    """
 
     regions: list[tuple[Region, OwnedFd]]
 

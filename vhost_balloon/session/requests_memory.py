@@ -16,9 +16,9 @@ from vhost_balloon.session.session import Session
 def set_mem_table(session: Session, message: Message) -> Steps:
     regions = parse_memory_table(message.payload)
     fds = message.expect_fds(len(regions))
-    yield ReplaceRegions(list(zip(regions, fds, strict=True)))
+    files = yield ReplaceRegions(list(zip(regions, fds, strict=True)))
     message.release_fds()
-    session.regions = regions
+    session.regions, session.files = regions, files or {}
     yield from session.memory_changed()
     return None
 
@@ -28,8 +28,10 @@ def add_mem_reg(session: Session, message: Message) -> Steps:
     if len(session.regions) >= MAX_MEMORY_REGIONS:
         raise FrontEndError(f"more than {MAX_MEMORY_REGIONS} regions")
     fds = message.expect_fds(1)
-    yield AddRegion(region, *fds)
+    file = yield AddRegion(region, *fds)
     message.release_fds()
+    if file is not None:
+        session.files[region.guest_address] = file
     session.regions = [*session.regions, region]
     yield from session.memory_changed()
     return None

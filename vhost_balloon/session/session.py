@@ -76,6 +76,8 @@ class Session:
         self.protocol_features = 0
         self.status = 0
         self.regions: list[Region] = []
+        self.files: dict[int, object] = {}
+        """Identities of the regions' files, by guest address, where they are known."""
         self.rings = [Ring() for _ in range(NUM_QUEUES)]
         self.config_unread = False
         """num_pages has changed since the last GET_CONFIG."""
@@ -111,7 +113,9 @@ class Session:
         return self.rings[index].enabled or not self.features & VhostFeature.PROTOCOL_FEATURES
 
     def memory_changed(self) -> Generator[Effect, Any, None]:
-        self.balloon.ram.share({region.guest_address: region.size for region in self.regions})
+        sizes = {region.guest_address: region.size for region in self.regions}
+        self.files = {start: file for start, file in self.files.items() if start in sizes}
+        self.balloon.ram.share(sizes, self.files)
         if self.balloon.balloon_size:
             yield ActualChanged()
 
@@ -159,7 +163,7 @@ class Session:
         for index in range(NUM_QUEUES):
             yield SetCall(index, None)
             yield SetErr(index, None)
-        self.regions = []
+        self.regions, self.files = [], {}
         self.features = 0
         self.config_unread = False
         self.balloon.begin(self.first_order)

@@ -129,6 +129,24 @@ async def test_memory_that_the_guest_put_online_since_counts_at_the_next_order(
         assert figures(host) == (1536, 1536, 448)
 
 
+@pytest.mark.parametrize("by_table", [False, True])
+async def test_ram_above_a_hole_is_known_by_its_file(
+    tmp_path: Path, still_clock: MockClock, by_table: bool
+) -> None:
+    async with serving(tmp_path) as host, by_hand(host.path(), RAM) as guest:
+        (ram,) = guest.ram.regions
+        above = (ABOVE, RAM // 2, 1 << 46, RAM // 2)
+        if by_table:
+            low = region(ram.start, ram.region.size, ram.region.user_address)
+            payload = table(low, region(*above))
+            await guest.front_end.command(Request.SET_MEM_TABLE, payload, [ram.fd, ram.fd])
+        else:
+            await guest.front_end.command(Request.ADD_MEM_REG, slot(*above), [ram.fd])
+        give(guest, RAM - 50 * MIB)
+        await told(guest)
+        assert figures(host) == (768, 768, 768)
+
+
 async def test_without_deflate_on_oom_the_balloon_is_part_of_what_the_guest_has(
     tmp_path: Path, still_clock: MockClock
 ) -> None:
