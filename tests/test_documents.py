@@ -36,7 +36,9 @@ def test_the_second_code_block_runs_the_tests() -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     assert [block.count("\n") for block in blocks] == [1, 1]
     assert blocks[0].endswith("vhost-balloon-demo\n")
-    assert blocks[1].endswith("-m pytest\n")
+    run = ".venv/bin/python -m pytest"
+    every = f"{run} -n auto -m 'not slow' && {run} -m slow\n"
+    assert blocks[1].endswith(every), "all tests, none twice"
 
 
 def test_readme_names_every_room() -> None:
