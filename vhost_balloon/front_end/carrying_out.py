@@ -105,6 +105,8 @@ class EffectExecutor:
             case effects.ActualChanged():
                 self.observe_balloon()
                 self._actual_changed()
+            case effects.TargetChanged():
+                self.observe_balloon()
             case _:
                 assert_never(effect)
         return None

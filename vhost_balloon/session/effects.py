@@ -107,6 +107,11 @@ class ActualChanged:
     """The guest (or a reset) changed how much the balloon holds."""
 
 
+@dataclass(frozen=True, slots=True)
+class TargetChanged:
+    """The front end wrote num_pages, as at the end of a migration."""
+
+
 Effect = (
     AddRegion
     | RemoveRegion
@@ -120,6 +125,7 @@ Effect = (
     | RingsChanged
     | NewDriver
     | ActualChanged
+    | TargetChanged
 )
 
 Steps = Generator[Effect, Any, bytes | None]

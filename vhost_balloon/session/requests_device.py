@@ -9,7 +9,13 @@ from protocol.vhost_user import MAX_MEMORY_REGIONS, ConfigFlag
 from protocol.vhost_user_payloads import CONFIG, build_u64, parse_config, parse_empty, parse_u64
 from protocol.virtio_balloon import NUM_PAGES_SIZE, NUM_QUEUES
 from vhost_balloon.errors import FrontEndError
-from vhost_balloon.session.effects import ActualChanged, RingsChanged, SetBackendChannel, Steps
+from vhost_balloon.session.effects import (
+    ActualChanged,
+    RingsChanged,
+    SetBackendChannel,
+    Steps,
+    TargetChanged,
+)
 from vhost_balloon.session.message import Message
 from vhost_balloon.session.session import PROTOCOL_FEATURES, Session
 
@@ -87,9 +93,11 @@ def set_config(session: Session, message: Message) -> Steps:
     access = parse_config(message.payload)
     if access.flags not in (ConfigFlag.WRITABLE, ConfigFlag.MIGRATION):
         raise FrontEndError(f"config flags {access.flags} are unknown")
-    migration = access.flags == ConfigFlag.MIGRATION
+    migration, before = access.flags == ConfigFlag.MIGRATION, session.balloon.target_pages
     if session.balloon.write_config(access.offset, access.payload, migration=migration):
         yield ActualChanged()
+    if session.balloon.target_pages != before:
+        yield TargetChanged()
     return None
 
 
