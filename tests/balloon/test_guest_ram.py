@@ -126,7 +126,10 @@ def test_a_region_that_goes_and_comes_again_counts() -> None:
 def test_a_new_driver_is_judged_anew_and_keeps_the_figure_until_then() -> None:
     ram = judged({0: RAM, ABOVE: GIB}, RAM)
     ram.new_driver()
-    assert (ram.judged, ram.size) == (False, RAM)
+    assert (ram.judged, ram.total, ram.size) == (False, None, RAM)
+    assert ram.needs_sample()
+    ram.judge()
+    assert (ram.judged, ram.size) == (False, RAM), "it has said nothing yet"
 
 
 @pytest.mark.parametrize(("stated", "size"), [(GIB, GIB), (1, 1), (64 * GIB, RAM + GIB)])

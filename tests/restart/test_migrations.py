@@ -65,6 +65,8 @@ def as_version_3(areas: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(areas))
     if found["balloon"] is not None:
         found["balloon"] = {"target": found["balloon"].pop("order")} | found["balloon"]
+    if found["stats"] is not None:
+        del found["stats"]["guest-total"]
     if "regions" in (found["connection"] or {}):
         del found["connection"]["judged"]
         for region in found["connection"]["regions"]:

@@ -67,7 +67,10 @@ class GuestRam:
         """Leave out regions until the rest fits the guest's figure.
 
         As few bytes as possible go: the smallest region that suffices, or else the largest first.
+        Without the guest's figure, the last judgement stands: its silence puts no memory online.
         """
+        if self.total is None:
+            return
         left_out: set[int] = set()
         excess = self.shared - self._most()
         doubtful = self._regions.keys() - self._ram
@@ -78,11 +81,11 @@ class GuestRam:
             left_out.add(found[1])
             excess -= found[0]
         self.left_out = frozenset(left_out)
-        self.judged = self.total is not None
+        self.judged = True
 
     def new_driver(self) -> None:
         """A driver was loaded: judge at its first sample."""
-        self.judged = False
+        self.total, self.judged = None, False
 
     def _most(self) -> int:
         """The largest sum of regions that fits the guest's figure."""

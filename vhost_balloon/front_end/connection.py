@@ -165,7 +165,8 @@ class FrontEndConnection:
         self._rings.errs.update(left.errs)
         for ring in left.rings:
             self._rings.take_over(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
-        self._rings.stats.expect_stale()
+        if self.balloon.stats.updated_at is not None:
+            self._rings.stats.expect_stale()
         self._executor.observe_balloon()
         await self._rings.apply()
         self._executor.tell_config()
@@ -249,6 +250,8 @@ class FrontEndConnection:
     def _state(self) -> VmState:
         if not self.session.driver_ready:
             return VmState.NO_DRIVER
+        if self.balloon.order is not None:
+            return VmState.MOVING  # the order is being judged
         return self._executor.convergence.state(
             trio.current_time(), self.balloon.memory_size, self.balloon.stats
         )

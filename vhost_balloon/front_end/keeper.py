@@ -74,6 +74,8 @@ class Keeper:
         if self.record is None:
             return
         if request not in _CONNECTION_UNTOUCHED:
+            if self._parts.session.balloon.stats.updated_at is None:
+                self.save_stats()  # the request may have ended the driver that gave the last ones
             self._save_connection(self.record, reply)
         self.save_balloon()
         self.record.journal.done(reply)
@@ -120,8 +122,9 @@ class Keeper:
         record.save("balloon", documents.balloon_document(self._parts.session))
 
     def _save_stats(self, record: Record) -> None:
-        stats = self._parts.session.balloon.stats
-        record.save("stats", stats_document(stats, clock_offset()))
+        balloon = self._parts.session.balloon
+        document = stats_document(balloon.stats, clock_offset())
+        record.save("stats", document | {"guest-total": balloon.ram.total})
 
     def _save_connection(self, record: Record, reply: bytes | None = None) -> None:
         applied = documents.applied_document(record.journal.sequence, reply)

@@ -49,6 +49,12 @@ class Orders:
             self._config_changed()
         self._keeper.save_balloon()
 
+    def postpone(self, value: int) -> None:
+        """Set the target as soon as the driver is ready and its memory is judged."""
+        self._balloon.order = value
+        self._keeper.save_balloon()
+        self.look()
+
     def look(self) -> None:
         """The driver may be ready, so that an order that waited for it is due."""
         if self._balloon.order is not None and self._session.driver_ready:
@@ -70,20 +76,20 @@ class Orders:
         """Take the operator's word for the guest's memory: bytes, or None to judge."""
         with self._judging():
             self._balloon.ram.stated = size
+            self._balloon.ram.judge()
 
     async def judge_memory(self) -> None:
         """Judge what memory the guest has, for an order.
 
         Waits up to SAMPLE_PATIENCE for a sample if one is needed.
         """
-        ram = self._balloon.ram
         if not self._session.driver_ready:
             return
-        if self._session.gives_stats and ram.needs_sample():
+        if self._session.gives_stats and self._balloon.ram.needs_sample():
             with trio.move_on_after(SAMPLE_PATIENCE):
                 await self._stats.fresh()
         with self._judging():
-            ram.judge()
+            self._balloon.ram.judge()  # another than before, if a device began meanwhile
 
     def sampled(self) -> None:
         """The guest has given a sample."""
@@ -99,7 +105,7 @@ class Orders:
         yield
         if (judged, left_out) != (ram.judged, ram.left_out):
             self._keeper.changed()
-        if ram.left_out and left_out != ram.left_out:
+        if ram.left_out and left_out != ram.left_out and ram.stated is None:
             self._vm.log.warning(
                 f"the front end shares {format_size(ram.shared)}, but the guest says that it has "
                 f"{format_size(ram.total)}: guest memory is taken for {format_size(ram.size)} "

@@ -101,7 +101,7 @@ def _name_counters(document: Document) -> Document:
 
 
 def _tell_orders(areas: Document) -> Document:
-    connection, balloon = areas["connection"], areas["balloon"]
+    connection, balloon, stats = areas["connection"], areas["balloon"], areas["stats"]
     is_served = connection is not None and "regions" in connection
     if balloon is not None:
         target = balloon["target"]
@@ -113,7 +113,9 @@ def _tell_orders(areas: Document) -> Document:
             entry | {"left-out": False, "untouched": False} for entry in connection["regions"]
         ]
         connection = connection | {"regions": regions, "judged": False}
-    return areas | {"connection": connection, "balloon": balloon}
+    if stats is not None:
+        stats = stats | {"guest-total": None}
+    return areas | {"connection": connection, "balloon": balloon, "stats": stats}
 
 
 MIGRATIONS: Final[dict[int, Callable[[Document], Document]]] = {2: _name_members, 3: _tell_orders}

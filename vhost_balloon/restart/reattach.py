@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from typing import Final
 
 from protocol.vhost_user import HEADER_SIZE
 from protocol.vhost_user_payloads import Region
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.balloon.guest_stats import restore_stats
-from vhost_balloon.checked import Document, flag, reading
+from vhost_balloon.checked import U64, Document, flag, number, reading
 from vhost_balloon.errors import FrontEndError, StateError
 from vhost_balloon.fds import SHORTAGE, EventFd, Kick, OwnedFd
 from vhost_balloon.front_end import documents
@@ -33,6 +34,9 @@ from vhost_balloon.session.session import Ring, Session
 from vhost_balloon.store.journal import Journal, Phase
 from vhost_balloon.store.reply_pipe import ReplyPipe
 from vhost_balloon.store.shelf import Shelf
+
+MAX_TOTAL: Final = 2 * U64
+"""Bound for what a guest has, in bytes: its own figure and its balloon."""
 
 
 def read_connection(
@@ -95,7 +99,7 @@ def _read(areas: Document, journal: Journal, shelf: Shelf, undo: ExitStack) -> L
         left.memory.add(held)
         session.regions.append(region)
     session.files = dict(left.memory.files())
-    _restore_ram(session, document)
+    _restore_ram(session, document, areas["stats"]["guest-total"])
     if document["channel"] is not None:
         left.channel = BackendChannel(adopt(document["channel"]))
     for eventfds, key in ((left.calls, "calls"), (left.errs, "errs")):
@@ -118,17 +122,16 @@ def _hold(region: Region, entry: Document, adopt: Callable[[object], OwnedFd]) -
     return accept(region, adopt(entry["fd"]))
 
 
-def _restore_ram(session: Session, document: Document) -> None:
-    """What the guest has, as it was judged last, and by its last sample."""
-    balloon, left_out = session.balloon, set()
+def _restore_ram(session: Session, document: Document, total: object) -> None:
+    """What the guest has, as it was judged last, and in total by its last sample."""
+    ram, left_out = session.balloon.ram, set()
     for region, entry in zip(session.regions, document["regions"], strict=True):
         if flag(entry["left-out"]):
             left_out.add(region.guest_address)
     sizes = {region.guest_address: region.size for region in session.regions}
-    balloon.ram.share(sizes, session.files)
-    balloon.ram.left_out, balloon.ram.judged = frozenset(left_out), True
-    balloon.sampled()
-    balloon.ram.judged = flag(document["judged"])
+    ram.share(sizes, session.files)
+    ram.left_out, ram.judged = frozenset(left_out), flag(document["judged"])
+    ram.total = None if total is None else number(total, 0, MAX_TOTAL)
 
 
 def _read_session(areas: Document) -> Session:

@@ -132,7 +132,7 @@ async def _serve(
     async def prepare(connection: FrontEndConnection) -> None:
         await connection.reattach(left)
         if target is not None:
-            connection.orders.set_target(target)
+            connection.orders.postpone(target)
         ready()
 
     await run_connection(vm, left.transport, left.session, name, left.peer_connected, prepare)

@@ -127,8 +127,8 @@ _ALL: Final = (
     _feature("page-poison", BalloonFeature.PAGE_POISON, "the guest's page poison value"),
     _feature("reporting", BalloonFeature.PAGE_REPORTING, "free page reporting"),
     Setting("memory", "memory", SIZE, MEMORY,
-            "the guest's memory: RAM, DIMMs, and what is plugged of virtio-mem (default: what the "
-            "front end shares, held against what the guest says it has)"),
+            "the guest's memory as QEMU counts it, RAM and DIMMs (default: what the front end "
+            "shares, held against what the guest says it has)"),
     Setting("discard", "policy.mode", DISCARD_MODE, MEMORY,
             "auto (default): not while the front end has memory pinned for passed-through "
             "devices, or cannot be examined (as another user's process); always: without "

@@ -109,6 +109,7 @@ class Vm:
         self.counted = trio.Event()
         """Set when counters change; replaced by the task that waits for it."""
         self._listeners: list[Listener] = []
+        self._newest_order = self._last_carried_out = 0
 
     def change(self, settings: VmSettings) -> None:
         """Replace the settings.
@@ -268,10 +269,20 @@ class Vm:
         return None if self.front_end is None else self.front_end.orders
 
     async def order(self, value: int) -> None:
-        """Judge what memory the guest has, then set_target(value). Raises CommandError."""
-        if (orders := self._orders()) is not None:
-            await orders.judge_memory()
-        self.set_target(value)
+        """Judge what memory the guest has, then set_target(value). Raises CommandError.
+
+        The newest order holds, whichever is judged first.
+        """
+        if (orders := self._orders()) is None:
+            raise not_activated()
+        self._newest_order += 1
+        number = self._newest_order
+        await orders.judge_memory()
+        if self._orders() is not orders:
+            raise not_activated(f": the front end of VM '{self.id}' went away")
+        if number > self._last_carried_out:
+            self._last_carried_out = number
+            orders.set_target(value)
 
     async def disconnect(self) -> None:
         """End the front end's connection, and wait until everything is released.

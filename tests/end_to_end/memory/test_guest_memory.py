@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from protocol.vhost_user import Request
-from protocol.virtio_balloon import BalloonFeature, Queue, StatTag
+from protocol.virtio_balloon import BalloonFeature
 from tests.support.end_to_end import (
     LINUX,
     MIB,
@@ -34,24 +34,9 @@ from tests.support.hostile.bad_requests import (
     table,
 )
 from tests.support.restarting.scenario import hosting
+from tests.support.vms.judged import ABOVE, RAM, figures, give, with_more
 from vhost_balloon.front_end.orders import SAMPLE_PATIENCE
 from vhost_balloon.simulator.memory import GuestRam
-
-RAM = 512 * MIB
-ABOVE = 1 << 32
-
-
-def give(guest: ByHand, total: int) -> None:
-    """Give a sample, which the daemon keeps until it wants another."""
-    ring = guest.rings[Queue.STATS]
-    ring.add([guest.stats({StatTag.MEMTOT: total})])
-    ring.kick()
-
-
-def figures(host: Host) -> tuple[int, int | None, int]:
-    """Guest memory, actual and target, in MiB."""
-    now = host.vm().statistics()
-    return tuple((value or 0) // MIB for value in (now.guest_memory, now.actual, now.target))  # type: ignore[return-value]
 
 
 async def order(host: Host, guest: ByHand, size: int, total: int) -> None:
@@ -64,10 +49,7 @@ async def order(host: Host, guest: ByHand, size: int, total: int) -> None:
 
 @pytest.fixture
 def shared() -> GuestRam:
-    """RAM, and a region above it that the guest does not have: an empty virtio-mem device."""
-    ram = GuestRam.create(RAM)
-    ram.add(2048 * MIB, ABOVE)
-    return ram
+    return with_more()
 
 
 async def test_the_first_sample_of_a_driver_tells_what_it_has(
