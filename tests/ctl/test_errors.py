@@ -292,6 +292,8 @@ MOVING = {"state": "moving", "target": 1 << 29, "actual": 3 << 28}
         ({"attached": False, "state": "disconnected"}, "web1 went away"),
         ({"front-end-pid": 99}, "web1 went away"),
         ({"target": 1 << 28}, "web1 was given another target: 256 MiB"),
+        ({"target": 3 << 29, "guest-memory": 1 << 31},
+         "web1 was given other memory or another target: 1.5 GiB of 2 GiB"),
     ],
 )  # fmt: skip
 def test_waiting_ends_when_the_target_cannot_be_reached(

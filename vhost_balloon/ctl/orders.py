@@ -100,6 +100,11 @@ def _check(vm: Vm, before: Vm, asked: int) -> None:
         raise CtlError(f"{vm.id} went away")
     expected = min(asked, vm.memory) if vm.memory else asked
     if vm.target is None or not expected <= vm.target < expected + PAGE_SIZE:
+        if vm.memory != before.memory:
+            raise CtlError(
+                f"{vm.id} was given other memory or another target: "
+                f"{format_size(vm.target)} of {format_size(vm.memory)}"
+            )
         raise CtlError(f"{vm.id} was given another target: {format_size(vm.target)}")
     if vm.state in _GIVEN_UP:
         raise CtlError(f"{vm.id} {_GIVEN_UP[vm.state]}: {_figures(vm)}")
