@@ -30,8 +30,8 @@ class Configuration:
     async def reload(self) -> list[str]:
         """Read the files again and apply them; return the names of the settings that changed.
 
-        The statistics interval and the socket's permissions apply at once, everything else to the
-        next front end. Raises OperatorError; nothing is changed then.
+        The statistics interval, the guest's memory and the socket's permissions apply at once,
+        everything else to the next front end. Raises OperatorError; nothing is changed then.
         """
         if not self._config.files:
             raise OperatorError("this daemon was started without --config")

@@ -97,7 +97,7 @@ VM_FAMILIES: Final = (
     ),
     gauge(
         "guest_memory_bytes",
-        "Size of the guest's memory: the sum of the regions that the front end shares.",
+        "Size of the guest's memory: RAM and DIMMs, without what else the front end shares.",
         lambda document: document.get("guest-memory") or None,
     ),
     gauge("target_bytes", "Memory for the guest to keep.", member("target")),
