@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig.qmp import QMPClient
+from tests.support.command import daemon
 from tests.support.end_to_end import (
     MIB,
     PAGE,
@@ -26,6 +28,7 @@ from tests.support.end_to_end import (
 )
 from tests.support.fakes.daemons import listening
 from tests.support.hostile.pinning import pinned
+from tests.support.huge_pages import need_root
 from tests.support.made_up_proc import MEMORY, Proc, cannot_pin
 from vhost_balloon.memory import asking, pin_guard
 from vhost_balloon.memory.pin_guard import PinGuard
@@ -226,3 +229,23 @@ async def test_real_pins_of_a_real_front_end(tmp_path: Path) -> None:
         await eventually(lambda: not host.vm().attached)
         async with by_hand(host.path()) as guest:
             assert await offer(guest)
+
+
+@pytest.mark.parametrize("mode", ["auto", "always"])
+async def test_a_daemon_in_a_pid_namespace_of_its_own(tmp_path: Path, mode: str) -> None:
+    """As in a container: the front end's PID is 0 there. A switch says that no device is there."""
+    need_root("ANOTHER PID NAMESPACE")
+    control = tmp_path / "control"
+    options = (f"--socket-path={tmp_path}/vm1.sock", f"--control-socket={control}")
+    container = ("unshare", "--pid", "--fork", "--kill-child")
+    with daemon(*options, f"--discard={mode}", within=container, wait_for=control):
+        async with by_hand(tmp_path / "vm1.sock") as guest:
+            assert await offer(guest) is (mode == "always")
+            with QMPClient(control) as qmp:
+                (vm,) = qmp.execute("query-vms")
+    if mode == "always":
+        assert (vm["pause-reasons"], "pause-hint" in vm, vm["refused-bytes"]) == ([], False, {})
+    else:
+        assert vm["pause-reasons"] == ["pins-unknown"]
+        assert "--pid=host" in vm["pause-hint"]
+        assert "--discard=always" in vm["pause-hint"]

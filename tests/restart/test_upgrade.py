@@ -50,6 +50,31 @@ async def test_with_a_store(tmp_path: Path) -> None:
         await eventually(lambda: len(host.manager.names()) == KEPT)
 
 
+async def test_a_limit_that_cannot_be_raised(tmp_path: Path) -> None:
+    """Neither at a start nor later: an inherited one may be above what the kernel allows."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "sitecustomize.py").write_text(
+        "import resource\n"
+        "def setrlimit(*arguments):\n"
+        "    raise PermissionError(1, 'Operation not permitted')\n"
+        "resource.setrlimit = setrlimit\n"
+    )
+    environment = {"PYTHONPATH": str(packages)}
+    async with (
+        hosting(tmp_path, limit=0, environment=environment) as host,
+        by_hand(host.path()) as guest,
+    ):
+        await guest.inflate([5000])
+        await upgrade(host)
+        await guest.inflate([5001])
+        warning = (
+            "warning: cannot raise the limit of descriptors: [Errno 1] Operation not permitted"
+        )
+        assert host.log().count(warning) >= 2
+        assert "Traceback" not in host.log()
+
+
 async def test_without_a_store(tmp_path: Path) -> None:
     async with hosting(tmp_path, limit=0) as host:
         async with by_hand(host.path()) as guest:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,11 +59,14 @@ class Daemon:
 
 @contextmanager
 def daemon(
-    *arguments: object, fd: int | None = None, wait_for: Path | None = None
+    *arguments: object,
+    fd: int | None = None,
+    wait_for: Path | None = None,
+    within: Sequence[str] = (),
 ) -> Iterator[Daemon]:
-    """Start the command and wait until it serves."""
+    """Start the command and wait until it serves. within: a command that runs it."""
     with subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        [*within, *COMMAND, *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
         pass_fds=[] if fd is None else [fd],
