@@ -108,6 +108,7 @@ GOOD = "stats = true\n"
             2,
             "'vm' is for several VMs, and this daemon serves one: write one",
         ),
+        ("\n[vm.web1.example]\ntarget = '1G'", 2, "'vm' is for several VMs"),
         ("\n[vm]\n", 2, "one file for each VM, with its keys at the top level"),
         (GOOD + "\nvm.web1.stats = true", 3, "'vm' is for several VMs"),
         (GOOD + "\nvm = 5", 3, "'vm' is for several VMs"),

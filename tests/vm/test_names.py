@@ -106,6 +106,25 @@ def test_programs_get_the_exact_name(tmp_path: Path) -> None:
             assert json.loads(one.first_line)["message"] == f"serving {name}"
 
 
+def test_vms_are_told_apart_by_name_option_and_by_what_follows_a_dot(tmp_path: Path) -> None:
+    """Their sockets' files may have one name, or names that differ at the end."""
+    said = {"vm1": "vm1/balloon.sock", "vm2": "vm2/balloon.sock"}
+    plain = {name: f"{name}.sock" for name in ("web.example.com", "web.example.org", "web")}
+    with ExitStack() as stack:
+        for name, path in (said | plain).items():
+            socket_path, control = tmp_path / path, tmp_path / f"{name}.control"
+            socket_path.parent.mkdir(exist_ok=True)
+            options = [f"--socket-path={socket_path}", f"--control-socket={control}"]
+            options += [f"--name={name}"] if name in said else []
+            stack.enter_context(daemon(*options, wait_for=control))
+            with QMPClient(control) as qmp:
+                assert qmp.execute("query-name") == {"name": name}
+        assert lines_of(ctl(tmp_path, "list", "--names").stdout)[:-1] == sorted(said | plain)
+        for name, path in (said | plain).items():
+            vm = json.loads(ctl(tmp_path, "status", name, "--json").stdout)
+            assert (vm["id"], vm["socket-path"]) == (name, f"{tmp_path}/{path}")
+
+
 @pytest.mark.parametrize("path", ["/nonexistent/a\nb\x1b[2J", "/nonexistent/\udcff\u202e"])
 def test_an_operators_mistake_is_one_printable_line(path: str) -> None:
     command = [*COMMAND, f"--socket-path={path}.sock", "--fd=x\x9b"]
