@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.end_to_end import eventually
+from protocol.vhost_user import Request
+from protocol.virtio_balloon import Queue, StatTag
+from tests.support.end_to_end import PAGE, by_hand, eventually, fill
 from tests.support.restarting.crashing import POINTS
-from tests.support.restarting.scenario import KEPT, Scenario, hosting
+from tests.support.restarting.scenario import GUEST, KEPT, Scenario, hosting
 
 CRASHES = 8
 """Most deaths in one scenario; each process dies at a different step."""
@@ -82,6 +84,32 @@ async def test_killed_while_the_shelf_is_compacted(tmp_path: Path, step: str) ->
         await Scenario.run(host)
         assert "answered and nothing is done" not in host.log()
         assert host.manager.restarts == 1
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+@pytest.mark.parametrize("side", ["before", "after"])
+async def test_killed_while_the_end_of_a_driver_is_put_on_record(
+    tmp_path: Path, side: str, count: int
+) -> None:
+    """The request counts as carried out only once all of its changes are on record."""
+    step, environment = f"record.save:{side}:{count}", {"CRASH_FROM": "discard"}
+    async with (
+        hosting(tmp_path, crashes=[step], environment=environment) as host,
+        by_hand(host.path()) as guest,
+    ):
+        ring = guest.rings[Queue.STATS]
+        ring.add([guest.stats({StatTag.MEMTOT: GUEST})])
+        ring.kick()
+        await guest.front_end.get_config()  # waits for all earlier messages
+        fill(guest.ram, 5000 * PAGE, PAGE)
+        await guest.inflate([5000])  # the steps are counted from here
+        await guest.front_end.set_config(slice(4, 8), (5).to_bytes(4, "little"))
+        await guest.front_end.command(Request.RESET_DEVICE)
+        await guest.front_end.get_config()
+        await eventually(lambda: host.manager.restarts == 1)
+        assert (await guest.front_end.get_config())[4:8] == bytes(4)
+        found = host.insist("query-vms")[0]
+        assert (found["actual"], found["stats"]) == (GUEST, {})
 
 
 async def test_killed_again_while_answering_a_pending_request(tmp_path: Path) -> None:

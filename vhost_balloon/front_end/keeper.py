@@ -69,15 +69,19 @@ class Keeper:
         self._busy = True
 
     def finish(self, request: int, reply: bytes | None) -> None:
-        """Write a handled request's changes and its reply (None if none is due)."""
+        """Write a handled request's changes and its reply (None if none is due).
+
+        The connection's document comes last, because it says that the request was carried out.
+        """
         self._busy = False
         if self.record is None:
             return
-        if request not in _CONNECTION_UNTOUCHED:
-            if self._parts.session.balloon.stats.updated_at is None:
-                self.save_stats()  # the request may have ended the driver that gave the last ones
-            self._save_connection(self.record, reply)
+        changes_connection = request not in _CONNECTION_UNTOUCHED
+        if changes_connection and self._parts.session.balloon.stats.updated_at is None:
+            self.save_stats()  # the request may have ended the driver that gave the last ones
         self.save_balloon()
+        if changes_connection:
+            self._save_connection(self.record, reply)
         self.record.journal.done(reply)
 
     def answered(self) -> None:

@@ -282,7 +282,7 @@ class Vm:
             raise not_activated(f": the front end of VM '{self.id}' went away")
         if number > self._last_carried_out:
             self._last_carried_out = number
-            orders.set_target(value)
+            self.set_target(value)
 
     async def disconnect(self) -> None:
         """End the front end's connection, and wait until everything is released.
