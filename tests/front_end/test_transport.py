@@ -32,31 +32,36 @@ NO_KICK = (Request.SET_VRING_KICK, (1 | NO_FD).to_bytes(8, "little"), 0)
 FEATURES = (Request.GET_FEATURES, b"", 0)
 
 
-def send(sock: socket.socket, sent: Sent, marks: list[int], cuts: Sequence[int]) -> None:
+def send(
+    sock: socket.socket, sent: Sent, marks: list[int], cuts: Sequence[int], flags: int = 0
+) -> None:
     """Send a message in parts, the descriptors with the first; each is a file of a unique size."""
     request, payload, count = sent
     data = HEADER.pack(request, VERSION, len(payload)) + payload
     files = [memfd(len(marks) + 1 + n) for n in range(count)]
     marks += [os.fstat(file.fileno()).st_size for file in files]
     first = min(cuts[0], len(data)) if cuts else len(data)
-    socket.send_fds(sock, [data[:first]], [file.fileno() for file in files])
+    socket.send_fds(sock, [data[:first]], [file.fileno() for file in files], flags)
     for start in range(first, len(data), max(cuts[-1], 1) if cuts else 1):
-        sock.send(data[start : start + max(cuts[-1], 1)])
+        sock.send(data[start : start + max(cuts[-1], 1)], flags)
     for file in files:
         file.close()
 
 
 async def exchange(
-    messages: Sequence[Sent], cuts: Sequence[Sequence[int]], shelf: Shelf | None = None
+    messages: Sequence[Sent],
+    cuts: Sequence[Sequence[int]],
+    shelf: Shelf | None = None,
+    flags: Sequence[int] | None = None,
 ) -> None:
-    """Send all messages, then receive them."""
+    """Send all messages, then receive them. flags: of sendmsg(2), for each message."""
     ours, theirs = socket.socketpair()
     journal = Journal(memoryview(bytearray(3 << 16)))
     with theirs:
         transport = Transport(OwnedFd(ours.detach()), shelf, journal)
         marks: list[int] = []
-        for sent, parts in zip(messages, cuts, strict=True):
-            send(theirs, sent, marks, parts)
+        for sent, parts, how in zip(messages, cuts, flags or [0] * len(cuts), strict=True):
+            send(theirs, sent, marks, parts, how)
         for request, payload, count in messages:
             with trio.fail_after(5):
                 message = await transport.receive()
@@ -100,12 +105,13 @@ def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf | None]:
         [(Request.SET_OWNER, b"", 253), FEATURES],
     ],
 )
-@pytest.mark.parametrize("cut", [(), (3, 7)], ids=["whole", "parts"])
+@pytest.mark.parametrize("cut", [(), (1,), (3, 7)], ids=["whole", "bytes", "parts"])
+@pytest.mark.parametrize("flag", [0, socket.MSG_OOB], ids=["", "urgent"])
 async def test_descriptors_stay_with_their_message(
-    messages: list[Sent], cut: tuple[int, ...], shelf: Shelf | None
+    messages: list[Sent], cut: tuple[int, ...], flag: int, shelf: Shelf | None
 ) -> None:
-    """Also if unexpected ones come, or an expected one is missing."""
-    await exchange(messages, [cut] * len(messages), shelf)
+    """Also if unexpected ones come, or an expected one is missing, or a byte is urgent."""
+    await exchange(messages, [cut] * len(messages), shelf, [flag] * len(messages))
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,14 +124,27 @@ async def test_descriptors_stay_with_their_message(
             st.binary(max_size=40),
             st.integers(0, 10),
             st.lists(st.integers(1, 30), max_size=2),
+            st.sampled_from([0, socket.MSG_OOB]),
         ),
         max_size=6,
     )
 )
-def test_messages_in_any_parts(items: list[tuple[int, bytes, int, list[int]]]) -> None:
-    messages = [(request, payload, count) for request, payload, count, _ in items]
+def test_messages_in_any_parts(items: list[tuple[int, bytes, int, list[int], int]]) -> None:
+    messages = [item[:3] for item in items]
+    cuts, flags = [item[3] for item in items], [item[4] for item in items]
     with contextlib.closing(Shelf.create()) as shelf:
-        trio.run(partial(exchange, messages, [cuts for *_, cuts in items], shelf))
+        trio.run(partial(exchange, messages, cuts, shelf, flags))
+
+
+async def test_a_lone_urgent_byte_keeps_nobody_busy() -> None:
+    """It arrives like any other byte. If it were skipped, the socket would stay readable."""
+    ours, theirs = socket.socketpair()
+    with theirs, contextlib.closing(Transport(OwnedFd(ours.detach()))) as transport:
+        theirs.send(b"x", socket.MSG_OOB)
+        with trio.move_on_after(0.1):
+            await transport.receive()
+        assert transport.partial is not None
+        assert transport.partial.data == b"x"
 
 
 # A shelf without room

@@ -86,6 +86,8 @@ class Transport:
     ) -> None:
         self.fd: Final = fd
         self._sock = socket.socket(fileno=fd.fileno())
+        # Peeking skips an urgent byte, for which the socket stays readable (MSG_OOB in unix(7)).
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._shelf = shelf
         self._journal = journal
         self._pipe = pipe
