@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from tests.support.end_to_end import Host, LogLines, serving
 from tests.support.hostile.bad_requests import descriptors
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.connection import serve_front_end
-from vhost_balloon.front_end.transport import STALL_PATIENCE
+from vhost_balloon.front_end.making_way import make_way
+from vhost_balloon.front_end.transport import STALL_PATIENCE, Transport
 from vhost_balloon.simulator.connection import Connection, connect_socket
 from vhost_balloon.simulator.wire import BackEndGone
 from vhost_balloon.store.shelf import Shelf
@@ -114,6 +115,18 @@ async def test_a_connection_with_a_message_is_never_ended(
             await front_end.send_raw((TABLE if after[:1] == TABLE[:1] else FEATURES)[len(after) :])
             if after != TABLE[:-1]:
                 assert (await front_end.receive_reply()).request == Request.GET_FEATURES
+
+
+async def test_a_message_that_comes_together_with_the_other(autojump_clock: MockClock) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Transport(OwnedFd(ours.detach()))) as transport:
+
+        async def next_waits() -> None:
+            await theirs_sock.send(FEATURES)
+            assert await transport.receive()
+
+        theirs_sock = trio.socket.from_stdlib_socket(theirs)
+        await make_way(transport, next_waits, lambda: pytest.fail("it was ended"))
 
 
 async def test_each_of_several_is_ended_in_turn(host: Host, autojump_clock: MockClock) -> None:
