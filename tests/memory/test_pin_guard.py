@@ -179,6 +179,8 @@ def test_who_may_look(socket_path: Path) -> None:
     assert "run vhost-balloon-examiner" in prospect_of_nobody(socket_path)
     nobody_listens(socket_path)
     assert prospect_of_nobody(socket_path) == "None\n"
+    socket_path.parent.chmod(0)
+    assert "run vhost-balloon-examiner" in prospect_of_nobody(socket_path)
 
 
 def prospect_of_nobody(socket_path: Path) -> str:
