@@ -120,7 +120,7 @@ class Examiner:
         if self._socket is not None:
             try:
                 self._socket.send(line)
-            except OSError:  # it ended, or closed a connection that was idle
+            except OSError:  # it ended
                 self.close()
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
