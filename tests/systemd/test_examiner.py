@@ -101,9 +101,10 @@ def test_the_examiners_sandbox_leaves_its_capabilities_little(taken_over: System
     pid = host.show(HOSTILE.service, "MainPID")
     address = host.path(f"/proc/{pid}/maps").read_text().partition("-")[0]
     for attempt, expected in (
-        # To look, which includes reading memory; nothing else.
+        # To look, which includes reading memory and files; nothing else.
         (("command_line", pid), DONE),
         (("read", f"/proc/{pid}/mem"), DONE),
+        (("read", "/proc/1/root/etc/passwd"), DONE),
         (("kill", pid), "EPERM"),
         (("pidfd", pid), "EPERM"),
         (("ptrace", pid), "EPERM"),
