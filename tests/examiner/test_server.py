@@ -214,7 +214,7 @@ async def test_a_client_that_asks_nothing_for_long_is_answered_then(
     async with serving(short_folder) as served, await served.connect() as stream:
         for sent in (0, 5):
             await stream.send_all(ASK[:sent])
-            await trio.sleep(100_000)
+            await trio.sleep(80_000)
             assert await asked(stream, ASK[sent:]) == FREE
 
 

@@ -22,6 +22,7 @@ from tests.support.end_to_end import (
     MIB,
     ByHand,
     Host,
+    LogLines,
     by_hand,
     eventually,
     fill,
@@ -31,6 +32,7 @@ from tests.support.end_to_end import (
 )
 from tests.support.hostile.bad_requests import descriptors
 from tests.support.vms.operated import operated
+from vhost_balloon.log.lines import BURST
 from vhost_balloon.simulator.connection import Connection, connect_socket
 from vhost_balloon.simulator.wire import BackEndGone
 from vhost_balloon.store.descriptors import CONNECTION
@@ -163,6 +165,17 @@ async def test_the_connection_ends_and_the_next_front_end_is_served(
         await guest.works(vm)
         assert await client.execute("vm-disconnect", id="vm1") == {}
     assert nothing_is_left(vm)
+
+
+async def test_the_order_is_logged_whatever_front_ends_have_made_of_the_log(
+    vm1: tuple[Host, Client], log_lines: LogLines
+) -> None:
+    host, client = vm1
+    for _ in range(BURST):
+        await (await trio.open_unix_socket(str(host.path()))).aclose()
+    async with by_hand(host.path()):
+        assert await client.execute("vm-disconnect") == {}
+    assert len(log_lines.having("warning: vm1: the operator disconnects the front end")) == 1
 
 
 async def test_a_front_end_that_waits_for_the_shelf(

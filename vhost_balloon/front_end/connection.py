@@ -214,7 +214,6 @@ class FrontEndConnection:
 
     async def disconnect(self) -> None:
         """End the connection, and wait until everything is released."""
-        self.vm.log.info("front end disconnected by the operator")
         self._conversation.end()
         await self.gone.wait()
 

@@ -152,7 +152,6 @@ class InertConnection:
 
     async def disconnect(self) -> None:
         """End the connection, and wait until everything is released."""
-        self._vm.log.info("front end disconnected by the operator")
         self._conversation.end()
         await self.gone.wait()
 

@@ -292,6 +292,8 @@ class Vm:
         left = self.store.left(CONNECTION)
         if self.front_end is None and not left:
             raise not_activated(f": VM '{self.id}' has no front end")
+        # Not among the lines that the front end's coming and going can use up.
+        self.log.warning("the operator disconnects the front end")
         self.order_answered = trio.Event()
         if self.front_end is not None:
             await self.front_end.disconnect()
