@@ -138,6 +138,20 @@ def test_without_an_examiner_the_hint_names_both_remedies(
     )
 
 
+@pytest.mark.parametrize("line", [b"unknown it has ended\n", b"what?\n", b""])
+def test_an_examiner_that_runs_is_not_asked_for(
+    proc: Proc, socket_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    """It answers that it does not know, answers nonsense, or does not answer."""
+    guard = PinGuard(PID, proc.root, examiner=socket_path)
+    with examiner(socket_path, line), forbidden(monkeypatch):
+        assert guard.check(MEMORY, 0.0) is PinState.UNKNOWN
+        guard.close()
+    assert guard.hint().endswith(
+        "); if no device is passed through to the guest, start the daemon with --discard=always"
+    )
+
+
 def test_the_hint_for_another_pid_namespace_names_the_switch() -> None:
     guard = PinGuard(None)
     assert guard.check(MEMORY, 0.0) is PinState.UNKNOWN

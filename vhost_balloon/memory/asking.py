@@ -62,6 +62,10 @@ class Examiner:
         self._patience = PATIENCE
         self.trouble = _ABSENT
 
+    def is_absent(self) -> bool:
+        """Whether nobody listened when it was asked last."""
+        return self.trouble == _ABSENT
+
     def is_late(self) -> bool:
         """Whether a question is open."""
         return self._open is not None

@@ -89,6 +89,7 @@ class PinGuard:
         self._looked_at = float("-inf")
         self._memory_size = 0
         self._is_closed = False
+        self._misses_examiner = False
         self.why = ""
 
     def is_settled(self, now: float) -> bool:
@@ -109,8 +110,8 @@ class PinGuard:
         return self._state
 
     def hint(self) -> str:
-        """Why the state is UNKNOWN, and what to do."""
-        remedy = _SAY if self._pid is None else f"{_EXAMINE}{_SAY}"
+        """Why the state is UNKNOWN, and what to do; an examiner helps only where it was missed."""
+        remedy = f"{_EXAMINE}{_SAY}" if self._misses_examiner else _SAY
         return f"{_CANNOT.format(why=self.why)}; {remedy}"
 
     def close(self) -> None:
@@ -122,6 +123,7 @@ class PinGuard:
             self._examiner.close()
 
     def _look(self, memory_size: int, now: float) -> tuple[PinState, str]:
+        self._misses_examiner = False
         if self._pid is None or self._pid <= 0:
             return PinState.UNKNOWN, _UNNAMED
         try:
@@ -135,9 +137,11 @@ class PinGuard:
     def _ask(self, pid: int, memory_size: int, now: float, why: str) -> tuple[PinState, str]:
         """Ask the examiner. why: the reason for not looking, which holds if there is none."""
         if self._examiner is None:
+            self._misses_examiner = True
             return PinState.UNKNOWN, why
         found = self._examiner.ask(pid, memory_size, now, CACHE_SECONDS)
         if found is None:
+            self._misses_examiner = self._examiner.is_absent()
             return PinState.UNKNOWN, f"{why}; {self._examiner.trouble}"
         try:
             # Only after the answer: while the front end runs, no other process has its PID.
