@@ -18,8 +18,11 @@ import vhost_balloon
 from protocol.examiner import question, read_answer
 from tests.rig.waiting import wait_until
 from tests.support.fakes.daemons import nobody_listens
+from tests.support.huge_pages import need_root
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.examiner.__main__ import NO_RIGHTS
 from vhost_balloon.examiner.options import parse
+from vhost_balloon.memory.pins import has_rights
 
 COMMAND = (sys.executable, "-m", "vhost_balloon.examiner")
 HANDED_OVER = """
@@ -31,8 +34,15 @@ runpy.run_module("vhost_balloon.examiner", run_name="__main__")
 
 
 @contextmanager
-def running(command: list[str], path: Path, fd: int | None = None) -> Iterator[None]:
-    """An examiner that answers at path and leaves nothing on standard error when it ends."""
+def running(
+    command: list[str], path: Path, fd: int | None = None, *, may_look: bool | None = None
+) -> Iterator[None]:
+    """An examiner that answers at path and logs its end, and first whether it may look.
+
+    may_look: as this process by default.
+    """
+    may_look = has_rights() if may_look is None else may_look
+    expected = "" if may_look else f"warning: {NO_RIGHTS}\n"
     fds = [] if fd is None else [fd]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, pass_fds=fds) as process:
         try:
@@ -41,7 +51,7 @@ def running(command: list[str], path: Path, fd: int | None = None) -> Iterator[N
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
             log = process.stderr.read()
-            assert (process.wait(10), log) == (0, "info: ending on SIGTERM\n")
+            assert (process.wait(10), log) == (0, f"{expected}info: ending on SIGTERM\n")
         finally:
             process.kill()
 
@@ -64,6 +74,15 @@ def test_it_listens_on_a_path_and_removes_it(short_folder: Path) -> None:
         used = subprocess.run([*COMMAND, f"--socket-path={path}"], capture_output=True, text=True)
         assert (used.returncode, used.stderr.count("\n")) == (2, 1)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("left", ["sys_ptrace", "dac_read_search"])
+def test_it_warns_without_the_rights_to_look(short_folder: Path, left: str) -> None:
+    need_root("A PROCESS THAT MAY LOOK")
+    path = short_folder / "socket"
+    without = ("setpriv", f"--bounding-set=-all,+{left}", "--inh-caps=-all")
+    with running([*without, *COMMAND, f"--socket-path={path}"], path, may_look=False):
+        assert asked(path) in ("free", "unknown")
 
 
 def test_a_socket_that_is_handed_over(short_folder: Path) -> None:

@@ -19,8 +19,9 @@ from vhost_balloon.examiner.options import parse
 from vhost_balloon.examiner.server import ExaminerServer
 from vhost_balloon.fds import raise_descriptor_limit
 from vhost_balloon.log import setup as log_setup
-from vhost_balloon.log.lines import shortened
+from vhost_balloon.log.lines import logger, shortened
 from vhost_balloon.log.output import prepare_descriptors
+from vhost_balloon.memory.pins import has_rights
 from vhost_balloon.printable import printable
 from vhost_balloon.service import environment, signals, systemd
 from vhost_balloon.service.handed_over import paths, take_sockets
@@ -31,6 +32,12 @@ PLACES: Final = ("client", "log", "server", "watchdog")
 
 ACCESS: Final = SocketOptions(0o666)
 """Whoever can reach the socket's folder may ask."""
+
+
+NO_RIGHTS: Final = (
+    "cannot look into processes of other users: run this as root, or with CAP_SYS_PTRACE and "
+    "CAP_DAC_READ_SEARCH"
+)
 
 
 async def run(sock: socket.socket) -> None:
@@ -72,6 +79,8 @@ def main() -> None:
         options = parse(sys.argv[1:], paths(handed))
         log_setup.set_up(options.log_level, options.log_format)
         raise_descriptor_limit()
+        if not has_rights():
+            logger.warning(NO_RIGHTS)
         with ExitStack() as stack:
             if options.socket_path is not None:
                 sock = _listen(options.socket_path, stack)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Final
 
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.memory.asking import Examiner
-from vhost_balloon.memory.pins import PinState, hindrance, look
+from vhost_balloon.memory.pins import PinState, has_rights, hindrance, look
 
 CACHE_SECONDS: Final = 1.0
 
@@ -35,19 +34,13 @@ _UNNAMED: Final = (
     "the kernel does not tell its process, because it is in another PID namespace (run the daemon "
     "in the host's, for example with --pid=host) or its socket was handed over by --fd"
 )
-_LOOKING: Final = 1 << 19 | 1 << 2
-"""CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (include/uapi/linux/capability.h)."""
-_MAX_STATUS: Final = 1 << 16
 _MAY_NOT: Final = {errno.EACCES, errno.EPERM, errno.ENOENT}
 """Errors of a process that may be there, but not for us."""
 
 
 def may_look(examiner: Path) -> bool:
     """Whether front ends of any user can be examined, by this process or the examiner."""
-    with open("/proc/self/status", "rb") as status:
-        found = re.search(rb"^CapEff:\t([0-9a-f]+)$", status.read(_MAX_STATUS), re.MULTILINE)
-    held = int(found[1], 16) if found else 0
-    return held & _LOOKING == _LOOKING or _is_socket(examiner)
+    return has_rights() or _is_socket(examiner)
 
 
 def _is_socket(path: Path) -> bool:

@@ -38,6 +38,9 @@ _DEVICES: Final = (
 _MAX_STATUS: Final = 1 << 16
 """Most bytes to read of /proc/PID/status. Linux writes some 1500."""
 
+_RIGHTS: Final = 1 << 19 | 1 << 2
+"""CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (include/uapi/linux/capability.h)."""
+
 _HINDRANCES: Final = {
     errno.EACCES: "it may not be examined, because it runs as another user or is protected",
     errno.ENOENT: "it has ended, or /proc does not show it because it runs as another user",
@@ -73,6 +76,14 @@ def hindrance(error: OSError | ValueError) -> str:
     if isinstance(error, OSError):
         return _HINDRANCES.get(error.errno or 0) or error.strerror or str(error)
     return str(error)
+
+
+def has_rights() -> bool:
+    """Whether this process may look at those of all users."""
+    with open("/proc/self/status", "rb") as status:
+        found = re.search(rb"^CapEff:\t([0-9a-f]+)$", status.read(_MAX_STATUS), re.MULTILINE)
+    held = int(found[1], 16) if found else 0
+    return held & _RIGHTS == _RIGHTS
 
 
 def _has_pinned(folder: int, memory_size: int) -> bool:
