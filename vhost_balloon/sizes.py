@@ -27,7 +27,7 @@ def parse_size(text: str) -> int:
     """Return the bytes of a text such as 1073741824, 512M, 1.5G or 2GiB. Raises ValueError."""
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a size such as 512M, 1.5G or 1073741824{_meant(text)}")
+        raise ValueError(f"{text!r} is not a size such as 512M, 1.5G or 1073741824{meant(text)}")
     unit = (match["unit"] or "B").upper()
     size = Fraction(match["number"]) * 1024 ** "BKMGTPE".index(unit)
     if unit == "B" and size.denominator != 1:
@@ -37,10 +37,10 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
-def _meant(text: str) -> str:
-    """The hint for 4GB, 4 G and 1,5G."""
+def meant(text: str) -> str:
+    """The hint for what is not a size, such as 4GB, 4Gi, 4 G and 1,5G; "" if there is none."""
     plain = re.sub(r"\s+", "", text[:40].replace(",", "."))
-    plain = re.sub(r"(?<=[KMGTPE])B$", "", plain, flags=re.IGNORECASE)
+    plain = re.sub(r"(?<=[KMGTPE])[Bi]$", "", plain, flags=re.IGNORECASE)
     return f": did you mean {plain}?" if plain != text and _SIZE.fullmatch(plain) else ""
 
 
@@ -53,12 +53,12 @@ def implausible(text: str, size: int) -> str | None:
         return None
     problem = f"{text} is {format_size(size)}, less than a guest can run on"
     number = re.match(r"[1-9][0-9]{0,12}(?![0-9.])", text)
-    meant = [
+    written = [
         f"{number[0]}{unit} for {unit}iB"
         for power, unit in enumerate("KMG", 1)
         if number and SMALLEST_GUEST <= int(number[0]) << 10 * power < _LARGEST_MEANT
     ]
-    return f"{problem}; write {' or '.join(meant)}" if meant else problem
+    return f"{problem}; write {' or '.join(written)}" if written else problem
 
 
 def parse_rate(text: str) -> int:

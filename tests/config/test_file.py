@@ -94,7 +94,7 @@ GOOD = "stats = true\n"
     ("text", "line", "what"),
     [
         ("\n[a\n", 2, "Expected ']'"),
-        (GOOD + "\ndiscard = always", 3, "Invalid value"),
+        (GOOD + "\nx = always", 3, "Invalid value"),
         ('discard = "always', 1, "Unterminated string"),
         (GOOD + "[a]\n\n[a]\n", 4, "Cannot declare"),
         (GOOD + "stats = true\n", 2, "Cannot overwrite"),
@@ -102,6 +102,18 @@ GOOD = "stats = true\n"
         (GOOD + "target = " + "9" * 5000, 2, "limit"),
         (GOOD + "x = " + "[" * 50_000, 2, "nested too deeply"),
         (b"# ok\n# \xff\n", 2, "not UTF-8"),
+        # Values without quotes
+        (GOOD + "\ndiscard = always", 3, "'discard' needs quotes around its value: write discard"),
+        (GOOD + "target = 1G # all\n", 2, 'needs quotes around its value: write target = "1G"'),
+        (GOOD + "report-rate=512M/s\r\nx = 1", 2, 'write report-rate = "512M/s"'),
+        (GOOD + "\tsocket-mode = 0660", 2, 'write socket-mode = "0660"'),
+        (GOOD + "socket-group = kvm", 2, 'write socket-group = "kvm"'),
+        ("discard = sometimes\nx", 1, "'discard' expects one of auto, always, never"),
+        (GOOD + "reporting = no", 2, "'reporting' expects true or false"),
+        (GOOD + "reporting = False", 2, "'reporting' expects true or false"),
+        (GOOD + "stats-interval = 10s", 2, "'stats-interval' expects a number of seconds"),
+        (GOOD + "memory = 4GB", 2, "such as 512M: did you mean 4G?"),
+        (GOOD + "target = 1\ntarget = 2\n", 3, "'target' is given twice, first in line 2: Cannot"),
         # Keys of files for several VMs
         (
             "\n[vm.web1]\nsocket-path = '/a'",
@@ -160,7 +172,9 @@ GOOD = "stats = true\n"
         (GOOD + "\nreporting = 1", 3, "'reporting' expects true or false"),
         (GOOD + "\n[reporting]", 3, "'reporting' expects true or false"),
         (GOOD + 'target = "much"', 2, "'target' expects a size above 0"),
+        (GOOD + 'target = "1,5 GB"', 2, "a size above 0, such as 512M: did you mean 1.5G?"),
         (GOOD + 'report-rate = "1M/h"', 2, "'report-rate' expects a rate above 0"),
+        (GOOD + 'report-rate = "8MB/s"', 2, "such as 512M/s: did you mean 8M?"),
         (GOOD + "target = 2.5", 2, "'target' expects a size above 0"),
         (GOOD + "target = 2024-01-01", 2, "'target' expects a size above 0"),
         (GOOD + "target.size = 1", 2, "'target' expects a size above 0"),

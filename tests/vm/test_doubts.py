@@ -17,7 +17,7 @@ from vhost_balloon.vm.settings import VmSettings, settings_from_json
         ({"target": "512K"}, "'target': 524288 is 512 KiB, less than a guest can run on"),
         ({"report-rate": 512}, "'report-rate': 512 B a second is less than one report"),
         ({"report-rate": "512K/s"}, "'report-rate': 512 KiB a second"),
-        ({"stats-interval": 10_000}, "'stats-interval': 10000 is 2.8 hours: in seconds"),
+        ({"stats-interval": 10_000}, "'stats-interval': 10000 s are 2.8 hours; the unit is"),
     ],
 )
 def test_a_doubt(values: dict[str, Any], text: str) -> None:

@@ -110,6 +110,22 @@ def _read_text(path: Path) -> str:
         _fail(path, data.count(b"\n", 0, error.start) + 1, "not UTF-8")
 
 
+_UNQUOTED: Final = re.compile(r"\s*([A-Za-z-]+)\s*=\s*([^\s\"'\[{#]+)\s*(#.*)?")
+
+
+def _unquoted(line: str) -> str | None:
+    """What is wrong with `discard = always`; None for a line that is not of this kind."""
+    found = _UNQUOTED.fullmatch(line)
+    if found is None or found[1] not in SETTINGS:
+        return None
+    key, word, kind = found[1], found[2], SETTINGS[found[1]].kind
+    try:
+        kind.read(word)
+    except ValueError:
+        return f"'{key}' expects {kind.noun}{kind.hint(word)}"
+    return f"'{key}' needs quotes around its value: write {key} = \"{word}\""
+
+
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
@@ -119,8 +135,11 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         found = re.fullmatch(r"(.*) \(at line ([0-9]+), column [0-9]+\)", str(error), re.DOTALL)
         line = int(found[2]) if found else lines.broken or text.count("\n") + 1
         reason = found[1] if found else str(error).removesuffix(" (at end of document)")
+        is_here = found is not None and lines.broken == line
         if isinstance(error, RecursionError):
             reason = "nested too deeply"
+        elif is_here and (unquoted := _unquoted(text.split("\n")[line - 1])) is not None:
+            reason = unquoted
         elif "\r" in text:
             reason += " (a carriage return ends no line without a line feed)"
         clash = None if lines.broken else lines.around(line)

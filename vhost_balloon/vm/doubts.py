@@ -32,5 +32,7 @@ def doubts(settings: VmSettings) -> list[str]:
             f"the unit is bytes a second, as in 512M/s"
         )
     if interval > LONGEST_INTERVAL:
-        found.append(f"'stats-interval': {interval:g} is {interval / 3600:.1f} hours: in seconds")
+        found.append(
+            f"'stats-interval': {interval:g} s are {interval / 3600:.1f} hours; the unit is seconds"
+        )
     return found

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from protocol.qmp import Json
 from vhost_balloon.figures.discard_policy import DiscardMode
-from vhost_balloon.sizes import parse_rate, parse_size
+from vhost_balloon.sizes import meant, parse_rate, parse_size
 
 MAX_STATS_INTERVAL: Final = 86400.0
 MAX_BYTES: Final = (1 << 63) - 1
@@ -28,6 +28,7 @@ class Kind:
     noun: completes "expects ..." and "is not ...". qmp: the type in query-qmp-schema. read: takes
     a value of JSON or TOML; raises ValueError. write: returns the JSON value. parse: makes an
     option's text a value for read. metavar: stands for the value in --help; "" if there is none.
+    hint: what may be meant by a text that is refused, to follow the noun; "" if that is not known.
     """
 
     noun: str
@@ -36,13 +37,14 @@ class Kind:
     write: Callable[[Any], Json] = _same
     parse: Callable[[str], object] = str
     metavar: str = ""
+    hint: Callable[[str], str] = lambda text: ""
 
     def read_option(self, text: str) -> Any:
         """Raises ValueError."""
         try:
             return self.read(self.parse(text))
         except ValueError:
-            raise ValueError(f"{text!r} is not {self.noun}") from None
+            raise ValueError(f"{text!r} is not {self.noun}{self.hint(text)}") from None
 
 
 def is_file_name_text(text: str) -> bool:
@@ -107,9 +109,19 @@ SECONDS: Final = Kind(
     parse=float,
     metavar="SECONDS",
 )
-SIZE: Final = Kind("a size above 0, such as 512M", "int", _bytes(parse_size), metavar="SIZE")
+SIZE: Final = Kind(
+    "a size above 0, such as 512M",
+    "int",
+    _bytes(parse_size),
+    metavar="SIZE",
+    hint=meant,
+)
 RATE: Final = Kind(
-    "a rate above 0 in bytes a second, such as 512M/s", "int", _bytes(parse_rate), metavar="RATE"
+    "a rate above 0 in bytes a second, such as 512M/s",
+    "int",
+    _bytes(parse_rate),
+    metavar="RATE",
+    hint=lambda text: meant(text.removesuffix("/s")),
 )
 PERMISSIONS: Final = Kind(
     "a string of octal digits such as 0660",

@@ -172,7 +172,8 @@ def settings_from_json(values: Mapping[str, object], base: VmSettings) -> VmSett
         try:
             settings = setting.put(settings, setting.kind.read(value))
         except ValueError:
-            raise SettingError(key, f"expects {setting.kind.noun}") from None
+            hint = setting.kind.hint(value) if isinstance(value, str) else ""
+            raise SettingError(key, f"expects {setting.kind.noun}{hint}") from None
     return settings
 
 
