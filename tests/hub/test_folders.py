@@ -71,7 +71,8 @@ def test_of_two_equal_names_the_first_wins(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert list(listing.sockets) == ["\\x5cudcff", "web1", "\\udcff", "web2"]
     assert listing.problems == [
-        f"{second}/web1.control is left out: {first}/web1.control has the same name",
+        f"{second}/web1.control is left out: {first}/web1.control has the same name; give its "
+        "file another name (--control-socket=PATH)",
     ]
 
 
@@ -162,7 +163,7 @@ async def test_a_vm_does_not_continue_the_series_of_another_one(
         for _ in range(2):
             assert list(await snapshots(host)) == ["web2"]
         gone = f"{second}/balloon.control is left out: it has the name of {first}/balloon.control"
-        assert log_lines.having(f"warning: {gone}, now gone")
+        assert log_lines.having(f"warning: {gone}, which is gone", "(--control-socket=PATH)")
     (second / "balloon.control").unlink(missing_ok=True)
     await snapshots(host)
     async with daemons(second, {"balloon": good(2)}):

@@ -15,6 +15,7 @@ SUFFIX: Final = ".control"
 MAX_VMS: Final = 4096
 MAX_PROBLEMS: Final = 20
 """Most problems reported by one look(): whoever can create files in a folder can create many."""
+REMEDY: Final = "give its file another name (--control-socket=PATH)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def _add(listing: Listing, label: str, path: str, most: int) -> None:
     if not stat.S_ISSOCK(info.st_mode):
         return
     if label in listing.sockets:
-        listing.trouble(f"{path} is left out: {listing.sockets[label].path} has the same name")
+        first = listing.sockets[label].path
+        listing.trouble(f"{path} is left out: {first} has the same name; {REMEDY}")
     elif len(listing.sockets) >= most:
         listing.left_out += 1
     else:

@@ -13,7 +13,7 @@ import trio
 
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.hub.connection import Connection, Ended, Unanswered
-from vhost_balloon.hub.folders import MAX_VMS, Found, Listing, look
+from vhost_balloon.hub.folders import MAX_VMS, REMEDY, Found, Listing, look
 from vhost_balloon.log.lines import VmLog, logger
 from vhost_balloon.metrics.document import BadDocument, Document, checked
 
@@ -145,7 +145,10 @@ class Host:
         for label, found in listing.sockets.items():
             owner = self._owners[label] = owners.get(label, found.path)
             if owner != found.path:
-                listing.trouble(f"{found.path} is left out: it has the name of {owner}, now gone")
+                listing.trouble(
+                    f"{found.path} is left out: it has the name of {owner}, which is gone, and "
+                    f"would continue its figures; {REMEDY}, or restart the hub"
+                )
                 continue
             vm = before.get(label)
             if vm is not None and vm.found == found:
