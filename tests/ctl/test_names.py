@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.ctl_command import CTL, failure, run
-from tests.support.fakes.daemons import Serve, answering, fake_daemons, nobody_listens
+from tests.support.fakes.daemons import (
+    Serve,
+    answering,
+    fake_daemons,
+    nobody_listens,
+    returned,
+)
 from vhost_balloon.ctl import listing, model
 from vhost_balloon.name_text import name_text
 
@@ -31,6 +37,8 @@ ODD = [
         "\U0001f9c0",
     ),
 ]
+
+REFUSAL = b'{"error": {"class": "GenericError", "desc": "no"}}\r\n'
 
 
 def answering_as(name: str) -> Serve:
@@ -120,6 +128,26 @@ def test_the_socket_of_a_vm_without_a_daemon(
     nobody_listens(short_folder / f"{name}.sock")
     words = run(capsys, f"--folder={short_folder}", "qemu-args", "--json", "--", name).json()
     assert f"socket,id=balloon,path={short_folder}/{name}.sock".replace("a,b", "a,,b") in words
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_command_names_a_vm_as_list_does(
+    capsys: pytest.CaptureFixture[str], short_folder: Path, name: str
+) -> None:
+    where = f"--folder={short_folder}"
+    changes = {"config-reload": returned({"changed": []})}
+    with fake_daemons(short_folder, {name: answering(changes)}):
+        (listed,) = run(capsys, where, "list", "--names").out.splitlines()
+        for words in (["pause"], ["resume"], ["disconnect"], ["reload"]):
+            assert run(capsys, where, *words, "--", name).out.startswith(f"{listed}: ")
+            found = json.loads(run(capsys, where, *words, "--json", "--", name).out)
+            (vm,) = found if isinstance(found, list) else [found]
+            assert vm["id"] == name_text(name)
+        assert run(capsys, where, "set", "--", name, "1G").out.startswith(f"{listed}: ")
+    refusing = {"balloon": REFUSAL, "config-reload": REFUSAL}
+    with fake_daemons(short_folder, {name: answering(refusing), "other": answering(refusing)}):
+        assert failure(capsys, where, "reload", "--", name) == f"{listed}: no"
+        assert f" not reloaded: {listed}" in run(capsys, where, "reload", "--", name, "other").err
 
 
 def test_an_unknown_name_is_shown_as_given(

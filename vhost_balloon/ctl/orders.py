@@ -10,7 +10,7 @@ from vhost_balloon.ctl import model
 from vhost_balloon.ctl.client import Client
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.model import Vm
-from vhost_balloon.ctl.output import Output
+from vhost_balloon.ctl.output import Output, complain
 from vhost_balloon.ctl.progress import Progress
 from vhost_balloon.name_text import shown
 from vhost_balloon.printable import printable
@@ -85,7 +85,7 @@ def _wait(options: argparse.Namespace, client: Client, progress: Progress, befor
         passed = time.monotonic() - started
         if options.timeout is not None and passed >= options.timeout:
             raise CtlError(
-                f"{vm.id} did not reach its target within {options.timeout:g} s: "
+                f"{shown(vm.id)} did not reach its target within {options.timeout:g} s: "
                 f"{vm.state}, {_figures(vm)}"
             )
         progress.show(vm, before.actual, passed)
@@ -97,17 +97,17 @@ def _check(vm: Vm, before: Vm, asked: int) -> None:
     """Raises CtlError if the target cannot be reached."""
     pid = model.field(vm.raw, "front-end-pid", int, None)
     if not vm.attached or pid != model.field(before.raw, "front-end-pid", int, None):
-        raise CtlError(f"{vm.id} went away")
+        raise CtlError(f"{shown(vm.id)} went away")
     expected = min(asked, vm.memory) if vm.memory else asked
     if vm.target is None or not expected <= vm.target < expected + PAGE_SIZE:
         if vm.memory != before.memory:
             raise CtlError(
-                f"{vm.id} was given other memory or another target: "
+                f"{shown(vm.id)} was given other memory or another target: "
                 f"{format_size(vm.target)} of {format_size(vm.memory)}"
             )
-        raise CtlError(f"{vm.id} was given another target: {format_size(vm.target)}")
+        raise CtlError(f"{shown(vm.id)} was given another target: {format_size(vm.target)}")
     if vm.state in _GIVEN_UP:
-        raise CtlError(f"{vm.id} {_GIVEN_UP[vm.state]}: {_figures(vm)}")
+        raise CtlError(f"{shown(vm.id)} {_GIVEN_UP[vm.state]}: {_figures(vm)}")
 
 
 def _figures(vm: Vm) -> str:
@@ -127,11 +127,12 @@ def resume(options: argparse.Namespace, client: Client, output: Output) -> None:
 def disconnect(options: argparse.Namespace, client: Client, output: Output) -> None:
     """End the connection of a VM's front end, and warn of what that does to its QEMU."""
     client.execute("vm-disconnect", patience=RELEASE_SECONDS)
-    output.warn(f"{options.vm}: {DISCONNECTED}")
+    name = str(client.name)
+    complain(f"{shown(name)}: {DISCONNECTED}")
     if options.json:
-        output.json({"id": options.vm, "disconnected": True})
+        output.json({"id": name, "disconnected": True})
     else:
-        output.lines([printable(f"{options.vm}: the front end is disconnected")])
+        output.lines([f"{shown(name)}: the front end is disconnected"])
 
 
 def _order(options: argparse.Namespace, client: Client, output: Output, command: str) -> None:
@@ -142,4 +143,4 @@ def _order(options: argparse.Namespace, client: Client, output: Output, command:
         output.json({"id": vm.id, **paused})
         return
     state = f"paused ({', '.join(vm.paused)})" if vm.paused else "not paused"
-    output.lines([printable(f"{vm.id}: discarding of reported pages is {state}")])
+    output.lines([f"{shown(vm.id)}: discarding of reported pages is {printable(state)}"])

@@ -51,13 +51,6 @@ class Output:
         """Write JSON on one line. It contains no raw control characters."""
         self.write(json.dumps(value) + "\n")
 
-    def warn(self, text: str) -> None:
-        """Write a line to standard error, if it is open."""
-        with contextlib.suppress(OSError):
-            # print() would use standard output instead of a closed standard error.
-            if sys.stderr is not None:
-                print(f"{PROGRAM}: {printable(text)}", file=sys.stderr)
-
     def write(self, text: str) -> None:
         """Raises ReaderGone or CtlError."""
         try:

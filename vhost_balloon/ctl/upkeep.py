@@ -11,6 +11,7 @@ from vhost_balloon.ctl.client import ANSWER_SECONDS, Client, Round
 from vhost_balloon.ctl.errors import CtlError, Silent
 from vhost_balloon.ctl.link import Link
 from vhost_balloon.ctl.output import Output
+from vhost_balloon.name_text import shown
 from vhost_balloon.printable import printable
 
 CHECK_SECONDS: Final = 20.0
@@ -32,7 +33,7 @@ def upgrade(options: argparse.Namespace, output: Output) -> None:
             version, state = _upgrade(name, path)
             done.append({"id": name, "version": version})
             if not options.json:
-                output.lines([printable(f"{name}: version {version}, {state}")])
+                output.lines([f"{shown(name)}: version {version}, {printable(state)}"])
     finally:
         if options.json and done:
             output.json(done)
@@ -55,7 +56,7 @@ def _upgrade(name: str, path: str) -> tuple[str, str]:
             if not client.wait_end(BACK_SECONDS):
                 raise CtlError("the daemon still runs the old program")
     except CtlError as error:
-        raise CtlError(f"{name}: {error}") from None
+        raise CtlError(f"{shown(name)}: {error}") from None
     reason = ""
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -67,7 +68,9 @@ def _upgrade(name: str, path: str) -> tuple[str, str]:
         except CtlError as error:
             reason = str(error)
         time.sleep(_RETRY_SECONDS)
-    raise CtlError(f"{name} did not answer within {BACK_SECONDS:g} s of its upgrade ({reason})")
+    raise CtlError(
+        f"{shown(name)} did not answer within {BACK_SECONDS:g} s of its upgrade ({reason})"
+    )
 
 
 def _version(answer: Any) -> str:
@@ -92,13 +95,14 @@ def reload(options: argparse.Namespace, output: Output) -> None:
     answers = {name: _changes(name, link) for name, link in links.items()}
     failed = [name for name, answer in answers.items() if "error" in answer]
     if failed and len(answers) == 1:
-        raise CtlError(f"{failed[0]}: {answers[failed[0]]['error']}")
+        raise CtlError(f"{shown(failed[0])}: {answers[failed[0]]['error']}")
     if options.json:
         output.json([*answers.values()])
     else:
         output.lines(printable(_line(answer)) for answer in answers.values())
     if failed:
-        raise CtlError(f"{len(failed)} of {len(answers)} VMs not reloaded: {', '.join(failed)}")
+        names = ", ".join(map(shown, failed))
+        raise CtlError(f"{len(failed)} of {len(answers)} VMs not reloaded: {names}")
 
 
 def _changes(name: str, link: Link) -> dict[str, Any]:
@@ -115,7 +119,8 @@ def _changes(name: str, link: Link) -> dict[str, Any]:
 
 
 def _line(answer: dict[str, Any]) -> str:
+    name = shown(answer["id"])
     if "error" in answer:
-        return f"{answer['id']}: {answer['error']}"
+        return f"{name}: {answer['error']}"
     changed = ", ".join(answer["changed"])
-    return f"{answer['id']}: changed {changed}" if changed else f"{answer['id']}: nothing changed"
+    return f"{name}: changed {changed}" if changed else f"{name}: nothing changed"
