@@ -135,7 +135,7 @@ def test_wrong_kinds_are_one_line(tmp_path: Path) -> None:
     metrics = [("metrics", socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
     assert "two sockets named 'metrics'" in refused_pairs(metrics)
     controls = [("control", listening(tmp_path / f"c{number}")) for number in range(2)]
-    assert "leave one ListenStream=" in refused_pairs(controls)
+    assert "is for one socket, alone in its unit" in refused_pairs(controls)
 
 
 def test_a_file_is_not_a_socket(tmp_path: Path) -> None:
@@ -175,10 +175,10 @@ def test_two_sockets_of_one_unit_that_cannot_be_told_apart(tmp_path: Path) -> No
         paths = [tmp_path / f"{name}-{end}" for end in "ab"]
         line = refused_pairs([(name, listening(path)) for path in paths], "--name=x")
         assert line == (
-            f"vhost-balloon: several front-end sockets were handed over, {paths[0]}, {paths[1]} (a "
-            "control socket needs --control-socket=PATH or FileDescriptorName=control): this "
-            "daemon serves one VM: start one vhost-balloon for each (under systemd "
-            "vhost-balloon@NAME.socket)\n"
+            "vhost-balloon: several front-end sockets were handed over, "
+            f"{paths[0]}, {paths[1]}: this daemon serves one VM: start one vhost-balloon for each "
+            "(under systemd vhost-balloon@NAME.socket); if one is the control socket, say so with "
+            "--control-socket=PATH\n"
         )
 
 

@@ -96,9 +96,11 @@ def _front_end(options: argparse.Namespace, handed: Handed) -> tuple[Path | None
         raise OperatorError(f"more than one --fd: {_ONE_EACH}")
     if len(sockets) > 1:
         listed = ", ".join(str(path or name) for name, path in sockets.items())
+        control = "if one is the control socket, say so with --control-socket=PATH"
+        if options.control_socket is not None and CONTROL not in handed:
+            control = f"--control-socket={options.control_socket} is none of them"
         raise OperatorError(
-            f"several front-end sockets were handed over, {listed} (a control socket needs "
-            f"--control-socket=PATH or FileDescriptorName=control): {_ONE_EACH}"
+            f"several front-end sockets were handed over, {listed}: {_ONE_EACH}; {control}"
         )
     if options.fd and (given or sockets):
         raise OperatorError(f"both --fd and another front-end socket: {_ONE_EACH}")

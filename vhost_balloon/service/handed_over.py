@@ -66,7 +66,8 @@ def _add(found: dict[str, HandedOver], name: str, fd: OwnedFd) -> None:
     if name in RESERVED_NAMES and name in found:
         taken.sock.close()
         raise OperatorError(
-            f"two sockets named {name!r} were handed over: leave one ListenStream= in their units"
+            f"two sockets named {name!r} were handed over: FileDescriptorName={name} is for one "
+            "socket, alone in its unit"
         )
     found[str(taken.path) if name in found else name] = taken
 

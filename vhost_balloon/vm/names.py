@@ -26,7 +26,11 @@ def read_name(value: str) -> str:
     The name is the last part of a path in qom-get, so it contains no "/". With a leading "." its
     control socket would be a hidden file.
     """
-    if not value or value.startswith(".") or "/" in value or not is_file_name_text(value):
+    if not value:
+        raise ValueError("is empty")
+    if value.startswith(".") or "/" in value:
+        raise ValueError(f"{value[:MAX_NAME]!r} begins with a dot or contains a slash")
+    if not is_file_name_text(value):
         raise ValueError(f"cannot be {value[:MAX_NAME]!r}")
     if len(os.fsencode(value)) > MAX_NAME:
         raise ValueError(f"is too long: {MAX_NAME} bytes at most")
