@@ -82,8 +82,8 @@ def read_settings(handed: daemon.Handed) -> config.Config:
         settings = replace(settings, name=name)
     if looks_escaped(settings.name):
         logger.warning(
-            "the VM's name '%s' looks like the output of systemd-escape: names need no escapes, and "
-            "this one is kept as it is", settings.name,
+            "the VM's name '%s' looks like the output of systemd-escape: names need no escapes, "
+            "and this one is kept as it is", settings.name,
         )  # fmt: skip
     return settings
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from vhost_balloon import __version__
 from vhost_balloon.config.config import Config
 from vhost_balloon.errors import OperatorError, StateError
+from vhost_balloon.log.lines import logger
 from vhost_balloon.log.output import print_out
 from vhost_balloon.service.listeners import find_group
 from vhost_balloon.store.record import Record
+from vhost_balloon.vm.doubts import doubts
 
 
 async def check_config(config: Config) -> None:
@@ -30,4 +32,6 @@ async def check_config(config: Config) -> None:
         from vhost_balloon.metrics.server import check_metrics
 
         await check_metrics(config.metrics)
+    for doubt in doubts(config.settings):
+        logger.warning("%s", doubt)
     print_out(f"vhost-balloon {__version__}\n")
