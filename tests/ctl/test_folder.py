@@ -268,3 +268,25 @@ def test_vms_beyond_the_descriptor_limit_show_an_error(tmp_path: Path) -> None:
     errors = {vm["error"] for vm in vms if "error" in vm}
     assert errors == {"cannot connect: Too many open files"}
     assert 20 < sum("error" not in vm for vm in vms) < 40
+
+
+def test_a_path_longer_than_a_sockets_address(
+    capsys: pytest.CaptureFixture[str], short_folder: Path
+) -> None:
+    """As that of a folder inside a container's."""
+    deep, name = short_folder / ("x" * 120), "y" * 200
+    deep.mkdir()
+    nobody_listens(short_folder / "dead.control")
+    (short_folder / "dead.control").rename(deep / "dead.control")
+    with fake_daemons(short_folder, {"web1": answering()}):
+        os.link(short_folder / "web1.control", deep / f"{name}.control")
+        where = f"--folder={deep}"
+        dead, vm = run(capsys, where, "list", "--json").json()
+        assert dead == {"id": "dead", "error": "cannot connect: nothing listens on it"}
+        assert (vm["id"], vm["state"]) == (name, "done")
+        assert run(capsys, where, "set", name, "1G").status == 0
+        where = f"--control-socket={deep}/{name}.control"
+        assert run(capsys, where, "status", "web1", "--json").json()["id"] == "web1"
+    absent = f"{deep}/absent.control"
+    error = failure(capsys, f"--control-socket={absent}", "list")
+    assert error == f"{absent}: no such socket: is vhost-balloon running?"

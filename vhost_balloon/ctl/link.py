@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from vhost_balloon.ctl.errors import CtlError, ServerError
@@ -22,6 +24,9 @@ query-vms takes about 2 KiB."""
 
 _MAX_TEXT: Final = 500
 """Characters kept of a daemon's error."""
+
+_MAX_ADDRESS: Final = 107
+"""Bytes of a Unix socket's address. Paths may be longer, for example in a container's folder."""
 
 _PIECE: Final = 16 << 10
 """Bytes read at a time, so that a daemon that sends without end does not delay the others."""
@@ -118,7 +123,8 @@ class Link:
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
-            sock.connect(self.path)
+            with _address(self.path) as address:
+                sock.connect(address)
         except BlockingIOError:
             problem = None
         except FileNotFoundError:
@@ -180,6 +186,19 @@ class Link:
         else:
             self.problem = self.problem or _refusal(message.get("error"))
             self._unanswered -= 1
+
+
+@contextmanager
+def _address(path: str) -> Iterator[str]:
+    """An address of the socket at path, however long the path is. Raises OSError."""
+    if len(os.fsencode(path)) <= _MAX_ADDRESS:
+        yield path
+        return
+    file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{file}"
+    finally:
+        os.close(file)
 
 
 def _parse(line: bytes) -> dict[str, Any]:
