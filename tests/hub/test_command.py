@@ -69,11 +69,9 @@ def test_folders_are_absolute_and_distinct(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_socket_for_metrics_replaces_the_address() -> None:
-    assert parse([], ["metrics"]).metrics.host == "metrics"
+    assert parse([], is_handed_over=True).metrics.host == "metrics"
     with pytest.raises(OperatorError, match="a socket for metrics was handed over"):
-        parse(["--metrics-address=:0"], ["metrics"])
-    with pytest.raises(OperatorError, match="'web1' was handed over, but the hub takes 'metrics'"):
-        parse([], ["web1"])
+        parse(["--metrics-address=:0"], is_handed_over=True)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,9 @@ def test_silent_vms_and_scrapers_do_not_delay_the_end(tmp_path: Path) -> None:
             sock.close()
 
 
-def test_with_a_service_manager(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ["metrics", "vhost-balloon-hub.socket", ""])
+def test_with_a_service_manager(tmp_path: Path, names: str) -> None:
+    """The socket needs no name, as the hub has no other."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/metrics"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -177,7 +177,7 @@ def test_with_a_service_manager(tmp_path: Path) -> None:
                 f"os.execv(sys.executable, {[*COMMAND, f'--folder={tmp_path}']!r})"
             )
             environment = {
-                "LISTEN_FDS": "1", "LISTEN_FDNAMES": "metrics", "WATCHDOG_USEC": "200000",
+                "LISTEN_FDS": "1", "LISTEN_FDNAMES": names, "WATCHDOG_USEC": "200000",
                 "NOTIFY_SOCKET": str(tmp_path / "notify"),
             }  # fmt: skip
             with subprocess.Popen(
@@ -196,6 +196,27 @@ def test_with_a_service_manager(tmp_path: Path) -> None:
                     assert process.wait(3) == 0
                 finally:
                     process.kill()
+
+
+def test_two_sockets_are_a_mistake() -> None:
+    program = (
+        "import os, sys\n"
+        "os.environ['LISTEN_PID'] = str(os.getpid())\n"
+        f"os.execv(sys.executable, {COMMAND!r})"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import os\nos.dup2({one.fileno()}, 3)\n"
+             f"os.dup2({other.fileno()}, 4)\n{program}"],
+            env=os.environ | {"LISTEN_FDS": "2"},
+            pass_fds=[one.fileno(), other.fileno()],
+            capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "vhost-balloon-hub: 2 sockets were handed over, but the hub takes one: leave one "
+        "ListenStream= in its unit\n"
+    )
 
 
 async def test_500_vms_of_which_50_hang(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.fds import raise_descriptor_limit
+from vhost_balloon.fds import OwnedFd, raise_descriptor_limit
 from vhost_balloon.hub.folders import MAX_VMS
 from vhost_balloon.hub.options import HubOptions, parse
 from vhost_balloon.hub.vms import HUB_PLACES, Host
@@ -25,7 +25,7 @@ from vhost_balloon.metrics.families import HubErrorCollector
 from vhost_balloon.metrics.server import MAX_CLIENTS, MetricsServer
 from vhost_balloon.printable import printable
 from vhost_balloon.service import environment, signals, systemd
-from vhost_balloon.service.handed_over import METRICS, paths, take_sockets
+from vhost_balloon.service.handed_over import METRICS, take_sockets
 
 RESERVE: Final = MAX_CLIENTS + 32
 """Descriptors for anything but VMs: scrapers, the log, the event loop, a file that is read."""
@@ -71,14 +71,25 @@ async def run(options: HubOptions, listener: trio.SocketListener | None = None) 
             await notifier.send(f"{systemd.READY}\n{systemd.status(f'VMs of {folders}')}")
 
 
+def one_socket(handed: list[tuple[str, OwnedFd]]) -> list[tuple[str, OwnedFd]]:
+    """Raises OperatorError if it is more."""
+    if len(handed) > 1:
+        raise OperatorError(
+            f"{len(handed)} sockets were handed over, but the hub takes one: leave one "
+            "ListenStream= in its unit"
+        )
+    return handed
+
+
 def main() -> None:
     """Exits with 0 after SIGTERM, 1 after a bug, 2 after an operator's mistake."""
     prepare_descriptors()
     handler = log_setup.set_up()
     log_setup.catch_all(handler)
     try:
-        handed = take_sockets(environment.inherited())
-        options = parse(sys.argv[1:], paths(handed))
+        # The hub has no other socket, so the name says nothing.
+        handed = take_sockets((METRICS, fd) for _, fd in one_socket(environment.inherited()))
+        options = parse(sys.argv[1:], is_handed_over=bool(handed))
         log_setup.set_up(options.log_level, options.log_format)
         raise_descriptor_limit()
         gc.freeze()  # a full collection would traverse all imported modules

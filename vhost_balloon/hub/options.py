@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +15,6 @@ from vhost_balloon.metrics.options import (
     add_metrics_options,
     read_metrics_options,
 )
-from vhost_balloon.service.handed_over import METRICS
 
 FOLDER: Final = Path("/run/vhost-balloon")
 ADDRESS: Final = ("127.0.0.1", 9750)
@@ -55,22 +53,19 @@ def _read_folder(text: str) -> Path:
     return Path(text).absolute()
 
 
-def parse(arguments: list[str], handed: Collection[str] = ()) -> HubOptions:
-    """Read the command line; handed: names of the sockets that were handed over.
+def parse(arguments: list[str], *, is_handed_over: bool = False) -> HubOptions:
+    """Read the command line; is_handed_over: whether a socket for metrics was.
 
     Raises OperatorError with one line of text, or exits after --version and the like.
     """
     options = build_parser().parse_args(arguments)
-    for name in handed:
-        if name != METRICS:
-            raise OperatorError(f"{name!r} was handed over, but the hub takes {METRICS!r} only")
     folders = tuple(dict.fromkeys(options.folder or [FOLDER]))
     for folder in folders:
         # A folder that does not exist may be created later.
         if os.path.exists(folder) and not os.path.isdir(folder):
             raise OperatorError(f"--folder={folder} is not a folder")
-    if not handed and options.metrics_address is None:
+    if not is_handed_over and options.metrics_address is None:
         options.metrics_address = ADDRESS
-    metrics = read_metrics_options(options, bool(handed))
+    metrics = read_metrics_options(options, is_handed_over)
     assert metrics is not None
     return HubOptions(folders, metrics, options.log_level, options.log_format)
