@@ -164,7 +164,7 @@ def _add_orders(commands: Commands) -> None:
     order = _add(commands, "set", "set the target: the memory that a guest keeps", vm=True)
     order.add_argument("size", type=size, metavar="SIZE", help="such as 512M, 1.5G or 1073741824")
     order.add_argument("--wait", action="store_true", help="wait until the target is reached")
-    order.add_argument("--force", action="store_true", help="set even less than 16 MiB")
+    order.add_argument("--force", action="store_true", help="set a size below 16 MiB all the same")
     order.add_argument(
         "--timeout", type=seconds(), metavar="SECONDS", help="stop waiting after this time"
     )
@@ -193,7 +193,7 @@ def _add_texts(commands: Commands) -> None:
         "--memory",
         type=memory,
         metavar="SIZE",
-        help="the guest's memory (default: its present size)",
+        help="the guest's memory (default: the VM's setting, else its present size)",
     )
     monitoring = _add(commands, "monitoring", "print alert rules or a dashboard", json=False)
     monitoring.add_argument(
