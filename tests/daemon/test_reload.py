@@ -126,7 +126,7 @@ async def test_a_setting_that_can_only_be_a_mistake_is_applied_with_a_warning(
         assert log_lines.having("warning: vm1: 'report-rate': 512 B a second")
         file.write("target = '64M'\nstats-interval = 10000\n")
         await reload(client, "stats-interval", "target")
-        assert log_lines.having("warning: vm1: 'stats-interval': 10000 is 2.8 hours")
+        assert log_lines.having("warning: vm1: 'stats-interval': 10000 s are 2.8 hours")
         assert host.vm().stats_interval == 10_000
 
 

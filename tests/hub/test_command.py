@@ -204,7 +204,10 @@ def test_two_sockets_are_a_mistake() -> None:
         "os.environ['LISTEN_PID'] = str(os.getpid())\n"
         f"os.execv(sys.executable, {COMMAND!r})"
     )
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
         done = subprocess.run(
             [sys.executable, "-c", f"import os\nos.dup2({one.fileno()}, 3)\n"
              f"os.dup2({other.fileno()}, 4)\n{program}"],
