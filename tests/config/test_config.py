@@ -15,7 +15,7 @@ from vhost_balloon.config.sockets import FRONT_END
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.name_text import system_name
 from vhost_balloon.service.listeners import SocketOptions
-from vhost_balloon.vm.names import MAX_NAME, name_from_file, read_name
+from vhost_balloon.vm.names import MAX_NAME, looks_escaped, name_from_file, read_name
 from vhost_balloon.vm.settings import FILES_ONLY, SETTINGS, Setting, VmSettings, changed_settings
 
 ONE_EACH = r"one vhost-balloon for each \(under systemd vhost-balloon@NAME\.socket\)"
@@ -259,6 +259,13 @@ def test_names_that_no_vm_can_have(name: str) -> None:
     assert "--name" in mistake([f"--name={name}", "--socket-path=/run/web1.sock"])
     with pytest.raises(ValueError, match=r"^(is empty|'.*' begins with|is too long)"):
         read_name(name)
+
+
+def test_names_that_look_like_units_escapes() -> None:
+    for name in ("web\\x2d1", "\\x5cweb", "a\\x40b", "a\\xff"):
+        assert looks_escaped(read_name(name))
+    for name in ("web-1", "a\\nb", "a\\udcffb", "a\udcffb", "a\\X2D", "a\\x4", "a\\"):
+        assert not looks_escaped(read_name(name))
 
 
 @pytest.mark.parametrize("name", ["control", "metrics"])

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon.name_text import name_text
+from vhost_balloon.name_text import name_text, system_name
 from vhost_balloon.vm.setting_kinds import is_file_name_text
 
 MAX_NAME: Final = 255
@@ -49,5 +49,5 @@ def name_from_file(path: Path) -> str:
 
 
 def looks_escaped(name: str) -> bool:
-    """Whether systemd-escape seems to have made the name (systemd.unit(5))."""
-    return _UNIT_ESCAPE.search(name) is not None
+    """Whether systemd-escape seems to have made the name (systemd.unit(5)). name: as text."""
+    return _UNIT_ESCAPE.search(system_name(name)) is not None
