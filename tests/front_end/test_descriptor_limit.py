@@ -98,17 +98,20 @@ PARTS: dict[str, list[int]] = {
     "12 x 250": [250] * 12,
 }
 MESSAGES = {"table": TABLE, "owner": OWNER, "unknown": UNKNOWN, "oversized": OVERSIZED}
+CUT = {
+    f"{name}-{parts}": (data, counts)
+    for name, data in MESSAGES.items()
+    for parts, counts in PARTS.items()
+    if len(list(cut(data, counts))) == len(counts)  # a short message has not that many parts
+}
 
 
-@pytest.mark.parametrize("counts", PARTS.values(), ids=PARTS.keys())
-@pytest.mark.parametrize("data", MESSAGES.values(), ids=MESSAGES.keys())
+@pytest.mark.parametrize(("data", "counts"), CUT.values(), ids=CUT.keys())
 async def test_too_many_descriptors_are_closed_before_the_message_is_whole(
     data: bytes, counts: list[int]
 ) -> None:
     """None is held, and the next message is not affected."""
     parts = list(cut(data, counts))
-    if len(parts) < len(counts):
-        pytest.skip("fewer bytes than parts")
     async with talking() as talk, trio.open_nursery() as nursery:
         received: list[Message] = []
         sent = 0
