@@ -40,7 +40,8 @@ async def fill_address_space(guest: ByHand, pid: int) -> int:
     while size >= HUGE:
         before = mapped(pid)
         fd = memfd(size)
-        payload = b"".join(number.to_bytes(8, "little") for number in (0, at, size, at + TIB, 0))
+        user = at + (1 << 60)  # where none of the guest's memory is
+        payload = b"".join(number.to_bytes(8, "little") for number in (0, at, size, user, 0))
         await guest.front_end.command(37, payload, [fd.fileno()])
         at += size
         if mapped(pid) - before < size:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 from zlib import crc32
 
@@ -36,15 +37,17 @@ PATIENCE: Final = 60.0
 """Seconds for a whole scenario: several starts of the daemon, on a busy machine."""
 
 
+_BYTES: Final = Random(0).randbytes(200_000)
 TOO_MANY: Final[tuple[tuple[int, bytes, list[int]], ...]] = (
-    (Request.SET_MEM_TABLE, bytes(264), [9]),
+    (Request.SET_MEM_TABLE, _BYTES[:264], [9]),
     (Request.RESET_DEVICE, b"", [250]),
-    (Request.SET_MEM_TABLE, bytes(264), [5, 5]),
-    (Request.ADD_MEM_REG, bytes(40), [8, 1, 1]),
-    (Request.SET_STATUS, bytes(8), [1] * 10),
-    (1000, bytes(200_000), [3, 3, 3, 3]),
+    (Request.SET_MEM_TABLE, _BYTES[:264], [5, 5]),
+    (Request.ADD_MEM_REG, _BYTES[:40], [8, 1, 1]),
+    (Request.SET_STATUS, _BYTES[:8], [1] * 10),
+    (1000, _BYTES, [3, 3, 3, 3]),
 )
-"""Requests and payloads, and the descriptors that come with each part."""
+"""Requests and payloads, and the descriptors that come with each part. No two parts are alike:
+whether a part was taken before a death is told by its content."""
 
 
 class Host:

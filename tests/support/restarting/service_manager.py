@@ -84,6 +84,8 @@ class ServiceManager:
         self._listener = threading.Thread(target=self._listen)
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        """Held while it is decided whether another daemon starts."""
         self._reading = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -126,8 +128,9 @@ class ServiceManager:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the daemon for now; return its exit status."""
-        self._ending = True
-        self.process.send_signal(number)
+        with self._starting:
+            self._ending = True
+            self.process.send_signal(number)
         assert self._watcher is not None
         self._watcher.join()
         return self.process.returncode
@@ -194,12 +197,13 @@ class ServiceManager:
             if not self._has_ended():
                 return
             self._read_all()
-            if self._ending:
-                return
-            self.restarts += 1
-            self._failures = 0 if self._ready.is_set() else self._failures + 1
-            if self._failures < MAX_FAILURES:
-                self._spawn()
+            with self._starting:
+                if self._ending:
+                    return
+                self.restarts += 1
+                self._failures = 0 if self._ready.is_set() else self._failures + 1
+                if self._failures < MAX_FAILURES:
+                    self._spawn()
 
     def _has_ended(self) -> bool:
         """Wait until the daemon ends; return False if it is abandoned first."""
