@@ -27,6 +27,7 @@ def test_a_vm_that_ends_while_the_daemon_is_away_is_cleaned_up(
             watched = Watched(host, guest)
             wait_until(lambda: bool(watched.vm()["driver-ready"]), 30)
             watched.free()
+            wait_until(lambda: sum(watched.vm()["requests"].values()) > 0, 30)
             assert len(host.stored()) == len(empty) + 1, "its connection"
             host.systemctl("stop", SERVICE)
             if how == "poweroff":
