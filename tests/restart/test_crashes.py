@@ -25,7 +25,8 @@ def crashes(seed: int) -> list[str]:
 
     The first one is reached by any scenario; points may come too rarely for their count.
     """
-    chosen, found = random.Random(seed), []
+    chosen = random.Random(seed)
+    found: list[str] = []
     for _ in range(CRASHES):
         point, count = "any", int(chosen.choice((10, 40, 160, 400)) * (0.5 + chosen.random()))
         if found and chosen.random() < 0.5:
