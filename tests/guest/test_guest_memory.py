@@ -21,7 +21,7 @@ from tests.rig.devices import memory as devices
 from tests.rig.inside import workload
 from tests.rig.memory import GiB, Memory, MiB
 from tests.rig.waiting import wait_until
-from tests.support.vms.compared import BALLOONS, Figures, Side, with_balloon
+from tests.support.vms.compared import BALLOONS, MOSTLY_OURS, Figures, Side, with_balloon
 from tests.support.vms.guests import corruption
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
@@ -198,7 +198,7 @@ def test_an_unplugged_dimm_leaves_the_balloon(slot: Side, record: Record) -> Non
 # Memory that is not the guest's RAM
 
 
-@pytest.fixture(scope="module", params=BALLOONS)
+@pytest.fixture(scope="module", params=MOSTLY_OURS)
 def ivshmem(request: pytest.FixtureRequest) -> Iterator[Side]:
     """512 MiB beside 256 MiB of ivshmem, and a slot for a DIMM, which the guest uses at once."""
     device, memory = devices.ivshmem(256 * MiB), Memory(RAM, slots=1)
@@ -272,7 +272,7 @@ def files() -> Iterator[dict[str, Path]]:
         yield found
 
 
-@pytest.fixture(scope="module", params=BALLOONS)
+@pytest.fixture(scope="module", params=MOSTLY_OURS)
 def nvdimms(request: pytest.FixtureRequest, files: dict[str, Path]) -> Iterator[Side]:
     """512 MiB beside four NVDIMMs of 128 MiB."""
     flags = {"private": {"share": False}, "unarmed": {"unarmed": True}}

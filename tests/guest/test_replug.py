@@ -13,7 +13,7 @@ from tests.rig.devices.balloon import plug_balloon, unplug_balloon
 from tests.rig.inside import workload
 from tests.rig.memory import MiB
 from tests.rig.waiting import wait_until
-from tests.support.vms.compared import BALLOONS, Side, with_balloon
+from tests.support.vms.compared import MOSTLY_OURS, Side, with_balloon
 from tests.support.vms.guests import corruption
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 RAM = 512 * MiB
 
 
-@pytest.fixture(scope="module", params=BALLOONS)
+@pytest.fixture(scope="module", params=MOSTLY_OURS)
 def port(request: pytest.FixtureRequest) -> Iterator[Side]:
     """512 MiB, and a balloon that can be unplugged."""
     with with_balloon(request.param, port=True) as side:
