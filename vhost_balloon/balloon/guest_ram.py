@@ -66,7 +66,7 @@ class GuestRam:
     def judge(self) -> None:
         """Leave out regions until the rest fits the guest's figure.
 
-        As few bytes as possible go: the smallest region that suffices, or else the largest first.
+        The smallest region that suffices goes; where none does, the largest, and then again.
         Without the guest's figure, the last judgement stands: its silence puts no memory online.
         """
         if self.total is None:

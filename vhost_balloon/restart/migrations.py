@@ -105,8 +105,8 @@ def _tell_orders(areas: Document) -> Document:
     is_served = connection is not None and "regions" in connection
     if balloon is not None:
         target = balloon["target"]
-        is_due = is_served and bool(connection["regions"])
-        balloon = {"order": None if is_due else target} | balloon
+        is_carried_out = is_served and bool(connection["regions"])
+        balloon = {"order": None if is_carried_out else target} | balloon
         del balloon["target"]
     if is_served:
         regions = [

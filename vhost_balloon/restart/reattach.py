@@ -128,8 +128,7 @@ def _restore_ram(session: Session, document: Document, total: object) -> None:
     for region, entry in zip(session.regions, document["regions"], strict=True):
         if flag(entry["left-out"]):
             left_out.add(region.guest_address)
-    sizes = {region.guest_address: region.size for region in session.regions}
-    ram.share(sizes, session.files)
+    session.share_memory()
     ram.left_out, ram.judged = frozenset(left_out), flag(document["judged"])
     ram.total = None if total is None else number(total, 0, MAX_TOTAL)
 

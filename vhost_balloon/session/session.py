@@ -112,10 +112,14 @@ class Session:
         # In this order because every scrape calls this, and an enum's & takes two microseconds.
         return self.rings[index].enabled or not self.features & VhostFeature.PROTOCOL_FEATURES
 
-    def memory_changed(self) -> Generator[Effect, Any, None]:
+    def share_memory(self) -> None:
+        """Tell the balloon what regions there are now, and forget the files of others."""
         sizes = {region.guest_address: region.size for region in self.regions}
         self.files = {start: file for start, file in self.files.items() if start in sizes}
         self.balloon.ram.share(sizes, self.files)
+
+    def memory_changed(self) -> Generator[Effect, Any, None]:
+        self.share_memory()
         if self.balloon.balloon_size:
             yield ActualChanged()
 
