@@ -72,6 +72,7 @@ PURE = {
     "vhost_balloon.front_end.partial",
     "vhost_balloon.memory.gathering",
     "vhost_balloon.memory.ranges",
+    "vhost_balloon.memory.vector",
     "vhost_balloon.pace.rate",
     "vhost_balloon.queues.decode",
     "vhost_balloon.queues.virtqueue",

@@ -31,7 +31,7 @@ LIMIT = 0.5
 def slow_discards(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
     """Each piece takes 3.75 ms, by trio's clock."""
 
-    def slow(piece: list[Part]) -> PunchResult:
+    def slow(piece: Part) -> PunchResult:
         autojump_clock.jump(0.03 / 8)
         return punch(piece)
 

@@ -176,7 +176,7 @@ async def test_a_deflate_calls_off_a_discard_that_has_not_begun(
         taken = guest.pfns(numbers(page_size, page_size + PAGE))
         deflates = guest.rings[Queue.DEFLATE]
 
-        def punching(piece: list[Part]) -> PunchResult:
+        def punching(piece: Part) -> PunchResult:
             if not deflates.available_index:
                 deflates.add([taken])
                 deflates.kick()

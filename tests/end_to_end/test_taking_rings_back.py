@@ -49,11 +49,11 @@ LIMIT = 0.5
 
 
 @pytest.fixture
-def slow_pieces(monkeypatch: pytest.MonkeyPatch) -> list[list[Part]]:
+def slow_pieces(monkeypatch: pytest.MonkeyPatch) -> list[Part]:
     """Make each piece take 5 ms, as on a slow host; return the discarded pieces."""
-    done: list[list[Part]] = []
+    done: list[Part] = []
 
-    def slow(piece: list[Part]) -> PunchResult:
+    def slow(piece: Part) -> PunchResult:
         time.sleep(0.005)
         done.append(piece)
         return punch(piece)
@@ -162,7 +162,7 @@ GOES_ON: list[Want] = [set_mem_table, rem_mem_reg, set_kick]
 
 @pytest.mark.parametrize("want", WANTS)
 async def test_whoever_wants_the_ring_waits_for_a_piece_at_most(
-    tmp_path: Path, still_clock: MockClock, slow_pieces: list[list[Part]], want: Want
+    tmp_path: Path, still_clock: MockClock, slow_pieces: list[Part], want: Want
 ) -> None:
     """On this clock nothing is ever late: the request would take 2,048 pieces, and 10 s."""
     ram = GuestRam.create(64 * MIB)
@@ -184,7 +184,7 @@ async def test_whoever_wants_the_ring_waits_for_a_piece_at_most(
         assert guest_mappings() == 0
 
 
-async def eventually_begun(pieces: list[list[Part]]) -> None:
+async def eventually_begun(pieces: list[Part]) -> None:
     """Wait until a piece is discarded. No time passes on the test's clock."""
     while not pieces:
         await trio.lowlevel.checkpoint()
@@ -196,7 +196,7 @@ async def gone(host: Host) -> None:
 
 
 async def test_a_request_that_was_left_is_done_again(
-    tmp_path: Path, still_clock: MockClock, slow_pieces: list[list[Part]]
+    tmp_path: Path, still_clock: MockClock, slow_pieces: list[Part]
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path(), GIB) as guest:
         fill(guest.ram, 512 * MIB, PIECE + BLOCK)
@@ -216,7 +216,7 @@ async def test_a_request_that_was_left_is_done_again(
 
 
 async def test_sigterm_comes_while_a_request_is_served(
-    tmp_path: Path, still_clock: MockClock, slow_pieces: list[list[Part]]
+    tmp_path: Path, still_clock: MockClock, slow_pieces: list[Part]
 ) -> None:
     before = open_fds()
     with GuestRam.create(GIB) as ram:
@@ -241,8 +241,8 @@ class EndlessQueue:
     def __init__(self) -> None:
         self.popped = 0
 
-    def pop_plain(self) -> Chain | None:
-        return next(self.popping()) if self.popped % 2 else None
+    def pop_plain(self, most: int) -> list[Chain]:
+        return list(self.popping()) if self.popped % 2 else []
 
     def popping(self) -> Iterator[Chain]:
         self.popped += 1

@@ -77,12 +77,14 @@ def ring(index: int) -> SimpleNamespace:
 def mapped() -> MappedRegion:
     held = MappedRegion.__new__(MappedRegion)
     held.region, held.fd = Region(MOST, MOST, MOST, MOST), shelved()
+    held.guest_start = MOST
     return held
 
 
 def untouched() -> UntouchedRegion:
     held = UntouchedRegion.__new__(UntouchedRegion)
     held.region = Region(MOST, MOST, MOST, MOST)
+    held.guest_start = MOST
     return held
 
 

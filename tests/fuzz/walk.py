@@ -12,7 +12,7 @@ from vhost_balloon.balloon.guest_stats import parse_stats
 from vhost_balloon.errors import RingError
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.ranges import merge, total
+from vhost_balloon.memory.ranges import merge
 from vhost_balloon.memory.resolve import resolve
 from vhost_balloon.queues.decode import (
     READ_PFNS,
@@ -78,7 +78,7 @@ def _check_named(named: Slice, bound: BoundRing, memory: GuestMemory) -> None:
     assert inside == memory.inside(named.ranges)
     discarded = sum(part.size for part in parts)
     refused = sum(refused_bytes.values())
-    assert discarded + refused == total(named.ranges), "a byte was lost or counted twice"
+    assert discarded + refused == named.ranges.total(), "a byte was lost or counted twice"
     for piece in pieces(parts):
         _check_piece(piece, named, bound)
 

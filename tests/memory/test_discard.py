@@ -13,21 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.vhost_user_payloads import Region
-from tests.support.helpers import GIB, HUGE, MIB, PAGE, Piece, memfd, parts, pieces, resident
+from tests.support.helpers import (
+    GIB,
+    HUGE,
+    MIB,
+    PAGE,
+    Piece,
+    memfd,
+    parts,
+    pieces,
+    punch_all,
+    resident,
+)
 from tests.support.huge_pages import HugePages
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.memory import discard as module
 from vhost_balloon.memory import syscalls
-from vhost_balloon.memory.discard import (
-    PIECE_BYTES,
-    PIECE_RANGES,
-    count_of,
-    punch,
-    size_of,
-)
+from vhost_balloon.memory.discard import PIECE_BYTES, PIECE_RANGES
 from vhost_balloon.memory.discard import pieces as cut
-from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.region import MappedRegion, Part
 from vhost_balloon.memory.syscalls import Filesystem
+from vhost_balloon.memory.vector import page_vector
 
 SIZE = 8 * MIB
 
@@ -87,42 +93,39 @@ def test_pieces_cover_everything_in_order_and_are_bounded(
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE_RANGES", most)
-        found = list(cut(parts(*whole)))
+        found = [piece for part in parts(*whole) for piece in cut(part)]
     for piece in found:
-        assert all(part.size == sum(end - start for start, end in part.ranges) for part in piece)
-        items = pieces(piece)
-        assert 1 <= len(items) == count_of(piece) <= most
+        items = pieces([piece])
+        assert 1 <= len(items) == len(piece.ranges) <= most
         total = sum(length for _, _, length in items)
-        assert total == size_of(piece)
+        assert total == piece.size
         assert total <= PIECE_BYTES or (len(items) == 1 and total == page_size)
         assert all(at % page_size == length % page_size == 0 for _, at, length in items)
         assert all(length > 0 for _, _, length in items)
     for region in regions:
-        mine = [item for piece in found for item in pieces(piece) if item[0] is region]
+        mine = [item for piece in found for item in pieces([piece]) if item[0] is region]
         assert joined(mine) == joined(item for item in whole if item[0] is region)
         region.close()
 
 
-def test_no_parts_make_no_piece() -> None:
-    assert list(cut([])) == []
-
-
 def test_4_gib_are_cut_into_pieces_of_8_mib(region: MappedRegion) -> None:
-    found = list(cut(parts((region, PAGE, 4 * GIB))))
-    assert [count_of(piece) for piece in found] == [1] * 512
-    assert {size_of(piece) for piece in found} == {8 * MIB}
+    (part,) = parts((region, PAGE, 4 * GIB))
+    found = list(cut(part))
+    assert [len(piece.ranges) for piece in found] == [1] * 512
+    assert {piece.size for piece in found} == {8 * MIB}
 
 
 def test_scattered_pages_are_cut_by_their_number(region: MappedRegion) -> None:
-    pages = [(region, GIB + 2 * i * PAGE, PAGE) for i in range(PIECE_RANGES + 1)]
-    assert [count_of(piece) for piece in cut(parts(*pages))] == [PIECE_RANGES, 1]
+    numbers = [2 * number for number in range(PIECE_RANGES + 1)]
+    part = Part(region, page_vector(numbers), len(numbers) * PAGE)
+    assert [len(piece.ranges) for piece in cut(part)] == [PIECE_RANGES, 1]
 
 
 # What comes back
 
 
 def test_a_punch_frees_the_piece_and_nothing_else(region: MappedRegion) -> None:
-    result = punch(parts((region, MIB, MIB), (region, 4 * MIB, PAGE)))
+    result = punch_all(parts((region, MIB, MIB), (region, 4 * MIB, PAGE)))
     assert result.freed == MIB + PAGE == SIZE - resident(region.fd)
     assert (result.failed, result.error) == (0, None)
     assert result.seconds > 0
@@ -133,21 +136,21 @@ def test_a_punch_frees_the_piece_and_nothing_else(region: MappedRegion) -> None:
 
 
 def test_holes_do_not_count_as_freed_again(region: MappedRegion) -> None:
-    assert punch(parts((region, 0, MIB))).freed == MIB
-    assert punch(parts((region, 0, 2 * MIB))).freed == MIB
-    assert punch(parts((region, 0, 2 * MIB))).freed == 0
+    assert punch_all(parts((region, 0, MIB))).freed == MIB
+    assert punch_all(parts((region, 0, 2 * MIB))).freed == MIB
+    assert punch_all(parts((region, 0, 2 * MIB))).freed == 0
 
 
 def test_a_file_behind_two_regions_is_counted_once(region: MappedRegion) -> None:
     other = MappedRegion(Region(GIB, MIB, GIB, 4 * MIB), OwnedFd(os.dup(region.fd.fileno())))
-    assert punch(parts((region, 0, MIB), (other, 4 * MIB, MIB))).freed == 2 * MIB
+    assert punch_all(parts((region, 0, MIB), (other, 4 * MIB, MIB))).freed == 2 * MIB
     other.close()
 
 
 def test_two_files_are_counted_together(region: MappedRegion) -> None:
     other = mapped(memfd(SIZE))
     fill(other, MIB)
-    assert punch(parts((region, 0, MIB), (other, 0, 2 * MIB))).freed == 2 * MIB
+    assert punch_all(parts((region, 0, MIB), (other, 0, 2 * MIB))).freed == 2 * MIB
     other.close()
 
 
@@ -156,7 +159,7 @@ def test_a_file_on_tmpfs() -> None:
         file.truncate(SIZE)
         region = mapped(OwnedFd(os.dup(file.fileno())))
         fill(region)
-        assert punch(parts((region, MIB, MIB))).freed == MIB == SIZE - resident(region.fd)
+        assert punch_all(parts((region, MIB, MIB))).freed == MIB == SIZE - resident(region.fd)
         region.close()
 
 
@@ -166,11 +169,11 @@ def test_only_whole_huge_pages_come_back(huge_pages: HugePages) -> None:
     with region.view(0, SIZE) as view:
         view[:] = b"x" * SIZE
     free = huge_pages.free()
-    assert punch(parts((region, HUGE, HUGE))).freed == HUGE
+    assert punch_all(parts((region, HUGE, HUGE))).freed == HUGE
     assert huge_pages.free() == free + 1
     assert resident(region.fd) == SIZE - HUGE
     # Why partial huge pages are kept: the content is lost, and nothing comes back.
-    assert punch(parts((region, 2 * HUGE, PAGE))).freed == 0
+    assert punch_all(parts((region, 2 * HUGE, PAGE))).freed == 0
     assert content(region, 2 * HUGE, PAGE) == {0}
     assert content(region, 2 * HUGE + PAGE, HUGE - PAGE) == {ord("x")}
     region.close()
@@ -182,8 +185,8 @@ def test_transparent_huge_pages_come_back_in_small_pages() -> None:
     fill(region)
     assert os.fstat(region.fd.fileno()).st_blksize == HUGE  # not the unit in which memory is freed
     assert region.page_size == PAGE
-    assert punch(parts((region, PAGE, PAGE))).freed == PAGE
-    assert punch(parts((region, HUGE, HUGE))).freed == HUGE
+    assert punch_all(parts((region, PAGE, PAGE))).freed == PAGE
+    assert punch_all(parts((region, HUGE, HUGE))).freed == HUGE
     assert content(region, 0, PAGE) == content(region, 2 * PAGE, PAGE) == {ord("x")}
     assert resident(region.fd) == SIZE - HUGE - PAGE
     region.close()
@@ -200,14 +203,14 @@ def test_a_range_that_fails_is_counted_and_the_others_are_punched(
         real(fd, offset, length)
 
     monkeypatch.setattr(syscalls, "punch_hole", failing)
-    result = punch(parts(*[(region, i * MIB, MIB) for i in range(3)]))
+    result = punch_all(parts(*[(region, i * MIB, MIB) for i in range(3)]))
     assert (result.freed, result.failed) == (2 * MIB, MIB)
     assert result.error is not None
     assert result.error.errno == errno.EOPNOTSUPP
 
 
 def test_the_kernels_refusal_is_a_result_not_an_exception(region: MappedRegion) -> None:
-    result = punch(parts((region, 0, -PAGE), (region, 0, PAGE)))
+    result = punch_all(parts((region, 0, -PAGE), (region, 0, PAGE)))
     assert (result.freed, result.failed) == (PAGE, -PAGE)
     assert result.error is not None
     assert result.error.errno == errno.EINVAL
@@ -216,9 +219,9 @@ def test_the_kernels_refusal_is_a_result_not_an_exception(region: MappedRegion) 
 def test_memory_that_grows_meanwhile_counts_as_nothing_freed(
     region: MappedRegion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    punch(parts((region, 0, MIB)))
+    punch_all(parts((region, 0, MIB)))
     monkeypatch.setattr(syscalls, "punch_hole", lambda *_: fill(region, MIB))
-    assert punch(parts((region, 0, PAGE))).freed == 0
+    assert punch_all(parts((region, 0, PAGE))).freed == 0
 
 
 def test_holes_that_others_punch_meanwhile_do_not_count(
@@ -227,8 +230,8 @@ def test_holes_that_others_punch_meanwhile_do_not_count(
     """As QEMU does where memory is unplugged."""
     real = syscalls.punch_hole
     monkeypatch.setattr(syscalls, "punch_hole", lambda fd, at, _: real(fd, at, 4 * MIB))
-    assert punch(parts((region, 0, PAGE))).freed == PAGE
-    assert punch(parts((region, 0, MIB))).freed == 0
+    assert punch_all(parts((region, 0, PAGE))).freed == PAGE
+    assert punch_all(parts((region, 0, MIB))).freed == 0
 
 
 def test_file_systems_are_recognised_by_their_magic() -> None:

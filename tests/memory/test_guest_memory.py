@@ -25,6 +25,7 @@ from tests.support.huge_pages import HugePages
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.region import MappedRegion, UntouchedRegion
+from vhost_balloon.memory.vector import RangeVector
 
 TOP = 1 << 64
 
@@ -185,8 +186,9 @@ def test_a_region_that_is_untouched_is_memory_and_nothing_in_it_is_read(
     memory: GuestMemory,
 ) -> None:
     memory.add(UntouchedRegion(Region(GIB, MIB, USER + GIB, 0), "why"))
-    assert memory.inside([(0, PAGE), (GIB, GIB + PAGE), (2 * GIB, 3 * GIB)]) == 2 * PAGE
-    assert list(memory.gridded([(GIB, GIB + PAGE)])) == []
+    ranges = [(0, PAGE), (GIB, GIB + PAGE), (2 * GIB, 3 * GIB)]
+    assert memory.inside(RangeVector.of(ranges)) == 2 * PAGE
+    assert list(memory.gridded(RangeVector.of(ranges[1:2]))) == []
     with pytest.raises(RingError, match="untouched"):
         memory.read(GIB, 4)
     with pytest.raises(FrontEndError, match="untouched"):

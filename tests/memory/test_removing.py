@@ -9,18 +9,17 @@ from collections.abc import Iterator
 import pytest
 
 from protocol.vhost_user_payloads import Region
-from tests.support.helpers import HUGE, MIB, PAGE, Piece, memfd, parts, resident
+from tests.support.helpers import HUGE, MIB, PAGE, Piece, memfd, parts, punch_all, resident
 from tests.support.huge_pages import HugePages
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.memory import syscalls
-from vhost_balloon.memory.discard import REMOVE_RANGES, punch
+from vhost_balloon.memory.discard import REMOVE_RANGES
 from vhost_balloon.memory.region import MappedRegion
+from vhost_balloon.memory.vector import RangeVector
 
 SIZE = 16 * MIB
 START = 4 * MIB
 """The region's offset in the file; not 0, so that a wrong base hits another page."""
-
-Ranges = list[tuple[int, int]]
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, *answers: int | OSError | None) -> l
     asked: list[int] = []
     real, left = syscalls._remove, list(answers)
 
-    def answering(origin: int, ranges: Ranges) -> int:
+    def answering(origin: int, ranges: RangeVector) -> int:
         asked.append(len(ranges))
         answer = left.pop(0)
         if isinstance(answer, OSError):
@@ -74,7 +73,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch, *answers: int | OSError | None) -> l
 def needs_remove(region: MappedRegion) -> None:
     """Skip if the kernel (before 6.13) does not let a process do this to itself."""
     with region.borrowed() as (origin, _):
-        if not syscalls.remove(origin, [(START + 8 * MIB - PAGE, START + 8 * MIB)]):
+        last = RangeVector([START + 8 * MIB - PAGE], [PAGE])
+        if not syscalls.remove(origin, last):
             pytest.skip("process_madvise(MADV_REMOVE) is not supported here")
     os.pwrite(region.fd.fileno(), b"x" * PAGE, START + 8 * MIB - PAGE)
 
@@ -95,7 +95,7 @@ def offsets(pieces: list[Piece]) -> list[int]:
 def check(region: MappedRegion, pieces: list[Piece]) -> int:
     """Punch pieces, and check that they are gone and nothing else is. Returns the bytes freed."""
     before = bytearray(os.pread(region.fd.fileno(), SIZE, 0))
-    result = punch(parts(*pieces))
+    result = punch_all(parts(*pieces))
     assert (result.failed, result.error) == (0, None)
     for _, offset, length in pieces:
         before[offset : offset + length] = bytes(length)
@@ -189,7 +189,7 @@ def test_the_rest_after_a_short_count_is_punched(
     """A piece that was removed in part is punched entirely."""
     pieces = [(region, START + 2 * i * PAGE, PAGE) for i in range(20)]
     asked = kernel(monkeypatch, done)
-    punch(parts(*pieces))
+    punch_all(parts(*pieces))
     assert asked == [20]
     assert punched == offsets(pieces[20 - left :])
 
@@ -200,26 +200,26 @@ def test_an_error_after_a_success_does_not_mean_lack_of_support(
     monkeypatch.setattr(syscalls, "MAX_REMOVED", 20)
     asked = kernel(monkeypatch, 20 * PAGE, OSError(errno.EINVAL, ""), 30 * PAGE)
     pieces = [(region, START + 2 * i * PAGE, PAGE) for i in range(30)]
-    punch(parts(*pieces))
+    punch_all(parts(*pieces))
     assert punched == offsets(pieces[20:])
-    punch(parts(*pieces[:20]))
+    punch_all(parts(*pieces[:20]))
     assert asked == [20, 10, 20]
 
 
 @pytest.mark.usefixtures("needs_remove")
 def test_the_kernel_stops_at_the_first_range_that_fails(region: MappedRegion) -> None:
     with region.borrowed() as (origin, mapped):
-        first = mapped.start
-        ranges = [(first + 2 * i * PAGE, first + (2 * i + 1) * PAGE) for i in range(4)]
-        ranges.insert(2, (-origin, PAGE - origin))  # nothing is ever mapped there
-        assert syscalls.remove(origin, ranges) == 2
+        first = origin + mapped.start
+        starts = [first + 2 * i * PAGE for i in range(4)]
+        starts.insert(2, 1 << 46)  # nothing is ever mapped there
+        assert syscalls.remove(0, RangeVector(starts, [PAGE] * 5)) == 2
     assert resident(region.fd) == SIZE - 2 * PAGE
 
 
 @pytest.mark.usefixtures("needs_remove")
 def test_no_descriptor_is_left_open(region: MappedRegion) -> None:
     before = os.listdir("/proc/self/fd")
-    punch(parts(*every_other(region, 30)))
+    punch_all(parts(*every_other(region, 30)))
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -234,6 +234,6 @@ def test_a_mapping_cannot_be_unmapped_while_it_is_borrowed(region: MappedRegion)
 def test_huge_pages_are_punched_individually(huge_pages: HugePages, punched: list[int]) -> None:
     assert huge_pages.free() >= 0
     region = MappedRegion(Region(0, 32 * HUGE, 0, 0), memfd(32 * HUGE, flags=os.MFD_HUGETLB))
-    punch(parts(*[(region, 2 * i * HUGE, HUGE) for i in range(16)]))
+    punch_all(parts(*[(region, 2 * i * HUGE, HUGE) for i in range(16)]))
     assert len(punched) == 16
     region.close()

@@ -18,6 +18,7 @@ from vhost_balloon.memory.ranges import Range, merge, total
 from vhost_balloon.memory.region import MappedRegion, UntouchedRegion
 from vhost_balloon.memory.resolve import resolve
 from vhost_balloon.memory.syscalls import HUGETLBFS_MAGIC, TMPFS_MAGIC, Filesystem
+from vhost_balloon.memory.vector import RangeVector, page_vector
 
 TOP = 1 << 64
 POLICY = DiscardPolicy()
@@ -25,7 +26,7 @@ POLICY = DiscardPolicy()
 
 def resolved(memory: GuestMemory, ranges: list[Range]) -> tuple[list[Range], dict[str, int]]:
     """File ranges to discard, and the bytes refused by reason."""
-    parts, refused, _ = resolve(memory, ranges, [], POLICY)
+    parts, refused, _ = resolve(memory, RangeVector.of(ranges), [], POLICY)
     return [(offset, offset + length) for _, offset, length in pieces(parts)], refused
 
 
@@ -52,7 +53,8 @@ def test_partial_pages_are_kept(memory: GuestMemory) -> None:
 
 
 def test_pages_that_hold_a_ring_are_kept(memory: GuestMemory) -> None:
-    parts, refused, inside = resolve(memory, [(0, 8 * PAGE)], [(2 * PAGE, 3 * PAGE)], POLICY)
+    named = RangeVector.of([(0, 8 * PAGE)])
+    parts, refused, inside = resolve(memory, named, [(2 * PAGE, 3 * PAGE)], POLICY)
     gone = [(offset - 2 * MIB, length) for _, offset, length in pieces(parts)]
     assert gone == [(0, 2 * PAGE), (3 * PAGE, 5 * PAGE)]
     assert refused == {Refusal.RING: PAGE}
@@ -75,7 +77,7 @@ def test_the_file_system_decides(
 ) -> None:
     low = mapped_regions(memory)[0]
     low.filesystem = Filesystem(magic, PAGE)
-    parts, refused, inside = resolve(memory, [(0, 2 * PAGE)], [], policy)
+    parts, refused, inside = resolve(memory, RangeVector.of([(0, 2 * PAGE)]), [], policy)
     assert len(parts) == (reason is None)
     assert inside == 2 * PAGE
     assert refused == ({} if reason is None else {reason: 2 * PAGE})
@@ -113,16 +115,20 @@ def test_resolve_against_a_model_of_single_bytes(
         owner |= {place + i: offset + i for i in range(size)}
         place += size
     ranges, protected = spans(named), spans(rings)
-    parts, refused, inside = resolve(memory, ranges, protected, POLICY)
+    vector = RangeVector.of(ranges)
+    if data.draw(st.booleans()):  # of PFNs, as in most requests
+        ranges = merge([(start & -PAGE, end + PAGE - 1 & -PAGE) for start, end in ranges])
+        vector = page_vector([at // PAGE for r in ranges for at in range(*r, PAGE)])
+    parts, refused, inside = resolve(memory, vector, protected, POLICY)
 
     def is_in(address: int, items: list[Range]) -> bool:
         return any(start <= address < end for start, end in items)
 
     named_bytes = sum(end - start for start, end in ranges)
     assert sum(part.size for part in parts) + sum(refused.values()) == named_bytes
-    assert all(part.ranges == merge(part.ranges) for part in parts)
+    assert all(list(part.ranges) == merge(part.ranges) for part in parts)
     assert all(part.size == total(part.ranges) for part in parts)
-    assert inside == memory.inside(ranges)
+    assert inside == memory.inside(vector)
     assert inside == sum(a // UNIT in owner for start, end in ranges for a in range(start, end))
     freed = set()
     for owner_region, offset, length in pieces(parts):
@@ -148,7 +154,7 @@ def test_only_whole_huge_pages_may_be_discarded(huge_pages: HugePages) -> None:
     memory = GuestMemory()
     memory.add(mapped(memfd(4 * HUGE, flags=os.MFD_HUGETLB), guest=HUGE, size=3 * HUGE + PAGE))
     ranges = [(HUGE + PAGE, 5 * HUGE)]
-    parts, refused, _ = resolve(memory, ranges, [], DiscardPolicy(hugetlb=True))
+    parts, refused, _ = resolve(memory, RangeVector.of(ranges), [], DiscardPolicy(hugetlb=True))
     assert [(offset, length) for _, offset, length in pieces(parts)] == [(HUGE, 2 * HUGE)]
     assert refused == {Refusal.OUTSIDE: HUGE - PAGE, Refusal.PARTIAL_HUGE_PAGE: HUGE}
     memory.close()
@@ -156,7 +162,7 @@ def test_only_whole_huge_pages_may_be_discarded(huge_pages: HugePages) -> None:
 
 def test_a_region_that_is_untouched_is_refused_by_a_rule(memory: GuestMemory) -> None:
     memory.add(UntouchedRegion(Region(GIB, MIB, USER + GIB, 0), "why"))
-    found = resolve(memory, [(0, PAGE), (GIB, GIB + 2 * PAGE)], [], DiscardPolicy())
-    assert [part.ranges for part in found.parts] == [[(0, PAGE)]]
+    found = resolve(memory, RangeVector.of([(0, PAGE), (GIB, GIB + 2 * PAGE)]), [], DiscardPolicy())
+    assert [list(part.ranges) for part in found.parts] == [[(0, PAGE)]]
     assert found.refused == {Refusal.UNTOUCHED: 2 * PAGE}
     assert found.inside == 3 * PAGE

@@ -14,9 +14,11 @@ from typing import Final
 
 from protocol.vhost_user_payloads import Region
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.memory.discard import PunchResult, punch
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.ranges import total
 from vhost_balloon.memory.region import MappedRegion, Part
+from vhost_balloon.memory.vector import RangeVector
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
@@ -67,8 +69,14 @@ def parts(*pieces: Piece) -> list[Part]:
     for region, items in groupby(pieces, itemgetter(0)):
         to_guest = -region.to_file
         ranges = [(at + to_guest, at + size + to_guest) for _, at, size in items]
-        found.append(Part(region, ranges, total(ranges)))
+        found.append(Part(region, RangeVector.of(ranges), total(ranges)))
     return found
+
+
+def punch_all(parts: Iterable[Part]) -> PunchResult:
+    """Punch parts, each as one piece, and sum the results; the error is the last one."""
+    freed, failed, errors, seconds = zip(*map(punch, parts), strict=True)
+    return PunchResult(sum(freed), sum(failed), errors[-1], sum(seconds))
 
 
 def pieces(parts: Iterable[Part]) -> list[Piece]:

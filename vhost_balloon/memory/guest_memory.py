@@ -7,7 +7,7 @@ with pread, which allocates nothing in a hole and cannot raise SIGBUS.
 from __future__ import annotations
 
 import os
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from vhost_balloon.errors import FrontEndError, RingError, RingErrorReason
 from vhost_balloon.figures.statistics import RegionStatistics
 from vhost_balloon.memory.gathering import Grid
-from vhost_balloon.memory.ranges import Range, total
 from vhost_balloon.memory.region import GuestRegion, MappedRegion
+from vhost_balloon.memory.vector import RangeVector
 
 
 @dataclass(slots=True)
@@ -87,23 +87,23 @@ class GuestMemory:
 
     def read(self, address: int, length: int) -> bytes:
         """Copy guest memory. Raises RingError if any of it is outside memory."""
-        parts = []
-        while length:
-            mapped = self._find_guest(address)
-            if mapped is None:
-                raise RingError(RingErrorReason.BUFFER, f"buffer at {address:#x} is outside memory")
-            take = min(length, mapped.guest_end - address)
-            part = self._pread(mapped, take, address - mapped.guest_start)
-            parts.append(part)
-            address += len(part)
-            length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = self._read_some(address, length) if length else b""
+        while len(data) < length:  # it crosses regions, or the file was truncated
+            data += self._read_some(address + len(data), length - len(data))
+        return data
+
+    def _read_some(self, address: int, length: int) -> bytes:
+        mapped = self._find_guest(address)
+        if mapped is None:
+            raise RingError(RingErrorReason.BUFFER, f"buffer at {address:#x} is outside memory")
+        take = min(length, mapped.guest_end - address)
+        return self._pread(mapped, take, address + mapped.to_file)
 
     def _pread(self, mapped: GuestRegion, length: int, offset: int) -> bytes:
         if not isinstance(mapped, MappedRegion):
             raise RingError(RingErrorReason.MEMORY, "buffer is in a region that is untouched")
         try:
-            part = os.pread(mapped.fd.fileno(), length, mapped.region.mmap_offset + offset)
+            part = os.pread(mapped.fd.fileno(), length, offset)
         except OSError as error:
             raise RingError(
                 RingErrorReason.MEMORY, f"memory cannot be read: {error.strerror}"
@@ -112,22 +112,31 @@ class GuestMemory:
             raise RingError(RingErrorReason.MEMORY, "memory file was truncated")
         return part
 
-    def inside(self, ranges: list[Range]) -> int:
-        """Bytes of ranges (sorted, disjoint) that are guest memory."""
-        return sum(total(inside) for _, inside in self.by_region(ranges))
+    def inside(self, ranges: RangeVector) -> int:
+        """Bytes of ranges that are guest memory."""
+        return sum([inside.total() for _, inside in self.by_region(ranges)])
 
-    def gridded(self, ranges: list[Range]) -> Iterator[tuple[Grid, list[Range]]]:
+    def gridded(self, ranges: RangeVector) -> Iterator[tuple[Grid, RangeVector]]:
         """The parts of ranges in regions whose host pages are larger than balloon pages."""
         for mapped, inside in self.by_region(ranges):
             if mapped.grid is not None:
                 yield mapped.grid, inside
 
-    def by_region(self, ranges: list[Range]) -> Iterator[tuple[GuestRegion, list[Range]]]:
-        """The parts of ranges (sorted, disjoint) that lie in regions, in order. Consecutive ranges
-        of one region come together."""
+    def by_region(self, ranges: RangeVector) -> Iterable[tuple[GuestRegion, RangeVector]]:
+        """The parts of ranges that lie in regions, in order. Consecutive ranges of one region come
+        together."""
+        if not ranges:
+            return ()
+        mapped = self._find_guest(ranges.start)
+        if mapped is not None and ranges.end <= mapped.guest_end:
+            return ((mapped, ranges),)
+        return self._cut_by_region(ranges)
+
+    def _cut_by_region(self, ranges: RangeVector) -> Iterator[tuple[GuestRegion, RangeVector]]:
         first = 0
         while first < len(ranges):
-            start, end = ranges[first]
+            left = ranges.part(first, len(ranges)) if first else ranges
+            start = left.start
             position = bisect_right(self._starts, start)
             mapped = self.regions[position - 1] if position else None
             if mapped is not None and start < mapped.guest_end:
@@ -136,23 +145,20 @@ class GuestMemory:
                 return  # all following ranges are outside, too
             else:
                 mapped, limit = None, self._starts[position]
-            if end > limit:
-                yield from self._cut(start, end)
-                first += 1
-                continue
-            stop = bisect_left(ranges, (limit,), first + 1)
-            if ranges[stop - 1][1] > limit:
-                stop -= 1
-            if mapped is not None:
-                yield mapped, ranges[first:stop]
-            first = stop
+            count = left.ending_by(limit)
+            if not count:
+                yield from self._cut(start, left.part(0, 1).end)
+                count = 1
+            elif mapped is not None:
+                yield mapped, left.part(0, count)
+            first += count
 
-    def _cut(self, start: int, end: int) -> Iterator[tuple[GuestRegion, list[Range]]]:
+    def _cut(self, start: int, end: int) -> Iterator[tuple[GuestRegion, RangeVector]]:
         """The parts of [start, end) that lie in regions, in order."""
         position = max(bisect_right(self._starts, start) - 1, 0)
         while position < len(self.regions) and self._starts[position] < end:
             mapped = self.regions[position]
             low, high = max(start, mapped.guest_start), min(end, mapped.guest_end)
             if low < high:
-                yield mapped, [(low, high)]
+                yield mapped, RangeVector([low], [high - low])
             position += 1

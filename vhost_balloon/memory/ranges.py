@@ -1,5 +1,8 @@
 """Arithmetic on byte ranges: merging PFNs and ranges, clipping, aligning. Pure.
 
+The path of every request uses vector.py instead. What that has in a fast form is here as well, plain
+enough to be its reference: the tests compare the two.
+
 A range is a pair (start, end) of byte addresses, end exclusive, start < end. Returned lists are
 sorted and disjoint, and touching ranges are merged.
 """
@@ -88,11 +91,3 @@ def subtract(ranges: list[Range], holes: Sequence[Range]) -> list[Range]:
         if start < end:
             left.append((start, end))
     return left
-
-
-def split(start: int, end: int, piece: int) -> Iterable[Range]:
-    """Cut [start, end) into pieces of piece bytes, counted from start."""
-    while start < end:
-        stop = min(start + piece, end)
-        yield start, stop
-        start = stop

@@ -26,8 +26,9 @@ from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.figures.statistics import UNTOUCHED, RegionStatistics
 from vhost_balloon.memory import syscalls
 from vhost_balloon.memory.gathering import MAX_PAGE, Grid
-from vhost_balloon.memory.ranges import Range, align_inward, align_outward
+from vhost_balloon.memory.ranges import align_inward, align_outward
 from vhost_balloon.memory.syscalls import Filesystem
+from vhost_balloon.memory.vector import RangeVector
 
 ADDRESS_LIMIT: Final = 1 << 64
 
@@ -37,12 +38,11 @@ MAP_NORESERVE: Final = 0x4000  # include/uapi/asm-generic/mman-common.h; in mmap
 class Part(NamedTuple):
     """Memory of one region to discard.
 
-    ranges: guest addresses in the region; sorted, disjoint, whole host pages, at least one range.
-    size: their bytes.
+    ranges: guest addresses in the region; whole host pages, at least one range. size: their bytes.
     """
 
     region: MappedRegion
-    ranges: list[Range]
+    ranges: RangeVector
     size: int
 
 
@@ -58,14 +58,10 @@ class GuestRegion(ABC):
         """Raises FrontEndError if no memory can have this size and these addresses."""
         _check_region(region)
         self.region = region
-
-    @property
-    def guest_start(self) -> int:
-        return self.region.guest_address
-
-    @property
-    def guest_end(self) -> int:
-        return self.region.guest_address + self.region.size
+        self.guest_start = region.guest_address
+        self.guest_end = region.guest_address + region.size
+        self.to_file = region.mmap_offset - region.guest_address
+        """The number that turns a guest address of the region into an offset in its file."""
 
     @abstractmethod
     def unmap(self) -> None:
@@ -169,11 +165,6 @@ class MappedRegion(GuestRegion):
         if self.to_file % BALLOON_PAGE_SIZE or not whole:
             return None
         return Grid(self.page_size, whole[0] - self.to_file, whole[1] - self.to_file)
-
-    @property
-    def to_file(self) -> int:
-        """The number that turns a guest address of the region into an offset in its file."""
-        return self.region.mmap_offset - self.region.guest_address
 
     def view(self, offset: int, length: int) -> memoryview:
         """A writable view of length bytes at offset in the region. The caller releases it.

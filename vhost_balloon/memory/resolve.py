@@ -11,8 +11,9 @@ from vhost_balloon.figures.discard_policy import DiscardPolicy
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.gathering import Gathering, Grid
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.ranges import Range, align_inward, subtract, total
+from vhost_balloon.memory.ranges import Range, align_inward, subtract
 from vhost_balloon.memory.region import MappedRegion, Part, refusal
+from vhost_balloon.memory.vector import RangeVector
 
 
 class Resolved(NamedTuple):
@@ -26,22 +27,24 @@ class Resolved(NamedTuple):
 
 def resolve(
     memory: GuestMemory,
-    ranges: list[Range],
+    ranges: RangeVector,
     protected: list[Range],
     policy: DiscardPolicy,
     gathering: Gathering | None = None,
 ) -> Resolved:
-    """Resolve guest ranges; ranges and protected are sorted and disjoint.
+    """Resolve guest ranges.
 
-    protected is never discarded. Partial host pages are refused, or kept in gathering, if there is
-    one, until the rest of each page comes.
+    protected (sorted and disjoint) is never discarded. Partial host pages are refused, or kept in
+    gathering, if there is one, until the rest of each page comes.
     """
     refused: dict[str, int] = {}
-    allowed = subtract(ranges, protected)
-    outside = left = total(allowed)
+    allowed = ranges
+    if ranges.overlaps(protected):
+        allowed = RangeVector.of(subtract(list(ranges), protected))
+    outside = left = allowed.total()
     parts: list[Part] = []
     for mapped, named in memory.by_region(allowed):
-        size = total(named)
+        size = named.total()
         outside -= size
         if not isinstance(mapped, MappedRegion):
             reason = Refusal.UNTOUCHED
@@ -50,11 +53,11 @@ def resolve(
         else:
             if gathering is None or mapped.grid is None:
                 whole = _whole_pages(mapped, named)
-                gone = size if whole is named else total(whole)
+                gone = size if whole is named else whole.total()
                 size -= gone
             else:
                 whole = _completed_pages(mapped.grid, named, gathering)
-                gone = mapped.grid.size * len(whole)
+                gone = whole.total()
                 size -= sum(mapped.grid.clip(start, end) for start, end in named)
             if whole:
                 parts.append(Part(mapped, whole, gone))
@@ -66,25 +69,24 @@ def resolve(
         refused[Refusal.OUTSIDE] = outside
     if allowed is ranges:
         return Resolved(parts, refused, left - outside)
-    refused[Refusal.RING] = total(ranges) - left
+    refused[Refusal.RING] = ranges.total() - left
     return Resolved(parts, refused, memory.inside(ranges))
 
 
-def _whole_pages(mapped: MappedRegion, named: list[Range]) -> list[Range]:
+def _whole_pages(mapped: MappedRegion, named: RangeVector) -> RangeVector:
     """The whole host pages in ranges of the region. Returns named itself if that is everything."""
     size, to_file = mapped.page_size, mapped.to_file
-    bits = to_file
-    for start, end in named:
-        bits |= start | end
-    if bits % size == 0:  # always so for PFNs, unless host pages are huge
+    if not to_file % size and named.is_aligned(size):  # always so unless host pages are huge
         return named
     found = (align_inward(start + to_file, end + to_file, size) for start, end in named)
-    return [(each[0] - to_file, each[1] - to_file) for each in found if each is not None]
+    whole = [(each[0] - to_file, each[1] - to_file) for each in found if each is not None]
+    return RangeVector.of(whole)
 
 
-def _completed_pages(grid: Grid, named: list[Range], gathering: Gathering) -> list[Range]:
+def _completed_pages(grid: Grid, named: RangeVector, gathering: Gathering) -> RangeVector:
     """The host pages that ranges of the region complete, as a range each."""
-    return [(page, page + grid.size) for page in sorted(gathering.add(grid, named))]
+    pages = sorted(gathering.add(grid, named))
+    return RangeVector(pages, [grid.size] * len(pages))  # in bytes
 
 
 def _partial_page_refusal(mapped: MappedRegion) -> str:

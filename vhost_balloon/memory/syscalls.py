@@ -11,9 +11,10 @@ import errno
 import fcntl
 import os
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from vhost_balloon.memory.vector import RangeVector
 
 # include/uapi/linux/falloc.h
 FALLOC_FL_KEEP_SIZE: Final = 0x01
@@ -94,21 +95,25 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     _raise(_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length))
 
 
-MAX_REMOVED: Final = 512
-"""Most ranges in one process_madvise. The kernel's limit is UIO_MAXIOV, 1024."""
+MAX_REMOVED: Final = 1024
+"""Most ranges in one process_madvise: UIO_MAXIOV, the kernel's limit."""
+
+_VECTOR: Final = array("Q", bytes(16 * MAX_REMOVED))
+"""An array of struct iovec, filled anew for each call."""
+_VECTOR_ADDRESS: Final = _VECTOR.buffer_info()[0]
 
 _UNSUPPORTED: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 _remove_supported = True
 
 
-def remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
+def remove(origin: int, ranges: RangeVector) -> int:
     """Punch holes through this process's own mappings, in order. Returns how many ranges were
     punched. Never raises.
 
-    ranges: (start, end) in bytes from the address origin, page-aligned, each inside one shared file
-    mapping, where MADV_REMOVE does to the file what punch_hole() does (mm/madvise.c). One call for
-    all ranges takes half the time of a call for each. The kernel stops at the first range that
-    fails; the caller uses punch_hole() for it and the rest, which also tells why it failed.
+    ranges: in bytes from the address origin, page-aligned, each inside one shared file mapping,
+    where MADV_REMOVE does to the file what punch_hole() does (mm/madvise.c). One call for all
+    ranges takes half the time of a call for each. The kernel stops at the first range that fails;
+    the caller uses punch_hole() for it and the rest, which also tells why it failed.
 
     A process may do this to itself since Linux 6.13. If the kernel is older, if a system call
     filter forbids it, or if all memory is locked, nothing is punched and no later call tries again.
@@ -116,13 +121,16 @@ def remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
     global _remove_supported
     done = 0
     while _remove_supported and done < len(ranges):
-        asked = ranges[done : done + MAX_REMOVED]
+        asked = ranges.part(done, done + MAX_REMOVED)
         try:
             removed = _remove(origin, asked)
         except OSError as error:
             # After a first success, an error has another reason.
             _remove_supported = done > 0 or error.errno not in _UNSUPPORTED
             return done
+        if removed == asked.total():
+            done += len(asked)
+            continue
         for start, end in asked:
             removed -= end - start
             if removed < 0:
@@ -131,14 +139,15 @@ def remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
     return done
 
 
-def _remove(origin: int, ranges: Sequence[tuple[int, int]]) -> int:
-    """One call for all ranges. Returns how many bytes were removed, in order."""
-    vector = array("Q", [n for start, end in ranges for n in (origin + start, end - start)])
+def _remove(origin: int, ranges: RangeVector) -> int:
+    """One call for at most MAX_REMOVED ranges. Returns how many bytes were removed, in order."""
+    ranges.fill(_VECTOR, origin)
     # Not kept open: after a fork it would refer to the parent.
     process = os.pidfd_open(os.getpid())
     try:
-        address, _ = vector.buffer_info()
-        done: int = _syscall(NR_PROCESS_MADVISE, process, address, len(ranges), MADV_REMOVE, 0)
+        done: int = _syscall(
+            NR_PROCESS_MADVISE, process, _VECTOR_ADDRESS, len(ranges), MADV_REMOVE, 0
+        )
         if done < 0:
             _raise(done)
         return done

@@ -15,8 +15,9 @@ from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.guest_memory import GuestMemory
 from vhost_balloon.memory.pin_guard import PinGuard
 from vhost_balloon.memory.pins import PinState
-from vhost_balloon.memory.ranges import Range, merge, total
+from vhost_balloon.memory.ranges import Range, merge
 from vhost_balloon.memory.region import MappedRegion, Part, refusal
+from vhost_balloon.memory.vector import RangeVector
 from vhost_balloon.pace.rate import Bucket
 from vhost_balloon.pace.wakefulness import Wakefulness
 
@@ -140,13 +141,10 @@ class AttachedGuest:
         if size := self.gathering.forgotten():
             self.counters.refuse(Refusal.PARTIAL_HUGE_PAGE, size)
 
-    def still_whole(self, piece: list[Part]) -> list[Part]:
+    def still_whole(self, piece: Part) -> Part | None:
         """The rest of a piece without the gathered huge pages that a deflate has broken up since
-        they were complete."""
-        return [left for part in piece if (left := self._still_whole(part)).ranges]
-
-    def _still_whole(self, part: Part) -> Part:
-        if part.region.grid is None:
-            return part
-        ranges = [each for each in part.ranges if self.gathering.is_whole(each[0])]
-        return Part(part.region, ranges, total(ranges))
+        they were complete; None if nothing is left."""
+        if piece.region.grid is None:
+            return piece
+        ranges = RangeVector.of([each for each in piece.ranges if self.gathering.is_whole(each[0])])
+        return Part(piece.region, ranges, ranges.total()) if ranges else None

@@ -13,13 +13,14 @@ ranges merge too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain as joined
-from typing import Final
+from typing import Final, NamedTuple
 
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT, PFN_SIZE
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.memory.ranges import Range, merge, merge_numbers
+from vhost_balloon.memory.ranges import Range, merge
+from vhost_balloon.memory.vector import RangeVector, page_vector
 from vhost_balloon.queues.virtqueue import Buffer, ReadMemory
 
 READ_PFNS: Final = 512
@@ -37,64 +38,91 @@ SLICE_BYTES: Final = 64 << 20
 huge pages that gathering has to examine."""
 
 
-@dataclass(slots=True)
-class Slice:
+class Slice(NamedTuple):
     """A bounded part of a request.
 
-    size: bytes of guest memory named, repetitions included. ranges: sorted and disjoint once the
-    slice is flushed. refusals: (reason, bytes) for content that names no memory. buffers: how many
-    were decoded. numbers: PFNs that are not in ranges yet.
+    size: bytes of guest memory named, repetitions included. ranges: what was named. refusals:
+    (reason, bytes) for content that names no memory.
     """
 
-    size: int = 0
-    ranges: list[Range] = field(default_factory=list)
-    refusals: list[tuple[str, int]] = field(default_factory=list)
-    buffers: int = 0
-    numbers: list[int] = field(default_factory=list)
+    size: int
+    ranges: RangeVector
+    refusals: Sequence[tuple[str, int]] = ()
 
-    def add_pages(self, data: bytes) -> None:
+
+class _Pages:
+    """A slice of PFNs while it is decoded. buffers: how many were."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.refusals: list[tuple[str, int]] = []
+        self.buffers = 0
+        self._runs: list[Range] = []
+        self._numbers: list[int] = []
+
+    def add(self, data: bytes) -> None:
         """Add at most READ_PFNS PFNs as read from guest memory."""
-        if run := one_run(data):
-            self.ranges.append(run)
-        else:
-            self.numbers += memoryview(data).cast("I")
         self.size += _size_of_pages(len(data))
+        if run := one_run(data):
+            self._runs.append(run)
+        else:
+            self._add_parts(data)
+
+    def _add_parts(self, data: bytes) -> None:
+        """Add PFNs that are not one run. Linux takes blocks of pages from its free lists, so its
+        requests often are two or three runs."""
+        half = len(data) // 2 & -PFN_SIZE
+        for part in (data[:half], data[half:]):
+            if len(part) > _SHORT and (run := one_run(part)):
+                self._runs.append(run)
+            elif len(part) > 2 * _SHORT:
+                self._add_parts(part)
+            else:
+                self._numbers += memoryview(part).cast("I")
 
     @property
     def is_full(self) -> bool:
         return (
             self.buffers >= SLICE_BUFFERS
             or self.size >= SLICE_BYTES
-            or len(self.numbers) >= SLICE_NUMBERS
+            or len(self._numbers) + len(self._runs) >= SLICE_NUMBERS
         )
 
-    def flush(self) -> Slice:
-        """Merge everything that was added into ranges. Returns the slice itself."""
-        numbered = merge_numbers(self.numbers, PFN_SHIFT)
-        self.ranges = merge([*self.ranges, *numbered]) if self.ranges else numbered
-        self.numbers = []
-        return self
+    def slice(self) -> Slice:
+        """Merge everything that was added."""
+        return Slice(self.size, page_vector(self._numbers, self._runs), self.refusals)
 
+
+_SHORT: Final = 32 * PFN_SIZE
+"""Bytes of PFNs that are not worth a look for a run."""
 
 _SAME: Final = sum(1 << 8 * PFN_SIZE * place for place in range(READ_PFNS))
 _RISING: Final = sum(place << 8 * PFN_SIZE * place for place in range(READ_PFNS))
 
 
+@lru_cache(maxsize=8)  # a driver's requests have few lengths
+def _digits(count: int) -> tuple[int, int]:
+    """The lowest count digits of _SAME and _RISING."""
+    mask = (1 << 8 * PFN_SIZE * count) - 1
+    return _SAME & mask, _RISING & mask
+
+
 def one_run(data: bytes) -> Range | None:
     """Detects the common case, consecutive PFNs in rising or falling order, without examining each
-    one. Returns None for anything else.
+    one. Returns the lowest and the one after the highest, or None for anything else.
 
     data: one to READ_PFNS PFNs, treated as one large number with a digit for each PFN.
     """
-    mask = (1 << 8 * len(data)) - 1
-    first, count = int.from_bytes(data[:PFN_SIZE], "little"), len(data) // PFN_SIZE
-    differences = int.from_bytes(data, "little") - first * (_SAME & mask)
-    rising = _RISING & mask
-    if differences == rising:
-        return first << PFN_SHIFT, (first + count) << PFN_SHIFT
-    if differences == -rising:
-        return (first - count + 1) << PFN_SHIFT, (first + 1) << PFN_SHIFT
-    return None
+    count = len(data) // PFN_SIZE
+    first = int.from_bytes(data[:PFN_SIZE], "little")
+    last = int.from_bytes(data[-PFN_SIZE:], "little")
+    if abs(last - first) != count - 1:
+        return None
+    same, rising = _digits(count)
+    number = int.from_bytes(data, "little")
+    if last >= first:
+        return (first, last + 1) if number == first * same + rising else None
+    return (last, first + 1) if number == first * same - rising else None
 
 
 def pages(requests: Requests, read: ReadMemory) -> Iterable[Slice]:
@@ -102,23 +130,40 @@ def pages(requests: Requests, read: ReadMemory) -> Iterable[Slice]:
 
     Raises RingError if a buffer is outside guest memory.
     """
-    if len(requests) == 1 and len(requests[0]) == 1:  # a shortcut for the usual request
-        address, length, writable = requests[0][0]
-        if not writable and 0 < length <= _READ_BYTES and not length % PFN_SIZE:
-            run = one_run(data := read(address, length))
-            ranges = [run] if run else merge_numbers(list(memoryview(data).cast("I")), PFN_SHIFT)
-            return (Slice(_size_of_pages(length), ranges, []),)
-    return _pages(requests, read)
+    if len(requests) != 1 or not _is_usual(requests[0]):
+        return _pages(requests, read)
+    address, length, _ = requests[0][0]
+    if run := one_run(data := read(address, length)):  # a shortcut
+        ranges = RangeVector([run[0]], [run[1] - run[0]], PFN_SHIFT)
+        return (Slice(_size_of_pages(length), ranges),)
+    found = _Pages()
+    found.add(data)
+    return (found.slice(),)
+
+
+def _is_usual(buffers: Sequence[Buffer]) -> bool:
+    """Whether a request is a single buffer of whole PFNs that is read at once."""
+    if len(buffers) != 1:
+        return False
+    _, length, writable = buffers[0]
+    return not writable and 0 < length <= _READ_BYTES and not length % PFN_SIZE
 
 
 def _pages(requests: Requests, read: ReadMemory) -> Iterator[Slice]:
-    current = Slice()
+    current = _Pages()
     for buffers in requests:
+        if current.is_full:
+            yield current.slice()
+            current = _Pages()
+        if _is_usual(buffers):
+            current.buffers += 1
+            current.add(read(buffers[0][0], buffers[0][1]))
+            continue
         taken = b""  # read, and not yet added to a slice
         for address, length, writable in buffers:
             if current.is_full:
-                yield current.flush()
-                current = Slice()
+                yield current.slice()
+                current = _Pages()
             current.buffers += 1
             if writable:
                 current.refusals.append((Refusal.DIRECTION, length))
@@ -126,22 +171,22 @@ def _pages(requests: Requests, read: ReadMemory) -> Iterator[Slice]:
             end = address + length
             while address < end:
                 if current.is_full:
-                    yield current.flush()
-                    current = Slice()
+                    yield current.slice()
+                    current = _Pages()
                 data = read(address, min(end - address, _READ_BYTES - len(taken)))
                 address += len(data)
                 taken = taken + data if taken else data
                 if len(taken) == _READ_BYTES:
-                    current.add_pages(taken)
+                    current.add(taken)
                     taken = b""
         if tail := len(taken) % PFN_SIZE:
             current.refusals.append((Refusal.ODD_TAIL, tail))
             taken = taken[:-tail]
         if taken:
-            current.add_pages(taken)
+            current.add(taken)
         elif not any(length or writable for _, length, writable in buffers):
             current.refusals.append((Refusal.EMPTY, 0))
-    yield current.flush()
+    yield current.slice()
 
 
 def reported(requests: Requests) -> Iterator[Slice]:
@@ -157,7 +202,7 @@ def reported(requests: Requests) -> Iterator[Slice]:
                 size += length
             else:
                 refusals.append((Refusal.DIRECTION if length else Refusal.EMPTY, length))
-        yield Slice(size, merge(ranges), refusals)
+        yield Slice(size, RangeVector.of(merge(ranges)), refusals)
 
 
 def pages_size(requests: Requests) -> int:

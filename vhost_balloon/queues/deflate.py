@@ -8,7 +8,6 @@ import trio
 
 from protocol.virtio_balloon import Queue
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.memory.ranges import total
 from vhost_balloon.queues.decode import Slice, pages, pages_size
 from vhost_balloon.queues.processor import ChainProcessor, Tally, yield_to_others
 from vhost_balloon.queues.ring import StartedRing
@@ -27,7 +26,9 @@ class DeflateProcessor(ChainProcessor):
 
     queue = Queue.DEFLATE
 
-    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
+    async def _serve(
+        self, ring: StartedRing, chains: list[Chain], now: float, deadline: float
+    ) -> Tally | None:
         requests = [chain.buffers for chain in chains]
         tally, begun = Tally(), False
         for named in pages(requests, self._guest.memory.read):
@@ -53,7 +54,7 @@ class DeflateProcessor(ChainProcessor):
         tally.size += named.size
         tally.inside += inside
         tally.add(named.refusals)
-        tally.refuse(Refusal.OUTSIDE, total(named.ranges) - inside)
+        tally.refuse(Refusal.OUTSIDE, named.ranges.total() - inside)
 
     def _count(self, requests: int, tally: Tally) -> None:
         super()._count(requests, tally)

@@ -12,9 +12,8 @@ import trio
 
 from protocol.virtio_balloon import Queue
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.memory.discard import pieces, punch, size_of
+from vhost_balloon.memory.discard import pieces, punch
 from vhost_balloon.memory.gathering import Gathering
-from vhost_balloon.memory.ranges import total
 from vhost_balloon.memory.region import Part
 from vhost_balloon.memory.resolve import resolve
 from vhost_balloon.queues.decode import (
@@ -40,16 +39,18 @@ class DiscardProcessor(ChainProcessor):
     examines_late: ClassVar[bool]
     """Whether a late request's first slice is examined, so that other refusals count first."""
 
-    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
+    async def _serve(
+        self, ring: StartedRing, chains: list[Chain], now: float, deadline: float
+    ) -> Tally | None:
         requests = [chain.buffers for chain in chains]
         tally, begun = Tally(), False
         slices = iter(self._decode(requests))
         for named in slices:
             if begun:
                 await yield_to_others()
+                now = trio.current_time()
             if ring.stopping:
                 return None
-            now = trio.current_time()
             if now >= deadline and (begun or not self.examines_late):
                 tally.refuse(Refusal.LATE, self._named_size(requests) - tally.size)
                 rest = islice(joined([named], slices), LATE_SLICES)
@@ -58,7 +59,8 @@ class DiscardProcessor(ChainProcessor):
             if not await self._discard_slice(ring, named, now, deadline, tally):
                 return None
             tally.size += named.size
-            tally.add(named.refusals)
+            if named.refusals:
+                tally.add(named.refusals)
         return tally
 
     async def _count_late(self, ring: StartedRing, slices: Iterable[Slice], tally: Tally) -> bool:
@@ -88,26 +90,29 @@ class DiscardProcessor(ChainProcessor):
         refusal = self._refusal()
         if refusal is not None:
             tally.inside += guest.memory.inside(named.ranges)
-            tally.refuse(refusal, total(named.ranges))
+            tally.refuse(refusal, named.ranges.total())
             return True
         gathering = self._gathering()
         found = resolve(guest.memory, named.ranges, guest.protected, guest.policy, gathering)
         tally.inside += found.inside
-        tally.add(found.refused.items())
+        if found.refused:
+            tally.add(found.refused.items())
         if gathering is not None:
             guest.count_forgotten()
-        left = size_of(found.parts)
-        for number, piece in enumerate(pieces(found.parts)):
-            if number:
+        left = sum([part.size for part in found.parts])
+        begun = False
+        for piece in joined.from_iterable(map(pieces, found.parts)):
+            if begun:
                 await yield_to_others()
                 if ring.stopping:
                     return False
-            size, now = size_of(piece), trio.current_time()
-            reason = Refusal.LATE if now >= deadline else self._over_limit(size, now)
+                now = trio.current_time()
+            begun = True
+            reason = Refusal.LATE if now >= deadline else self._over_limit(piece.size, now)
             if reason is not None:
                 tally.refuse(reason, left)
                 break
-            left -= size
+            left -= piece.size
             self._discard_piece(piece, gathering, tally)
         return True
 
@@ -123,17 +128,16 @@ class DiscardProcessor(ChainProcessor):
         """Why a piece of size bytes and all after it are only acknowledged, or None."""
         return None
 
-    def _discard_piece(self, piece: list[Part], gathering: Gathering | None, tally: Tally) -> None:
+    def _discard_piece(self, named: Part, gathering: Gathering | None, tally: Tally) -> None:
         """Discard a piece and count the result."""
-        if gathering is not None:
-            piece = self._guest.still_whole(piece)
-        if not piece:
+        piece = named if gathering is None else self._guest.still_whole(named)
+        if piece is None:
             return
         result = punch(piece)
         counters = self._guest.counters
         counters.freed_bytes += result.freed
-        if gathering is not None:
-            counters.huge_pages_freed += result.huge_pages
+        if gathering is not None and piece.region.grid is not None:
+            counters.huge_pages_freed += result.freed // piece.region.page_size
         counters.discard_seconds.observe(result.seconds)
         if result.error is not None:
             tally.refuse(Refusal.FAILED, result.failed)

@@ -42,11 +42,12 @@ yield_to_others: Final = trio.lowlevel.cancel_shielded_checkpoint
 
 async def take(ring: StartedRing) -> tuple[list[Chain], RingError | None]:
     """Pop chains up to MAX_TAKEN_BUFFERS. A broken chain's error comes with those before it."""
-    chains: list[Chain] = []
-    room = MAX_TAKEN_BUFFERS
+    queue = ring.virtqueue
+    chains = queue.pop_plain(MAX_TAKEN_BUFFERS)
+    room = MAX_TAKEN_BUFFERS - len(chains)
     try:
-        while room > 0:
-            chain = ring.virtqueue.pop_plain() or await ring.pop()
+        while room > 0 and queue.pending():
+            chain = await ring.pop()
             if chain is None:
                 break
             chains.append(chain)
@@ -95,15 +96,14 @@ class ChainProcessor(ABC):
 
     async def drain(self, ring: StartedRing) -> None:
         """See ring.Processor."""
-        since = trio.current_time() - self._guest.wakefulness.waited()
-        ring.waiting_since = min(ring.waiting_since, since)
+        looked = trio.current_time()
+        ring.waiting_since = min(ring.waiting_since, looked - self._guest.wakefulness.waited())
         while True:
-            looked = trio.current_time()
             chains, error = await take(ring)
             if ring.stopping:
                 return
             if chains:
-                tally = await self._serve(ring, chains, ring.waiting_since + WORK_LIMIT)
+                tally = await self._serve(ring, chains, looked, ring.waiting_since + WORK_LIMIT)
                 if tally is None:
                     return
                 ring.complete([chain.head for chain in chains])
@@ -116,10 +116,16 @@ class ChainProcessor(ABC):
             if sum([len(chain.buffers) for chain in chains]) < MAX_TAKEN_BUFFERS:
                 ring.waiting_since = looked  # the ring was empty then: what waits is newer
             await yield_to_others()
+            looked = trio.current_time()
 
     @abstractmethod
-    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
-        """Do what the chains ask for. Returns None if the ring has to stop before that is done."""
+    async def _serve(
+        self, ring: StartedRing, chains: list[Chain], now: float, deadline: float
+    ) -> Tally | None:
+        """Do what the chains ask for. Returns None if the ring has to stop before that is done.
+
+        now: trio's clock. deadline: when discards end, by that clock.
+        """
 
     def _count(self, requests: int, tally: Tally) -> None:
         """Count used chains and their result."""
@@ -142,5 +148,7 @@ class HintProcessor(ChainProcessor):
 
     queue = Queue.FREE_PAGE
 
-    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
+    async def _serve(
+        self, ring: StartedRing, chains: list[Chain], now: float, deadline: float
+    ) -> Tally | None:
         return Tally()

@@ -85,7 +85,6 @@ class Virtqueue:
         self._next_available = base
         self._next_used = self._used_words[_INDEX]
         self._outstanding = 0
-        self._possible = range(1, size + 1)
 
     @property
     def base(self) -> int:
@@ -116,22 +115,27 @@ class Virtqueue:
             )
         return waiting
 
-    def pop_plain(self) -> Chain | None:
-        """Take the next chain if it is a usual one, a single direct buffer. Returns None for any
-        other or broken chain, and if there is none."""
-        if (self._available[_INDEX] - self._next_available) & INDEX_MASK not in self._possible:
-            return None
-        head = self._available[_RING + self._next_available % self.size]
-        if head >= self.size:
-            return None
-        address, length, flags, _ = DESCRIPTOR.unpack_from(
-            self._descriptors, head * DESCRIPTOR_SIZE
-        )
-        if flags & _SPECIAL:
-            return None
-        self._next_available = (self._next_available + 1) & INDEX_MASK
-        self._outstanding += 1
-        return Chain(head, [Buffer(address, length, bool(flags & WRITE))])
+    def pop_plain(self, most: int) -> list[Chain]:
+        """Take the usual chains at the front, of a single direct buffer each; at most `most`. Any
+        other chain, and any fault, is left to popping()."""
+        available, size, at = self._available, self.size, self._next_available
+        waiting = (available[_INDEX] - at) & INDEX_MASK
+        chains: list[Chain] = []
+        if waiting > size:
+            return chains
+        for index in range(at, at + min(waiting, most)):
+            head = available[_RING + (index & INDEX_MASK) % size]
+            if head >= size:
+                break
+            address, length, flags, _ = DESCRIPTOR.unpack_from(
+                self._descriptors, head * DESCRIPTOR_SIZE
+            )
+            if flags & _SPECIAL:
+                break
+            chains.append(Chain(head, [Buffer(address, length, bool(flags & WRITE))]))
+        self._next_available = (at + len(chains)) & INDEX_MASK
+        self._outstanding += len(chains)
+        return chains
 
     def popping(self) -> Iterator[Chain | None]:
         """Take the next chain in steps: yields None after each WALK_STEP buffers, then the chain,

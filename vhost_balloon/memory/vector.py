@@ -1,0 +1,153 @@
+"""Sorted ranges in parallel lists, for the path of every request. Pure.
+
+A request may name 1024 single pages. With a tuple for each, every step between the ring and the
+system call takes as long as a twentieth of the kernel's work. Here a step is a few operations on
+whole lists, which run in C, or on one large integer with 64 bits for each page. ranges.py has the
+plain forms: the tests compare the two, and rare cases use them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from typing import Final
+
+from protocol.virtio_balloon import PFN_SHIFT
+from vhost_balloon.memory.ranges import Range, merge
+
+MAX_RANGES: Final = 2048
+"""Most pages for page_vector(), and most ranges for an array of struct iovec."""
+
+_LANE: Final = 64
+"""Bits for each number in a large integer."""
+_ONES: Final = sum(1 << _LANE * lane for lane in range(MAX_RANGES))
+"""1 in each lane. Shifted right by whole lanes, it has as many fewer."""
+_TOP: Final = 1 << _LANE - 1
+
+
+class RangeVector:
+    """Ranges, sorted and disjoint.
+
+    starts, lengths: of each, in units of 1 << shift bytes. lengths is None if each is one unit.
+    """
+
+    __slots__ = ("lengths", "shift", "starts")
+
+    def __init__(self, starts: list[int], lengths: list[int] | None, shift: int = 0) -> None:
+        self.starts = starts
+        self.lengths = lengths
+        self.shift = shift
+
+    @classmethod
+    def of(cls, ranges: Sequence[Range]) -> RangeVector:
+        """Pairs of start and end in bytes that are sorted and disjoint already."""
+        return cls([start for start, _ in ranges], [end - start for start, end in ranges])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[Range]:
+        """Pairs of start and end in bytes."""
+        shift, lengths = self.shift, self.lengths or [1] * len(self.starts)
+        for start, length in zip(self.starts, lengths, strict=True):
+            yield start << shift, start + length << shift
+
+    @property
+    def start(self) -> int:
+        """Where the first range starts, in bytes."""
+        return self.starts[0] << self.shift
+
+    @property
+    def end(self) -> int:
+        """Where the last range ends, in bytes."""
+        return self._end(-1)
+
+    def _end(self, position: int) -> int:
+        length = 1 if self.lengths is None else self.lengths[position]
+        return self.starts[position] + length << self.shift
+
+    def total(self) -> int:
+        """Bytes."""
+        return (len(self.starts) if self.lengths is None else sum(self.lengths)) << self.shift
+
+    def part(self, first: int, stop: int) -> RangeVector:
+        """The ranges from number first to before number stop."""
+        lengths = self.lengths and self.lengths[first:stop]
+        return RangeVector(self.starts[first:stop], lengths, self.shift)
+
+    def below(self, address: int) -> int:
+        """How many ranges start below an address in bytes."""
+        return bisect_left(self.starts, -(-address >> self.shift))
+
+    def ending_by(self, address: int) -> int:
+        """How many ranges end at or below an address in bytes."""
+        count = self.below(address)
+        return count - 1 if count and self._end(count - 1) > address else count
+
+    def is_aligned(self, alignment: int) -> bool:
+        """Whether all starts and lengths are multiples of alignment, a power of two, in bytes."""
+        units = alignment - 1 >> self.shift
+        if not units or not self.starts:
+            return True
+        return not any([number & units for number in self.starts + (self.lengths or [1])])
+
+    def overlaps(self, holes: Sequence[Range]) -> bool:
+        """Whether any hole overlaps a range; holes are in bytes, sorted and disjoint."""
+        if not holes or not self.starts:
+            return False
+        start, end = self.start, self.end
+        if end <= holes[0][0] or holes[-1][1] <= start:
+            return False
+        if len(self.starts) > 1:
+            return any([self.below(hole[1]) > self.ending_by(hole[0]) for hole in holes])
+        position = bisect_left(holes, (end,))  # earlier holes start below end
+        return holes[position - 1][1] > start
+
+    def fill(self, vector: array[int], origin: int) -> None:
+        """Fill in an array of struct iovec: the ranges, moved by origin bytes. No sum may be
+        negative, or 2^64 and above."""
+        count, shift = len(self.starts), self.shift
+        starts = int.from_bytes(array("Q", self.starts), "little")
+        ones = _ONES >> _LANE * (MAX_RANGES - count)
+        moved = (starts << shift) + origin * ones
+        vector[0 : 2 * count : 2] = array("Q", moved.to_bytes(_LANE // 8 * count, "little"))
+        if self.lengths is None:
+            vector[1 : 2 * count : 2] = array("Q", [1 << shift]) * count
+        else:
+            vector[1 : 2 * count : 2] = array("Q", [length << shift for length in self.lengths])
+
+
+def page_vector(numbers: list[int], runs: Sequence[Range] = ()) -> RangeVector:
+    """Merge PFNs (any order, duplicates allowed, at most MAX_RANGES) and runs of them (pairs of the
+    first and the one after the last)."""
+    if not runs:
+        return _merged(numbers)
+    if numbers:
+        few = _merged(numbers)
+        lengths = few.lengths or [1] * len(few.starts)
+        runs = [*runs, *[(at, at + n) for at, n in zip(few.starts, lengths, strict=True)]]
+    runs = merge(runs)
+    starts = [start for start, _ in runs]
+    return RangeVector(starts, [end - start for start, end in runs], PFN_SHIFT)
+
+
+def _merged(numbers: list[int]) -> RangeVector:
+    ordered = sorted(numbers)
+    lanes = len(ordered) - 1
+    if lanes < 1:
+        return RangeVector(ordered, None, PFN_SHIFT)
+    # Subtract each number from the one after it: one lane for each gap. The highest bit of a lane
+    # tells whether its gap is more than 1, once enough is added to carry into that bit.
+    words = int.from_bytes(array("Q", ordered), "little")
+    gaps = (words >> _LANE) - (words & (1 << _LANE * lanes) - 1)
+    ones = _ONES >> _LANE * (MAX_RANGES - lanes)
+    apart = gaps + ones * (_TOP - 2) & ones * _TOP
+    if apart == ones * _TOP:
+        return RangeVector(ordered, None, PFN_SHIFT)
+    is_last = apart.to_bytes(_LANE // 8 * lanes, "little")[_LANE // 8 - 1 :: _LANE // 8]
+    firsts = [ordered[0], *compress(ordered[1:], is_last)]
+    lasts = [*compress(ordered, is_last), ordered[-1]]
+    lengths = [last - first + 1 for first, last in zip(firsts, lasts, strict=True)]
+    return RangeVector(firsts, lengths, PFN_SHIFT)
