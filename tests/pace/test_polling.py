@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import trio
 
 from vhost_balloon.pace import polling
 from vhost_balloon.pace.polling import POLL_SECONDS, SHORT, SOON, Polling
@@ -35,6 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(polling, "perf_counter", clock)
     monkeypatch.setattr(polling, "_ALONE", False)
+    monkeypatch.setattr(polling, "LOOKS", 1)
     return clock
 
 
@@ -53,6 +55,27 @@ async def test_a_peer_with_a_prompt_request_is_polled_until_the_next(clock: Cloc
         assert await peer.finds(clock.request_at_look(look))
         assert clock.looks == look
         peer.answered()
+
+
+async def test_a_peer_is_looked_at_often_between_two_turns_of_the_other_tasks(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "LOOKS", 3)
+    turns = 0
+
+    async def other_task() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    peer = answered_and_woken(clock, SOON * 0.9)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other_task)
+        assert not await peer.finds(clock.request_at_look(100))
+        nursery.cancel_scope.cancel()
+    assert clock.looks == 6, "the time is looked at after every third look"
+    assert turns >= 2
 
 
 async def test_polling_ends_after_a_moment_until_the_next_prompt_request(clock: Clock) -> None:

@@ -164,10 +164,12 @@ class StartedRing:
                     await processor.drain(self)
                     if self.stopping:
                         return
-                    if not await self._polling.finds(self._has_requests):
+                    if await self._polling.finds(self._has_requests):
+                        continue  # before its kick, or after: that is taken before the next sleep
+                    self.kick.take()
+                    if not self._has_requests():
                         await self.kick.wait()
                         self._polling.woken()
-                    self.kick.take()
         except RingError as error:
             processor.detach()  # so that nothing else is written to this ring
             broke(self, error)
