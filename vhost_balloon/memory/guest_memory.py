@@ -87,8 +87,8 @@ class GuestMemory:
 
     def read(self, address: int, length: int) -> bytes:
         """Copy guest memory. Raises RingError if any of it is outside memory."""
-        data = self._read_some(address, length) if length else b""
-        while len(data) < length:  # it crosses regions, or the file was truncated
+        data = b""
+        while len(data) < length:  # usually once; it may cross regions
             data += self._read_some(address + len(data), length - len(data))
         return data
 

@@ -1,7 +1,7 @@
 """Arithmetic on byte ranges: merging PFNs and ranges, clipping, aligning. Pure.
 
-The path of every request uses vector.py instead. What that has in a fast form is here as well, plain
-enough to be its reference: the tests compare the two.
+The path of every request uses vector.py instead. What that has in a fast form is here as well,
+plain enough to be its reference: the tests compare the two.
 
 A range is a pair (start, end) of byte addresses, end exclusive, start < end. Returned lists are
 sorted and disjoint, and touching ranges are merged.

@@ -44,7 +44,7 @@ def resolve(
     outside = left = allowed.total()
     parts: list[Part] = []
     for mapped, named in memory.by_region(allowed):
-        size = named.total()
+        size = left if named is allowed else named.total()
         outside -= size
         if not isinstance(mapped, MappedRegion):
             reason = Refusal.UNTOUCHED

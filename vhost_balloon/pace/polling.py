@@ -2,7 +2,7 @@
 
 Sleeping until a descriptor is readable, and being woken, takes longer than a small request. So a
 ring or a front end is polled for a moment first, as QEMU's own event loops do. It is polled only if
-its last request was small and came within such a moment; rare or large requests cost nothing extra.
+its last request came within such a moment; rare requests cost nothing extra.
 """
 
 from __future__ import annotations
@@ -20,42 +20,37 @@ POLL_SECONDS: Final = 200e-6
 SOON: Final = 250e-6
 """A request that came this soon after an answer, sleep and wake-up included, was worth polling."""
 
-SHORT: Final = 1e-3
-"""Polling gains nothing after requests that took longer, and the peer can use the processor."""
-
-LOOKS: Final = 16
-"""How often to look before all other tasks run: some 4 us, as long as their turn takes if none has
-anything to do."""
-
 _ALONE: Final = len(os.sched_getaffinity(0)) == 1
 """With a single processor, no peer can send anything while this process polls."""
 
 
 class Polling:
-    """Decides when to poll one peer. Uses the real clock, even where trio's clock is mocked."""
+    """Decides when to poll one peer. Uses the real clock, even where trio's clock is mocked.
 
-    def __init__(self) -> None:
-        self._requested_at = self._answered_at = float("-inf")
+    looks: how often to look between two turns of all other tasks. A turn takes some 4 us, even if
+    none of them has anything to do.
+    """
+
+    def __init__(self, looks: int = 1) -> None:
+        self._looks: Final = range(looks)
+        self._answered_at = float("-inf")
         self._is_worth_it = False
 
     def answered(self) -> None:
         """The peer's request was answered."""
         self._answered_at = perf_counter()
-        self._is_worth_it &= self._answered_at - self._requested_at < SHORT
 
     def woken(self) -> None:
         """A request woke this process."""
-        self._requested_at = perf_counter()
-        self._is_worth_it = not _ALONE and self._requested_at - self._answered_at < SOON
+        self._is_worth_it = not _ALONE and perf_counter() - self._answered_at < SOON
 
     async def finds(self, has_request: Callable[[], bool]) -> bool:
         """Poll for the next request, if that is worth it. Returns whether one came."""
         until = self._answered_at + POLL_SECONDS
         while self._is_worth_it:
             await trio.lowlevel.checkpoint()
-            for _ in range(LOOKS):
+            for _ in self._looks:
                 if has_request():
-                    self._requested_at = perf_counter()
                     return True
             self._is_worth_it = perf_counter() < until
         return False

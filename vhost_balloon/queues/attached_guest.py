@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from protocol.virtio_balloon import BalloonFeature
@@ -57,11 +57,13 @@ class AttachedGuest:
 
     def refusal(self) -> str | None:
         """Why nothing is discarded, as of the last look for pins; None if no rule forbids it."""
-        return next(self._refusals(), None)
+        found = self._refusals()
+        return found[0] if found else None
 
     def report_refusal(self) -> str | None:
         """Why no reported memory is discarded; None if no rule forbids it."""
-        return next(self._report_refusals(), None)
+        found = self._report_refusals()
+        return found[0] if found else None
 
     def pause_reasons(self, now: float) -> tuple[str, ...]:
         """Every reason why reports are acknowledged without being discarded."""
@@ -72,23 +74,26 @@ class AttachedGuest:
             applying.add(Refusal.RATE)
         return tuple(reason for reason in PAUSE_REASONS if reason in applying)
 
-    def _refusals(self) -> Iterator[str]:
+    def _refusals(self) -> list[str]:
         """The rules that forbid every discard."""
+        found: list[str] = []
         if self.foreign:
-            yield Refusal.FOREIGN
+            found.append(Refusal.FOREIGN)
         mode = self.policy.mode
         if mode is DiscardMode.NEVER:
-            yield Refusal.NEVER
+            found.append(Refusal.NEVER)
         if mode is DiscardMode.AUTO and self._pins_seen is not PinState.FREE:
-            yield _PIN_REFUSALS[self._pins_seen or PinState.UNKNOWN]
+            found.append(_PIN_REFUSALS[self._pins_seen or PinState.UNKNOWN])
+        return found
 
-    def _report_refusals(self) -> Iterator[str]:
+    def _report_refusals(self) -> list[str]:
         """The rules that forbid every discard of reported memory."""
-        yield from self._refusals()
+        found = self._refusals()
         if self.paused:
-            yield Refusal.PAUSED
+            found.append(Refusal.PAUSED)
         if not self.balloon.may_drop_reported:
-            yield Refusal.POISON
+            found.append(Refusal.POISON)
+        return found
 
     def _refused_backings(self) -> set[str]:
         """Why the file systems keep all of the guest's memory; empty if some is discarded."""
