@@ -22,7 +22,7 @@ from tests.support.control_client import Client, MemoryListener, web1
 from tests.support.end_to_end import LogLines
 from tests.support.fakes.pure_front_end import PureFrontEnd, negotiated
 from tests.support.helpers import GIB, MIB, mapped, memfd
-from tests.support.huge_pages import HugePages, need_root
+from tests.support.huge_pages import HugePages, need_root, shmem_enabled
 from vhost_balloon.control.server import serve_control
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log.lines import logger
@@ -104,12 +104,9 @@ def huge_pages() -> Iterator[HugePages]:
 @pytest.fixture
 def shmem_huge_pages() -> Iterator[None]:
     """Give memfds transparent huge pages; needs root."""
-    setting = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
     need_root("SHMEM HUGE PAGES")
-    old = setting.read_text().split("[")[1].split("]")[0]
-    setting.write_text("always")
-    yield
-    setting.write_text(old)
+    with shmem_enabled("always"):
+        yield
 
 
 # The control socket

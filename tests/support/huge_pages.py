@@ -1,10 +1,12 @@
-"""The host's pool of huge pages, for tests."""
+"""The host's settings for huge pages, changed for as long as a test or a benchmark takes."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import AbstractContextManager, ExitStack
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,32 @@ def need_root(what: str) -> None:
     """Skip the test, saying so, where an ordinary user runs it and may: never in CI."""
     if os.geteuid() != 0 and not required():
         pytest.skip(f"{what} NOT TESTED: that takes root")
+
+
+SHMEM_ENABLED: Final = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+"""Whether memfds get transparent huge pages: the chosen word is in brackets."""
+
+
+@contextmanager
+def shmem_enabled(word: str) -> Iterator[None]:
+    """Set SHMEM_ENABLED, which is the host's; others that do so wait meanwhile.
+
+    A shell puts the old word back when its input ends, so also when this process is killed. It
+    shares the lock, so that nobody takes the new word for the old one.
+
+    Raises:
+        OSError: this process may not, or the kernel does not know the word.
+    """
+    restoring = 'cat >/dev/null; echo "$0" >"$1"'
+    with SHMEM_ENABLED.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = lock.read().split("[")[1].split("]")[0]
+        command = ["sh", "-c", restoring, old, str(SHMEM_ENABLED)]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=[lock.fileno()], start_new_session=True
+        ):
+            SHMEM_ENABLED.write_text(word)
+            yield
 
 
 class HugePages(AbstractContextManager["HugePages"]):
