@@ -94,7 +94,7 @@ def measure_return(rounds: int, *, memory: int = 2 * GiB) -> Row:
             shares.append(faulter.resident_share())
             print(f"faults: fill and free {number + 1} of {rounds}", file=sys.stderr)
     work = f"resident {SETTLE_SECONDS:.0f} s after fill and free, {memory // MiB} MiB guest"
-    bar = Bar("reporting on", 15, 10, at_most=True)
+    bar = Bar("reporting on", 15, at_most=True)
     return Row(work, "% of RAM", {"reporting on": shares}, bars=[bar])
 
 
@@ -126,7 +126,7 @@ def _compare(
 def _row(kind: Kind, pages: str, tasks: int, values: dict[str, list[float]]) -> Row:
     bars = []
     if tasks == 1 and kind.name == "reporting on":
-        bars.append(Bar("of no device", 0.98, 0.99, by_interval=True))
+        bars.append(Bar("of no device", 0.98, by_interval=True))
     over = {"of no device": (kind.name, "no device")}
     work = f"page faults, {_PAGES[pages]}, tasks: {tasks}, {kind.name}"
     return Row(work, "1000 pages/s", values, over, bars)

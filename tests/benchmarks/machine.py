@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from tests.benchmarks.priority import permitted
 from tests.rig.provisioning.packages import TREES
 from vhost_balloon.sizes import format_size
 
@@ -27,6 +28,7 @@ def machine() -> dict[str, str]:
         "python": sys.version.split()[0],
         "trio": version("trio"),
         "qemu": packages.get("qemu-system-x86", "unknown"),
+        "real-time priority": "permitted" if permitted() else "not permitted",
         "shmem huge pages": _setting("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
     }
 

@@ -12,7 +12,7 @@ from tests.benchmarks.summary import Summary, ratios, summarise
 
 @dataclass(frozen=True)
 class Bar:
-    """The limit that the figure of that name must reach, and a better one to aim for.
+    """The limit that the figure of that name must reach.
 
     at_most: the figure must stay below instead of above. by_interval: it fails only if the whole
     95 % interval lies beyond the limit.
@@ -20,20 +20,14 @@ class Bar:
 
     figure: str
     limit: float
-    reach: float | None = None
     at_most: bool = False
     by_interval: bool = False
 
     def met(self, figure: Summary) -> bool:
+        value = figure.median
         if self.by_interval:
-            return self._holds(figure.low if self.at_most else figure.high, self.limit)
-        return self._holds(figure.median, self.limit)
-
-    def reached(self, figure: Summary) -> bool:
-        return self.reach is not None and self._holds(figure.median, self.reach)
-
-    def _holds(self, value: float, limit: float) -> bool:
-        return value <= limit if self.at_most else value >= limit
+            value = figure.low if self.at_most else figure.high
+        return value <= self.limit if self.at_most else value >= self.limit
 
 
 @dataclass
@@ -69,11 +63,7 @@ class Row:
             "values": self.values,
             "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},
             "bars": [
-                {
-                    **dataclasses.asdict(bar),
-                    "met": bar.met(figures[bar.figure]),
-                    "reached": bar.reached(figures[bar.figure]),
-                }
+                {**dataclasses.asdict(bar), "met": bar.met(figures[bar.figure])}
                 for bar in self.bars
             ],
             "note": self.note,
@@ -100,6 +90,4 @@ def _lines(row: Row) -> list[str]:
 
 def _verdict(bar: Bar, figure: Summary) -> str:
     words = "<=" if bar.at_most else ">="
-    result = "reached" if bar.reached(figure) else "met" if bar.met(figure) else "MISSED"
-    reach = "" if bar.reach is None else f" (reach for {bar.reach:g})"
-    return f"{words} {bar.limit:g}{reach}: {result}"
+    return f"{words} {bar.limit:g}: {'met' if bar.met(figure) else 'MISSED'}"

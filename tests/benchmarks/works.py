@@ -40,13 +40,9 @@ class Work:
         """Return each page or range as named."""
         return [item for kick in self.kicks for request in kick for item in request]
 
-    def merged(self) -> list[Range]:
-        """Return the ranges that remain after merging those of each kick."""
-        return [
-            item
-            for kick in self.kicks
-            for item in merge(item for request in kick for item in request)
-        ]
+    def merged(self) -> list[list[Range]]:
+        """Return the ranges that remain of each kick after merging them."""
+        return [merge(item for request in kick for item in request) for kick in self.kicks]
 
 
 def inflates(memory: int, *, per_kick: Sequence[int] = (1, 64)) -> list[Work]:
@@ -81,11 +77,11 @@ def reports(memory: int) -> list[Work]:
     return works
 
 
-def single_pages(count: int) -> Work:
-    """Inflate requests of one page each, no two of them adjacent."""
+def single_pages(count: int, queue: Queue) -> Work:
+    """Inflate or report one page with each kick, no two of them adjacent."""
     pages = [FIRST + 2 * PAGE * number for number in range(count)]
     random.Random(2).shuffle(pages)
-    return Work("one page", Queue.INFLATE, [[[(page, page + PAGE)]] for page in pages])
+    return Work("one page", queue, [[[(page, page + PAGE)]] for page in pages])
 
 
 def _kicks(pages: list[int], per_kick: int) -> list[list[Request]]:

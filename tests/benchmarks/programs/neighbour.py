@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tests.benchmarks.programs.compiled import program
 from tests.rig.process import Closing
@@ -28,11 +30,32 @@ class Neighbour(Closing):
 
     def touch(self, ranges: Iterable[Range]) -> float:
         """Write to every page of ranges of the file; return the seconds it took."""
-        return self._command("touch", ranges)
+        self._send("touch", ranges)
+        return self._answer()
+
+    def ask_for_huge_pages(self, ranges: Iterable[Range]) -> None:
+        """MADV_HUGEPAGE for ranges of the file."""
+        self._send("huge", ranges)
+        self._answer()
 
     def punch(self, ranges: Iterable[Range]) -> float:
-        """Punch each range out of the file, in order; return the seconds it took."""
-        return self._command("punch", ranges)
+        """Punch each range out of the file, in order; return the seconds it took.
+
+        Polls for the answer, as Device.submit does.
+        """
+        self._send("punch", ranges)
+        self._poll()
+        return self._answer()
+
+    def remove(self, kicks: Iterable[Sequence[Range]]) -> float | None:
+        """Punch the same with one process_madvise for all ranges of a kick.
+
+        Returns None if the kernel refuses; it then punched nothing.
+        """
+        self._send("remove", [item for kick in kicks for item in (*kick, (0, 0))])
+        self._poll()
+        seconds = self._answer()
+        return seconds if seconds >= 0 else None
 
     def close(self) -> None:
         """End it by closing its input."""
@@ -42,10 +65,17 @@ class Neighbour(Closing):
     def pid(self) -> int:
         return self._process.pid
 
-    def _command(self, verb: str, ranges: Iterable[Range]) -> float:
+    def _send(self, verb: str, ranges: Iterable[Range]) -> None:
         lines = [f"{start} {end - start}\n" for start, end in ranges]
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(f"{verb} {len(lines)}\n" + "".join(lines))
         self._process.stdin.flush()
+
+    def _poll(self) -> None:
+        assert self._process.stdout is not None
+        while not select.select([self._process.stdout], [], [], 0)[0]:
+            os.sched_yield()
+
+    def _answer(self) -> float:
+        assert self._process.stdout is not None
         return int(self._process.stdout.readline()) / 1e9

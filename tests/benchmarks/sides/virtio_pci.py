@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.virtio_ring import DeviceStatus
-from tests.benchmarks.qtest import Qtest, QtestError, write_command
+from tests.benchmarks.sides.qtest import Qtest, QtestError, write_command
 from vhost_balloon.simulator.ring import DriverRing
 
 BAR_BASE: Final = 0xE000_0000

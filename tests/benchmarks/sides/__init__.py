@@ -1,0 +1,1 @@
+"""What gives memory back in the device benchmarks: both balloon devices, and the kernel alone."""
