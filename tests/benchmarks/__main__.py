@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.benchmarks import device, faults, processes, real_guest
+from tests.benchmarks import (
+    device,
+    fairness,
+    faults,
+    messages,
+    processes,
+    real_guest,
+)
 from tests.benchmarks.machine import load, machine
 from tests.benchmarks.programs.compiled import NoCompiler
 from tests.benchmarks.report import Row, table
@@ -27,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         provision()
         busy = load()
-        rows = {name: PARTS[name](options) for name in names}
+        rows = {name: _measured(name, options) for name in names}
     except (RigError, NoCompiler) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
@@ -37,6 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         found = {"machine": machine(), "load before": busy, "parts": parts}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def _measured(name: str, options: Options) -> list[Row]:
+    print(f"{name}: begins", file=sys.stderr)
+    started = time.monotonic()
+    rows = PARTS[name](options)
+    print(f"{name}: done in {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
+    return rows
 
 
 def _print(rows: dict[str, list[Row]], busy: float) -> None:
@@ -49,6 +65,10 @@ def _print(rows: dict[str, list[Row]], busy: float) -> None:
 
 def _device(options: Options) -> list[Row]:
     return device.measure(options.rounds or 10, arena=options.arena * MiB)
+
+
+def _messages(options: Options) -> list[Row]:
+    return messages.measure(options.rounds or 10)
 
 
 def _guest(options: Options) -> list[Row]:
@@ -65,11 +85,17 @@ def _processes(options: Options) -> list[Row]:
     return processes.measure(options.rounds or 50, vms=options.vms)
 
 
+def _fairness(options: Options) -> list[Row]:
+    return fairness.measure(options.rounds or 5)
+
+
 PARTS: Final[dict[str, Callable[[Options], list[Row]]]] = {
     "device": _device,
+    "messages": _messages,
     "guest": _guest,
     "faults": _faults,
     "processes": _processes,
+    "fairness": _fairness,
 }
 
 
@@ -77,7 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("part", nargs="?", default="all", choices=(*PARTS, "all"))
     parser.add_argument(
-        "--rounds", type=int, metavar="N", help="default: 10; faults 3; processes 50"
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="default: 10; fairness 5; faults 3; processes 50",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument(

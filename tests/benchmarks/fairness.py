@@ -1,17 +1,16 @@
-"""Measure how long a quiet VM waits beside a flooding one: `python -m tests.benchmarks.fairness`.
+"""Measure how long a quiet VM waits beside a flooding one.
 
 Two daemons and their VMs, four processes, share the processors under the kernel's scheduler.
 Rounds alternate: the quiet VM alone (without the other and its daemon), beside the flood, and
-beside a flood whose VM is limited to a tenth of a processor. Percentiles are taken per round;
-their median over the rounds is printed, so that one disturbed round does not decide.
+beside a flood whose VM is limited to a tenth of a processor. Percentiles are taken per round, so
+that one disturbed round does not decide.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,12 +21,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+from tests.benchmarks.report import Bar, Row
 from tests.support.command import daemon
 
 ALONE, BESIDE, HELD = "alone", "beside", "held"
 PERCENTILES: Final = (50, 99)
 SETTLE: Final = 0.3
 """Seconds for the system to settle after a VM comes or goes."""
+
+BARS: Final = {f"{BESIDE} of {ALONE}": 2.0, f"{HELD} of {ALONE}": 1.1}
+"""How much longer the median report may take."""
 
 Rounds = dict[str, list[dict[str, list[float]]]]
 """Kind of round -> rounds -> kind of request -> latencies in seconds."""
@@ -91,7 +94,7 @@ def run(rounds: int, seconds: float, kinds: Sequence[str] = (ALONE, BESIDE, HELD
     with tempfile.TemporaryDirectory() as folder:
         quiet, flood = Path(folder) / "quiet.sock", Path(folder) / "flood.sock"
         with serving(quiet), vm("quiet_vm", quiet) as measured:
-            for _ in range(rounds):
+            for number in range(rounds):
                 for kind in kinds:
                     with ExitStack() as stack:
                         if kind != ALONE:
@@ -100,7 +103,8 @@ def run(rounds: int, seconds: float, kinds: Sequence[str] = (ALONE, BESIDE, HELD
                             stack.callback(check_floods, flooding)
                         if kind == HELD:
                             stack.enter_context(held(flooding))
-                        found[kind].append(measure(measured, seconds))
+                        found[kind].append(latencies(measured, seconds))
+                print(f"fairness: round {number + 1} of {rounds}", file=sys.stderr)
     return found
 
 
@@ -108,13 +112,13 @@ def check_floods(flooding: subprocess.Popen[str]) -> None:
     assert flooding.poll() is None, "the flood has ended"
 
 
-def measure(quiet: subprocess.Popen[str], seconds: float) -> dict[str, list[float]]:
+def latencies(quiet: subprocess.Popen[str], seconds: float) -> dict[str, list[float]]:
     """Let the quiet VM measure for that many seconds."""
     time.sleep(SETTLE)
     assert quiet.stdin is not None
     print(seconds, file=quiet.stdin, flush=True)
-    latencies: dict[str, list[float]] = json.loads(output(quiet).readline())
-    return latencies
+    found: dict[str, list[float]] = json.loads(output(quiet).readline())
+    return found
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
@@ -123,35 +127,25 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return ordered[-(-len(ordered) * percent // 100) - 1]
 
 
-def summary(found: Rounds) -> dict[str, dict[str, float]]:
-    """For each request and percentile: milliseconds by kind, and the ratio to the VM alone."""
-    table = {}
-    for request in ("report", "inflate"):
-        for percent in PERCENTILES:
-            row: dict[str, float] = {
-                kind: 1000 * statistics.median(percentile(r[request], percent) for r in rounds)
-                for kind, rounds in found.items()
-            }
-            for kind in found.keys() - {ALONE}:
-                row[f"{kind} of {ALONE}"] = row[kind] / row[ALONE]
-            row["samples"] = min(len(r[request]) for rounds in found.values() for r in rounds)
-            table[f"{request} p{percent}"] = row
-    return table
+def rows(found: Rounds) -> list[Row]:
+    """Return a row for each request and percentile: of each round, in milliseconds."""
+    works = itertools.product(("report", "inflate"), PERCENTILES)
+    return [_row(found, request, percent) for request, percent in works]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each kind")
-    parser.add_argument("--seconds", type=float, default=12.0, help="length of a round")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_args()
-    table = summary(run(arguments.rounds, arguments.seconds))
-    if arguments.json:
-        print(json.dumps(table, indent=2))
-        return
-    for name, row in table.items():
-        print(name, *(f"{key} {value:.2f}" for key, value in row.items()), sep="   ")
+def _row(found: Rounds, request: str, percent: int) -> Row:
+    values = {
+        kind: [1000 * percentile(latencies[request], percent) for latencies in rounds]
+        for kind, rounds in found.items()
+    }
+    over = {f"{kind} of {ALONE}": (kind, ALONE) for kind in found if kind != ALONE}
+    held = (request, percent) == ("report", 50)
+    bars = [Bar(name, BARS[name], at_most=True) for name in over] if held else []
+    fewest = min(len(latencies[request]) for rounds in found.values() for latencies in rounds)
+    note = f"a VM beside a flooding one; at least {fewest} in a round"
+    return Row(f"{request} p{percent}", "ms", values, over, bars, note)
 
 
-if __name__ == "__main__":
-    main()
+def measure(rounds: int, *, seconds: float = 12.0) -> list[Row]:
+    """Measure `rounds` rounds of each kind, of that many seconds."""
+    return rows(run(rounds, seconds))

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol.virtio_balloon import Queue
-from tests.benchmarks import faults, processes, real_guest
-from tests.benchmarks.__main__ import main
+from protocol import vhost_user as vu
+from protocol import vhost_user_payloads as payloads
+from protocol.virtio_balloon import CONFIG_SIZE, CONFIG_SPACE, Queue
+from tests.benchmarks import fairness, faults, messages, processes, real_guest
+from tests.benchmarks.__main__ import PARTS, main
 from tests.benchmarks.device import WrongPages, bytes_left
 from tests.benchmarks.priority import permitted, placed, preferred
 from tests.benchmarks.report import Bar, Row, table
@@ -27,6 +29,7 @@ from tests.rig.fixtures import refuse
 from tests.rig.memory import MiB
 from tests.rig.process import OWN_FORKER
 from tests.rig.provisioning.packages import SYSTEMD
+from tests.support.paths import ROOT
 from vhost_balloon.memory.ranges import merge
 
 MEMORY = FIRST + 128 * MiB
@@ -183,6 +186,22 @@ def test_the_device_part_runs(tmp_path: Path) -> None:
         assert all(value > 0 for values in row["values"].values() for value in values)
 
 
+def test_the_messages_part_runs() -> None:
+    rows = messages.measure(1, counts={messages.ROW: 20, messages.APART: 2})
+    plausible(rows)
+    assert len(rows) == 8
+    assert all(value > 0 for row in rows for series in row.values.values() for value in series)
+
+
+def test_config_requests_are_those_of_the_simulator() -> None:
+    """Which sends QEMU's."""
+    get, *_ = messages.requests(vu.Request.GET_CONFIG, 1)
+    first, second = messages.requests(vu.Request.SET_CONFIG, 2)
+    assert payloads.parse_config(get[vu.HEADER_SIZE :]).payload == bytes(CONFIG_SIZE)
+    sent = [payloads.parse_config(data[vu.HEADER_SIZE :]).payload for data in (first, second)]
+    assert [CONFIG_SPACE.unpack(payload)[1] for payload in sent] == [256, 257]
+
+
 @pytest.mark.guest
 def test_the_guest_part_runs() -> None:
     rows = real_guest.measure(1, memory=512 * MiB, size=128 * MiB)
@@ -212,3 +231,15 @@ def test_the_processes_part_runs() -> None:
     *others, idle = rows
     assert all(figure.median > 0 for row in others for figure in row.figures().values())
     assert idle.work.startswith("CPU")  # two VMs idle for two seconds may use no CPU
+
+
+@pytest.mark.timeout(120)
+def test_the_fairness_part_runs() -> None:
+    rows = fairness.measure(1, seconds=1.0)
+    plausible(rows)
+    assert [bar.figure for bar in rows[0].bars] == ["beside of alone", "held of alone"]
+
+
+def test_every_part_has_a_method_in_the_readme() -> None:
+    text = (ROOT / "tests/benchmarks/README.md").read_text()
+    assert [part for part in PARTS if f"- `{part}`" not in text] == []

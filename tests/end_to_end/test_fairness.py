@@ -172,4 +172,4 @@ def test_a_vm_beside_a_flood_is_served() -> None:
     found = fairness.run(1, 2.0, (fairness.ALONE, fairness.BESIDE))
     for rounds in found.values():
         assert len(rounds[0]["report"]) >= 3
-    assert fairness.summary(found)["report p50"]["beside of alone"] > 0
+    assert fairness.rows(found)[0].figures()["beside of alone"].median > 0
