@@ -17,6 +17,7 @@ from tests.benchmarks import (
     messages,
     processes,
     real_guest,
+    refault,
 )
 from tests.benchmarks.machine import load, machine
 from tests.benchmarks.programs.compiled import NoCompiler
@@ -81,6 +82,10 @@ def _faults(options: Options) -> list[Row]:
     return [*rows, faults.measure_return(options.rounds or 3)]
 
 
+def _refault(options: Options) -> list[Row]:
+    return refault.measure(options.rounds or 5)
+
+
 def _processes(options: Options) -> list[Row]:
     return processes.measure(options.rounds or 50, vms=options.vms)
 
@@ -94,6 +99,7 @@ PARTS: Final[dict[str, Callable[[Options], list[Row]]]] = {
     "messages": _messages,
     "guest": _guest,
     "faults": _faults,
+    "refault": _refault,
     "processes": _processes,
     "fairness": _fairness,
 }
@@ -106,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds",
         type=int,
         metavar="N",
-        help="default: 10; fairness 5; faults 3; processes 50",
+        help="default: 10; refault and fairness 5; faults 3; processes 50",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ import pytest
 from protocol import vhost_user as vu
 from protocol import vhost_user_payloads as payloads
 from protocol.virtio_balloon import CONFIG_SIZE, CONFIG_SPACE, Queue
-from tests.benchmarks import fairness, faults, messages, processes, real_guest
+from tests.benchmarks import fairness, faults, messages, processes, real_guest, refault
 from tests.benchmarks.__main__ import PARTS, main
 from tests.benchmarks.device import WrongPages, bytes_left
+from tests.benchmarks.memory_kinds import KINDS, Kind
 from tests.benchmarks.priority import permitted, placed, preferred
 from tests.benchmarks.report import Bar, Row, table
 from tests.benchmarks.sides.floor import floors
@@ -29,12 +32,14 @@ from tests.rig.fixtures import refuse
 from tests.rig.memory import MiB
 from tests.rig.process import OWN_FORKER
 from tests.rig.provisioning.packages import SYSTEMD
+from tests.rig.waiting import wait_until
+from tests.support.huge_pages import SHMEM_ENABLED, need_root
 from tests.support.paths import ROOT
 from vhost_balloon.memory.ranges import merge
 
 MEMORY = FIRST + 128 * MiB
 WORKS = [
-    *(*inflates(MEMORY), *reports(MEMORY)),
+    *(*inflates(MEMORY), *reports(MEMORY), *refault.works(128 * MiB)),
     *(single_pages(20, queue) for queue in (Queue.INFLATE, Queue.REPORTING)),
 ]
 
@@ -200,6 +205,34 @@ def test_config_requests_are_those_of_the_simulator() -> None:
     assert payloads.parse_config(get[vu.HEADER_SIZE :]).payload == bytes(CONFIG_SIZE)
     sent = [payloads.parse_config(data[vu.HEADER_SIZE :]).payload for data in (first, second)]
     assert [CONFIG_SPACE.unpack(payload)[1] for payload in sent] == [256, 257]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_the_refault_part_runs(kind: Kind, capfd: pytest.CaptureFixture[str]) -> None:
+    before = SHMEM_ENABLED.read_text()
+    rows = refault.measure(1, arena=128 * MiB, kinds=[kind])
+    assert SHMEM_ENABLED.read_text() == before
+    if not rows:
+        need_root("MEMORY KINDS")
+        pytest.skip(capfd.readouterr().err)
+    plausible(rows)
+    found = {row.work: row.values[kind.name][0] for row in rows}
+    for size in (2, 4):
+        assert found[f"report 32 x {size} MiB, scattered: comes back"] > 99
+    assert (found["first use: in huge pages"] > 90) == ("4 KiB" not in kind.name)
+    small = found["inflate one page of each 2 MiB: comes back"]
+    assert small == 0 if "hugetlb" in kind.name else small > 0
+
+
+def test_the_setting_comes_back_when_its_process_is_killed() -> None:
+    need_root("SHMEM HUGE PAGES")
+    before = SHMEM_ENABLED.read_text()
+    program = (
+        "import os; from tests.support.huge_pages import shmem_enabled as enabled\n"
+        "with enabled('advise'): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT)
+    wait_until(lambda: SHMEM_ENABLED.read_text() == before, 10, AssertionError)
 
 
 @pytest.mark.guest
