@@ -14,6 +14,7 @@ from vhost_balloon.memory.ranges import (
     merge,
     merge_numbers,
     overlap,
+    split,
     subtract,
     total,
 )
@@ -91,3 +92,11 @@ def test_align_outward(start: int, length: int, alignment: int) -> None:
     touched = {address // alignment for address in range(start, start + length)}
     assert low % alignment == high % alignment == 0
     assert {address // alignment for address in range(low, high)} == touched
+
+
+@given(st.integers(0, LIMIT), st.integers(0, LIMIT), st.integers(1, 16))
+def test_split(start: int, length: int, piece: int) -> None:
+    pieces = list(split(start, start + length, piece))
+    assert [address for cut in pieces for address in range(*cut)] == [*range(start, start + length)]
+    assert all(cut[1] - cut[0] == piece for cut in pieces[:-1])
+    assert all(0 < cut[1] - cut[0] <= piece for cut in pieces)

@@ -27,7 +27,7 @@ def region() -> Iterator[MappedRegion]:
     """The middle of a memfd that is entirely resident."""
     fd = memfd(SIZE)
     os.pwrite(fd.fileno(), b"x" * SIZE, 0)
-    mapped = MappedRegion(Region(0, 8 * MIB, 0, START), fd)
+    mapped = MappedRegion(Region(64 * MIB, 8 * MIB, 0, START), fd)
     yield mapped
     mapped.close()
 
@@ -73,7 +73,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, *answers: int | OSError | None) -> l
 def needs_remove(region: MappedRegion) -> None:
     """Skip if the kernel (before 6.13) does not let a process do this to itself."""
     with region.borrowed() as (origin, _):
-        last = RangeVector([START + 8 * MIB - PAGE], [PAGE])
+        last = RangeVector.of([(START + 8 * MIB - PAGE, START + 8 * MIB)])
         if not syscalls.remove(origin, last):
             pytest.skip("process_madvise(MADV_REMOVE) is not supported here")
     os.pwrite(region.fd.fileno(), b"x" * PAGE, START + 8 * MIB - PAGE)
@@ -212,7 +212,7 @@ def test_the_kernel_stops_at_the_first_range_that_fails(region: MappedRegion) ->
         first = origin + mapped.start
         starts = [first + 2 * i * PAGE for i in range(4)]
         starts.insert(2, 1 << 46)  # nothing is ever mapped there
-        assert syscalls.remove(0, RangeVector(starts, [PAGE] * 5)) == 2
+        assert syscalls.remove(0, RangeVector.of([(start, start + PAGE) for start in starts])) == 2
     assert resident(region.fd) == SIZE - 2 * PAGE
 
 

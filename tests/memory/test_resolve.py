@@ -39,9 +39,9 @@ def test_ranges_become_file_ranges_and_bytes_outside_memory_are_refused(
 
 
 def test_a_range_over_all_addresses_is_cut_to_the_regions(memory: GuestMemory) -> None:
-    gone, refused = resolved(memory, [(0, TOP + PAGE)])
+    gone, refused = resolved(memory, [(0, TOP - PAGE)])
     assert gone == [(2 * MIB, 3 * MIB), (0, MIB)]
-    assert refused == {Refusal.OUTSIDE: TOP + PAGE - 2 * MIB}
+    assert refused == {Refusal.OUTSIDE: TOP - PAGE - 2 * MIB}
 
 
 def test_partial_pages_are_kept(memory: GuestMemory) -> None:

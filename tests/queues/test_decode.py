@@ -246,7 +246,7 @@ def test_a_request_of_writable_descriptors_is_refused_for_that_alone() -> None:
 
 
 def test_a_request_in_single_bytes_comes_in_slices_of_bounded_size() -> None:
-    numbers = [number ^ 1 for number in range(2 * SLICE_NUMBERS)]
+    numbers = [number ^ 1 for number in range(2048)]
     memory, named, most = Memory(pfns(*numbers)), set[int](), 0
     for step in pages([framed(0, 4 * len(numbers), [1] * 9000)], memory.read):
         assert len(memory.reads) <= SLICE_BUFFERS + 1

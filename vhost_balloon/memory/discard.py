@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from vhost_balloon.memory import syscalls
+from vhost_balloon.memory.ranges import Range, split
 from vhost_balloon.memory.region import MappedRegion, Part
 from vhost_balloon.memory.vector import RangeVector
 
@@ -46,37 +47,34 @@ def pieces(part: Part) -> Iterable[Part]:
     Ranges are cut at multiples of PIECE_BYTES from their start, which are aligned to any page size
     up to PIECE_BYTES. Larger huge pages are never cut.
     """
-    count = len(part.ranges)
-    if part.size > PIECE_BYTES:
-        return _cut(part)
-    if count > PIECE_RANGES:
-        return _cut_by_count(part, count)
-    return (part,)
+    if part.size <= PIECE_BYTES and len(part.ranges) <= PIECE_RANGES:
+        return (part,)
+    return _pieces(part)
 
 
-def _cut_by_count(part: Part, count: int) -> Iterator[Part]:
-    for first in range(0, count, PIECE_RANGES):
+def _pieces(part: Part) -> Iterator[Part]:
+    for first in range(0, len(part.ranges), PIECE_RANGES):
         ranges = part.ranges.part(first, first + PIECE_RANGES)
-        yield Part(part.region, ranges, ranges.total())
+        some = Part(part.region, ranges, ranges.total())
+        if some.size <= PIECE_BYTES:
+            yield some
+        else:
+            yield from _cut(some)
 
 
 def _cut(part: Part) -> Iterator[Part]:
     region = part.region
     longest = max(PIECE_BYTES, region.page_size)
-    starts: list[int] = []
-    lengths: list[int] = []
-    taken = 0
-    for start, end in part.ranges:
-        while start < end:
-            length = min(end - start, longest)
-            if starts and (taken + length > PIECE_BYTES or len(starts) == PIECE_RANGES):
-                yield Part(region, RangeVector(starts, lengths), taken)
-                starts, lengths, taken = [], [], 0
-            starts.append(start)
-            lengths.append(length)
-            taken += length
-            start += length
-    yield Part(region, RangeVector(starts, lengths), taken)
+    taken: list[Range] = []
+    room = PIECE_BYTES
+    for whole in part.ranges:
+        for start, end in split(*whole, longest):
+            if taken and end - start > room:
+                yield Part(region, RangeVector.of(taken), PIECE_BYTES - room)
+                taken, room = [], PIECE_BYTES
+            taken.append((start, end))
+            room -= end - start
+    yield Part(region, RangeVector.of(taken), PIECE_BYTES - room)
 
 
 def punch(piece: Part) -> PunchResult:

@@ -160,5 +160,5 @@ class GuestMemory:
             mapped = self.regions[position]
             low, high = max(start, mapped.guest_start), min(end, mapped.guest_end)
             if low < high:
-                yield mapped, RangeVector([low], [high - low])
+                yield mapped, RangeVector.of([(low, high)])
             position += 1

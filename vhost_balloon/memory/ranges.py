@@ -91,3 +91,11 @@ def subtract(ranges: list[Range], holes: Sequence[Range]) -> list[Range]:
         if start < end:
             left.append((start, end))
     return left
+
+
+def split(start: int, end: int, piece: int) -> Iterable[Range]:
+    """Cut [start, end) into pieces of piece bytes, counted from start."""
+    while start < end:
+        stop = min(start + piece, end)
+        yield start, stop
+        start = stop

@@ -86,7 +86,7 @@ def _whole_pages(mapped: MappedRegion, named: RangeVector) -> RangeVector:
 def _completed_pages(grid: Grid, named: RangeVector, gathering: Gathering) -> RangeVector:
     """The host pages that ranges of the region complete, as a range each."""
     pages = sorted(gathering.add(grid, named))
-    return RangeVector(pages, [grid.size] * len(pages))  # in bytes
+    return RangeVector.of([(page, page + grid.size) for page in pages])
 
 
 def _partial_page_refusal(mapped: MappedRegion) -> str:

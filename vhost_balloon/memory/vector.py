@@ -1,9 +1,10 @@
-"""Sorted ranges in parallel lists, for the path of every request. Pure.
+"""Sorted ranges in parallel arrays, for the path of every request. Pure.
 
-A request may name 1024 single pages. With a tuple for each, every step between the ring and the
-system call takes as long as a twentieth of the kernel's work. Here a step is a few operations on
-whole lists, which run in C, or on one large integer with 64 bits for each page. ranges.py has the
-plain forms: the tests compare the two, and rare cases use them.
+A request may name thousands of single pages. With a tuple for each, every step between the ring and
+the system call takes as long as a twentieth of the kernel's work; and so does each look at an
+integer of a list, once that work has displaced it from the processor's cache. Here a step is an
+operation in C on whole arrays of machine words, or on one large integer with 64 bits for each page.
+ranges.py has the plain forms: the tests compare the two, and rare cases use them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 from protocol.virtio_balloon import PFN_SHIFT
 from vhost_balloon.memory.ranges import Range, merge
 
-MAX_RANGES: Final = 2048
+MAX_RANGES: Final = 9 << 10
 """Most pages for page_vector(), and most ranges for an array of struct iovec."""
 
 _LANE: Final = 64
@@ -30,12 +31,15 @@ _TOP: Final = 1 << _LANE - 1
 class RangeVector:
     """Ranges, sorted and disjoint.
 
-    starts, lengths: of each, in units of 1 << shift bytes. lengths is None if each is one unit.
+    starts, lengths: of each, in units of 1 << shift bytes; arrays of format Q. lengths is None if
+    each is one unit.
     """
 
     __slots__ = ("lengths", "shift", "starts")
 
-    def __init__(self, starts: list[int], lengths: list[int] | None, shift: int = 0) -> None:
+    def __init__(
+        self, starts: array[int], lengths: array[int] | None = None, shift: int = 0
+    ) -> None:
         self.starts = starts
         self.lengths = lengths
         self.shift = shift
@@ -43,14 +47,15 @@ class RangeVector:
     @classmethod
     def of(cls, ranges: Sequence[Range]) -> RangeVector:
         """Pairs of start and end in bytes that are sorted and disjoint already."""
-        return cls([start for start, _ in ranges], [end - start for start, end in ranges])
+        starts = array("Q", [start for start, _ in ranges])
+        return cls(starts, array("Q", [end - start for start, end in ranges]))
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __iter__(self) -> Iterator[Range]:
         """Pairs of start and end in bytes."""
-        shift, lengths = self.shift, self.lengths or [1] * len(self.starts)
+        shift, lengths = self.shift, self.lengths or array("Q", [1]) * len(self.starts)
         for start, length in zip(self.starts, lengths, strict=True):
             yield start << shift, start + length << shift
 
@@ -91,7 +96,8 @@ class RangeVector:
         units = alignment - 1 >> self.shift
         if not units or not self.starts:
             return True
-        return not any([number & units for number in self.starts + (self.lengths or [1])])
+        numbers = self.starts + (self.lengths or array("Q", [1]))
+        return not any([number & units for number in numbers])
 
     def overlaps(self, holes: Sequence[Range]) -> bool:
         """Whether any hole overlaps a range; holes are in bytes, sorted and disjoint."""
@@ -109,7 +115,7 @@ class RangeVector:
         """Fill in an array of struct iovec: the ranges, moved by origin bytes. No sum may be
         negative, or 2^64 and above."""
         count, shift = len(self.starts), self.shift
-        starts = int.from_bytes(array("Q", self.starts), "little")
+        starts = int.from_bytes(self.starts, "little")
         ones = _ONES >> _LANE * (MAX_RANGES - count)
         moved = (starts << shift) + origin * ones
         vector[0 : 2 * count : 2] = array("Q", moved.to_bytes(_LANE // 8 * count, "little"))
@@ -119,28 +125,32 @@ class RangeVector:
             vector[1 : 2 * count : 2] = array("Q", [length << shift for length in self.lengths])
 
 
+def run_vector(run: Range) -> RangeVector:
+    """A run of pages: a pair of its first PFN and the one after its last."""
+    return RangeVector(array("Q", (run[0],)), array("Q", (run[1] - run[0],)), PFN_SHIFT)
+
+
 def page_vector(numbers: list[int], runs: Sequence[Range] = ()) -> RangeVector:
-    """Merge PFNs (any order, duplicates allowed, at most MAX_RANGES) and runs of them (pairs of the
-    first and the one after the last)."""
+    """Merge PFNs (any order, duplicates allowed, at most MAX_RANGES) and runs of them (pairs as for
+    run_vector())."""
     if not runs:
         return _merged(numbers)
     if numbers:
         few = _merged(numbers)
-        lengths = few.lengths or [1] * len(few.starts)
-        runs = [*runs, *[(at, at + n) for at, n in zip(few.starts, lengths, strict=True)]]
+        runs = [*runs, *[(start >> PFN_SHIFT, end >> PFN_SHIFT) for start, end in few]]
     runs = merge(runs)
-    starts = [start for start, _ in runs]
-    return RangeVector(starts, [end - start for start, end in runs], PFN_SHIFT)
+    starts, lengths = [start for start, _ in runs], [end - start for start, end in runs]
+    return RangeVector(array("Q", starts), array("Q", lengths), PFN_SHIFT)
 
 
 def _merged(numbers: list[int]) -> RangeVector:
-    ordered = sorted(numbers)
+    ordered = array("Q", sorted(numbers))
     lanes = len(ordered) - 1
     if lanes < 1:
         return RangeVector(ordered, None, PFN_SHIFT)
     # Subtract each number from the one after it: one lane for each gap. The highest bit of a lane
     # tells whether its gap is more than 1, once enough is added to carry into that bit.
-    words = int.from_bytes(array("Q", ordered), "little")
+    words = int.from_bytes(ordered, "little")
     gaps = (words >> _LANE) - (words & (1 << _LANE * lanes) - 1)
     ones = _ONES >> _LANE * (MAX_RANGES - lanes)
     apart = gaps + ones * (_TOP - 2) & ones * _TOP
@@ -150,4 +160,4 @@ def _merged(numbers: list[int]) -> RangeVector:
     firsts = [ordered[0], *compress(ordered[1:], is_last)]
     lasts = [*compress(ordered, is_last), ordered[-1]]
     lengths = [last - first + 1 for first, last in zip(firsts, lasts, strict=True)]
-    return RangeVector(firsts, lengths, PFN_SHIFT)
+    return RangeVector(array("Q", firsts), array("Q", lengths), PFN_SHIFT)

@@ -17,10 +17,10 @@ from functools import lru_cache
 from itertools import chain as joined
 from typing import Final, NamedTuple
 
-from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SHIFT, PFN_SIZE
+from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SIZE
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.ranges import Range, merge
-from vhost_balloon.memory.vector import RangeVector, page_vector
+from vhost_balloon.memory.vector import RangeVector, page_vector, run_vector
 from vhost_balloon.queues.virtqueue import Buffer, ReadMemory
 
 READ_PFNS: Final = 512
@@ -32,7 +32,7 @@ Requests = Sequence[Sequence[Buffer]]
 _READ_BYTES: Final = READ_PFNS * PFN_SIZE
 
 SLICE_BUFFERS: Final = 256
-SLICE_NUMBERS: Final = 1024
+SLICE_NUMBERS: Final = 8192
 SLICE_BYTES: Final = 64 << 20
 """A slice ends at this many buffers, PFNs outside runs, or bytes named by PFNs. The last bounds the
 huge pages that gathering has to examine."""
@@ -134,8 +134,7 @@ def pages(requests: Requests, read: ReadMemory) -> Iterable[Slice]:
         return _pages(requests, read)
     address, length, _ = requests[0][0]
     if run := one_run(data := read(address, length)):  # a shortcut
-        ranges = RangeVector([run[0]], [run[1] - run[0]], PFN_SHIFT)
-        return (Slice(_size_of_pages(length), ranges),)
+        return (Slice(_size_of_pages(length), run_vector(run)),)
     found = _Pages()
     found.add(data)
     return (found.slice(),)
