@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -145,6 +147,38 @@ async def test_a_lone_urgent_byte_keeps_nobody_busy() -> None:
             await transport.receive()
         assert transport.partial is not None
         assert transport.partial.data == b"x"
+
+
+class Counted:
+    """A socket whose calls are counted by name."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[name] += 1
+        return getattr(self._sock, name)
+
+
+async def test_a_message_without_descriptors_is_peeked_at_once_and_taken_once() -> None:
+    """The guest waits for each system call."""
+    ours, theirs = socket.socketpair()
+    with theirs, contextlib.closing(Transport(OwnedFd(ours.detach()))) as transport:
+        counted = Counted(transport._sock)
+        vars(transport)["_sock"] = counted
+        found = []
+        for _ in range(20):
+            send(theirs, FEATURES, [], ())
+            counted.calls.clear()
+            message = await transport.receive()
+            assert message is not None
+            await transport.reply(message.request, b"")
+            found.append(counted.calls.copy())
+        for calls in found[1:]:
+            assert calls["recvmsg"] == 2
+            assert not calls["recv"]
+            assert calls["send"] == 1
 
 
 # A shelf without room

@@ -1,12 +1,20 @@
-"""Bytes at the front of a socket, and the descriptors that seem to come with them. Pure."""
+"""Bytes at the front of a socket, and the descriptors that seem to come with them."""
 
 from __future__ import annotations
 
+import array
+import socket
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Final
 
-if TYPE_CHECKING:
-    from vhost_balloon.fds import OwnedFd
+from protocol.vhost_user import MAX_TABLE_REGIONS
+from vhost_balloon.fds import OwnedFd, receive_fds
+
+ROOM: Final = socket.CMSG_SPACE(MAX_TABLE_REGIONS * array.array("i").itemsize)
+"""No request has more descriptors. The kernel drops the excess and says so."""
+# Plain ints: an IntFlag's operators take a microsecond each, and this is the guest's hot path.
+PEEK: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK)
+TRUNCATED: Final = int(socket.MSG_CTRUNC)
 
 
 @dataclass(slots=True)
@@ -39,3 +47,15 @@ class Peeked:
         for fd in self.fds:
             fd.close()
         self.fds = []
+
+
+def peek(sock: socket.socket, size: int, room: int = ROOM) -> Peeked:
+    """Peek at up to size bytes; room is for their descriptors, in bytes.
+
+    Raises BlockingIOError if nothing has arrived, and ConnectionResetError.
+    """
+    data, ancillary, flags, _ = sock.recvmsg(size, room, PEEK)
+    seen = Peeked(data, receive_fds(ancillary) if ancillary else [])
+    if flags & TRUNCATED:
+        seen.lose()
+    return seen

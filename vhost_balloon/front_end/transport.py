@@ -18,8 +18,8 @@ else is done with them, its descriptors go on the shelf (store/shelf.py).
 
 from __future__ import annotations
 
-import array
 import math
+import select
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -35,9 +35,9 @@ from protocol.vhost_user import (
     REPLY_FLAGS,
 )
 from vhost_balloon.errors import StreamError
-from vhost_balloon.fds import OwnedFd, receive_fds, shut_down
+from vhost_balloon.fds import OwnedFd, shut_down
 from vhost_balloon.front_end.partial import Partial, parse_header
-from vhost_balloon.front_end.peeked import Peeked
+from vhost_balloon.front_end.peeked import PEEK, ROOM, TRUNCATED, Peeked, peek
 from vhost_balloon.front_end.peer import has_gone, is_peer, peer_pid
 from vhost_balloon.log.lines import Shortage
 from vhost_balloon.pace.polling import Polling
@@ -46,13 +46,9 @@ from vhost_balloon.store.journal import Journal
 from vhost_balloon.store.reply_pipe import ReplyPipe
 from vhost_balloon.store.shelf import Shelf, shelf_name
 
-_ANCILLARY: Final = socket.CMSG_SPACE(MAX_TABLE_REGIONS * array.array("i").itemsize)
-"""No request has more descriptors. The kernel drops the excess and says so."""
-# Plain ints: an IntFlag's operators take a microsecond each, and this is the guest's hot path.
+# Plain ints, as in peeked.py.
 _TAKE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
-_PEEK: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _SEND_FLAGS: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-_TRUNCATED: Final = int(socket.MSG_CTRUNC)
 STALL_PATIENCE: Final = 10.0
 """Seconds before logging that a front end sends nothing at first, or stops inside a message."""
 SHELF_PAUSE: Final = 0.1
@@ -92,6 +88,8 @@ class Transport:
         self._journal = journal
         self._pipe = pipe
         self._polling = Polling()
+        self._arrivals: Final = select.poll()
+        self._arrivals.register(self._sock, select.POLLIN)
         self._shortage: Final = Shortage()
         self.partial = partial
         self.partial_changed: Callable[[], None] = lambda: None
@@ -123,27 +121,42 @@ class Transport:
 
         Raises StreamError if the bytes are no vhost-user message or end inside one.
         """
-        if self.is_new and self.partial is None:
-            if self._patience_ends is None:
-                self._patience_ends = trio.current_time() + STALL_PATIENCE
-            self._patience_ends = await self._wait_for_more(self._patience_ends)
-        elif self.partial is None or self.partial.missing() > 0:
-            await self._wait()
-        while self.partial is None:
-            try:
-                seen = self._peek(_FIRST_PEEK, 0)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
-                continue
-            except ConnectionResetError:
-                return None
+        if self.partial is None:
+            seen = await self._first()
             if not seen.data:
                 return None
             message = await self._whole(seen)
             if message is not None:
                 return message
             self.partial = Partial()
+        elif self.partial.missing() > 0:
+            await trio.lowlevel.wait_readable(self._sock)
         return await self._in_parts()
+
+    async def _first(self) -> Peeked:
+        """Wait for the first bytes of a message; there are none at the end of the stream."""
+        if self.is_new:
+            if self._patience_ends is None:
+                self._patience_ends = trio.current_time() + STALL_PATIENCE
+            self._patience_ends = await self._wait_for_more(self._patience_ends)
+        elif not await self._polling.finds(self._has_arrived):
+            await trio.lowlevel.wait_readable(self._sock)
+            self._polling.woken()
+        while True:
+            try:
+                return peek(self._sock, _FIRST_PEEK, 0)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+            except ConnectionResetError:
+                return Peeked(b"")
+
+    def _has_arrived(self) -> bool:
+        """Whether anything has arrived, or the stream has ended.
+
+        Polling mostly finds nothing. A peek would raise an exception then, which takes longer than
+        all else, and the rings have their turn less often.
+        """
+        return bool(self._arrivals.poll(0))
 
     async def _wait_for_more(self, patience_ends: float) -> float:
         """Wait for bytes; call stalled() if none have arrived at patience_ends (trio's clock).
@@ -163,16 +176,10 @@ class Transport:
             self.is_new = False
             self.heard()
 
-    async def _wait(self) -> None:
-        """Wait until the socket is readable or the stream has ended."""
-        if not await self._polling.finds(lambda: self._look(1) is not None):
-            await trio.lowlevel.wait_readable(self._sock)
-            self._polling.woken()
-
     def _look(self, size: int) -> bytes | None:
         """Peek at bytes only; b"" at the end of the stream, None if nothing has arrived."""
         try:
-            return self._sock.recv(size, _PEEK)
+            return self._sock.recv(size, PEEK)
         except BlockingIOError:
             return None
         except ConnectionResetError:
@@ -188,15 +195,17 @@ class Transport:
             return None
         total = HEADER_SIZE + size
         if len(seen.data) < total or total >= _FIRST_PEEK:
-            seen = self._peek(total + 1, 0)
+            seen = peek(self._sock, total + 1, 0)
             if len(seen.data) < total:
                 return None
-        self._hear()
+        if self.is_new:
+            self._hear()
         if carries_fds(request, seen.data[HEADER_SIZE:total]):
-            seen = self._peek(total)
+            seen = peek(self._sock, total)
         elif len(seen.data) > total:  # peeking did not stop here: they come with later bytes
             seen = Peeked(seen.data[:total])
-        await self._shelve(seen)
+        if seen.fds:
+            await self._shelve(seen)
         try:
             self._begin(seen.data, seen)
             if not seen.confirm(self._take(total)):
@@ -208,25 +217,18 @@ class Transport:
             raise
         return Message(request, flags, seen.data[HEADER_SIZE:], seen.fds, fds_lost=seen.fds_lost)
 
-    def _peek(self, size: int, ancillary_size: int = _ANCILLARY) -> Peeked:
-        data, ancillary, flags, _ = self._sock.recvmsg(size, ancillary_size, _PEEK)
-        seen = Peeked(data, receive_fds(ancillary))
-        if flags & _TRUNCATED:
-            seen.lose()
-        return seen
-
     def _begin(self, data: bytes, seen: Peeked | Message) -> None:
         """Write a message into the journal."""
         if self._journal is not None:
-            names = tuple(shelf_name(fd) or "" for fd in seen.fds)
-            self._journal.begin(data, (*names, _LOST) if seen.fds_lost else names)
+            names = [shelf_name(fd) or "" for fd in seen.fds] if seen.fds else []
+            self._journal.begin(data, [*names, _LOST] if seen.fds_lost else names)
 
     def _take(self, size: int) -> bool:
         """Take bytes that were peeked at; return whether descriptors came with them."""
         fds_came = False
         while size:
             data, _, flags, _ = self._sock.recvmsg(size, 0, _TAKE)
-            fds_came |= bool(flags & _TRUNCATED)
+            fds_came |= bool(flags & TRUNCATED)
             size -= len(data)
         return fds_came
 
@@ -259,9 +261,8 @@ class Transport:
         patience_ends = trio.current_time() + STALL_PATIENCE
         while (missing := partial.missing()) > 0:
             try:
-                seen = self._peek(
-                    min(missing, MAX_PAYLOAD_SIZE), 0 if partial.fds_lost else _ANCILLARY
-                )
+                room = 0 if partial.fds_lost else ROOM
+                seen = peek(self._sock, min(missing, MAX_PAYLOAD_SIZE), room)
             except BlockingIOError:
                 patience_ends = await self._wait_for_more(patience_ends)
                 continue
