@@ -13,13 +13,14 @@ from protocol.vhost_user import (
     MAX_MEMORY_REGIONS,
     MAX_PAYLOAD_SIZE,
     MAX_TABLE_REGIONS,
+    Request,
 )
 from protocol.vhost_user_payloads import Region, VringAddress
 from protocol.virtio_balloon import NUM_QUEUES, StatTag
 from vhost_balloon.balloon.device import MAX_PAGES, Balloon
 from vhost_balloon.errors import RingError, RingErrorReason
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.front_end.documents import MAX_ORDER, inert_document
+from vhost_balloon.front_end.documents import MAX_ORDER, balloon_document, inert_document
 from vhost_balloon.front_end.inert import InertKeeper
 from vhost_balloon.front_end.keeper import Keeper
 from vhost_balloon.front_end.partial import Partial
@@ -86,6 +87,76 @@ def untouched() -> UntouchedRegion:
     held.region = Region(MOST, MOST, MOST, MOST)
     held.guest_start = MOST
     return held
+
+
+def spare(session: Session) -> Any:
+    """Parts of a connection with nothing but a session."""
+    transport, rings = SimpleNamespace(partial=None, is_new=False), SimpleNamespace()
+    return Parts(
+        NAME,
+        cast(Any, transport),
+        session,
+        cast(Any, rings),
+        cast(Any, None),
+        cast(Any, None),
+        False,
+    )
+
+
+def change(session: Session, member: str) -> None:
+    """Change one member of the balloon's document."""
+    if member == "config-unread":
+        session.config_unread = not session.config_unread
+        return
+    order, *fields = session.balloon.snapshot()
+    names = ("num-pages", "actual", "free-page-hint-cmd-id", "poison-val")
+    if member == "order":
+        order = 4096 if order is None else order + 1
+    else:
+        fields[names.index(member)] += 1
+    session.balloon.restore(order, *fields)
+
+
+MEMBERS = sorted(balloon_document(Session(Balloon(), 0)))
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_each_change_of_the_balloon_is_on_record_before_the_reply(
+    record: Record, member: str
+) -> None:
+    session = Session(Balloon(), 0)
+    keeper = Keeper(record, spare(session))
+    for _ in range(3):
+        change(session, member)
+        record.journal.begin(b"request")
+        keeper.begin()
+        keeper.finish(Request.SET_CONFIG, None)
+        assert record.load("balloon") == balloon_document(session)
+
+
+def test_a_request_that_changes_nothing_is_not_encoded(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest would wait for it."""
+    keeper = Keeper(record, spare(Session(Balloon(), 0)))
+    keeper.finish(Request.SET_CONFIG, None)
+    monkeypatch.setattr(record, "save", None)
+    for request in (Request.GET_CONFIG, Request.SET_CONFIG):
+        keeper.begin()
+        keeper.finish(request, None)
+
+
+def test_a_balloon_that_could_not_be_written_is_written_later(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(Balloon(), 0)
+    keeper = Keeper(record, spare(session))
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "save", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            keeper.save_balloon()
+    keeper.save_balloon()
+    assert record.load("balloon") == balloon_document(session)
 
 
 @pytest.mark.parametrize("held", [mapped(), untouched()], ids=["mapped", "untouched"])

@@ -106,16 +106,21 @@ def read_ring_index(value: object) -> int:
 # The balloon's config space, and an order that is not due
 
 
+def balloon_state(session: Session) -> tuple[int | None, int, int, int, int, bool]:
+    """All that balloon_document() says, for a quick comparison."""
+    return *session.balloon.snapshot(), session.config_unread
+
+
 def balloon_document(session: Session) -> Document:
     """Kept small: it is written at every change of `actual`, while the guest waits."""
-    order, num_pages, actual, cmd_id, poison = session.balloon.snapshot()
+    order, num_pages, actual, cmd_id, poison, config_unread = balloon_state(session)
     return {
         "order": order,
         "num-pages": num_pages,
         "actual": actual,
         "free-page-hint-cmd-id": cmd_id,
         "poison-val": poison,
-        "config-unread": session.config_unread,
+        "config-unread": config_unread,
     }
 
 

@@ -59,6 +59,7 @@ class Keeper:
         """A later version left the state: nothing may be discarded."""
         self._parts = parts
         self._busy = False
+        self._saved_balloon: object = None
         parts.transport.partial_changed = self.changed
         parts.rings.ring_broke = self.changed
 
@@ -104,7 +105,10 @@ class Keeper:
             self._save_connection(self.record)
 
     def save_balloon(self) -> None:
-        if self.record is not None:
+        """Write the balloon, unless it is on record: most requests do not change it, and the guest
+        waits."""
+        session = self._parts.session
+        if self.record is not None and documents.balloon_state(session) != self._saved_balloon:
             self._save_balloon(self.record)
 
     def save_stats(self) -> None:
@@ -123,7 +127,9 @@ class Keeper:
             forget(self.record)
 
     def _save_balloon(self, record: Record) -> None:
-        record.save("balloon", documents.balloon_document(self._parts.session))
+        session = self._parts.session
+        record.save("balloon", documents.balloon_document(session))
+        self._saved_balloon = documents.balloon_state(session)
 
     def _save_stats(self, record: Record) -> None:
         balloon = self._parts.session.balloon
