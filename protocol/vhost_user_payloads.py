@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from construct import (
     Array,
@@ -105,8 +105,7 @@ class VringAddress:
     log: int
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigAccess:
+class ConfigAccess(NamedTuple):
     """A config-space access: offset and size in bytes; payload has the bytes to write."""
 
     offset: int

@@ -77,6 +77,9 @@ class EffectExecutor:
 
     async def _execute(self, effect: Effect) -> object:
         match effect:
+            case effects.ActualChanged():  # first: the guest waits for it at every step
+                self.observe_balloon()
+                self._actual_changed()
             case effects.StopRing(index):
                 return await self._rings.stop(index)
             case effects.StartRing(index, kick, setup):
@@ -102,9 +105,6 @@ class EffectExecutor:
             case effects.NewDriver():
                 self._rings.stats.forget()
                 self.convergence.new_driver(trio.current_time())
-            case effects.ActualChanged():
-                self.observe_balloon()
-                self._actual_changed()
             case effects.TargetChanged():
                 self.observe_balloon()
             case _:

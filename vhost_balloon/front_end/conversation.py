@@ -30,7 +30,8 @@ class RequestKeeper(Protocol):
         """The request was handled; reply is None if none is due."""
 
     def answered(self) -> None:
-        """The reply was sent, or none was due."""
+        """No reply was due, or a reply that the process before owed was sent. Other replies are
+        noted as they are sent (store/reply_pipe.py)."""
 
 
 @dataclass(slots=True)
@@ -108,9 +109,10 @@ class Conversation:
         finally:
             message.close()
         self._keeper.finish(message.request, reply)
-        if reply is not None:
+        if reply is None:
+            self._keeper.answered()
+        else:
             await self._transport.reply(message.request, reply)
-        self._keeper.answered()
 
     def end(self) -> None:
         """End the connection, after the request at hand but without its reply."""

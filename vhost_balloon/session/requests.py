@@ -70,7 +70,7 @@ def handle(session: Session, message: Message) -> Steps:
         raise FrontEndError(f"{ProtocolFeature(gate).name} is not negotiated")
     if message.fds_lost:
         raise FrontEndError("descriptors could not all be received, or do not belong to it")
-    if message.request not in WITH_FDS:
+    if message.fds and message.request not in WITH_FDS:
         message.expect_fds(0)
     try:
         outcome = handler(session, message)

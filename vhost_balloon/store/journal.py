@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from zlib import crc32
@@ -86,14 +87,16 @@ class Journal:
         latest = self._latest()
         return None if latest is None else latest[0]
 
-    def begin(self, request: bytes, names: tuple[str, ...] = ()) -> None:
+    def begin(self, request: bytes, names: Sequence[str] = ()) -> None:
         """SEEN: write the request down, before it is taken from the socket.
 
         Raises ValueError if it does not fit; nothing is written then.
         """
         start = self._half if self._start == 0 else 0
         joined = ":".join(names).encode()
-        self._check(start, start + _HEAD.size + len(request) + len(joined))
+        size = _HEAD.size + len(request) + len(joined)
+        if size > self._half:
+            raise self._too_long(size)
         self.sequence += 1
         body = start + _HEAD.size
         end = body + len(request)
@@ -123,8 +126,10 @@ class Journal:
         Raises ValueError if the reply does not fit; nothing is written then.
         """
         if reply is not None:
-            self._check(self._start, self._body + len(reply))
-            self._view[self._body : self._body + len(reply)] = reply
+            end = self._body + len(reply)
+            if end - self._start > self._half:
+                raise self._too_long(end - self._start)
+            self._view[self._body : end] = reply
             _REPLY.pack_into(self._view, self._start + _REPLY_AT, len(reply), crc32(reply))
         self._view[self._start + _PHASE_AT] = Phase.DONE
 
@@ -143,10 +148,8 @@ class Journal:
     def release(self) -> None:
         self._view.release()
 
-    def _check(self, start: int, end: int) -> None:
-        """Raise ValueError if an entry at start would not end at `end` in its half."""
-        if end - start > self._half:
-            raise ValueError(f"{end - start} bytes do not fit a journal entry of {self._half}")
+    def _too_long(self, size: int) -> ValueError:
+        return ValueError(f"{size} bytes do not fit a journal entry of {self._half}")
 
     def _latest(self) -> tuple[Entry, int] | None:
         entries = [(entry, start) for start in (0, self._half) for entry in self._read(start)]

@@ -64,10 +64,11 @@ class ReplyPipe:
 
         journal is at DONE, and then at SENT if all was sent. Raises ConnectionError.
         """
-        os.write(self.fd.fileno(), data)
+        pipe = self.fd.fileno()
+        os.write(pipe, data)
         journal.sending()
         try:
-            sent = os.splice(self.fd.fileno(), sock, len(data))
+            sent = os.splice(pipe, sock, len(data))
         except BlockingIOError:
             sent = 0
             journal.unsent()
