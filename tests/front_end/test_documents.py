@@ -38,6 +38,10 @@ def through_json(document: Any) -> Any:
     return json.loads(json.dumps(document))
 
 
+def balloon_document(session: Session) -> Any:
+    return json.loads(state.balloon_json(session))
+
+
 def new_session() -> Session:
     return Session(Balloon(), 0)
 
@@ -57,7 +61,7 @@ def sessions(draw: st.DrawFn) -> Session:
 
 
 def seen(session: Session) -> Any:
-    document = state.session_document(session), state.balloon_document(session)
+    document = state.session_document(session), balloon_document(session)
     return deepcopy((document, session.balloon.features, session.rings))
 
 
@@ -65,7 +69,7 @@ def seen(session: Session) -> Any:
 def test_a_session_and_back(session: Session) -> None:
     other = new_session()
     state.restore_session(other, through_json(state.session_document(session)))
-    state.restore_balloon(other, through_json(state.balloon_document(session)))
+    state.restore_balloon(other, balloon_document(session))
     assert seen(other) == seen(session)
 
 
@@ -132,9 +136,9 @@ def test_a_wrong_document_is_a_state_error_and_nothing_is_taken_over(data: st.Da
     else:
         assert state.session_document(target)["rings"] == document["rings"]
     try:
-        state.restore_balloon(target, data.draw(spoilt(state.balloon_document(session))))
+        state.restore_balloon(target, data.draw(spoilt(balloon_document(session))))
     except StateError:
-        assert state.balloon_document(target) == state.balloon_document(new_session())
+        assert balloon_document(target) == balloon_document(new_session())
     try:
         restore_stats(stats, data.draw(spoilt(stats_document(stats, 0.0))), 0.0)
     except StateError:

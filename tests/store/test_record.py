@@ -139,7 +139,7 @@ def test_the_largest_documents_fit() -> None:
     from vhost_balloon.balloon.device import MAX_PAGES, Balloon
     from vhost_balloon.figures.counters import Counters, counters_document
     from vhost_balloon.figures.refusal import Refusal
-    from vhost_balloon.front_end.documents import MAX_ORDER, balloon_document
+    from vhost_balloon.front_end.documents import MAX_ORDER, balloon_json
     from vhost_balloon.session.session import Session
 
     record, counters, most = Record.create(), Counters(), (1 << 64) - 1
@@ -158,4 +158,4 @@ def test_the_largest_documents_fit() -> None:
     record.save("arguments", ["\udcff" * 100] * 12)
     session = Session(Balloon(), 0)
     session.balloon.restore(MAX_ORDER, *[MAX_PAGES] * 4)
-    record.save("balloon", balloon_document(session))
+    record.save_json("balloon", balloon_json(session))

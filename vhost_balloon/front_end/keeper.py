@@ -128,7 +128,7 @@ class Keeper:
 
     def _save_balloon(self, record: Record) -> None:
         session = self._parts.session
-        record.save("balloon", documents.balloon_document(session))
+        record.save_json("balloon", documents.balloon_json(session))
         self._saved_balloon = documents.balloon_state(session)
 
     def _save_stats(self, record: Record) -> None:

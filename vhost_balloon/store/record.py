@@ -121,7 +121,10 @@ class Record:
     def save(self, area: str, document: object) -> None:
         """Write a JSON document, unless the area holds the same. Raises ValueError if it does not
         fit."""
-        data = _encode(document)
+        self.save_json(area, _encode(document))
+
+    def save_json(self, area: str, data: bytes) -> None:
+        """Write a document that is encoded already; see save()."""
         if data != self._saved[area]:
             self._areas[area].save(data)
             self._saved[area] = data

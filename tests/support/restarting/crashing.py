@@ -39,7 +39,7 @@ POINTS: Final[dict[str, tuple[Any, str]]] = {
     "journal.done": (Journal, "done"),
     "journal.sending": (Journal, "sending"),
     "journal.sent": (Journal, "sent"),
-    "record.save": (Record, "save"),
+    "record.save": (Record, "save_json"),
     "store.keep": (Store, "keep"),
     "store.remove": (Store, "remove"),
     "shelf.put": (Shelf, "put"),

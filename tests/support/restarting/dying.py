@@ -34,7 +34,7 @@ REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
     "begin": (journal.Journal, "begin"),
     "consume": (transport.Transport, "_take"),
     "taken": (journal.Journal, "taken"),
-    "save": (record.Record, "save"),
+    "save": (record.Record, "save_json"),
     "finish": (keeper.Keeper, "finish"),
     "done": (journal.Journal, "done"),
     "sending": (journal.Journal, "sending"),
