@@ -201,7 +201,7 @@ VM_FAMILIES: Final = (
     ),
     histogram(
         "discard_seconds",
-        "Time to discard one piece (8 MiB or 256 ranges at most).",
+        "Time to discard one piece (8 MiB or 512 ranges at most).",
         DISCARD_BUCKETS,
         "discard-seconds",
     ),
