@@ -106,8 +106,8 @@ class DiscardProcessor(ChainProcessor):
                 await yield_to_others()
                 if ring.stopping:
                     return False
-                now = trio.current_time()
             begun = True
+            now = trio.current_time()  # anew: this process may have been stopped meanwhile
             reason = Refusal.LATE if now >= deadline else self._over_limit(piece.size, now)
             if reason is not None:
                 tally.refuse(reason, left)
