@@ -11,8 +11,9 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Final
 
 import trio
@@ -80,22 +81,41 @@ class Benchmark:
         for work in works:
             if work.name in _BUSY:
                 for side in self._sides:
-                    with busy_processor(side.ram.regions[0].fd, FIRST, self._memory):
-                        self._serve(side, work, LOADED + work.name)
+                    memory = side.ram.regions[0].fd, FIRST, self._memory
+                    self._serve(side, work, LOADED + work.name, partial(busy_processor, *memory))
         for side in self._sides:
             if isinstance(side, Device):
                 self._round_trips(side, pages)
         self._sides.append(self._sides.pop(0))
 
-    def _serve(self, side: Side, work: Work, name: str) -> None:
-        """Measure one work; repeat if the device was late and left pages (the daemon holds no
-        request for more than half a second). Finally, count only the freed pages."""
+    def _populate(self, side: Side) -> None:
+        """Touch all memory of a side, while the others have none.
+
+        So all sides get the same pages, in the order in which a process gets them that was just
+        started. Otherwise each side keeps its own, some of which are faster than others where this
+        is a virtual machine; and after scattered frees, contiguous ones take a third longer.
+        """
+        for other in self._sides:
+            other.neighbour.punch([(FIRST, self._memory)])
+        side.neighbour.touch([(FIRST, self._memory)])
+
+    def _serve(
+        self,
+        side: Side,
+        work: Work,
+        name: str,
+        busy: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Measure one work, while busy() runs. Repeat if the device was late and left pages (the
+        daemon holds no request for more than half a second). Finally, count only the freed pages.
+        """
         for _ in range(TRIES):
-            side.neighbour.touch([(FIRST, self._memory)])
-            used = cpu_seconds_at_rest(side.pid)
-            with preferred():
-                elapsed = side.give_back(work)
-            used = cpu_seconds_at_rest(side.pid) - used
+            self._populate(side)
+            with busy():
+                used = cpu_seconds_at_rest(side.pid)
+                with preferred():
+                    elapsed = side.give_back(work)
+                used = cpu_seconds_at_rest(side.pid) - used
             left = bytes_left(side.ram, work, self._memory)
             if not left:
                 break
@@ -121,7 +141,7 @@ class Benchmark:
     def _one_by_one(self, device: Device, work: Work) -> list[float]:
         """The seconds of each kick. Deflates follow the inflates of the same pages."""
         if work.queue is not Queue.DEFLATE:
-            device.neighbour.touch([(FIRST, self._memory)])
+            self._populate(device)
         with preferred():
             seconds = [device.submit(work.queue, kick) for kick in work.kicks]
         if left := bytes_left(device.ram, work, self._memory):
