@@ -26,6 +26,7 @@ from tests.support.end_to_end import (
     open_fds,
     serving,
 )
+from vhost_balloon.fds import Kick
 from vhost_balloon.simulator.events import EventFd
 from vhost_balloon.simulator.options import DriverOptions
 
@@ -52,6 +53,44 @@ async def test_a_kick_before_enable_is_not_lost(tmp_path: Path, still_clock: Moc
         await front_end.enable_rings(True)
         await ring.wait_used()
         assert not guest.ram.is_resident(8 * MIB)
+
+
+async def test_a_guest_that_times_its_requests_keeps_nobody_waiting(
+    tmp_path: Path, still_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes after the ring was found empty, and before the last look at it."""
+    monkeypatch.setattr("vhost_balloon.pace.polling._ALONE", True)
+    turns = 0
+    seen: list[int] = []
+    async with (
+        serving(tmp_path) as host,
+        by_hand(host.path()) as guest,
+        trio.open_nursery() as nursery,
+    ):
+        ring = guest.rings[Queue.INFLATE]
+        take = Kick.take
+
+        def take_and_add(kick: Kick) -> None:
+            take(kick)
+            if len(seen) < 10:
+                seen.append(turns)
+                ring.add([guest.pfns([0])])
+
+        async def other_task() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(other_task)
+        monkeypatch.setattr(Kick, "take", take_and_add)
+        ring.add([guest.pfns([0])])
+        ring.kick()
+        for _ in range(1000):
+            await trio.lowlevel.checkpoint()
+        assert ring.used_index == 11
+        nursery.cancel_scope.cancel()
+    assert seen[-1] - seen[0] >= 8, "others had no turn between two requests"
 
 
 async def test_a_disabled_rings_kick_is_left_unread(tmp_path: Path, still_clock: MockClock) -> None:
