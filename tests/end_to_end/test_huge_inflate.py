@@ -28,6 +28,8 @@ from vhost_balloon.memory import syscalls
 from vhost_balloon.memory.discard import PunchResult, punch
 from vhost_balloon.memory.region import Part
 from vhost_balloon.memory.syscalls import TMPFS_MAGIC, Filesystem
+from vhost_balloon.queues.decode import Requests, Slice, pages
+from vhost_balloon.queues.virtqueue import ReadMemory
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.ring import DriverRing
 from vhost_balloon.vm.vm import Vm
@@ -96,6 +98,26 @@ async def test_a_page_that_is_given_again_is_counted_again_only_if_it_was_used(
         fill(guest.ram, BASE, page_size)
         await guest.inflate(numbers(0, PAGE))
         assert (vm.counters.freed_bytes, vm.counters.huge_pages_freed) == (2 * page_size, 2)
+
+
+async def test_a_request_that_was_taken_before_a_stop_is_not_remembered(
+    tmp_path: Path, still_clock: MockClock, page_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest may have given up waiting, and have used the pages again."""
+
+    def stopped(requests: Requests, read: ReadMemory) -> Iterable[Slice]:
+        still_clock.jump(2)
+        return pages(requests, read)
+
+    async with guest_of(tmp_path) as (guest, vm):
+        fill(guest.ram, BASE, page_size)
+        with monkeypatch.context() as patched:
+            patched.setattr("vhost_balloon.queues.discarding.pages", stopped)
+            await guest.inflate(numbers(PAGE, page_size))
+        assert vm.statistics().huge_pages == (0, 0, 0)
+        assert refused(vm) == {"late": page_size - PAGE}
+        await guest.inflate(numbers(0, PAGE))
+        assert is_filled(guest.ram, BASE, page_size)
 
 
 async def test_what_was_taken_back_stays(

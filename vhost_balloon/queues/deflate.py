@@ -26,9 +26,7 @@ class DeflateProcessor(ChainProcessor):
 
     queue = Queue.DEFLATE
 
-    async def _serve(
-        self, ring: StartedRing, chains: list[Chain], now: float, deadline: float
-    ) -> Tally | None:
+    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         requests = [chain.buffers for chain in chains]
         tally, begun = Tally(), False
         for named in pages(requests, self._guest.memory.read):

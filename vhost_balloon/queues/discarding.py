@@ -39,18 +39,16 @@ class DiscardProcessor(ChainProcessor):
     examines_late: ClassVar[bool]
     """Whether a late request's first slice is examined, so that other refusals count first."""
 
-    async def _serve(
-        self, ring: StartedRing, chains: list[Chain], now: float, deadline: float
-    ) -> Tally | None:
+    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         requests = [chain.buffers for chain in chains]
         tally, begun = Tally(), False
         slices = iter(self._decode(requests))
         for named in slices:
             if begun:
                 await yield_to_others()
-                now = trio.current_time()
             if ring.stopping:
                 return None
+            now = trio.current_time()  # anew: this process may have been stopped meanwhile
             if now >= deadline and (begun or not self.examines_late):
                 tally.refuse(Refusal.LATE, self._named_size(requests) - tally.size)
                 rest = islice(joined([named], slices), LATE_SLICES)
@@ -107,7 +105,7 @@ class DiscardProcessor(ChainProcessor):
                 if ring.stopping:
                     return False
             begun = True
-            now = trio.current_time()  # anew: this process may have been stopped meanwhile
+            now = trio.current_time()  # anew, as above
             reason = Refusal.LATE if now >= deadline else self._over_limit(piece.size, now)
             if reason is not None:
                 tally.refuse(reason, left)

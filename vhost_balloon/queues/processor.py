@@ -103,7 +103,7 @@ class ChainProcessor(ABC):
             if ring.stopping:
                 return
             if chains:
-                tally = await self._serve(ring, chains, looked, ring.waiting_since + WORK_LIMIT)
+                tally = await self._serve(ring, chains, ring.waiting_since + WORK_LIMIT)
                 if tally is None:
                     return
                 ring.complete([chain.head for chain in chains])
@@ -119,12 +119,10 @@ class ChainProcessor(ABC):
             looked = trio.current_time()
 
     @abstractmethod
-    async def _serve(
-        self, ring: StartedRing, chains: list[Chain], now: float, deadline: float
-    ) -> Tally | None:
+    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         """Do what the chains ask for. Returns None if the ring has to stop before that is done.
 
-        now: trio's clock. deadline: when discards end, by that clock.
+        deadline: when discards end, by trio's clock.
         """
 
     def _count(self, requests: int, tally: Tally) -> None:
@@ -148,7 +146,5 @@ class HintProcessor(ChainProcessor):
 
     queue = Queue.FREE_PAGE
 
-    async def _serve(
-        self, ring: StartedRing, chains: list[Chain], now: float, deadline: float
-    ) -> Tally | None:
+    async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         return Tally()
