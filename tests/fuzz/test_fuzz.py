@@ -21,8 +21,8 @@ from tests.support.helpers import mapped_regions
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.carrying_out import EffectExecutor
 from vhost_balloon.log.lines import logger
-from vhost_balloon.memory import resolve
 from vhost_balloon.memory.ranges import Range
+from vhost_balloon.memory.vector import RangeVector
 from vhost_balloon.metrics import exposition as metrics_text
 from vhost_balloon.metrics.accept import MediaType, negotiate
 from vhost_balloon.metrics.http import Request, RequestReader
@@ -78,8 +78,8 @@ async def _keep_region(executor: EffectExecutor, region: Region) -> None:
     left_open.append(OwnedFd(os.dup(gone.fd.fileno())))
 
 
-def _protect_nothing(ranges: list[Range], holes: list[Range]) -> list[Range]:
-    return list(ranges)
+def _protect_nothing(ranges: RangeVector, holes: list[Range]) -> RangeVector:
+    return ranges
 
 
 def _publish_more(virtqueue: Virtqueue) -> None:
@@ -112,7 +112,7 @@ def _no_check(regions: object, region: Region) -> None:
 BUGS = [
     ("messages", requests, "refuse", _no_reply),
     ("messages", EffectExecutor, "_remove_region", _keep_region),
-    ("rings", resolve, "subtract", _protect_nothing),
+    ("rings", RangeVector, "without", _protect_nothing),
     ("rings", Virtqueue, "publish", _publish_more),
     ("control", qmp, "encode", _encode_twice),
     ("control", json_value, "_integer", _no_integer),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.helpers import PAGE
-from vhost_balloon.memory.ranges import Range, merge, merge_numbers, overlap, total
+from vhost_balloon.memory.ranges import Range, merge, merge_numbers, overlap, subtract, total
 from vhost_balloon.memory.vector import MAX_RANGES, RangeVector, page_vector
 
 TOP_PFN = 0xFFFF_FFFF
@@ -88,6 +88,12 @@ def test_places_in_a_vector(vector: RangeVector, address: int, offset: int) -> N
 def test_overlaps(vector: RangeVector, spans: list[Range], unit: int) -> None:
     holes = [(start * unit, end * unit) for start, end in spans]
     assert vector.overlaps(holes) is overlap(list(vector), holes)
+
+
+@given(vectors(), SPANS, st.sampled_from([1, 8, PAGE]))
+def test_holes_are_cut_out(vector: RangeVector, spans: list[Range], unit: int) -> None:
+    holes = [(start * unit, end * unit) for start, end in spans]
+    assert list(vector.without(holes)) == subtract(list(vector), holes)
 
 
 @given(vectors(), st.sampled_from([1, 2, 8, 16, PAGE, 2 * PAGE]))

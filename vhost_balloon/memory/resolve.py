@@ -11,7 +11,7 @@ from vhost_balloon.figures.discard_policy import DiscardPolicy
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.gathering import Gathering, Grid
 from vhost_balloon.memory.guest_memory import GuestMemory
-from vhost_balloon.memory.ranges import Range, align_inward, subtract
+from vhost_balloon.memory.ranges import Range, align_inward
 from vhost_balloon.memory.region import MappedRegion, Part, refusal
 from vhost_balloon.memory.vector import RangeVector
 
@@ -40,7 +40,7 @@ def resolve(
     refused: dict[str, int] = {}
     allowed = ranges
     if ranges.overlaps(protected):
-        allowed = RangeVector.of(subtract(list(ranges), protected))
+        allowed = ranges.without(protected)
     outside = left = allowed.total()
     parts: list[Part] = []
     for mapped, named in memory.by_region(allowed):

@@ -16,10 +16,10 @@ from itertools import compress
 from typing import Final
 
 from protocol.virtio_balloon import PFN_SHIFT
-from vhost_balloon.memory.ranges import Range, merge
+from vhost_balloon.memory.ranges import Range, merge, subtract
 
 MAX_RANGES: Final = 9 << 10
-"""Most pages for page_vector(), and most ranges for an array of struct iovec."""
+"""Most pages and runs for page_vector(), and most ranges for an array of struct iovec."""
 
 _LANE: Final = 64
 """Bits for each number in a large integer."""
@@ -111,6 +111,19 @@ class RangeVector:
         position = bisect_left(holes, (end,))  # earlier holes start below end
         return holes[position - 1][1] > start
 
+    def without(self, holes: Sequence[Range]) -> RangeVector:
+        """The parts of the ranges outside holes, which are in bytes, sorted, disjoint and few. Only
+        ranges that a hole overlaps are cut one by one."""
+        shift, lengths = self.shift, self.lengths or array("Q", [1]) * len(self.starts)
+        starts = array("Q", [start << shift for start in self.starts])
+        lengths = array("Q", [length << shift for length in lengths])
+        hit = [(self.ending_by(start), self.below(end)) for start, end in holes]
+        for first, stop in reversed(merge([each for each in hit if each[0] < each[1]])):
+            left = subtract(list(self.part(first, stop)), holes)
+            starts[first:stop] = array("Q", [start for start, _ in left])
+            lengths[first:stop] = array("Q", [end - start for start, end in left])
+        return RangeVector(starts, lengths)
+
     def fill(self, vector: array[int], origin: int) -> None:
         """Fill in an array of struct iovec: the ranges, moved by origin bytes. No sum may be
         negative, or 2^64 and above."""
@@ -131,33 +144,28 @@ def run_vector(run: Range) -> RangeVector:
 
 
 def page_vector(numbers: list[int], runs: Sequence[Range] = ()) -> RangeVector:
-    """Merge PFNs (any order, duplicates allowed, at most MAX_RANGES) and runs of them (pairs as for
-    run_vector())."""
-    if not runs:
-        return _merged(numbers)
-    if numbers:
-        few = _merged(numbers)
-        runs = [*runs, *[(start >> PFN_SHIFT, end >> PFN_SHIFT) for start, end in few]]
-    runs = merge(runs)
-    starts, lengths = [start for start, _ in runs], [end - start for start, end in runs]
-    return RangeVector(array("Q", starts), array("Q", lengths), PFN_SHIFT)
-
-
-def _merged(numbers: list[int]) -> RangeVector:
-    ordered = array("Q", sorted(numbers))
-    lanes = len(ordered) - 1
-    if lanes < 1:
-        return RangeVector(ordered, None, PFN_SHIFT)
-    # Subtract each number from the one after it: one lane for each gap. The highest bit of a lane
-    # tells whether its gap is more than 1, once enough is added to carry into that bit.
-    words = int.from_bytes(ordered, "little")
-    gaps = (words >> _LANE) - (words & (1 << _LANE * lanes) - 1)
+    """Merge PFNs (any order, duplicates allowed) and runs of them (pairs as for run_vector()); at
+    most MAX_RANGES of both together."""
+    firsts = lasts = array("Q", sorted(numbers))
+    if runs:
+        firsts = array("Q", sorted([*firsts, *[start for start, _ in runs]]))
+        lasts = array("Q", sorted([*lasts, *[end - 1 for _, end in runs]]))
+    lanes = len(firsts) - 1
+    if lanes < 1 and not runs:
+        return RangeVector(firsts, None, PFN_SHIFT)
+    # There is a gap where the first page in a place is higher by more than 1 than the last page in
+    # the place before, although both are sorted separately: as many runs have ended as have begun.
+    # Subtract in a lane for each place. The highest bit of a lane tells whether its gap is more
+    # than 1, once enough is added to carry into that bit.
+    words = int.from_bytes(firsts, "little")
+    ending = words if firsts is lasts else int.from_bytes(lasts, "little")
+    gaps = (words >> _LANE) - (ending & (1 << _LANE * lanes) - 1)
     ones = _ONES >> _LANE * (MAX_RANGES - lanes)
     apart = gaps + ones * (_TOP - 2) & ones * _TOP
-    if apart == ones * _TOP:
-        return RangeVector(ordered, None, PFN_SHIFT)
+    if apart == ones * _TOP and not runs:
+        return RangeVector(firsts, None, PFN_SHIFT)
     is_last = apart.to_bytes(_LANE // 8 * lanes, "little")[_LANE // 8 - 1 :: _LANE // 8]
-    firsts = [ordered[0], *compress(ordered[1:], is_last)]
-    lasts = [*compress(ordered, is_last), ordered[-1]]
-    lengths = [last - first + 1 for first, last in zip(firsts, lasts, strict=True)]
-    return RangeVector(array("Q", firsts), array("Q", lengths), PFN_SHIFT)
+    starts = [firsts[0], *compress(firsts[1:], is_last)]
+    stops = [*compress(lasts, is_last), lasts[-1]]
+    lengths = [last - first + 1 for first, last in zip(starts, stops, strict=True)]
+    return RangeVector(array("Q", starts), array("Q", lengths), PFN_SHIFT)
