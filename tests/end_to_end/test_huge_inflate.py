@@ -26,9 +26,11 @@ from tests.support.end_to_end import (
 from tests.support.huge_pages import HugePages
 from vhost_balloon.memory import syscalls
 from vhost_balloon.memory.discard import PunchResult, punch
+from vhost_balloon.memory.gathering import Gathering, Grid
 from vhost_balloon.memory.region import Part
 from vhost_balloon.memory.syscalls import TMPFS_MAGIC, Filesystem
-from vhost_balloon.queues.decode import Requests, Slice, pages
+from vhost_balloon.memory.vector import RangeVector
+from vhost_balloon.queues.decode import GATHERED_NUMBERS, READ_PFNS, Requests, Slice, pages
 from vhost_balloon.queues.virtqueue import ReadMemory
 from vhost_balloon.simulator.memory import GuestRam
 from vhost_balloon.simulator.ring import DriverRing
@@ -105,9 +107,9 @@ async def test_a_request_that_was_taken_before_a_stop_is_not_remembered(
 ) -> None:
     """Its guest may have given up waiting, and have used the pages again."""
 
-    def stopped(requests: Requests, read: ReadMemory) -> Iterable[Slice]:
+    def stopped(requests: Requests, read: ReadMemory, *, gathered: bool) -> Iterable[Slice]:
         still_clock.jump(2)
-        return pages(requests, read)
+        return pages(requests, read, gathered=gathered)
 
     async with guest_of(tmp_path) as (guest, vm):
         fill(guest.ram, BASE, page_size)
@@ -118,6 +120,30 @@ async def test_a_request_that_was_taken_before_a_stop_is_not_remembered(
         assert refused(vm) == {"late": page_size - PAGE}
         await guest.inflate(numbers(0, PAGE))
         assert is_filled(guest.ram, BASE, page_size)
+
+
+async def test_few_pages_are_gathered_between_two_turns_of_the_other_tasks(
+    tmp_path: Path, still_clock: MockClock, page_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def count(name: str) -> None:
+        method = getattr(Gathering, name)
+
+        def counted(gathering: Gathering, grid: Grid, ranges: RangeVector) -> object:
+            counts.append(len(ranges))
+            return method(gathering, grid, ranges)
+
+        monkeypatch.setattr(Gathering, name, counted)
+
+    count("add")
+    count("remove")
+    scattered = numbers(0, 20 * MIB)[::2]
+    async with guest_of(tmp_path) as (guest, _):
+        await guest.inflate(scattered)
+        await deflate(guest, scattered)
+    assert sum(counts) == 2 * len(scattered)
+    assert max(counts) < GATHERED_NUMBERS + READ_PFNS
 
 
 async def test_what_was_taken_back_stays(

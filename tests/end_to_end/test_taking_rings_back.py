@@ -264,7 +264,9 @@ async def test_a_ring_that_is_never_empty_starves_nobody(queue: Queue) -> None:
         counters=Counters(),
         counted=lambda: None,
         wakefulness=SimpleNamespace(waited=lambda: 0.0),
-        memory=SimpleNamespace(read=lambda address, length: b"", inside=lambda ranges: 0),
+        memory=SimpleNamespace(
+            read=lambda address, length: b"", inside=lambda ranges: 0, has_grids=False
+        ),
         log=VmLog("web1"),
         gathering=Gathering(),
         balloon=Balloon(),

@@ -36,6 +36,8 @@ SLICE_NUMBERS: Final = 8192
 SLICE_BYTES: Final = 64 << 20
 """A slice ends at this many buffers, PFNs outside runs, or bytes named by PFNs. The last bounds the
 huge pages that gathering has to examine."""
+GATHERED_NUMBERS: Final = 1024
+"""Instead of SLICE_NUMBERS where pages are gathered, which takes some 2 us for each."""
 
 
 class Slice(NamedTuple):
@@ -51,9 +53,10 @@ class Slice(NamedTuple):
 
 
 class _Pages:
-    """A slice of PFNs while it is decoded. buffers: how many were."""
+    """A slice of PFNs while it is decoded. buffers: how many were. most: PFNs outside runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self.size = 0
         self.refusals: list[tuple[str, int]] = []
         self.buffers = 0
@@ -85,7 +88,7 @@ class _Pages:
         return (
             self.buffers >= SLICE_BUFFERS
             or self.size >= SLICE_BYTES
-            or len(self._numbers) + len(self._runs) >= SLICE_NUMBERS
+            or len(self._numbers) + len(self._runs) >= self._most
         )
 
     def slice(self) -> Slice:
@@ -125,17 +128,19 @@ def one_run(data: bytes) -> Range | None:
     return (last, first + 1) if number == first * same - rising else None
 
 
-def pages(requests: Requests, read: ReadMemory) -> Iterable[Slice]:
+def pages(requests: Requests, read: ReadMemory, *, gathered: bool = False) -> Iterable[Slice]:
     """The pages that inflate or deflate requests name, in at least one slice.
 
-    Raises RingError if a buffer is outside guest memory.
+    gathered: they may be gathered (see GATHERED_NUMBERS). Raises RingError if a buffer is outside
+    guest memory.
     """
+    most = GATHERED_NUMBERS if gathered else SLICE_NUMBERS
     if len(requests) != 1 or not _is_usual(requests[0]):
-        return _pages(requests, read)
+        return _pages(requests, read, most)
     address, length, _ = requests[0][0]
     if run := one_run(data := read(address, length)):  # a shortcut
         return (Slice(_size_of_pages(length), run_vector(run)),)
-    found = _Pages()
+    found = _Pages(most)
     found.add(data)
     return (found.slice(),)
 
@@ -148,12 +153,12 @@ def _is_usual(buffers: Sequence[Buffer]) -> bool:
     return not writable and 0 < length <= _READ_BYTES and not length % PFN_SIZE
 
 
-def _pages(requests: Requests, read: ReadMemory) -> Iterator[Slice]:
-    current = _Pages()
+def _pages(requests: Requests, read: ReadMemory, most: int) -> Iterator[Slice]:
+    current = _Pages(most)
     for buffers in requests:
         if current.is_full:
             yield current.slice()
-            current = _Pages()
+            current = _Pages(most)
         if _is_usual(buffers):
             current.buffers += 1
             current.add(read(buffers[0][0], buffers[0][1]))
@@ -162,7 +167,7 @@ def _pages(requests: Requests, read: ReadMemory) -> Iterator[Slice]:
         for address, length, writable in buffers:
             if current.is_full:
                 yield current.slice()
-                current = _Pages()
+                current = _Pages(most)
             current.buffers += 1
             if writable:
                 current.refusals.append((Refusal.DIRECTION, length))
@@ -171,7 +176,7 @@ def _pages(requests: Requests, read: ReadMemory) -> Iterator[Slice]:
             while address < end:
                 if current.is_full:
                     yield current.slice()
-                    current = _Pages()
+                    current = _Pages(most)
                 data = read(address, min(end - address, _READ_BYTES - len(taken)))
                 address += len(data)
                 taken = taken + data if taken else data

@@ -29,7 +29,8 @@ class DeflateProcessor(ChainProcessor):
     async def _serve(self, ring: StartedRing, chains: list[Chain], deadline: float) -> Tally | None:
         requests = [chain.buffers for chain in chains]
         tally, begun = Tally(), False
-        for named in pages(requests, self._guest.memory.read):
+        memory = self._guest.memory
+        for named in pages(requests, memory.read, gathered=memory.has_grids):
             if begun:
                 await yield_to_others()
                 if trio.current_time() >= deadline:

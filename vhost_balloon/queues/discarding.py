@@ -149,7 +149,8 @@ class InflateProcessor(DiscardProcessor):
     examines_late = False
 
     def _decode(self, requests: Requests) -> Iterable[Slice]:
-        return pages(requests, self._guest.memory.read)
+        memory = self._guest.memory
+        return pages(requests, memory.read, gathered=memory.has_grids)
 
     def _named_size(self, requests: Requests) -> int:
         return pages_size(requests)
