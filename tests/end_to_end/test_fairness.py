@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,21 @@ from protocol.virtio_balloon import Queue
 from protocol.virtio_ring import DESCRIPTOR
 from tests.benchmarks import fairness
 from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, fill, refused, serving
+from vhost_balloon.memory.discard import PunchResult, punch
+from vhost_balloon.memory.region import Part
 from vhost_balloon.queues.decode import (
     GATHERED_NUMBERS,
     READ_PFNS,
     SLICE_BUFFERS,
     SLICE_BYTES,
     SLICE_NUMBERS,
+    Requests,
+    Slice,
     pages,
 )
 from vhost_balloon.queues.decode import reported as reports
-from vhost_balloon.queues.virtqueue import WALK_STEP, Buffer, Virtqueue
+from vhost_balloon.queues.processor import yield_to_others
+from vhost_balloon.queues.virtqueue import WALK_STEP, Buffer, ReadMemory, Virtqueue
 from vhost_balloon.simulator.memory import GuestRam
 
 LONGEST = 32768
@@ -147,6 +153,31 @@ async def test_others_have_their_turn_while_the_longest_chain_is_served(
             steps += LONGEST // SLICE_BUFFERS - 1
         assert turns >= steps
         nursery.cancel_scope.cancel()
+
+
+async def test_others_have_their_turn_between_decoding_many_pages_and_discarding_them(
+    tmp_path: Path, still_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def decoding(requests: Requests, read: ReadMemory, *, gathered: bool) -> Iterator[Slice]:
+        for named in pages(requests, read, gathered=gathered):
+            found.append("slice")
+            yield named
+
+    def punching(piece: Part) -> PunchResult:
+        found.append("piece")
+        return punch(piece)
+
+    async def yielding() -> None:
+        found.append("turn")
+        await yield_to_others()
+
+    for name, value in (("pages", decoding), ("punch", punching), ("yield_to_others", yielding)):
+        monkeypatch.setattr(f"vhost_balloon.queues.discarding.{name}", value)
+    async with serving(tmp_path) as host, by_hand(host.path(), 64 * MIB) as guest:
+        await guest.inflate(range(4096, 4096 + 2 * 1024, 2))
+    assert found == ["slice", "turn", "piece", "turn", "piece"]
 
 
 async def test_16384_scattered_pages_in_a_request_are_all_discarded(

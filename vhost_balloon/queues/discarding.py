@@ -12,7 +12,7 @@ import trio
 
 from protocol.virtio_balloon import Queue
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.memory.discard import pieces, punch
+from vhost_balloon.memory.discard import PIECE_RANGES, pieces, punch
 from vhost_balloon.memory.gathering import Gathering
 from vhost_balloon.memory.region import Part
 from vhost_balloon.memory.resolve import resolve
@@ -98,13 +98,13 @@ class DiscardProcessor(ChainProcessor):
         if gathering is not None:
             guest.count_forgotten()
         left = sum([part.size for part in found.parts])
-        begun = False
+        others_wait = len(named.ranges) > PIECE_RANGES  # decoding took as long as a piece
         for piece in joined.from_iterable(map(pieces, found.parts)):
-            if begun:
+            if others_wait:
                 await yield_to_others()
                 if ring.stopping:
                     return False
-            begun = True
+            others_wait = True
             now = trio.current_time()  # anew, as above
             reason = Refusal.LATE if now >= deadline else self._over_limit(piece.size, now)
             if reason is not None:
