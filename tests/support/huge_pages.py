@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 import pytest
 
@@ -22,6 +22,14 @@ def need_root(what: str) -> None:
     """Skip the test, saying so, where an ordinary user runs it and may: never in CI."""
     if os.geteuid() != 0 and not required():
         pytest.skip(f"{what} NOT TESTED: that takes root")
+
+
+@contextmanager
+def alone_with(setting: Path) -> Iterator[TextIO]:
+    """Lock a setting of the host, and open it; others that change or need it wait meanwhile."""
+    with setting.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 SHMEM_ENABLED: Final = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
@@ -39,8 +47,7 @@ def shmem_enabled(word: str) -> Iterator[None]:
         OSError: this process may not, or the kernel does not know the word.
     """
     restoring = 'cat >/dev/null; echo "$0" >"$1"'
-    with SHMEM_ENABLED.open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone_with(SHMEM_ENABLED) as lock:
         old = lock.read().split("[")[1].split("]")[0]
         command = ["sh", "-c", restoring, old, str(SHMEM_ENABLED)]
         with subprocess.Popen(
@@ -61,9 +68,7 @@ class HugePages(AbstractContextManager["HugePages"]):
 
     def __init__(self, count: int) -> None:
         with ExitStack() as undo:
-            lock = undo.enter_context(self.POOL.open())
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            old = int(self.POOL.read_text())
+            old = int(undo.enter_context(alone_with(self.POOL)).read())
             undo.callback(self.POOL.write_text, str(old))
             self.POOL.write_text(str(old + count))
             if int(self.POOL.read_text()) < old + count:
