@@ -15,7 +15,9 @@ from tests.rig.fixtures import (  # noqa: F401
     needs_rig,
     pytest_collection_finish,
     pytest_runtest_setup,
+    pytest_sessionfinish,
     pytest_terminal_summary,
+    pytest_testnodedown,
     systemd_host,
 )
 from tests.support.control_client import Client, MemoryListener, web1

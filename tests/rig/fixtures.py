@@ -2,7 +2,8 @@
 
 `@pytest.mark.guest` requests the trees of a guest, `@pytest.mark.rig(TREE, ...)` others, and the
 fixture systemd_host its own. All are fetched before the first test, outside any test's time limit
-and while pytest does not capture output, so the user sees the reason for the wait.
+and while pytest does not capture output, so the user sees the reason for the wait. Among several
+pytest-xdist workers, one fetches while the others wait for the lock; the summary covers them all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import pytest
 
@@ -18,8 +19,9 @@ from tests.rig.errors import RigUnavailable
 from tests.rig.provisioning.packages import SYSTEMD, TREES, Tree, provision
 from tests.rig.systemd import SystemdHost
 
-_missing: Final[dict[Tree, str]] = {}
-"""Tree -> why it cannot be provisioned here."""
+_missing: Final[dict[str, str]] = {}
+"""Name of a tree -> why it cannot be provisioned here. At the end, includes what workers missed."""
+_MISSING: Final = "missing trees"
 
 
 @pytest.hookimpl(trylast=True)
@@ -57,19 +59,19 @@ def require_rig(trees: tuple[Tree, ...] = TREES) -> None:
     """
     _provision(trees)
     for tree in trees:
-        if tree in _missing:
-            refuse(_missing[tree])
+        if tree.name in _missing:
+            refuse(_missing[tree.name])
 
 
 def _provision(trees: Iterable[Tree]) -> None:
     """Try to provision trees, each once per run."""
-    wanted = tuple(tree for tree in dict.fromkeys(trees) if tree not in _missing)
+    wanted = tuple(tree for tree in dict.fromkeys(trees) if tree.name not in _missing)
     try:
         provision(wanted)
     except RigUnavailable as error:
         for tree in wanted:
             if not tree.is_there():
-                _missing[tree] = error.by_tree.get(tree.name, error.reason)
+                _missing[tree.name] = error.by_tree.get(tree.name, error.reason)
 
 
 def required() -> bool:
@@ -89,12 +91,24 @@ def systemd_host() -> Iterator[SystemdHost]:
         yield host
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a pytest-xdist worker, hand over what is missing."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_MISSING] = _missing
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Collect what a worker handed over; one that crashed did not."""
+    _missing.update(getattr(node, "workeroutput", {}).get(_MISSING, {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Report prominently which tests did not run."""
     if _missing and not required():
         terminalreporter.section("REAL-GUEST TESTS SKIPPED", yellow=True, bold=True)
         for reason in dict.fromkeys(_missing.values()):
-            names = ", ".join(tree.name for tree in _missing if _missing[tree] == reason)
+            names = ", ".join(name for name in _missing if _missing[name] == reason)
             terminalreporter.line(
                 f"{names} cannot be provisioned on this machine: {reason}", yellow=True
             )

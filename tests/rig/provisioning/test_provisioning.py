@@ -260,13 +260,20 @@ def run_tests(
     return done.stdout, done.stderr
 
 
+WORKERS = pytest.mark.parametrize("workers", [0, 2])
+"""Of pytest-xdist, each of which needs all trees."""
+
+
+@WORKERS
 @pytest.mark.usefixtures("debian")
-def test_who_waits_for_a_test_sees_what_is_fetched_for_it(tmp_path: Path) -> None:
+def test_who_waits_for_a_test_sees_what_is_fetched_for_it(tmp_path: Path, workers: int) -> None:
     assert "rig:" not in "".join(run_tests(tmp_path, "--collect-only"))
-    out, err = run_tests(tmp_path)
+    out, err = run_tests(tmp_path, f"-n{workers}")
     assert "3 passed" in out
     lines = [line.partition(" (")[0] for line in err.splitlines()]
-    assert lines == [
+    waiting = "rig: waiting for another provisioning to finish"
+    assert lines.count(waiting) <= max(workers - 1, 0)
+    assert [line for line in lines if line != waiting] == [
         "rig: reading the package index of the host's Debian archive",
         "rig: fetching emulator",
         "rig: emulator ready: 3 packages, 0.6 MB",
@@ -279,24 +286,27 @@ def test_who_waits_for_a_test_sees_what_is_fetched_for_it(tmp_path: Path) -> Non
     assert "rig:" not in "".join(run_tests(tmp_path))
 
 
+@WORKERS
 @pytest.mark.parametrize("required", [False, True])
 def test_what_cannot_be_had_concerns_only_who_needs_it(
-    debian: FakeDebian, tmp_path: Path, required: bool
+    debian: FakeDebian, tmp_path: Path, required: bool, workers: int
 ) -> None:
     debian.set("server", "broken")
-    out, err = run_tests(tmp_path, required=required)
+    out, err = run_tests(tmp_path, f"-n{workers}", required=required)
     assert ("2 passed, 1 error" if required else "2 passed, 1 skipped") in out
     assert "rig: server cannot be had: unpacking server_1%3a2_amd64.deb failed" in err
     assert ("server cannot be provisioned on this machine: unpacking server" in out) is not required
     assert "emulator cannot be" not in out
     updates = [call for call in debian.calls() if call.startswith("apt-get update")]
-    assert len(updates) == 1, "provisioning must be tried only once"
+    assert len(updates) == max(workers, 1), "each process must try to provision only once"
 
 
-def test_a_reason_for_all_is_said_once(debian: FakeDebian, tmp_path: Path) -> None:
+@WORKERS
+@pytest.mark.usefixtures("debian")
+def test_a_reason_for_all_is_said_once(tmp_path: Path, workers: int) -> None:
     (tmp_path / "bin/apt-cache").unlink()
     only = {"PATH": f"{tmp_path}/bin"}
-    out, err = run_tests(tmp_path, environment=only)
+    out, err = run_tests(tmp_path, f"-n{workers}", environment=only)
     assert ("1 passed, 2 skipped" in out, err) == (True, "")
     assert (
         out.count("reader cannot be provisioned on this machine: needs apt-cache (a Debian host)")
