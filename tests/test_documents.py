@@ -20,6 +20,7 @@ DOCUMENTS = [
 OTHERS = {
     *("--append", "--create", "--groups", "--now"),  # usermod, systemd
     *("--editable", "--quiet"),  # pip
+    "--dist",  # pytest
     *("--guest-memory", "--json", "--rounds"),  # tests.benchmarks
     *("--minutes", "--real", "--seconds", "--seed", "--simulated"),  # tests.soak, tests.fuzz
 }
@@ -37,7 +38,7 @@ def test_the_second_code_block_runs_the_tests() -> None:
     assert [block.count("\n") for block in blocks] == [1, 1]
     assert blocks[0].endswith("vhost-balloon-demo\n")
     run = ".venv/bin/python -m pytest"
-    every = f"{run} -n auto -m 'not slow' && {run} -m slow\n"
+    every = f"{run} -n auto -m 'not slow' && {run} -n 2 --dist loadfile -m slow\n"
     assert blocks[1].endswith(every), "all tests, none twice"
 
 
