@@ -125,6 +125,7 @@ class FrontEndConnection:
             paused=vm.paused,
             report_limit=_report_limit(self._settings.report_rate),
             counted=lambda: vm.counted.set(),
+            polling=transport.polling,
         )
         self._rings = RingSet(self._guest, self.session, nursery)
         self._executor = EffectExecutor(self.session, self._guest, self._rings, vm.actual_changed)

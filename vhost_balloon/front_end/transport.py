@@ -33,6 +33,7 @@ from protocol.vhost_user import (
     MAX_PAYLOAD_SIZE,
     MAX_TABLE_REGIONS,
     REPLY_FLAGS,
+    Request,
 )
 from vhost_balloon.errors import StreamError
 from vhost_balloon.fds import OwnedFd, shut_down
@@ -53,6 +54,9 @@ STALL_PATIENCE: Final = 10.0
 """Seconds before logging that a front end sends nothing at first, or stops inside a message."""
 SHELF_PAUSE: Final = 0.1
 """Seconds between attempts to put descriptors on a full shelf."""
+
+_UNKNOWN: Final = max(Request) + 1
+"""One kind for all requests that are unknown, so that there are few kinds to learn about."""
 
 _FIRST_PEEK: Final = 512
 """Bytes to peek at first: enough for every message but tables of memory regions."""
@@ -87,7 +91,7 @@ class Transport:
         self._shelf = shelf
         self._journal = journal
         self._pipe = pipe
-        self._polling = Polling()
+        self.polling: Final = Polling()
         self._arrivals: Final = select.poll()
         self._arrivals.register(self._sock, select.POLLIN)
         self._shortage: Final = Shortage()
@@ -139,9 +143,9 @@ class Transport:
             if self._patience_ends is None:
                 self._patience_ends = trio.current_time() + STALL_PATIENCE
             self._patience_ends = await self._wait_for_more(self._patience_ends)
-        elif not await self._polling.finds(self._has_arrived):
+        elif not await self.polling.finds(self._has_arrived):
             await trio.lowlevel.wait_readable(self._sock)
-            self._polling.woken()
+            self.polling.asked()
         while True:
             try:
                 return peek(self._sock, _FIRST_PEEK, 0)
@@ -306,7 +310,7 @@ class Transport:
         left = HEADER.pack(request, REPLY_FLAGS, len(payload)) + payload
         while left := left[self._send(left) :]:
             await trio.lowlevel.wait_writable(self._sock)
-        self._polling.answered()
+        self.polling.answered(min(request, _UNKNOWN))
 
     def _send(self, data: bytes) -> int:
         """Send what the socket accepts at once; return the number of bytes."""

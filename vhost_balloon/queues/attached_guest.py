@@ -18,6 +18,7 @@ from vhost_balloon.memory.pins import PinState
 from vhost_balloon.memory.ranges import Range, merge
 from vhost_balloon.memory.region import MappedRegion, Part, refusal
 from vhost_balloon.memory.vector import RangeVector
+from vhost_balloon.pace.polling import Polling
 from vhost_balloon.pace.rate import Bucket
 from vhost_balloon.pace.wakefulness import Wakefulness
 
@@ -36,7 +37,7 @@ class AttachedGuest:
     protected: guest ranges of all started rings, which are never discarded. paused: the operator
     paused reporting. foreign: a later version of this program left the guest's state, which may
     mean more than this version understands. report_limit: limits the bytes discarded for reports;
-    None for no limit. counted: called when counters change.
+    None for no limit. counted: called when counters change. polling: the connection's.
     """
 
     balloon: Balloon
@@ -52,6 +53,7 @@ class AttachedGuest:
     report_limit: Bucket | None = None
     counted: Callable[[], None] = lambda: None
     gathering: Gathering = field(default_factory=Gathering)
+    polling: Polling = field(default_factory=Polling)
     _pins_seen: PinState | None = None
     _pins_logged: PinState = PinState.FREE
 

@@ -97,7 +97,14 @@ class Processor(Protocol):
 class StartedRing:
     """A ring from SET_VRING_KICK to GET_VRING_BASE. It is active while a task serves it."""
 
-    def __init__(self, index: int, setup: RingSetup, bound: BoundRing, kick: Kick) -> None:
+    def __init__(
+        self,
+        index: int,
+        setup: RingSetup,
+        bound: BoundRing,
+        kick: Kick,
+        polling: Polling | None = None,
+    ) -> None:
         self.index = index
         self.setup = setup
         self._bound = bound
@@ -110,7 +117,7 @@ class StartedRing:
         self.waiting_since = trio.current_time()
         """The earliest time at which the oldest unused request may have been made. Infinite while
         an active ring is empty."""
-        self._polling = Polling(_LOOKS)
+        self._polling = Polling() if polling is None else polling
         self._scope = trio.CancelScope()
         self._ended: trio.Event | None = None
         self._processor: Processor | None = None
@@ -167,7 +174,7 @@ class StartedRing:
                     await processor.drain(self)
                     if self.stopping:
                         return
-                    if await self._polling.finds(self._has_requests):
+                    if await self._polling.finds(self._has_requests, _LOOKS):
                         continue  # before its kick, or after: that is taken before the next sleep
                     self.kick.take()
                     if self._has_requests():
@@ -175,7 +182,7 @@ class StartedRing:
                         await trio.lowlevel.checkpoint()
                     else:
                         await self.kick.wait()
-                        self._polling.woken()
+                        self._polling.asked()
         except RingError as error:
             processor.detach()  # so that nothing else is written to this ring
             broke(self, error)
@@ -192,7 +199,7 @@ class StartedRing:
         self.virtqueue.publish()
         self.requests += len(heads)
         self.notify()
-        self._polling.answered()
+        self._polling.answered(self.queue)
 
     def notify(self) -> None:
         if self.call is not None:

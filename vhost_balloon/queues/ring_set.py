@@ -78,7 +78,7 @@ class RingSet:
         except FrontEndError:
             await self.apply()
             raise
-        ring = self.rings[index] = StartedRing(index, setup, bound, own_kick)
+        ring = self.rings[index] = StartedRing(index, setup, bound, own_kick, self._guest.polling)
         ring.call = self.calls.get(index)
         self._protect()
         self._watch_queue_map()
@@ -129,7 +129,7 @@ class RingSet:
         Requests that wait may have waited too long. The driver is notified once, because that
         process may have died between using a request and notifying the driver.
         """
-        ring = self.rings[index] = StartedRing(index, setup, bound, kick)
+        ring = self.rings[index] = StartedRing(index, setup, bound, kick, self._guest.polling)
         ring.call = self.calls.get(index)
         ring.waiting_since = -math.inf
         if broken is not None:
