@@ -56,7 +56,7 @@ SHELF_PAUSE: Final = 0.1
 """Seconds between attempts to put descriptors on a full shelf."""
 
 _UNKNOWN: Final = max(Request) + 1
-"""One kind for all requests that are unknown, so that there are few kinds to learn about."""
+"""Stands for all requests that are unknown, so that polling learns about few kinds."""
 
 _FIRST_PEEK: Final = 512
 """Bytes to peek at first: enough for every message but tables of memory regions."""
@@ -157,8 +157,7 @@ class Transport:
     def _has_arrived(self) -> bool:
         """Whether anything has arrived, or the stream has ended.
 
-        Polling mostly finds nothing. A peek would raise an exception then, which takes longer than
-        all else, and the rings have their turn less often.
+        Polling mostly finds nothing. A peek would raise an exception then, which takes long.
         """
         return bool(self._arrivals.poll(0))
 
@@ -202,8 +201,7 @@ class Transport:
             seen = peek(self._sock, total + 1, 0)
             if len(seen.data) < total:
                 return None
-        if self.is_new:
-            self._hear()
+        self._hear()
         if carries_fds(request, seen.data[HEADER_SIZE:total]):
             seen = peek(self._sock, total)
         elif len(seen.data) > total:  # peeking did not stop here: they come with later bytes
