@@ -44,6 +44,14 @@ def test_a_range_over_all_addresses_is_cut_to_the_regions(memory: GuestMemory) -
     assert refused == {Refusal.OUTSIDE: TOP - PAGE - 2 * MIB}
 
 
+def test_a_range_may_end_beyond_the_top_of_the_address_space(memory: GuestMemory) -> None:
+    """As a report may name it: a start below 2^64, and a length."""
+    top = mapped(memfd(PAGE), guest=TOP - PAGE, size=PAGE, user=TOP - PAGE)
+    memory.add(top)
+    gone, refused = resolved(memory, [(TOP - 2 * PAGE, TOP + PAGE)])
+    assert (gone, refused) == ([(0, PAGE)], {Refusal.OUTSIDE: 2 * PAGE})
+
+
 def test_partial_pages_are_kept(memory: GuestMemory) -> None:
     assert resolved(memory, [(1, 3 * PAGE - 1)]) == (
         [(2 * MIB + PAGE, 2 * MIB + 2 * PAGE)],
