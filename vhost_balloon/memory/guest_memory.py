@@ -135,8 +135,8 @@ class GuestMemory:
     def _cut_by_region(self, ranges: RangeVector) -> Iterator[tuple[GuestRegion, RangeVector]]:
         first = 0
         while first < len(ranges):
-            left = ranges.part(first, len(ranges)) if first else ranges
-            start = left.start
+            one = ranges.part(first, first + 1)
+            start = one.start
             position = bisect_right(self._starts, start)
             mapped = self.regions[position - 1] if position else None
             if mapped is not None and start < mapped.guest_end:
@@ -145,13 +145,13 @@ class GuestMemory:
                 return  # all following ranges are outside, too
             else:
                 mapped, limit = None, self._starts[position]
-            count = left.ending_by(limit)
-            if not count:
-                yield from self._cut(start, left.part(0, 1).end)
-                count = 1
+            stop = ranges.ending_by(limit)
+            if stop == first:
+                yield from self._cut(start, one.end)
+                stop += 1
             elif mapped is not None:
-                yield mapped, left.part(0, count)
-            first += count
+                yield mapped, ranges.part(first, stop)
+            first = stop
 
     def _cut(self, start: int, end: int) -> Iterator[tuple[GuestRegion, RangeVector]]:
         """The parts of [start, end) that lie in regions, in order."""

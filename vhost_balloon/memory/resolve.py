@@ -38,9 +38,7 @@ def resolve(
     gathering, if there is one, until the rest of each page comes.
     """
     refused: dict[str, int] = {}
-    allowed = ranges
-    if ranges.overlaps(protected):
-        allowed = ranges.without(protected)
+    allowed = ranges.without(protected)
     outside = left = allowed.total()
     parts: list[Part] = []
     for mapped, named in memory.by_region(allowed):

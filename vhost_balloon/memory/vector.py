@@ -55,9 +55,12 @@ class RangeVector:
 
     def __iter__(self) -> Iterator[Range]:
         """Pairs of start and end in bytes."""
-        shift, lengths = self.shift, self.lengths or array("Q", [1]) * len(self.starts)
-        for start, length in zip(self.starts, lengths, strict=True):
+        shift = self.shift
+        for start, length in zip(self.starts, self._lengths(), strict=True):
             yield start << shift, start + length << shift
+
+    def _lengths(self) -> array[int]:
+        return array("Q", [1]) * len(self.starts) if self.lengths is None else self.lengths
 
     @property
     def start(self) -> int:
@@ -113,10 +116,12 @@ class RangeVector:
 
     def without(self, holes: Sequence[Range]) -> RangeVector:
         """The parts of the ranges outside holes, which are in bytes, sorted, disjoint and few. Only
-        ranges that a hole overlaps are cut one by one."""
-        shift, lengths = self.shift, self.lengths or array("Q", [1]) * len(self.starts)
+        ranges that a hole overlaps are cut one by one. Returns self if there are none."""
+        if not self.overlaps(holes):
+            return self
+        shift = self.shift
         starts = array("Q", [start << shift for start in self.starts])
-        lengths = array("Q", [length << shift for length in lengths])
+        lengths = array("Q", [length << shift for length in self._lengths()])
         hit = [(self.ending_by(start), self.below(end)) for start, end in holes]
         for first, stop in reversed(merge([each for each in hit if each[0] < each[1]])):
             left = subtract(list(self.part(first, stop)), holes)
@@ -138,14 +143,12 @@ class RangeVector:
             vector[1 : 2 * count : 2] = array("Q", [length << shift for length in self.lengths])
 
 
-def run_vector(run: Range) -> RangeVector:
-    """A run of pages: a pair of its first PFN and the one after its last."""
-    return RangeVector(array("Q", (run[0],)), array("Q", (run[1] - run[0],)), PFN_SHIFT)
-
-
 def page_vector(numbers: list[int], runs: Sequence[Range] = ()) -> RangeVector:
-    """Merge PFNs (any order, duplicates allowed) and runs of them (pairs as for run_vector()); at
-    most MAX_RANGES of both together."""
+    """Merge PFNs (any order, duplicates allowed) and runs of them (pairs of the first and the one
+    after the last); at most MAX_RANGES of both together."""
+    if len(runs) == 1 and not numbers:  # the usual request
+        start, end = runs[0]
+        return RangeVector(array("Q", (start,)), array("Q", (end - start,)), PFN_SHIFT)
     firsts = lasts = array("Q", sorted(numbers))
     if runs:
         firsts = array("Q", sorted([*firsts, *[start for start, _ in runs]]))

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from protocol.virtio_balloon import BALLOON_PAGE_SIZE, PFN_SIZE
 from vhost_balloon.figures.refusal import Refusal
 from vhost_balloon.memory.ranges import Range, merge
-from vhost_balloon.memory.vector import RangeVector, page_vector, run_vector
+from vhost_balloon.memory.vector import RangeVector, page_vector
 from vhost_balloon.queues.virtqueue import Buffer, ReadMemory
 
 READ_PFNS: Final = 512
@@ -66,22 +66,19 @@ class _Pages:
     def add(self, data: bytes) -> None:
         """Add at most READ_PFNS PFNs as read from guest memory."""
         self.size += _size_of_pages(len(data))
+        self._add(data)
+
+    def _add(self, data: bytes) -> None:
+        """Tell runs by halving: Linux takes blocks of pages from its free lists, so its requests
+        often are two or three runs."""
         if run := one_run(data):
             self._runs.append(run)
+        elif len(data) > _SHORT:
+            half = len(data) // 2 & -PFN_SIZE
+            self._add(data[:half])
+            self._add(data[half:])
         else:
-            self._add_parts(data)
-
-    def _add_parts(self, data: bytes) -> None:
-        """Add PFNs that are not one run. Linux takes blocks of pages from its free lists, so its
-        requests often are two or three runs."""
-        half = len(data) // 2 & -PFN_SIZE
-        for part in (data[:half], data[half:]):
-            if len(part) > _SHORT and (run := one_run(part)):
-                self._runs.append(run)
-            elif len(part) > 2 * _SHORT:
-                self._add_parts(part)
-            else:
-                self._numbers += memoryview(part).cast("I")
+            self._numbers += memoryview(data).cast("I")
 
     @property
     def is_full(self) -> bool:
@@ -96,8 +93,8 @@ class _Pages:
         return Slice(self.size, page_vector(self._numbers, self._runs), self.refusals)
 
 
-_SHORT: Final = 32 * PFN_SIZE
-"""Bytes of PFNs that are not worth a look for a run."""
+_SHORT: Final = 64 * PFN_SIZE
+"""Bytes of PFNs whose parts are not worth a look for runs."""
 
 _SAME: Final = sum(1 << 8 * PFN_SIZE * place for place in range(READ_PFNS))
 _RISING: Final = sum(place << 8 * PFN_SIZE * place for place in range(READ_PFNS))
@@ -138,10 +135,8 @@ def pages(requests: Requests, read: ReadMemory, *, gathered: bool = False) -> It
     if len(requests) != 1 or not _is_usual(requests[0]):
         return _pages(requests, read, most)
     address, length, _ = requests[0][0]
-    if run := one_run(data := read(address, length)):  # a shortcut
-        return (Slice(_size_of_pages(length), run_vector(run)),)
     found = _Pages(most)
-    found.add(data)
+    found.add(read(address, length))
     return (found.slice(),)
 
 
