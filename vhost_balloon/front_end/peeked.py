@@ -55,7 +55,7 @@ def peek(sock: socket.socket, size: int, room: int = ROOM) -> Peeked:
     Raises BlockingIOError if nothing has arrived, and ConnectionResetError.
     """
     data, ancillary, flags, _ = sock.recvmsg(size, room, PEEK)
-    seen = Peeked(data, receive_fds(ancillary) if ancillary else [])
+    seen = Peeked(data, receive_fds(ancillary))
     if flags & TRUNCATED:
         seen.lose()
     return seen

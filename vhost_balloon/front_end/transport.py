@@ -222,7 +222,7 @@ class Transport:
     def _begin(self, data: bytes, seen: Peeked | Message) -> None:
         """Write a message into the journal."""
         if self._journal is not None:
-            names = [shelf_name(fd) or "" for fd in seen.fds] if seen.fds else []
+            names = [shelf_name(fd) or "" for fd in seen.fds]
             self._journal.begin(data, [*names, _LOST] if seen.fds_lost else names)
 
     def _take(self, size: int) -> bool:

@@ -68,4 +68,4 @@ class Message:
         """Close the descriptors that were not released."""
         for fd in self.fds:
             fd.close()
-        self.fds = []
+        self.release_fds()

@@ -94,9 +94,7 @@ class Journal:
         """
         start = self._half if self._start == 0 else 0
         joined = ":".join(names).encode()
-        size = _HEAD.size + len(request) + len(joined)
-        if size > self._half:
-            raise self._too_long(size)
+        self._check(_HEAD.size + len(request) + len(joined))
         self.sequence += 1
         body = start + _HEAD.size
         end = body + len(request)
@@ -127,8 +125,7 @@ class Journal:
         """
         if reply is not None:
             end = self._body + len(reply)
-            if end - self._start > self._half:
-                raise self._too_long(end - self._start)
+            self._check(end - self._start)
             self._view[self._body : end] = reply
             _REPLY.pack_into(self._view, self._start + _REPLY_AT, len(reply), crc32(reply))
         self._view[self._start + _PHASE_AT] = Phase.DONE
@@ -148,8 +145,10 @@ class Journal:
     def release(self) -> None:
         self._view.release()
 
-    def _too_long(self, size: int) -> ValueError:
-        return ValueError(f"{size} bytes do not fit a journal entry of {self._half}")
+    def _check(self, size: int) -> None:
+        """Raise ValueError if an entry of so many bytes does not fit."""
+        if size > self._half:
+            raise ValueError(f"{size} bytes do not fit a journal entry of {self._half}")
 
     def _latest(self) -> tuple[Entry, int] | None:
         entries = [(entry, start) for start in (0, self._half) for entry in self._read(start)]
