@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.rig.errors import CommandError, GuestError, RigTimeout
+from tests.rig.waiting import connected, unix_connection
 
 READY: Final = b"@@ready\n"
 _LINE: Final = 512
@@ -31,7 +31,12 @@ class Console:
         self._lock = threading.Lock()
         self._buffer = b""
         self._count = 0
-        self.socket = _connected(path, check, timeout)
+        self.socket = connected(
+            lambda: unix_connection(path),
+            timeout,
+            lambda: RigTimeout(f"no console at {path}"),
+            check,
+        )
 
     def set_check(self, check: Callable[[], None]) -> None:
         """Replace the check."""
@@ -119,19 +124,3 @@ class Console:
 
     def _tail(self) -> str:
         return self._buffer[-500:].decode(errors="replace")
-
-
-def _connected(path: Path, check: Callable[[], None], timeout: float) -> socket.socket:
-    deadline = time.monotonic() + timeout
-    while True:
-        check()
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            if time.monotonic() > deadline:
-                raise RigTimeout(f"no console at {path}") from None
-            time.sleep(0.02)
-        else:
-            return connection

@@ -22,6 +22,7 @@ from tests.rig.job import Job
 from tests.rig.memory import GiB, Memory
 from tests.rig.process import OWN_FORKER, Started, ended, kill, spawn, text_tail
 from tests.rig.qmp import QMPClient
+from tests.rig.waiting import connected
 
 BOOT_SECONDS: Final = 120.0
 _DRIVER: Final = "/lib/modules/virtio_balloon.ko"
@@ -213,15 +214,12 @@ class Guest(Started):
 
     def _connected_qmp(self) -> QMPClient:
         """Connect; QEMU opens this socket right after the console's."""
-        deadline = time.monotonic() + 30
-        while True:
-            self._check_process()
-            try:
-                return QMPClient(self.folder / "qmp.sock")
-            except (FileNotFoundError, ConnectionRefusedError):
-                if time.monotonic() > deadline:
-                    raise RigTimeout("QEMU offers no QMP socket") from None
-                time.sleep(0.02)
+        return connected(
+            lambda: QMPClient(self.folder / "qmp.sock"),
+            30,
+            lambda: RigTimeout("QEMU offers no QMP socket"),
+            self._check_process,
+        )
 
     def _check_process(self) -> None:
         if self._process is not None and self._process.poll() is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 
 def wait_until(
@@ -24,3 +27,42 @@ def wait_until(
             raise failure() if failure else AssertionError(f"not within {seconds} s")
         time.sleep(pause)
     return time.monotonic() - started
+
+
+T = TypeVar("T")
+
+
+def connected(
+    connect: Callable[[], T],
+    seconds: float,
+    failure: Callable[[], Exception],
+    check: Callable[[], None] = lambda: None,
+) -> T:
+    """Connect to a socket on which somebody is about to listen; check() runs before each attempt.
+
+    Raises:
+        Exception: the one from failure(), if nobody listens in time.
+    """
+    found: list[T] = []
+
+    def connects() -> bool:
+        check()
+        try:
+            found.append(connect())
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    wait_until(connects, seconds, failure, pause=0.02)
+    return found[0]
+
+
+def unix_connection(path: Path) -> socket.socket:
+    """A socket that is connected to the one at path."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+    except BaseException:
+        connection.close()
+        raise
+    return connection

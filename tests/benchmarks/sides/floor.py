@@ -6,7 +6,6 @@ The ranges of one kick are merged. There are two ways, of which the faster is th
 from __future__ import annotations
 
 import sys
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,9 +22,6 @@ class Floor(Side):
         super().__init__(ram, neighbour)
         self.pid = puncher.pid
         self._puncher = puncher
-
-    @abstractmethod
-    def give_back(self, work: Work) -> float: ...
 
 
 class Fallocate(Floor):

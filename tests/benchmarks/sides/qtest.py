@@ -6,10 +6,10 @@ registers are read and written through this socket alone.
 
 from __future__ import annotations
 
-import socket
-import time
 from pathlib import Path
 from typing import Final
+
+from tests.rig.waiting import connected, unix_connection
 
 ANSWER_SECONDS: Final = 30.0
 
@@ -23,7 +23,11 @@ class Qtest:
 
     def __init__(self, path: Path, *, timeout: float = ANSWER_SECONDS) -> None:
         """Connect, waiting up to timeout seconds for QEMU to listen."""
-        self._socket = _connected(path, timeout)
+        self._socket = connected(
+            lambda: unix_connection(path),
+            timeout,
+            lambda: QtestError(f"nobody listens on {path}"),
+        )
         self._socket.settimeout(timeout)
         self._buffer = b""
 
@@ -74,18 +78,3 @@ def write_command(size: int, address: int, value: int) -> str:
 
 
 _SUFFIX: Final = {1: "b", 2: "w", 4: "l", 8: "q"}
-
-
-def _connected(path: Path, timeout: float) -> socket.socket:
-    deadline = time.monotonic() + timeout
-    while True:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            if time.monotonic() > deadline:
-                raise QtestError(f"nobody listens on {path}") from None
-            time.sleep(0.01)
-        else:
-            return connection
