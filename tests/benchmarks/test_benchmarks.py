@@ -28,7 +28,7 @@ from tests.benchmarks.sides.qemu import qemu_side
 from tests.benchmarks.summary import interval, ratios, summarise
 from tests.benchmarks.works import FIRST, PAGE, Work, inflates, reports, single_pages
 from tests.rig.errors import RigUnavailable
-from tests.rig.fixtures import refuse
+from tests.rig.fixtures import refuse, required
 from tests.rig.memory import MiB
 from tests.rig.process import OWN_FORKER
 from tests.rig.provisioning.packages import SYSTEMD
@@ -214,7 +214,9 @@ def test_the_refault_part_runs(kind: Kind, capfd: pytest.CaptureFixture[str]) ->
     assert SHMEM_ENABLED.read_text() == before
     if not rows:
         need_root("MEMORY KINDS")
-        pytest.skip(capfd.readouterr().err)
+        why = capfd.readouterr().err
+        assert not required(), why
+        pytest.skip(why)
     plausible(rows)
     found = {row.work: row.values[kind.name][0] for row in rows}
     for size in (2, 4):
