@@ -36,7 +36,8 @@ ROOMS: dict[str, str] = {  # from the bottom up: a row names only rows above it
     "metrics": "protocol figures service",
     "config": "protocol figures memory service vm metrics",
     "control": "protocol figures balloon memory queues vm restart front_end",
-    "hub": "protocol figures metrics service config",
+    "policy": "protocol figures",
+    "hub": "protocol figures metrics policy service config",
     "examiner": "protocol memory service config",
     "daemon": "deferred protocol figures service pace store memory balloon session queues vm "
     "front_end restart metrics config control",
@@ -76,6 +77,19 @@ PURE = {
     "vhost_balloon.pace.rate",
     "vhost_balloon.queues.decode",
     "vhost_balloon.queues.virtqueue",
+    *(
+        f"vhost_balloon.policy.{name}"
+        for name in (
+            "constants",
+            "decide",
+            "demand",
+            "explain",
+            "inputs",
+            "memory",
+            "report",
+            "settings",
+        )
+    ),
     "vhost_balloon.store.journal",
     "vhost_balloon.store.slots",
 }

@@ -1,0 +1,210 @@
+"""The rule. Pure: the same input gives the same decisions.
+
+One number for the whole host, k = available / reserve between 0 and 1, says how much of the room
+that guests would like they may keep. A VM keeps its demand and k times its room: what it used
+lately and does not now, and slack.
+
+- Below the reserve, all VMs are cut towards demand plus the same share of their wish.
+- A VM that shows that it needs more is given more at once, however short the host is.
+- Above twice the reserve, memory goes back slowly.
+- In between, nothing moves but relief. Without that band, the rule would hunt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vhost_balloon.figures.policy_reason import Reason
+from vhost_balloon.policy.constants import GIVE, HOLD, PRESSURE, SILENT, STALE, STEP, STUCK
+from vhost_balloon.policy.demand import follow, follow_actual, remembered, took_back
+from vhost_balloon.policy.inputs import HostFigures, VmFigures
+from vhost_balloon.policy.memory import Memory, VmMemory
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """The host as the rule takes it. available: after pressure was considered."""
+
+    available: int
+    total: int
+    reserve: int
+    some: float
+    k: float
+    short: bool
+    plenty: bool
+    spare: int = 0
+    """All that VMs may give."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """One VM's reason, and the numbers behind it.
+
+    target: the order, None for none. keep: what the rule leaves it; spare: what it has beyond that.
+    age: of its sample, None without one. poll: ask the guest for statistics at each tick.
+    """
+
+    reason: Reason
+    target: int | None = None
+    detail: str = ""
+    demand: int = 0
+    peak: int = 0
+    slack: int = 0
+    keep: int = 0
+    spare: int = 0
+    age: float | None = None
+    distress: bool = False
+    poll: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a tick leads to. memory: for the next one."""
+
+    host: HostState
+    decisions: Mapping[str, Decision]
+    memory: Memory
+
+
+def judge(host: HostFigures, reserve: int) -> HostState:
+    """How the host is. reserve: bytes that are to stay available, above 0."""
+    available = host.available
+    plenty = available > 2 * reserve
+    if host.some >= PRESSURE and not plenty:  # MemAvailable promises too much
+        available = min(available, int(reserve * (1 - host.some)))
+    k = min(1.0, max(0.0, available / reserve))
+    short = available < reserve
+    return HostState(available, host.total, reserve, host.some, k, short, plenty)
+
+
+def decide(now: float, host: HostState, vms: Mapping[str, VmFigures], memory: Memory) -> Outcome:
+    """Decide about all VMs, every TICK. VMs that are gone are forgotten."""
+    after = {name: remembered(vm, memory.get(name)) for name, vm in vms.items()}
+    told = {name: _consider(now, host, vm, after[name]) for name, vm in vms.items()}
+    may_give = [name for name, decision in told.items() if decision.reason is Reason.NOT_NEEDED]
+    spare = sum(told[name].spare for name in may_give if told[name].spare >= STEP)
+    host = replace(host, spare=spare)
+    if host.short:
+        for name in may_give:
+            _reclaim(host, vms[name], told[name])
+    elif host.plenty:
+        _regrow(host, vms, told)
+    for name, decision in told.items():
+        if decision.target is not None:
+            after[name].target = decision.target
+    return Outcome(host, told, after)
+
+
+def _consider(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> Decision:
+    """What to tell a VM on its own account: give back, or leave alone. Reason.NOT_NEEDED stands for
+    a VM that may give its spare."""
+    is_new = follow(vm, host.k, memory)
+    taken_back = took_back(vm, memory)
+    memory.distress = memory.distress or taken_back
+    follow_actual(vm, now, memory)
+    decision = _described(now, host, vm, memory)
+    if vm.obstacle is not None:
+        decision.reason, decision.detail = vm.obstacle, vm.detail
+        return decision
+    squeezed = vm.squeezed
+    decision.poll = squeezed or host.short
+    silent = decision.age is None or decision.age > SILENT
+    needs_more = squeezed and (memory.distress or silent)
+    if needs_more and _give_back(host, vm, decision, urgent=is_new or taken_back or silent):
+        return decision
+    stuck = memory.moving_since is not None and now - memory.moving_since > STUCK
+    if stuck and squeezed and not memory.distress:
+        memory.held_until, memory.moving_since = now + HOLD, None
+        decision.reason = Reason.STUCK
+        decision.target = max(vm.floor, min(vm.actual, vm.ceiling))
+    else:
+        decision.reason = _standing(now, vm, decision, memory, SILENT if squeezed else STALE)
+    return decision
+
+
+def _described(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> Decision:
+    """The numbers of a VM."""
+    slack = vm.slack
+    room = max(memory.peak - memory.demand, 0) + slack
+    keep = max(vm.floor, int(memory.demand + host.k * room))
+    return Decision(
+        Reason.NOT_NEEDED,
+        demand=memory.demand,
+        peak=memory.peak,
+        slack=slack,
+        keep=keep,
+        spare=max(min(vm.actual, vm.resident) - keep, 0),
+        age=None if vm.sample is None else max(now - vm.sample.taken, 0.0),
+        distress=memory.distress,
+    )
+
+
+def _give_back(host: HostState, vm: VmFigures, decision: Decision, *, urgent: bool) -> bool:
+    """Relief for a squeezed VM, never rationed. False if it has what it is to be given.
+
+    urgent: there is a new reason since the last tick.
+    """
+    if decision.age is None:  # nothing is known of it
+        reason, target = Reason.SILENT, vm.ceiling
+    elif not decision.distress:
+        reason, target = Reason.SILENT, decision.peak + decision.slack
+    elif not host.short:
+        reason, target = Reason.RELIEF, vm.ceiling
+    elif urgent:
+        reason, target = Reason.RELIEF, vm.actual + decision.slack
+    else:
+        return False
+    target = min(vm.ceiling, target)
+    if target <= vm.target:
+        return False
+    decision.reason, decision.target = reason, target
+    return True
+
+
+def _standing(
+    now: float, vm: VmFigures, decision: Decision, memory: VmMemory, patience: float
+) -> Reason:
+    """Why a VM is left alone on its own account; NOT_NEEDED if it may give. patience: the age to
+    which its sample is believed."""
+    if decision.age is None:
+        return Reason.NO_STATISTICS
+    if not memory.current or decision.age > patience:
+        return Reason.STALE
+    if decision.distress:
+        return Reason.DISTRESS
+    if vm.actual > vm.target + STEP:
+        return Reason.MOVING
+    if memory.held_until is not None and now < memory.held_until:
+        return Reason.HELD
+    return Reason.NOT_NEEDED if decision.spare > 0 else Reason.NOTHING_TO_SPARE
+
+
+def _reclaim(host: HostState, vm: VmFigures, decision: Decision) -> None:
+    """Take a VM's share of what is missing, in proportion to what each can spare."""
+    decision.reason = Reason.TOO_SMALL
+    if decision.spare < STEP:
+        return
+    missing = host.reserve - host.available
+    take = min(decision.spare, int(missing * decision.spare / host.spare))
+    target = min(vm.actual, vm.resident, vm.ceiling + take) - take
+    if target <= vm.target - STEP:
+        decision.reason, decision.target = Reason.RECLAIM, target
+
+
+def _regrow(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
+    """Give squeezed VMs that nobody moved a part of the surplus, by weight."""
+    waiting = {
+        name: vms[name]
+        for name, decision in told.items()
+        if decision.target is None and vms[name].obstacle is None and vms[name].squeezed
+    }
+    surplus = (host.available - 2 * host.reserve) * GIVE
+    weights = sum(vm.settings.weight for vm in waiting.values())
+    for name, vm in waiting.items():
+        step = min(told[name].slack, int(surplus * vm.settings.weight / weights))
+        target = min(vm.ceiling, vm.target + step)
+        if target >= min(vm.ceiling, vm.target + STEP):
+            told[name].reason, told[name].target = Reason.REGROW, target
+        else:
+            told[name].reason = Reason.TOO_SMALL

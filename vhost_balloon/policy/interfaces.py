@@ -1,0 +1,48 @@
+"""What the policy needs of others: VMs to ask and to order (hub/), and figures of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from vhost_balloon.policy.inputs import HostFigures, VmFigures
+
+
+@dataclass(frozen=True, slots=True)
+class Policed:
+    """A VM that has answered. held_for: seconds until its manual hold ends, None for no end or no
+    hold (figures.obstacle says which)."""
+
+    figures: VmFigures
+    held_for: float | None = None
+
+
+class Vms(Protocol):
+    """The VMs of the host, by name. Every call takes bounded time, whatever a VM's daemon does."""
+
+    async def look(self, now: float, poll: Collection[str]) -> Mapping[str, Policed]:
+        """All VMs whose daemons answer. poll: those whose guests are asked for statistics first."""
+
+    async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
+        """Set targets, in bytes, marked as the policy's. Returns why an order was refused."""
+
+    async def hold(self, name: str, seconds: int | None) -> None:
+        """Leave a VM alone, for ever or for a time. Raises CommandError."""
+
+    async def release(self, name: str) -> None:
+        """End a VM's hold. Raises CommandError."""
+
+    def close(self) -> None:
+        """Close all connections; the next call opens them again."""
+
+
+class Host(Protocol):
+    """The host's memory."""
+
+    def read(self, now: float) -> HostFigures:
+        """Raises HostUnreadable."""
+
+
+class HostUnreadable(Exception):
+    """The host's memory cannot be read; the text says why, in one line."""
