@@ -155,7 +155,7 @@ def _give_back(host: HostState, vm: VmFigures, decision: Decision, *, urgent: bo
         reason, target = Reason.RELIEF, vm.actual + decision.slack
     else:
         return False
-    target = min(vm.ceiling, target)
+    target = min(vm.ceiling, max(vm.floor, target))
     if target <= vm.target:
         return False
     decision.reason, decision.target = reason, target
@@ -203,7 +203,7 @@ def _regrow(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, De
     weights = sum(vm.settings.weight for vm in waiting.values())
     for name, vm in waiting.items():
         step = min(told[name].slack, int(surplus * vm.settings.weight / weights))
-        target = min(vm.ceiling, vm.target + step)
+        target = min(vm.ceiling, max(vm.floor, vm.target + step))
         if target >= min(vm.ceiling, vm.target + STEP):
             told[name].reason, told[name].target = Reason.REGROW, target
         else:

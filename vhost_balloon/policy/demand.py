@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from copy import copy
+from dataclasses import fields
+from operator import attrgetter
 
 from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.policy.constants import DISTRESS, FADE, FAULTS, PAGE_SIZE, STEP, TAKEN_BACK
 from vhost_balloon.policy.inputs import Sample, VmFigures
 from vhost_balloon.policy.memory import VmMemory
+
+_FIELDS = attrgetter(*(field.name for field in fields(VmMemory)))
+"""copy.copy() takes five times as long, which counts with hundreds of VMs."""
 
 
 def remembered(vm: VmFigures, memory: VmMemory | None) -> VmMemory:
@@ -15,7 +19,7 @@ def remembered(vm: VmFigures, memory: VmMemory | None) -> VmMemory:
     before."""
     if memory is None or memory.guest != vm.guest or vm.obstacle is Reason.NO_DRIVER:
         return VmMemory(vm.guest)
-    return copy(memory)
+    return VmMemory(*_FIELDS(memory))
 
 
 def follow(vm: VmFigures, k: float, memory: VmMemory) -> bool:

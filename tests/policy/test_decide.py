@@ -1,0 +1,293 @@
+"""The rule, case by case: each reason, and what happened elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vhost_balloon.figures.policy_reason import Reason
+from vhost_balloon.policy.constants import HOLD, TICK
+from vhost_balloon.policy.decide import Decision, HostState, decide, judge
+from vhost_balloon.policy.inputs import (
+    HostFigures,
+    Sample,
+    VmFigures,
+    VmSettings,
+    default_floor,
+    default_reserve,
+)
+from vhost_balloon.policy.memory import Memory, VmMemory
+
+MIB = 1 << 20
+GIB = 1 << 30
+RESERVE = 2 * GIB
+WELL, SHORT, PLENTY = (
+    judge(HostFigures(available, 64 * GIB), RESERVE) for available in (3 * GIB, GIB, 8 * GIB)
+)
+
+
+def vm(
+    *, actual: int = 4 * GIB, target: int | None = None, available: int = 2 * GIB, taken: float = 0,
+    faults: int | None = 0, resident: int = 4 * GIB, obstacle: Reason | None = None,
+    settings: VmSettings | None = None,
+) -> VmFigures:  # fmt: skip
+    """One of 4 GiB."""
+    sample = Sample(taken, actual, available, faults)
+    target = actual if target is None else target
+    return VmFigures("qemu", 4 * GIB, actual, target, resident, sample,
+                     settings or VmSettings(), obstacle)  # fmt: skip
+
+
+def one(
+    figures: VmFigures, host: HostState = WELL, *, now: float = 0.0, memory: Memory | None = None
+) -> tuple[Decision, VmMemory]:
+    outcome = decide(now, host, {"vm": figures}, memory or {})
+    return outcome.decisions["vm"], outcome.memory["vm"]
+
+
+def after(figures: VmFigures, host: HostState = WELL, now: float = 0.0) -> dict[str, VmMemory]:
+    """The memory after a tick at which this was seen."""
+    return {"vm": one(figures, host, now=now)[1]}
+
+
+@pytest.mark.parametrize(
+    ("available", "some", "k", "short", "plenty"),
+    [
+        (8 * GIB, 0.0, 1.0, False, True),
+        (3 * GIB, 0.0, 1.0, False, False),
+        (GIB, 0.0, 0.5, True, False),
+        (-GIB, 0.0, 0.0, True, False),
+        (3 * GIB, 0.25, 0.75, True, False),
+        (3 * GIB, 0.05, 1.0, False, False),
+        (8 * GIB, 0.9, 1.0, False, True),
+    ],
+)
+def test_one_number_says_how_the_host_is(
+    available: int, some: float, k: float, short: bool, plenty: bool
+) -> None:
+    host = judge(HostFigures(available, 64 * GIB, some), RESERVE)
+    assert (host.k, host.short, host.plenty) == (k, short, plenty)
+
+
+@pytest.mark.parametrize(
+    ("size", "floor"),
+    [(128, 72), (512, 168), (2048, 360), (4096, 488), (8192, 744), (16384, 1000), (32768, 1512)],
+)
+def test_the_default_floor_is_that_of_the_linux_driver(size: int, floor: int) -> None:
+    assert default_floor(size * MIB) == floor * MIB
+
+
+@pytest.mark.parametrize(("total", "gib"), [(16, 2.28), (64, 6.12), (256, 21.48)])
+def test_the_default_reserve_grows_slower_than_the_host(total: int, gib: float) -> None:
+    assert default_reserve(total * GIB) == pytest.approx(gib * GIB, rel=0.001)
+
+
+def test_nothing_moves_while_the_host_is_well() -> None:
+    for host in (WELL, PLENTY):
+        decision, _ = one(vm(available=3 * GIB), host)
+        assert (decision.reason, decision.target) == (Reason.NOT_NEEDED, None)
+
+
+def test_a_short_host_takes_what_is_missing_in_proportion_to_what_each_can_spare() -> None:
+    vms = {"rich": vm(available=3 * GIB), "poor": vm(available=2 * GIB), "full": vm(available=GIB)}
+    told = decide(0, SHORT, vms, {}).decisions
+    assert told["full"].reason is Reason.RECLAIM
+    taken = {name: 4 * GIB - (told[name].target or 0) for name in vms}
+    assert sum(taken.values()) == pytest.approx(GIB, rel=0.001)
+    for name in vms:
+        assert taken[name] / told[name].spare == pytest.approx(taken["rich"] / told["rich"].spare)
+
+
+def test_what_may_be_taken_is_counted_from_resident_memory() -> None:
+    decision, _ = one(vm(available=3 * GIB, resident=2 * GIB), SHORT)
+    keep = GIB + int(0.5 * 0.2 * 4 * GIB)
+    assert decision.spare == pytest.approx(2 * GIB - keep, abs=MIB)
+    assert decision.target == 2 * GIB - decision.spare
+
+
+def test_a_vm_is_never_taken_below_its_demand_or_its_floor() -> None:
+    gone = judge(HostFigures(0, 64 * GIB), RESERVE)
+    decision, _ = one(vm(available=3 * GIB, resident=int(1.2 * GIB)), gone)
+    assert decision.target == GIB
+    settings = VmSettings(floor=int(1.1 * GIB))
+    decision, _ = one(vm(available=3 * GIB, resident=int(1.2 * GIB), settings=settings), gone)
+    assert decision.target == settings.floor
+
+
+def test_less_than_a_step_is_not_asked_for() -> None:
+    decision, _ = one(vm(available=GIB, resident=int(3.4 * GIB) + 8 * MIB), SHORT)
+    assert decision.reason is Reason.TOO_SMALL
+    assert 0 < decision.spare < 16 * MIB
+
+
+def test_outside_shortage_relief_is_the_whole_ceiling_at_once() -> None:
+    squeezed = vm(actual=2 * GIB, available=50 * MIB)
+    assert one(squeezed)[0].target == 4 * GIB
+    limited = replace(squeezed, settings=VmSettings(ceiling=3 * GIB))
+    decision, _ = one(limited)
+    assert (decision.reason, decision.target) == (Reason.RELIEF, 3 * GIB)
+
+
+def test_in_shortage_relief_is_slack_once_for_each_sample() -> None:
+    squeezed = vm(actual=2 * GIB, available=10 * MIB, taken=1)
+    decision, memory = one(squeezed, SHORT, now=1)
+    assert decision.reason is Reason.RELIEF
+    assert decision.target == 2 * GIB + int(0.2 * 4 * GIB)
+    grown = replace(squeezed, target=decision.target, actual=decision.target)
+    again, memory = one(grown, SHORT, now=3, memory={"vm": memory})
+    assert (again.reason, again.target) == (Reason.DISTRESS, None)
+    sample = Sample(4, decision.target, 10 * MIB, 0)
+    third, _ = one(replace(grown, sample=sample), SHORT, now=5, memory={"vm": memory})
+    assert third.reason is Reason.RELIEF
+
+
+def test_a_guest_that_takes_memory_back_gets_it() -> None:
+    before = vm(actual=2 * GIB, available=GIB)
+    decision, _ = one(replace(before, actual=2 * GIB + 16 * MIB), memory=after(before))
+    assert (decision.reason, decision.target) == (Reason.RELIEF, 4 * GIB)
+
+
+def test_plugged_memory_and_others_orders_are_not_taken_for_a_guest_in_need() -> None:
+    before = vm(actual=2 * GIB, available=GIB)
+    plugged = replace(before, size=5 * GIB, actual=3 * GIB, target=3 * GIB)
+    ordered = replace(before, actual=3 * GIB, target=3 * GIB)
+    for figures in (plugged, ordered):
+        assert one(figures, memory=after(before))[0].target is None
+
+
+def test_major_faults_show_that_useful_cache_was_taken() -> None:
+    before = vm(actual=2 * GIB, available=GIB, faults=1000)
+    for faults, reason in (
+        (1500, Reason.NOT_NEEDED),
+        (2000, Reason.RELIEF),
+        (3, Reason.NOT_NEEDED),
+    ):
+        sample = Sample(10, 2 * GIB, GIB, faults)
+        decision, _ = one(replace(before, sample=sample), now=10, memory=after(before))
+        assert decision.reason is reason, faults
+
+
+def test_a_squeezed_guest_that_falls_silent_gets_its_peak_and_slack() -> None:
+    squeezed = vm(actual=int(1.2 * GIB), available=GIB // 2)
+    decision, _ = one(squeezed, now=9, memory=after(squeezed))
+    peak, slack = int(1.2 * GIB) - GIB // 2, int(0.2 * 4 * GIB)
+    assert (decision.reason, decision.target) == (Reason.SILENT, peak + slack)
+    nothing_known, _ = one(replace(squeezed, sample=None))
+    assert (nothing_known.reason, nothing_known.target) == (Reason.SILENT, 4 * GIB)
+
+
+def test_a_target_that_is_not_reached_is_withdrawn_and_the_vm_held() -> None:
+    figures = vm(actual=3 * GIB, target=2 * GIB, available=2 * GIB)
+    memory: Memory = {}
+    reasons = []
+    for tick in range(7):
+        now = TICK * tick
+        sample = Sample(now, 3 * GIB, 2 * GIB, 0)
+        decision, of = one(replace(figures, sample=sample), SHORT, now=now, memory=memory)
+        memory = {"vm": of}
+        reasons.append(decision.reason)
+    assert reasons == [Reason.MOVING] * 6 + [Reason.STUCK]
+    assert decision.target == 3 * GIB
+    stays = replace(figures, target=3 * GIB)
+    for now, reason in ((20.0, Reason.HELD), (13 + HOLD, Reason.RECLAIM)):
+        sample = Sample(now, 3 * GIB, 2 * GIB, 0)
+        decision, _ = one(replace(stays, sample=sample), SHORT, now=now, memory=memory)
+        assert decision.reason is reason
+
+
+def test_a_guest_that_comes_closer_is_not_stuck() -> None:
+    memory: Memory = {}
+    for tick in range(20):
+        now = TICK * tick
+        actual = 4 * GIB - 50 * MIB * tick
+        figures = vm(actual=actual, target=2 * GIB, available=2 * GIB, taken=now)
+        decision, of = one(figures, SHORT, now=now, memory=memory)
+        memory = {"vm": of}
+        assert decision.reason is Reason.MOVING
+
+
+def test_a_ceiling_that_a_guest_does_not_reach_is_left_as_it_is() -> None:
+    """An initial target of the configuration is the ceiling: not an order of the policy."""
+    figures = vm(actual=3 * GIB, target=2 * GIB, settings=VmSettings(ceiling=2 * GIB))
+    memory: Memory = {}
+    for tick in range(20):
+        decision, of = one(figures, now=TICK * tick, memory=memory)
+        memory = {"vm": of}
+        assert decision.target is None
+
+
+def test_plenty_goes_back_slowly_and_by_weight() -> None:
+    light, heavy = vm(actual=2 * GIB), vm(actual=2 * GIB, settings=VmSettings(weight=300))
+    told = decide(0, PLENTY, {"light": light, "heavy": heavy}, {}).decisions
+    surplus = int((8 - 2 * 2) * GIB * 0.05)
+    assert told["light"].target == 2 * GIB + surplus // 4
+    assert told["heavy"].target == 2 * GIB + surplus * 3 // 4
+    assert told["heavy"].reason is Reason.REGROW
+
+
+def test_the_last_bit_below_the_ceiling_is_given_back() -> None:
+    decision, _ = one(vm(actual=4 * GIB - 5 * MIB), PLENTY)
+    assert (decision.reason, decision.target) == (Reason.REGROW, 4 * GIB)
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [Reason.OFF, Reason.MANUAL, Reason.NO_DRIVER, Reason.INERT, Reason.PINNED],
+)
+@pytest.mark.parametrize("host", [SHORT, WELL, PLENTY])
+def test_a_vm_with_an_obstacle_is_neither_moved_nor_asked(
+    obstacle: Reason, host: HostState
+) -> None:
+    decision, _ = one(vm(actual=2 * GIB, available=0, obstacle=obstacle), host)
+    assert (decision.reason, decision.target, decision.poll) == (obstacle, None, False)
+
+
+def test_demand_and_peak_are_followed_during_a_hold() -> None:
+    held = vm(actual=4 * GIB, available=GIB, obstacle=Reason.MANUAL)
+    memory = after(held)
+    later = replace(held, sample=Sample(300, 4 * GIB, 3 * GIB, 0))
+    decision, _ = one(later, now=300, memory=memory)
+    assert (decision.demand, decision.peak) == (GIB, 2 * GIB)
+
+
+def test_without_statistics_nothing_is_taken() -> None:
+    assert one(replace(vm(), sample=None), SHORT)[0].reason is Reason.NO_STATISTICS
+    assert one(vm(taken=0), SHORT, now=31)[0].reason is Reason.STALE
+
+
+def test_after_a_restart_relief_is_at_once_and_reclaim_waits_for_a_sample() -> None:
+    rich = vm(available=3 * GIB, taken=5)
+    memory = {"vm": replace(after(rich, now=5)["vm"], current=False)}
+    assert one(rich, SHORT, now=6, memory=memory)[0].reason is Reason.STALE
+    newer = replace(rich, sample=Sample(7, 4 * GIB, 3 * GIB, 0))
+    assert one(newer, SHORT, now=8, memory=memory)[0].reason is Reason.RECLAIM
+    needy = vm(actual=2 * GIB, available=0, taken=5)
+    memory = {"vm": replace(after(needy, SHORT, now=5)["vm"], current=False, target=2 * GIB)}
+    assert one(needy, WELL, now=6, memory=memory)[0].reason is Reason.RELIEF
+
+
+def test_another_front_end_and_another_driver_begin_without_a_past() -> None:
+    busy = vm(available=0)
+    memory = after(busy)
+    idle = vm(available=3 * GIB, taken=1)
+    assert one(replace(idle, guest="another"), now=1, memory=memory)[0].peak == GIB
+    assert one(idle, now=1, memory=memory)[0].peak > 3 * GIB
+    booting = replace(idle, sample=None, obstacle=Reason.NO_DRIVER)
+    memory = {"vm": one(booting, memory=memory)[1]}
+    assert one(idle, now=1, memory=memory)[0].peak == GIB
+
+
+@pytest.mark.parametrize("lie", [0, 1 << 63])
+def test_a_guest_that_lies_hurts_only_itself(lie: int) -> None:
+    honest, liar = vm(available=3 * GIB), vm(available=lie)
+    alone = decide(0, SHORT, {"honest": honest}, {}).decisions["honest"]
+    told = decide(0, SHORT, {"honest": honest, "liar": liar}, {}).decisions
+    assert (told["honest"].target or 0) >= (alone.target or 0)
+    assert (told["liar"].target or 4 * GIB) >= liar.floor
+
+
+def test_squeezed_vms_are_asked_every_tick_and_all_while_the_host_is_short() -> None:
+    assert one(vm(actual=2 * GIB))[0].poll
+    assert not one(vm())[0].poll
+    assert one(vm(), SHORT)[0].poll
