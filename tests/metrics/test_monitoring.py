@@ -14,12 +14,15 @@ from tests.rig.prometheus import promtool
 from tests.rig.provisioning.packages import PROMETHEUS
 from tests.support.control_client import attach
 from tests.support.monitoring import ALERTS, DASHBOARD, RULES, RULES_TEXT, expressions, filled_in
+from tests.support.policy_documents import POLICY_MODES, POLICY_ON
 from tests.support.scrapes import exposition, no_vms, two_vms
 from vhost_balloon.containment import InternalErrors
+from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.metrics.exposition import Exposition
 from vhost_balloon.metrics.families import HubErrorCollector
+from vhost_balloon.metrics.policy_families import PolicyCollector
 
 METRIC: Final = re.compile(r"\b(?:vhost_balloon|process)_\w+\b")
 needs_promtool = pytest.mark.rig(PROMETHEUS)
@@ -30,7 +33,8 @@ LABEL: Final = re.compile(r'\b(state|reason)(=~|!~|=)"([^"]+)"')
 async def known_names() -> set[str]:
     """All names of series in a scrape."""
     errors = InternalErrors()
-    rendered = Exposition(no_vms, [HubErrorCollector(errors)])
+    policy = PolicyCollector(lambda: POLICY_ON, POLICY_MODES)
+    rendered = Exposition(no_vms, [HubErrorCollector(errors), policy])
     body, _ = await rendered.render("")
     types = re.findall(rb"^# TYPE (\w+) (\w+)$", body, re.MULTILINE)
     names = {name.decode() for name, _ in types}
@@ -53,7 +57,7 @@ async def test_every_metric_that_is_queried_exists() -> None:
 def test_every_state_and_reason_that_is_queried_exists() -> None:
     known = {
         "state": {state.value for state in VmState},
-        "reason": {*EVERY_REASON, *PAUSE_REASONS},
+        "reason": {*EVERY_REASON, *PAUSE_REASONS, *(reason.value for reason in Reason)},
     }
     asked = [match for text in (RULES_TEXT, *expressions()) for match in LABEL.findall(text)]
     assert len(asked) >= 5
@@ -75,7 +79,13 @@ def test_every_alert_has_a_severity_a_summary_and_a_description() -> None:
 
 # Rules
 
-OF_THE_HOST: Final = ("VhostBalloonDown", "VhostBalloonHubInternalError")
+OF_THE_HOST: Final = (
+    "VhostBalloonDown",
+    "VhostBalloonHubInternalError",
+    "VhostBalloonHostShort",
+    "VhostBalloonReclaimImpossible",
+    "VhostBalloonPolicyBlind",
+)
 VM: Final = 'job="vhost-balloon",instance="host:9100",vm="web1"'
 MIB: Final = 1 << 20
 
@@ -125,6 +135,22 @@ def refused(reason: str, values: str) -> Series:
     return {f'vhost_balloon_refused_ranges_total{{reason="{reason}"}}': values}
 
 
+def ordered(reason: str, values: str) -> Series:
+    return {f'vhost_balloon_policy_decisions_total{{reason="{reason}"}}': values}
+
+
+def policed(*, available: int = 4096, spare: int = 0, readable: bool = True) -> Series:
+    """A host with a reserve of 2048 MiB."""
+    host = '{job="vhost-balloon",instance="host:9100"}'
+    return {
+        f"vhost_balloon_policy_host_available_bytes{host}": size(available),
+        f"vhost_balloon_policy_host_reserve_bytes{host}": size(2048),
+        f"vhost_balloon_policy_host_spare_bytes{host}": size(spare),
+        f"vhost_balloon_policy_short{host}": f"{int(available < 2048)}x200",
+        f"vhost_balloon_policy_host_readable{host}": f"{int(readable)}x200",
+    }
+
+
 UP: Final = "vhost_balloon_up"
 INTERNAL_ERRORS: Final = 'vhost_balloon_internal_errors_total{where="events"}'
 HUB_ERRORS: Final = 'vhost_balloon_hub_internal_errors_total{where="vm"}'
@@ -148,6 +174,7 @@ FIRING: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonPinStatusUnknown", "3m", paused("pins-unknown")),
     ("VhostBalloonResidentAboveUse", "20m", costs(resident=900, actual=1024, free=800)),
     ("VhostBalloonResidentAboveUse", "20m", costs(resident=900, actual=512, free=100)),
+    ("VhostBalloonPolicyStuck", "45m", ordered("stuck", "0x8 1x50 2x50 3x100")),
 ]
 QUIET: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonVmDown", "1m", {UP: "0x200"}),
@@ -181,6 +208,8 @@ QUIET: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonResidentAboveUse", "40m", costs(resident=450, actual=1024, free=800)),
     ("VhostBalloonResidentAboveUse", "40m", costs(resident=300, actual=512, free=100)),
     ("VhostBalloonResidentAboveUse", "40m", costs(resident=1024, actual=1024, free=10)),
+    ("VhostBalloonPolicyStuck", "45m", ordered("stuck", "0x8 1x50 2x150")),
+    ("VhostBalloonPolicyStuck", "45m", ordered("relief", "0+1x200")),
 ]
 SCRAPED: Final = 'up{job="vhost-balloon",instance="host:9100"}'
 OF_THE_HOST_CASES: Final = [
@@ -192,6 +221,17 @@ OF_THE_HOST_CASES: Final = [
     ("VhostBalloonHubInternalError", "5m", {HUB_ERRORS: "0x8 1x200"}, 1),
     ("VhostBalloonHubInternalError", "50m", {HUB_ERRORS: "0x8 1x200"}, 1),
     ("VhostBalloonHubInternalError", "40m", {HUB_ERRORS: "7x200"}, 0),
+    ("VhostBalloonHostShort", "2m", policed(available=900, spare=100), 1),
+    ("VhostBalloonHostShort", "30s", policed(available=900, spare=100), 0),
+    ("VhostBalloonHostShort", "40m", policed(available=1100, spare=100), 0),
+    ("VhostBalloonHostShort", "40m", {}, 0),
+    ("VhostBalloonReclaimImpossible", "2m", policed(available=1900, spare=0), 1),
+    ("VhostBalloonReclaimImpossible", "30s", policed(available=1900, spare=0), 0),
+    ("VhostBalloonReclaimImpossible", "40m", policed(available=1900, spare=20), 0),
+    ("VhostBalloonReclaimImpossible", "40m", policed(available=2100, spare=0), 0),
+    ("VhostBalloonPolicyBlind", "2m", policed(readable=False), 1),
+    ("VhostBalloonPolicyBlind", "30s", policed(readable=False), 0),
+    ("VhostBalloonPolicyBlind", "40m", policed(readable=True), 0),
 ]
 
 
@@ -288,7 +328,8 @@ def test_each_vm_has_a_row_with_its_main_metrics() -> None:
     assert DASHBOARD["panels"].index(repeated[0]) > 0
     below = DASHBOARD["panels"][DASHBOARD["panels"].index(repeated[0]) + 1 :]
     text = json.dumps(below)
-    for name in ("target_bytes", "actual_bytes", "guest_resident_bytes", "reported_bytes_total",
+    for name in ("policy_reason", "policy_demand_bytes",
+                 "target_bytes", "actual_bytes", "guest_resident_bytes", "reported_bytes_total",
                  "discard_seconds_bucket", "guest_stat_available_bytes", "state"):  # fmt: skip
         assert f"vhost_balloon_{name}{{" in text
     for panel in below:

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from vhost_balloon.metrics.accept import OPENMETRICS, TEXT, MediaType, negotiate
 from vhost_balloon.metrics.document import Document
-from vhost_balloon.metrics.families import FAMILIES, BuildCollector
+from vhost_balloon.metrics.families import EVERY_FAMILY, BuildCollector
 from vhost_balloon.metrics.family import Family, Values
 from vhost_balloon.metrics.process import ProcessCollector
 from vhost_balloon.printable import encodable
@@ -81,7 +81,8 @@ class Layout:
 
 
 _LAYOUTS: Final = {
-    media: [Layout.of(family, encode) for family in FAMILIES] for media, encode in _ENCODERS.items()
+    media: [Layout.of(family, encode) for family in EVERY_FAMILY]
+    for media, encode in _ENCODERS.items()
 }
 
 
@@ -119,7 +120,7 @@ class Format:
         self._vms = {name: self._vms.get(name) or self._lay_out(name) for name, _ in snapshots}
         rows = [(vm or _DOWN, self._vms[name]) for name, vm in snapshots]
         parts: list[str] = []
-        for number, (family, layout) in enumerate(zip(FAMILIES, self._layouts, strict=True)):
+        for number, (family, layout) in enumerate(zip(EVERY_FAMILY, self._layouts, strict=True)):
             parts.append(layout.header)
             read = family.read
             for vm, families in rows:

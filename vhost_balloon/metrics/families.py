@@ -35,6 +35,7 @@ from vhost_balloon.metrics.family import (
     histogram,
     member,
 )
+from vhost_balloon.metrics.policy_families import POLICY_FAMILIES
 
 _REFUSED: Final = tuple((reason,) for reason in EVERY_REASON)
 _RING_ERRORS: Final = tuple(
@@ -264,6 +265,9 @@ FAMILIES: Final[tuple[Family, ...]] = (
     *(counter(f"guest_stat_{name}", text, _statistic(tag))
       for tag, (name, text) in _GUEST_COUNTERS.items()),
 )  # fmt: skip
+"""Every family that a VM's daemon has figures for."""
+
+EVERY_FAMILY: Final = (*FAMILIES, *POLICY_FAMILIES)
 """Every family that has a series for each VM."""
 
 
