@@ -76,6 +76,6 @@ def show(memory: int, reporting: bool) -> None:
         screen.write(["", *picture.summary(screen.history, FREE_MARK)])
 
 
-async def _play(guest: RealGuest, daemon: Daemon, screen: Screen, reporting: bool) -> None:
+async def _play(guest: RealGuest, daemon: Daemon, screen: Screen[History], reporting: bool) -> None:
     async with await QmpClient.connect(daemon.control) as qmp:
         await play(guest, qmp, screen, pace=SECONDS / PLAY_SECONDS, reporting=reporting)

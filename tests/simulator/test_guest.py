@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.virtio_balloon import Queue
+from protocol.virtio_balloon import Queue, StatTag
 from tests.support.fakes.toy_back_end import OFFERED, PROTOCOL, QUIET, ToyBackEnd, booted
 from vhost_balloon.simulator.allocator import GuestOutOfMemory
 from vhost_balloon.simulator.front_end import FrontEnd
@@ -294,3 +294,17 @@ async def test_running_guest_connects_to_a_path(tmp_path: str) -> None:
             async with running_guest(path, 8 * MIB, QUIET) as guest:
                 assert guest.ram.size == 8 * MIB
                 assert await guest.driver.report() == 4 * MIB
+
+
+async def test_the_page_cache_makes_room_for_applications_and_the_balloon() -> None:
+    async with booted() as (guest, back_end):
+        await guest.read_files(100 * MIB)
+        assert guest.cached > 14 * MIB
+        available = guest.allocator.free + guest.cached
+        assert guest.statistics()[int(StatTag.AVAIL)] == available
+        assert guest.statistics()[int(StatTag.CACHES)] == guest.cached
+        back_end.set_target(1024)
+        await guest.driver.wait_balloon(1024)
+        await guest.touch(8 * MIB)
+        assert guest.allocator.free + guest.cached == available - 4 * MIB - 8 * MIB
+        assert await guest.verify() == 0

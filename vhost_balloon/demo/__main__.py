@@ -24,6 +24,8 @@ from vhost_balloon.demo.errors import DemoError, first_of
 from vhost_balloon.demo.history import History
 from vhost_balloon.demo.options import MIB, MIN_MEMORY, PROGRAM, Options, parse_options
 from vhost_balloon.demo.player import FREE_MARK, play
+from vhost_balloon.demo.policy.lives import NAMES
+from vhost_balloon.demo.policy.show import show_policy
 from vhost_balloon.demo.screen import Screen
 from vhost_balloon.printable import printable
 from vhost_balloon.simulator.connection import Refused
@@ -114,6 +116,15 @@ async def run(options: Options) -> int:
 
 
 async def show(options: Options) -> None:
+    """Run the play that was asked for."""
+    if options.play == "policy":
+        memory = affordable(options.memory * len(NAMES)) // len(NAMES) // MIN_MEMORY * MIN_MEMORY
+        await show_policy(max(MIN_MEMORY, memory), options.pace)
+    else:
+        await show_reporting(options)
+
+
+async def show_reporting(options: Options) -> None:
     """Start the daemon and the guest, run the play, and print the summary."""
     memory = affordable(options.memory)
     title = f"vhost-balloon: a simulated guest with {format_size(memory)}"

@@ -1,10 +1,10 @@
-"""Runs the daemon for the demo."""
+"""Runs the daemon, or another program with a control socket, for the demo."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -20,23 +20,39 @@ STOP_SECONDS: Final = 5.0
 
 
 @asynccontextmanager
-async def running_daemon(folder: Path, reporting: bool) -> AsyncIterator[QmpClient]:
-    """Run the daemon with its front-end socket at folder/demo.sock.
+async def running_daemon(
+    folder: Path, reporting: bool, name: str = "demo", *options: str
+) -> AsyncIterator[QmpClient]:
+    """Run the daemon with its front-end socket at folder/NAME.sock.
 
     Raises:
         DemoError: it does not start.
     """
-    control, log = folder / "control.sock", folder / "daemon.log"
+    control = folder / f"{name}.control"
     command = [
-        *(sys.executable, "-m", "vhost_balloon"),
-        f"--socket-path={folder / 'demo.sock'}",
+        *("-m", "vhost_balloon"),
+        f"--socket-path={folder / name}.sock",
         f"--control-socket={control}",
         *([] if reporting else ["--no-reporting"]),
+        *options,
     ]
+    async with running_program(command, control, folder / f"{name}.log") as qmp:
+        yield qmp
+
+
+@asynccontextmanager
+async def running_program(
+    arguments: Sequence[str], control: Path, log: Path
+) -> AsyncIterator[QmpClient]:
+    """Run Python with these arguments until the end, and connect to its control socket.
+
+    Raises:
+        DemoError: it does not start.
+    """
     with log.open("wb") as output:
-        # In a new session, as Ctrl-C is for us only: we end the daemon in order.
+        # In a new session, as Ctrl-C is for us only: we end the program in order.
         process = await trio.lowlevel.open_process(
-            command,
+            [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -58,7 +74,7 @@ async def _connect(process: trio.Process, control: Path, log: Path) -> QmpClient
             except OSError:
                 await trio.sleep(0.05)
     last = (await trio.Path(log).read_text(errors="replace")).strip().rpartition("\n")[2]
-    raise DemoError(f"the daemon did not start: {last or 'it logged nothing'}")
+    raise DemoError(f"{control.stem} did not start: {last or 'it logged nothing'}")
 
 
 async def _stop(process: trio.Process) -> None:

@@ -59,8 +59,8 @@ def graph(history: History, width: int, rows: int, style: Style) -> list[str]:
     ]
     return [
         *lines,
-        *_time_axis(columns, end, style),
-        _mark_line(history.marks, columns, end, style),
+        *time_axis(columns, end, style),
+        mark_line(history.marks, columns, end, style),
     ]
 
 
@@ -114,7 +114,7 @@ def _scale(memory: int, row: int, rows: int, style: Style) -> str:
     return style.paint("faint", f"{label:>{LABEL}}{line}")
 
 
-def _time_axis(columns: int, end: float, style: Style) -> list[str]:
+def time_axis(columns: int, end: float, style: Style) -> list[str]:
     """Return the axis line and its labels, about one every ten columns."""
     steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)
     step = next((step for step in steps if columns * step / end >= 8), steps[-1])
@@ -130,7 +130,7 @@ def _time_axis(columns: int, end: float, style: Style) -> list[str]:
     return [style.paint("faint", line.rstrip()) for line in lines]
 
 
-def _mark_line(marks: list[Mark], columns: int, end: float, style: Style) -> str:
+def mark_line(marks: list[Mark], columns: int, end: float, style: Style) -> str:
     """Return the marks' arrows and, if there is room, their names."""
     arrow = "▴" if style.unicode else "^"
     line = [" "] * columns

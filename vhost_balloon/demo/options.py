@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from vhost_balloon.demo.player import PLAY_SECONDS
+from vhost_balloon.demo.policy.lives import ACT_SECONDS
 from vhost_balloon.printable import printable
 from vhost_balloon.sizes import parse_size
 
@@ -17,18 +18,23 @@ DEFAULT_MEMORY: Final = 512 * MIB
 MIN_MEMORY: Final = 64 * MIB
 MAX_MEMORY: Final = 1 << 40
 
+PLAYS: Final = {"reporting": PLAY_SECONDS, "policy": 2 * ACT_SECONDS}
+"""The plays, and their duration in seconds at pace 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Parsed options. memory: in bytes; seconds: for the whole play."""
+    """Parsed options. play: one of PLAYS; memory: each guest's, in bytes; seconds: for the whole
+    play."""
 
     memory: int = DEFAULT_MEMORY
     seconds: float = PLAY_SECONDS
     reporting: bool = True
+    play: str = "reporting"
 
     @property
     def pace(self) -> float:
-        return self.seconds / PLAY_SECONDS
+        return self.seconds / PLAYS[self.play]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,20 +46,29 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
     """Parse the command line. Exits with status 2 on a mistake."""
     parser = _Parser(
         prog=PROGRAM,
-        description="Show how memory freed by a simulated guest returns to the host.",
+        description="Show how memory freed by a simulated guest returns to the host (reporting), "
+        "or how the policy moves memory between three guests (policy).",
+    )
+    parser.add_argument(
+        "play",
+        nargs="?",
+        choices=tuple(PLAYS),
+        default="reporting",
+        help="what to show (default reporting)",
     )
     parser.add_argument(
         "--memory",
         type=_memory_size,
         default=DEFAULT_MEMORY,
         metavar="SIZE",
-        help="the guest's memory, such as 512M or 2G (default 512M)",
+        help="each guest's memory, such as 512M or 2G (default 512M)",
     )
     parser.add_argument(
         "--seconds",
         type=_seconds,
-        default=PLAY_SECONDS,
-        help=f"approximate duration, from 3 to 600 (default {PLAY_SECONDS:.0f})",
+        help="approximate duration, from 3 to 600 (default "
+        + ", ".join(f"{seconds:.0f} for {name}" for name, seconds in PLAYS.items())
+        + ")",
     )
     parser.add_argument(
         "--no-reporting",
@@ -61,7 +76,10 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
         help="run the daemon without free page reporting, for comparison",
     )
     values = parser.parse_args(arguments)
-    return Options(values.memory, values.seconds, not values.no_reporting)
+    if values.no_reporting and values.play != "reporting":
+        parser.error(f"--no-reporting is not for the play {values.play}")
+    seconds = values.seconds or PLAYS[values.play]
+    return Options(values.memory, seconds, not values.no_reporting, values.play)
 
 
 def _memory_size(text: str) -> int:

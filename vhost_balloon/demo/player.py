@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from vhost_balloon.demo.errors import DemoError, first_of
-from vhost_balloon.demo.history import Mark, Sample
+from vhost_balloon.demo.history import History, Mark, Sample
 from vhost_balloon.demo.screen import Screen
 
 SAMPLE_SECONDS: Final = 0.1
@@ -58,7 +58,7 @@ class Commands(Protocol):
 class Recorder:
     """Measures ten times a second, shows the samples and wakes waiting tasks."""
 
-    def __init__(self, guest: PlayedGuest, qmp: Commands, screen: Screen) -> None:
+    def __init__(self, guest: PlayedGuest, qmp: Commands, screen: Screen[History]) -> None:
         self._guest = guest
         self._qmp = qmp
         self._screen = screen
@@ -106,7 +106,7 @@ class Recorder:
 async def play(
     guest: PlayedGuest,
     qmp: Commands,
-    screen: Screen,
+    screen: Screen[History],
     *,
     pace: float = 1.0,
     reporting: bool = True,

@@ -6,13 +6,13 @@ If the reader goes away (a closed pipe, a terminal that hangs up), the output en
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Final, TextIO
+from typing import Any, Final, Generic, Protocol, TextIO, TypeVar
 
 from vhost_balloon.demo import picture
 from vhost_balloon.demo.graph import Style
-from vhost_balloon.demo.history import History
+from vhost_balloon.demo.history import Mark
 
 LOG_SECONDS: Final = 1.0
 """Seconds between two lines of the log. A new part of the play has an extra line."""
@@ -25,12 +25,41 @@ _CLEAR_LINE: Final = "\x1b[K"
 _CLEAR_BELOW: Final = "\x1b[J"
 
 
-class Screen:
+class Timed(Protocol):
+    """A sample of any kind. time: seconds since the start."""
+
+    @property
+    def time(self) -> float: ...
+
+
+class Recorded(Protocol):
+    """What a screen shows: samples, and the parts of the play."""
+
+    @property
+    def samples(self) -> Sequence[Timed]: ...
+
+    @property
+    def marks(self) -> Sequence[Mark]: ...
+
+
+H = TypeVar("H", bound=Recorded)
+
+
+class Screen(Generic[H]):
     """Shows a history. A context manager that restores the cursor."""
 
-    def __init__(self, history: History, stream: TextIO | None) -> None:
-        """stream: None if standard output is closed."""
+    def __init__(
+        self,
+        history: H,
+        stream: TextIO | None,
+        frame: Callable[[Any, int, int, Style], list[str]] = picture.frame,
+        log_line: Callable[[Any], str] = picture.log_line,
+    ) -> None:
+        """stream: None if standard output is closed. frame, log_line: draw the history, as those of
+        picture.py do theirs."""
         self.history = history
+        self._frame = frame
+        self._log_line = log_line
         self._stream = stream
         self._live = stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
         colour = self._live and not os.environ.get("NO_COLOR")
@@ -51,7 +80,7 @@ class Screen:
         self._put("".join(f"{line}\n" for line in lines))
         self._drawn = 0
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Screen[H]:
         if self._live:
             self._put(_HIDE_CURSOR)
         return self
@@ -68,7 +97,7 @@ class Screen:
     def _draw(self) -> None:
         """Draw over the last frame, and leave the terminal's earlier contents above it."""
         size = self._terminal_size()
-        lines = picture.frame(self.history, size.columns, size.lines, self._style)
+        lines = self._frame(self.history, size.columns, size.lines, self._style)
         start = f"\x1b[{self._drawn}A\r" if self._drawn else ""
         if self._drawn and size != self._size:
             start = _CLEAR_SCREEN  # the resized terminal may have wrapped the old lines
@@ -90,7 +119,7 @@ class Screen:
         if marks != self._logged[1]:
             self.write([f"--- {self.history.marks[-1].text}"])
         self._logged = (time, marks)
-        self.write([picture.log_line(self.history)])
+        self.write([self._log_line(self.history)])
 
     def _put(self, text: str) -> None:
         if self._stream is None:

@@ -42,8 +42,10 @@ class BalloonDriver:
         allocator: PageAllocator,
         options: DriverOptions,
         statistics: Callable[[], Mapping[int, int]],
+        make_room: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """statistics: returns the values to send, by tag.
+        """statistics: returns the values to send, by tag. make_room: frees so many bytes for the
+        balloon, as far as possible.
 
         Raises:
             MemoryError: the driver area is too small for the rings.
@@ -59,6 +61,7 @@ class BalloonDriver:
         self._ram = ram
         self._options = options
         self._statistics = statistics
+        self._make_room = make_room
         self._pfns = ram.allocate(PFNS_PER_REQUEST * vb.PFN_SIZE, 4)
         self._stats = ram.allocate(len(options.stat_tags) * vb.STAT.size, 8)
         self._actual = 0  # pages, as last written to the device
@@ -132,7 +135,9 @@ class BalloonDriver:
     async def inflate(self, pages: int) -> int:
         """Put up to `pages`, at most 256, into the balloon; return the number."""
         async with self._balloon_lock:
-            pages = min(pages, PFNS_PER_REQUEST, self.allocator.free >> vb.PFN_SHIFT)
+            pages = min(pages, PFNS_PER_REQUEST)
+            self._make_room((pages << vb.PFN_SHIFT) - self.allocator.free)
+            pages = min(pages, self.allocator.free >> vb.PFN_SHIFT)
             if pages <= 0:
                 return 0
             extents = self.allocator.take(pages << vb.PFN_SHIFT, from_top=True)

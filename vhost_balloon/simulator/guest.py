@@ -42,11 +42,16 @@ class SimulatedGuest:
         self.ram = front_end.ram
         self.options = options or DriverOptions()
         self.allocator = self._fresh_allocator()
-        self.driver = BalloonDriver(front_end, self.allocator, self.options, self.statistics)
+        self.driver = BalloonDriver(
+            front_end, self.allocator, self.options, self.statistics, self._drop_cache
+        )
         self.back_end_gone = trio.Event()
         self._nursery = nursery
         self._used: list[Extent] = []  # memory of applications, the newest last
         self._used_bytes = 0
+        self._cache: list[Extent] = []  # pages of files, the oldest first
+        self.cached = 0
+        """Bytes of files in memory, which are dropped when pages are needed."""
         self._faults = 0
         self._bases: dict[int, int] = {}
         self._attached = False
@@ -92,7 +97,8 @@ class SimulatedGuest:
         await self._end_work()
         await self.stop()
         self._used.clear()
-        self._used_bytes = 0
+        self._cache.clear()
+        self._used_bytes = self.cached = 0
         self.allocator = self.driver.allocator = self._fresh_allocator()
         await self.boot()
 
@@ -151,6 +157,19 @@ class SimulatedGuest:
             await trio.lowlevel.checkpoint()
         return size - left
 
+    async def read_files(self, size: int) -> None:
+        """Read `size` bytes of files, which stay in the page cache while there is room."""
+        while size > 0:
+            await self.driver.running.wait()
+            if self.allocator.free < STEP:
+                self._drop_cache(STEP)
+            for address, length in self.allocator.take(min(STEP, self.allocator.free)):
+                self._fill(address, length)
+                self._cache.append((address, length))
+                self.cached += length
+            size -= STEP
+            await trio.lowlevel.checkpoint()
+
     async def verify(self) -> int:
         """Read the applications' memory. Return the number of pages that lost their contents."""
         lost = 0
@@ -173,7 +192,9 @@ class SimulatedGuest:
         """Return the statistics that the driver sends, by tag."""
         values = dict.fromkeys(map(int, StatTag), 0)
         values[StatTag.MINFLT] = self._faults
-        values[StatTag.MEMFREE] = values[StatTag.AVAIL] = self.allocator.free
+        values[StatTag.MEMFREE] = self.allocator.free
+        values[StatTag.CACHES] = self.cached
+        values[StatTag.AVAIL] = self.allocator.free + self.cached
         values[StatTag.MEMTOT] = self.ram.size
         return values
 
@@ -193,10 +214,19 @@ class SimulatedGuest:
         """Take pages for applications, from the balloon if necessary."""
         if self.allocator.free < size:
             await self.driver.wait_reported()  # blocks that the device has come back
+            self._drop_cache(size - self.allocator.free)
         while self.allocator.free < size:
             if not await self.driver.release_for_guest():
                 raise GuestOutOfMemory(f"{size} bytes are wanted, {self.allocator.free} are free")
         return self.allocator.take(size)
+
+    def _drop_cache(self, size: int) -> None:
+        """Free `size` bytes of the page cache, the oldest first, as far as there are any."""
+        while size > 0 and self._cache:
+            address, length = self._cache.pop(0)
+            self.cached -= length
+            self._release(address, length)
+            size -= length
 
     def _release(self, address: int, length: int) -> None:
         """Free an extent. A guest that poisons or clears free pages writes them now."""

@@ -1,0 +1,1 @@
+"""Shows the policy: the same play of three guests twice, without it and with it."""
