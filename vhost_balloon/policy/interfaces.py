@@ -1,4 +1,5 @@
-"""What the policy needs of others: VMs to ask and to order (hub/), and figures of the host."""
+"""What the policy needs of others: VMs to ask and to order (hub/), figures of the host, the right
+to decide."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ class Policed:
 class Vms(Protocol):
     """The VMs of the host, by name. Every call takes bounded time, whatever a VM's daemon does."""
 
-    async def look(self, now: float, poll: Collection[str]) -> Mapping[str, Policed]:
-        """All VMs whose daemons answer. poll: those whose guests are asked for statistics first."""
+    async def look(self, poll: Collection[str]) -> Mapping[str, Policed]:
+        """All VMs whose daemons answer. poll: those whose guests are asked for statistics first.
+
+        No sample is younger than the return.
+        """
 
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, in bytes, marked as the policy's. Returns why an order was refused."""
@@ -43,6 +47,19 @@ class Host(Protocol):
     def read(self, now: float) -> HostFigures:
         """Raises HostUnreadable."""
 
+    def close(self) -> None:
+        """Close its files."""
+
 
 class HostUnreadable(Exception):
     """The host's memory cannot be read; the text says why, in one line."""
+
+
+class Lock(Protocol):
+    """The right to decide on this host."""
+
+    def try_take(self) -> str | None:
+        """Take or keep it. None: this process has it. Otherwise why not, in one line."""
+
+    def release(self) -> None:
+        """Let others have it."""
