@@ -15,7 +15,9 @@ from typing import Any, Final, Self
 import trio
 
 from protocol import qmp
+from protocol.qmp import Object
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.printable import printable
 
 MAX_ANSWER: Final = 256 << 10
 """Bytes that are read for one answer; a VM with 500 memory regions needs 50 KiB."""
@@ -28,8 +30,10 @@ USUAL: Final = 32 << 10
 MESSAGE_COST bytes more."""
 MESSAGE_COST: Final = 256
 
+MAX_REFUSAL: Final = 200
+"""Characters of an error's text that are kept."""
+
 _NEGOTIATION: Final = b'{"execute": "qmp_capabilities"}\n'
-_QUERY: Final = b'{"execute": "query-vms"}\n'
 
 
 class Unanswered(Exception):
@@ -40,8 +44,16 @@ class Ended(Unanswered):
     """The daemon closed the connection."""
 
 
+class Refused(Unanswered):
+    """The daemon's reply is an error; reason: its text, which the daemon chose, made printable."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"it refuses the command: {reason}")
+        self.reason: Final = reason
+
+
 class Connection:
-    """A QMP connection, negotiated by the first query(). The caller closes it."""
+    """A QMP connection, negotiated by the first execute(). The caller closes it."""
 
     def __init__(self, sock: trio.socket.SocketType, turn: trio.Lock) -> None:
         self._socket = sock
@@ -71,15 +83,22 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
-    async def query(self) -> Any:
-        """The result of query-vms, any JSON value. Raises Unanswered or OSError."""
+    async def execute(self, command: str, arguments: Object | None = None) -> Any:
+        """The result of a command, any JSON value. Do not call it again before it returns.
+
+        Raises Refused, after which the connection can be used, any other Unanswered, or OSError.
+        """
+        request = qmp.encode({"execute": command, "arguments": arguments or {}})
         # Sent together: greeting and replies arrive in this order.
-        await self._send(_QUERY if self._negotiated else _NEGOTIATION + _QUERY)
+        await self._send(request if self._negotiated else _NEGOTIATION + request)
         messages = _Messages(self._socket, self._buffer, self._turn)
         if not self._negotiated:
             if not isinstance((await messages.next()).get("QMP"), dict):
                 raise Unanswered("it does not speak QMP")
-            await messages.reply()
+            try:
+                await messages.reply()
+            except Refused as error:  # the command's reply is still to come
+                raise Unanswered(str(error)) from None
             self._negotiated = True
         return await messages.reply()
 
@@ -104,7 +123,7 @@ class _Messages:
         while "event" in (message := await self.next()):
             pass
         if "return" not in message:
-            raise Unanswered("it refuses the command")
+            raise Refused(_reason(message))
         return message["return"]
 
     async def next(self) -> dict[str, Any]:
@@ -132,6 +151,13 @@ class _Messages:
         if self._bytes_left < 0:
             raise Unanswered(f"its answer is longer than {MAX_ANSWER >> 10} KiB")
         return data
+
+
+def _reason(message: dict[str, Any]) -> str:
+    """The text of an error reply."""
+    error = message.get("error")
+    text = error.get("desc") if isinstance(error, dict) else None
+    return printable(text[:MAX_REFUSAL]) if isinstance(text, str) else "without a reason"
 
 
 def _parse(line: bytearray) -> dict[str, Any]:

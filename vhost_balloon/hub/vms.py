@@ -12,8 +12,9 @@ from typing import Any, Final
 import trio
 
 from vhost_balloon.containment import InternalErrors
-from vhost_balloon.hub.connection import Connection, Ended, Unanswered
+from vhost_balloon.hub.connection import Unanswered
 from vhost_balloon.hub.folders import MAX_VMS, REMEDY, Found, Listing, look
+from vhost_balloon.hub.link import Link
 from vhost_balloon.log.lines import VmLog, logger
 from vhost_balloon.metrics.document import BadDocument, Document, checked
 
@@ -30,23 +31,20 @@ class HostVm:
     def __init__(self, label: str, found: Found, turn: trio.Lock) -> None:
         """turn: see Connection.open()."""
         self.found: Final = found
-        self._turn = turn
+        self._link = Link(found, turn)
         self._log = VmLog(label)
         self._answers = True
-        self._connection: Connection | None = None
 
     def close(self) -> None:
         """Close the connection; the next ask() opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._link.close()
 
     async def ask(self) -> Document | None:
         """Its snapshot; None if the daemon gives none within PATIENCE, which is logged once."""
         problem = f"no answer within {PATIENCE:g} s"
         with trio.move_on_after(PATIENCE):
             try:
-                document = _only(await self._query())
+                document = _only(await self._link.execute("query-vms"))
             except (Unanswered, BadDocument) as error:
                 problem = str(error)
             except OSError as error:
@@ -61,25 +59,6 @@ class HostVm:
             self._log.misbehaved(f"no figures: {problem}")
         self._answers = False
         return None
-
-    async def _query(self) -> Any:
-        """Raises Unanswered or OSError."""
-        if self._connection is not None:
-            try:
-                return await self._try()
-            except (Ended, OSError):
-                pass  # for example, the daemon was restarted
-        self._connection = Connection.open(self.found.path, self._turn)
-        return await self._try()
-
-    async def _try(self) -> Any:
-        """Ask once. Without a complete answer the connection is closed."""
-        assert self._connection is not None
-        try:
-            return await self._connection.query()
-        except BaseException:
-            self.close()
-            raise
 
 
 def _only(answer: Any) -> Document:
