@@ -193,16 +193,20 @@ def _reclaim(host: HostState, vm: VmFigures, decision: Decision) -> None:
 
 
 def _regrow(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
-    """Give squeezed VMs that nobody moved a part of the surplus, by weight."""
+    """Give squeezed VMs that nobody moved a part of the surplus."""
     waiting = {
         name: vms[name]
         for name, decision in told.items()
         if decision.target is None and vms[name].obstacle is None and vms[name].squeezed
     }
-    surplus = (host.available - 2 * host.reserve) * GIVE
+    share_out(host.available - 2 * host.reserve, waiting, told)
+
+
+def share_out(surplus: int, waiting: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
+    """Give squeezed VMs a part of the surplus, by weight. Writes their decisions."""
     weights = sum(vm.settings.weight for vm in waiting.values())
     for name, vm in waiting.items():
-        step = min(told[name].slack, int(surplus * vm.settings.weight / weights))
+        step = min(told[name].slack, int(surplus * GIVE * vm.settings.weight / weights))
         target = min(vm.ceiling, max(vm.floor, vm.target + step))
         if target >= min(vm.ceiling, vm.target + STEP):
             told[name].reason, told[name].target = Reason.REGROW, target

@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vhost_balloon.policy.inputs import HostFigures, VmFigures
+from vhost_balloon.policy.settings import PolicySettings
 
 
 @dataclass(frozen=True, slots=True)
 class Policed:
-    """A VM that has answered. held_for: seconds until its manual hold ends, None for no end or no
-    hold (figures.obstacle says which)."""
+    """A VM that has answered. held: by a manual order. held_for: seconds until the hold ends, None
+    for no end or no hold."""
 
     figures: VmFigures
+    held: bool = False
     held_for: float | None = None
 
 
 class Vms(Protocol):
     """The VMs of the host, by name. Every call takes bounded time, whatever a VM's daemon does."""
 
-    async def look(self, poll: Collection[str]) -> Mapping[str, Policed]:
-        """All VMs whose daemons answer. poll: those whose guests are asked for statistics first.
-
-        No sample is younger than the return.
-        """
+    async def look(self, settings: PolicySettings, poll: Collection[str]) -> Mapping[str, Policed]:
+        """All VMs whose daemons answer, with their settings. poll: those whose guests are asked for
+        statistics first."""
 
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, in bytes, marked as the policy's. Returns why an order was refused."""

@@ -1,0 +1,35 @@
+"""Gives memory back to all VMs because the operator asked for it (policy-release --all). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vhost_balloon.figures.policy_reason import ORDERS, Reason
+from vhost_balloon.policy.decide import Decision, HostState, share_out
+from vhost_balloon.policy.inputs import VmFigures
+
+
+def below_ceiling(vms: Mapping[str, VmFigures]) -> dict[str, VmFigures]:
+    """The VMs that can be given memory: a driver follows their target, and nobody else sets it.
+
+    Pinned memory keeps a VM from giving, not from being given.
+    """
+    return {
+        name: vm for name, vm in vms.items() if vm.squeezed and vm.obstacle in (None, Reason.PINNED)
+    }
+
+
+def give_back(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
+    """Raise squeezed VMs that have no order, while the host has more than its reserve. Writes their
+    decisions."""
+    waiting = {name: vm for name, vm in below_ceiling(vms).items() if told[name].target is None}
+    if host.available > host.reserve:
+        share_out(host.available - host.reserve, waiting, told)
+
+
+def withdraw(told: Mapping[str, Decision]) -> None:
+    """Take back what was decided: the policy is not to move anything itself."""
+    for decision in told.values():
+        decision.target = None
+        if decision.reason in ORDERS:
+            decision.reason = Reason.NOT_NEEDED
