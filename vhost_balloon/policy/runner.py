@@ -123,13 +123,17 @@ class Policy:
 
     async def hold(self, name: str, seconds: int | None) -> None:
         """Leave a VM alone, for ever or for a time. Raises CommandError."""
-        await self._vms.hold(name, seconds)
-        self._close_unused()
+        try:
+            await self._vms.hold(name, seconds)
+        finally:
+            self._close_unused()
 
     async def release(self, name: str) -> None:
         """End a VM's hold. Raises CommandError."""
-        await self._vms.release(name)
-        self._close_unused()
+        try:
+            await self._vms.release(name)
+        finally:
+            self._close_unused()
 
     async def release_all(self) -> list[str]:
         """End all holds, and from now on raise all targets to their ceilings, in any mode.

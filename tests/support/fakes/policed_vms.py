@@ -1,0 +1,180 @@
+"""A made-up host and its VMs for the policy: all that goes wrong with real ones can happen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from tests.support.helpers import GIB
+from vhost_balloon.errors import CommandError, OperatorError
+from vhost_balloon.figures.policy_reason import Reason
+from vhost_balloon.policy.decide import HostState
+from vhost_balloon.policy.inputs import HostFigures, Sample, VmFigures
+from vhost_balloon.policy.interfaces import HostUnreadable, Policed
+from vhost_balloon.policy.memory_file import MemoryFile
+from vhost_balloon.policy.past import Order
+from vhost_balloon.policy.runner import Policy
+from vhost_balloon.policy.settings import Mode, PolicySettings
+
+SIZE = 4 * GIB
+
+
+@dataclass
+class FakeVm:
+    """A guest that uses demand and fills the rest with page cache.
+
+    least: it cannot go below. claims: what it says is available, None for the truth. sampled: the
+    time of its last statistics, None for now. held: by a manual order.
+    """
+
+    demand: int = GIB
+    actual: int = SIZE
+    target: int = SIZE
+    least: int = 0
+    claims: int | None = None
+    sampled: float | None = None
+    gives_statistics: bool = True
+    answers: bool = True
+    refuses: str = ""
+    held: bool = False
+    front_end: int = 1
+    orders: list[int] = field(default_factory=list)
+
+    def policed(self, name: str, settings: PolicySettings, now: float) -> Policed:
+        self.actual = max(self.target, self.least)
+        available = max(self.actual - self.demand, 0) if self.claims is None else self.claims
+        taken = now if self.sampled is None else self.sampled
+        figures = VmFigures(
+            guest=f"{name}:{self.front_end}",
+            size=SIZE,
+            actual=self.actual,
+            target=self.target,
+            resident=self.actual,
+            sample=Sample(taken, self.actual, available, 0) if self.gives_statistics else None,
+            settings=settings.of(name),
+            obstacle=Reason.MANUAL if self.held else None,
+        )
+        return Policed(figures, self.held)
+
+
+class FakeHost:
+    """A host, its VMs, its lock. takes: seconds for a look, and for orders."""
+
+    def __init__(self, count: int = 2, available: int = 16 * GIB, total: int = 16 * GIB) -> None:
+        self.guests = {f"web{n}": FakeVm() for n in range(1, count + 1)}
+        self.available = available
+        self.total = total
+        self.some = 0.0
+        self.unreadable = ""
+        self.missing = ""
+        """Why the host's files cannot be opened."""
+        self.holder: str | None = None
+        self.takes = 0.0
+        self.looks: list[tuple[float, list[str]]] = []
+        """When the VMs were looked at, and which were asked for statistics."""
+        self.is_open = self.has_connections = self.is_locked = False
+        self.clock_offset = 1000.0
+        self.told: list[tuple[HostState, Sequence[Order]]] = []
+
+    def clock(self) -> float:
+        return trio.current_time() + self.clock_offset
+
+    def in_use(self) -> set[str]:
+        """What a policy has open: files, connections, the lock."""
+        kinds = {"files": self.is_open, "connections": self.has_connections, "lock": self.is_locked}
+        return {kind for kind, is_used in kinds.items() if is_used}
+
+    def policy(
+        self,
+        mode: Mode = Mode.ON,
+        file: MemoryFile | None = None,
+        settings: PolicySettings | None = None,
+    ) -> Policy:
+        return Policy(
+            self,
+            self.open,
+            PolicySettings(mode=mode, reserve=GIB) if settings is None else settings,
+            FakeLock(self),
+            file,
+            lambda host, orders: self.told.append((host, orders)),
+            self.clock,
+        )
+
+    # Host
+
+    def open(self, settings: PolicySettings) -> FakeFiles:
+        if self.missing:
+            raise OperatorError(self.missing)
+        self.is_open = True
+        return FakeFiles(self)
+
+    # Vms
+
+    async def look(self, settings: PolicySettings, poll: Collection[str]) -> Mapping[str, Policed]:
+        self.looks.append((trio.current_time(), sorted(poll)))
+        self.has_connections = True
+        await trio.sleep(self.takes)
+        now = self.clock()
+        return {
+            name: vm.policed(name, settings, now)
+            for name, vm in list(self.guests.items())
+            if vm.answers
+        }
+
+    async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
+        refused = {}
+        await trio.sleep(self.takes)
+        for name, target in targets.items():
+            vm = self.guests.get(name)
+            if vm is None or vm.refuses or vm.held:
+                refused[name] = "gone" if vm is None else vm.refuses or "held"
+            else:
+                vm.target = target
+                vm.orders.append(target)
+        return refused
+
+    async def hold(self, name: str, seconds: int | None) -> None:
+        self._guest(name).held = True
+
+    async def release(self, name: str) -> None:
+        self._guest(name).held = False
+
+    def _guest(self, name: str) -> FakeVm:
+        self.has_connections = True
+        if name not in self.guests or self.guests[name].refuses:
+            raise CommandError(f"Device '{name}' not found")
+        return self.guests[name]
+
+    def close(self) -> None:
+        self.has_connections = False
+
+
+class FakeFiles:
+    """The host's open files."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self._host = host
+
+    def read(self, now: float) -> HostFigures:
+        if self._host.unreadable:
+            raise HostUnreadable(self._host.unreadable)
+        return HostFigures(self._host.available, self._host.total, self._host.some)
+
+    def close(self) -> None:
+        self._host.is_open = False
+
+
+class FakeLock:
+    """The host's lock, which host.holder may have."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self._host = host
+
+    def try_take(self) -> str | None:
+        self._host.is_locked = self._host.holder is None
+        return self._host.holder
+
+    def release(self) -> None:
+        self._host.is_locked = False
