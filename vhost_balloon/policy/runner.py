@@ -6,22 +6,23 @@ In mode off it waits, and keeps nothing open.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.log.lines import logger
 from vhost_balloon.policy.constants import MIN_TICK, TICK
-from vhost_balloon.policy.decide import HostState, Outcome, decide, judge
-from vhost_balloon.policy.inputs import HostFigures, VmFigures
-from vhost_balloon.policy.interfaces import Host, HostUnreadable, Lock, Policed, Vms
+from vhost_balloon.policy.decide import HostState
+from vhost_balloon.policy.inputs import HostFigures
+from vhost_balloon.policy.interfaces import Host, HostUnreadable, Lock, Vms
 from vhost_balloon.policy.lines import mistakes, tick_line
 from vhost_balloon.policy.memory_file import MemoryFile
-from vhost_balloon.policy.past import Order, Past, Tally, not_carried_out
-from vhost_balloon.policy.release import below_ceiling, give_back, withdraw
-from vhost_balloon.policy.report import Report, VmReport
+from vhost_balloon.policy.past import Order
+from vhost_balloon.policy.release import below_ceiling
+from vhost_balloon.policy.report import Report
 from vhost_balloon.policy.settings import Mode, PolicySettings
+from vhost_balloon.policy.tick import Ticks, figures
 from vhost_balloon.printable import printable
 
 OnOrders = Callable[[HostState, Sequence[Order]], None]
@@ -51,25 +52,16 @@ class Policy:
         self._open_host = open_host
         self._settings = settings
         self._lock = lock
-        self._file = memory_file
         self._on_orders = on_orders
         self._clock = clock
         self._mode = settings.mode
-        self._is_releasing = False
-        """The operator wants every VM at its ceiling."""
-        self._work = trio.Event()
+        self._ticks = Ticks(vms, memory_file)
         self._host: Host | None = None
-        self._past: Past | None = None
-        """None until it is read."""
+        self._work = trio.Event()
         self._began = self._decided = float("-inf")
         """The last tick's start and its decisions, on trio's clock."""
-        self._looked: Mapping[str, Policed] = {}
-        self._outcome: Outcome | None = None
-        self._at = 0.0
-        """When the last decisions were made."""
         self._is_readable = True
         self._problems: list[str] = []
-        self._refused: set[str] = set()
 
     def open(self) -> None:
         """Open what the mode needs, so that an operator's mistake shows at the start.
@@ -93,7 +85,7 @@ class Policy:
         """
         if mode is not Mode.OFF:
             self._need_host()
-        self._is_releasing = False
+        self._ticks.is_releasing = False
         self._enter(mode)
 
     def _need_host(self) -> None:
@@ -119,7 +111,7 @@ class Policy:
 
     @property
     def _has_work(self) -> bool:
-        return self._mode is not Mode.OFF or self._is_releasing
+        return self._mode is not Mode.OFF or self._ticks.is_releasing
 
     async def hold(self, name: str, seconds: int | None) -> None:
         """Leave a VM alone, for ever or for a time. Raises CommandError."""
@@ -150,12 +142,12 @@ class Policy:
                 for name in [name for name, vm in looked.items() if vm.held]:
                     nursery.start_soon(self._end_hold, name)
             looked = await self._vms.look(self._settings, ())
-            self._is_releasing = True
+            self._ticks.is_releasing = True
             self._enter(self._mode)
         finally:
             if not self._has_work:
                 self._rest()
-        return sorted(below_ceiling(_figures(looked)))
+        return sorted(below_ceiling(figures(looked)))
 
     async def _end_hold(self, name: str) -> None:
         try:
@@ -165,24 +157,17 @@ class Policy:
 
     def report(self) -> Report:
         """The state after the last tick."""
-        outcome, tallies = self._outcome, {} if self._past is None else self._past.tallies
-        vms = {}
-        for name, decision in ({} if outcome is None else outcome.decisions).items():
-            looked, tally = self._looked[name], tallies.get(name) or Tally()
-            vms[name] = VmReport(
-                looked.figures, decision, looked.held_for, dict(tally.decisions), tally.reversals
-            )
         problems = list(self._problems)
-        if self._is_releasing:
+        if self._ticks.is_releasing:
             problems.append("memory goes back to all VMs by order (policy-release)")
         return Report(
             mode=self._mode,
             configured=self._settings.mode,
             readable=self._is_readable,
             problems=problems,
-            host=None if outcome is None else outcome.host,
-            age=max(self._clock() - self._at, 0.0),
-            vms=vms,
+            host=self._ticks.host,
+            age=max(self._clock() - self._ticks.at, 0.0),
+            vms=self._ticks.reports(),
         )
 
     # The loop
@@ -204,13 +189,12 @@ class Policy:
 
     def _rest(self) -> None:
         """Write down the memory and close everything."""
-        if self._past is not None and self._file is not None and self._outcome is not None:
-            self._file.write(self._clock(), self._past.memory, urgent=True)
+        self._ticks.stop(self._clock())
         self._close_host()
         self._vms.close()
         self._lock.release()
         self._say([])
-        self._outcome, self._is_readable = None, True
+        self._is_readable = True
 
     def _close_host(self) -> None:
         if self._host is not None:
@@ -224,39 +208,32 @@ class Policy:
     async def _tick(self) -> None:
         problem = self._lock.try_take()
         if problem is not None:
-            self._outcome = None
+            self._ticks.stop(self._clock())
             self._vms.close()
             self._say([problem])
             return
-        poll = () if self._outcome is None else _polled(self._outcome)
-        looked = await self._vms.look(self._settings, poll)
+        looked = await self._ticks.look(self._settings)
         if trio.current_time() - self._decided < MIN_TICK or not self._has_work:
             return
         now = self._clock()
         host = self._read_host(now)
         if host is None:
             return
-        past = self._recall(now)
-        vms = _figures(looked)
-        state = judge(host, self._settings.reserve_of(host.total))
-        outcome = decide(now, state, vms, past.memory)
-        self._adjust(outcome, vms)
-        self._say(mistakes(self._settings, host.total, vms))
-        was_short = self._outcome is not None and self._outcome.host.short
-        self._looked, self._outcome, self._at = looked, outcome, now
         self._decided = trio.current_time()
-        held = past.held()
-        orders = await self._carry_out(outcome, vms, past)
-        past.follow(now, outcome.memory)
-        self._refused &= past.memory.keys()
-        past.count(orders)
-        if self._file is not None:
-            urgent = bool(orders) or past.held() != held
-            self._file.write(now, past.memory, urgent=urgent)
+        self._say(mistakes(self._settings, host.total, figures(looked)))
+        before = self._ticks.host
+        orders = await self._ticks.decide(now, host, looked, self._settings, self._mode)
+        self._tell(before, orders)
+
+    def _tell(self, before: HostState | None, orders: Sequence[Order]) -> None:
+        """Log what a tick changed, and pass its orders on. before: the host at the last tick."""
+        state = self._ticks.host
+        assert state is not None
+        was_short = before is not None and before.short
         if orders or state.short is not was_short:
-            logger.info("%s", tick_line(outcome.host, self._mode, orders))
+            logger.info("%s", tick_line(state, self._mode, orders))
         if orders:
-            self._on_orders(outcome.host, orders)
+            self._on_orders(state, orders)
 
     def _read_host(self, now: float) -> HostFigures | None:
         """None if it cannot be read, which is logged."""
@@ -271,70 +248,9 @@ class Policy:
         self._is_readable = True
         return figures
 
-    def _recall(self, now: float) -> Past:
-        """The past, which a clock that went back makes worthless."""
-        if self._past is None:
-            self._past = Past()
-            if self._file is not None:
-                self._past.restore(self._file.read(now), now)
-        elif now < self._at:
-            self._past.forget()
-        return self._past
-
-    def _adjust(self, outcome: Outcome, vms: Mapping[str, VmFigures]) -> None:
-        """Take release_all() into account; its end is when nothing is left to raise."""
-        self._is_releasing = self._is_releasing and bool(below_ceiling(vms))
-        if self._is_releasing:
-            if self._mode is not Mode.ON:
-                withdraw(outcome.decisions)
-            give_back(outcome.host, vms, outcome.decisions)
-
-    async def _carry_out(
-        self, outcome: Outcome, vms: Mapping[str, VmFigures], past: Past
-    ) -> list[Order]:
-        """Give the orders; return those that were accepted. The memory follows what happened."""
-        targets = {
-            name: decision.target
-            for name, decision in outcome.decisions.items()
-            if decision.target is not None
-        }
-        refused: Mapping[str, str] = dict.fromkeys(targets, "")
-        if targets and (self._mode is Mode.ON or self._is_releasing):
-            refused = await self._vms.order(targets)
-            self._say_refused(refused)
-        orders = []
-        for name, vm in vms.items():
-            decision = outcome.decisions[name]
-            if name in targets and name not in refused:
-                orders.append(Order(name, decision.reason, vm.target, targets[name]))
-                outcome.memory[name].target = targets[name]
-                self._refused.discard(name)
-            else:
-                before = past.memory.get(name)
-                not_carried_out(outcome.memory[name], before, vm.target, decision.reason)
-            if refused.get(name):
-                decision.detail = refused[name]
-        return orders
-
-    # Lines for the operator
-
     def _say(self, problems: list[str]) -> None:
         """Log each problem once while it lasts."""
         for problem in problems:
             if problem not in self._problems:
                 logger.warning("%s", problem)
         self._problems = problems
-
-    def _say_refused(self, refused: Mapping[str, str]) -> None:
-        """Log each VM's first refusal since it accepted an order."""
-        for name in refused.keys() - self._refused:
-            logger.warning("an order was refused: %s", refused[name], extra={"vm": name})
-        self._refused |= refused.keys()
-
-
-def _figures(looked: Mapping[str, Policed]) -> dict[str, VmFigures]:
-    return {name: vm.figures for name, vm in looked.items()}
-
-
-def _polled(outcome: Outcome) -> list[str]:
-    return [name for name, decision in outcome.decisions.items() if decision.poll]

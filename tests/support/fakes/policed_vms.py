@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -10,6 +11,7 @@ import trio
 from tests.support.helpers import GIB
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.figures.policy_reason import Reason
+from vhost_balloon.policy.constants import TICK
 from vhost_balloon.policy.decide import HostState
 from vhost_balloon.policy.inputs import HostFigures, Sample, VmFigures
 from vhost_balloon.policy.interfaces import HostUnreadable, Policed
@@ -19,6 +21,10 @@ from vhost_balloon.policy.runner import Policy
 from vhost_balloon.policy.settings import Mode, PolicySettings
 
 SIZE = 4 * GIB
+SHORT = GIB // 2
+WELL = GIB * 3 // 2
+PLENTY = 8 * GIB
+"""Available with a reserve of 1 GiB."""
 
 
 @dataclass
@@ -178,3 +184,32 @@ class FakeLock:
 
     def release(self) -> None:
         self._host.is_locked = False
+
+
+# Running a policy
+
+
+@asynccontextmanager
+async def running(policy: Policy) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(policy.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def ticks(count: int) -> None:
+    """Let so many ticks begin and end."""
+    await trio.sleep(count * TICK - TICK / 2)
+
+
+def reason(policy: Policy, name: str = "web1") -> Reason:
+    return policy.report().vms[name].decision.reason
+
+
+async def squeezed(host: FakeHost) -> None:
+    """Let a running policy squeeze the VMs, and the host be well again."""
+    host.available = SHORT
+    await trio.sleep(3 * TICK)
+    host.available = WELL
+    await trio.sleep(TICK)
+    assert all(vm.target < SIZE for vm in host.guests.values())

@@ -1,0 +1,144 @@
+"""One tick after the other: decides about the VMs that answered, orders them, and remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vhost_balloon.log.lines import logger
+from vhost_balloon.policy.decide import HostState, Outcome, decide, judge
+from vhost_balloon.policy.inputs import HostFigures, VmFigures
+from vhost_balloon.policy.interfaces import Policed, Vms
+from vhost_balloon.policy.memory_file import MemoryFile
+from vhost_balloon.policy.past import Order, Past, Tally, not_carried_out
+from vhost_balloon.policy.release import below_ceiling, give_back, withdraw
+from vhost_balloon.policy.report import VmReport
+from vhost_balloon.policy.settings import Mode, PolicySettings
+
+
+class Ticks:
+    """The ticks so far, and the next. Times are those of the policy's clock."""
+
+    def __init__(self, vms: Vms, file: MemoryFile | None) -> None:
+        self._vms = vms
+        self._file = file
+        self._past: Past | None = None
+        """None until it is read."""
+        self._looked: Mapping[str, Policed] = {}
+        self._outcome: Outcome | None = None
+        self._refused: set[str] = set()
+        """The VMs that accepted no order since they refused one."""
+        self.at = 0.0
+        """When the last decisions were made."""
+        self.is_releasing = False
+        """The operator wants every VM at its ceiling."""
+
+    @property
+    def host(self) -> HostState | None:
+        """At the last tick; None before the first."""
+        return None if self._outcome is None else self._outcome.host
+
+    def reports(self) -> dict[str, VmReport]:
+        """The VMs at the last tick."""
+        if self._outcome is None or self._past is None:
+            return {}
+        found = {}
+        for name, decision in self._outcome.decisions.items():
+            looked, tally = self._looked[name], self._past.tallies.get(name) or Tally()
+            found[name] = VmReport(
+                looked.figures, decision, looked.held_for, dict(tally.decisions), tally.reversals
+            )
+        return found
+
+    def stop(self, now: float) -> None:
+        """Write down the memory of a policy that decided until now; there is no last tick."""
+        if self._file is not None and self._past is not None and self._outcome is not None:
+            self._file.write(now, self._past.memory, urgent=True)
+        self._outcome = None
+
+    async def look(self, settings: PolicySettings) -> Mapping[str, Policed]:
+        """All VMs. Guests are asked for statistics where the last tick wanted it."""
+        decisions = {} if self._outcome is None else self._outcome.decisions
+        poll = [name for name, decision in decisions.items() if decision.poll]
+        return await self._vms.look(settings, poll)
+
+    async def decide(
+        self,
+        now: float,
+        host: HostFigures,
+        looked: Mapping[str, Policed],
+        settings: PolicySettings,
+        mode: Mode,
+    ) -> list[Order]:
+        """Decide, order, remember. Returns the orders that were accepted."""
+        past = self._recall(now)
+        vms = figures(looked)
+        state = judge(host, settings.reserve_of(host.total))
+        outcome = decide(now, state, vms, past.memory)
+        self._release(outcome, vms, mode)
+        self._looked, self._outcome, self.at = looked, outcome, now
+        refused = await self._order(outcome, is_real=mode is Mode.ON or self.is_releasing)
+        orders = _conclude(outcome, vms, past, refused)
+        held = past.held()
+        past.follow(now, outcome.memory)
+        past.count(orders)
+        self._refused -= {order.vm for order in orders}
+        self._refused &= past.memory.keys()
+        if self._file is not None:
+            self._file.write(now, past.memory, urgent=bool(orders) or past.held() != held)
+        return orders
+
+    def _recall(self, now: float) -> Past:
+        """The past, which a clock that went back makes worthless."""
+        if self._past is None:
+            self._past = Past()
+            if self._file is not None:
+                self._past.restore(self._file.read(now), now)
+        elif now < self.at:
+            self._past.forget()
+        return self._past
+
+    def _release(self, outcome: Outcome, vms: Mapping[str, VmFigures], mode: Mode) -> None:
+        """Raise targets by order of the operator; that ends when nothing is left to raise."""
+        self.is_releasing = self.is_releasing and bool(below_ceiling(vms))
+        if self.is_releasing:
+            if mode is not Mode.ON:
+                withdraw(outcome.decisions)
+            give_back(outcome.host, vms, outcome.decisions)
+
+    async def _order(self, outcome: Outcome, *, is_real: bool) -> Mapping[str, str]:
+        """Give the orders. Returns those that no VM follows, and why: "" if they are not real."""
+        targets = {
+            name: decision.target
+            for name, decision in outcome.decisions.items()
+            if decision.target is not None
+        }
+        if not targets or not is_real:
+            return dict.fromkeys(targets, "")
+        refused = await self._vms.order(targets)
+        for name in refused.keys() - self._refused:
+            logger.warning("an order was refused: %s", refused[name], extra={"vm": name})
+        self._refused |= refused.keys()
+        return refused
+
+
+def _conclude(
+    outcome: Outcome, vms: Mapping[str, VmFigures], past: Past, refused: Mapping[str, str]
+) -> list[Order]:
+    """The orders that were accepted. The new memory follows what really happened: the next tick
+    takes any other difference for the guest's doing."""
+    orders = []
+    for name, decision in outcome.decisions.items():
+        memory, before = outcome.memory[name], vms[name].target
+        if decision.target is None:
+            memory.target = before
+        elif name in refused:
+            decision.detail = refused[name]
+            not_carried_out(memory, past.memory.get(name), before, decision.reason)
+        else:
+            memory.target = decision.target
+            orders.append(Order(name, decision.reason, before, decision.target))
+    return orders
+
+
+def figures(looked: Mapping[str, Policed]) -> dict[str, VmFigures]:
+    return {name: vm.figures for name, vm in looked.items()}
