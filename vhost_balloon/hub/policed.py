@@ -6,7 +6,6 @@ at once, and a daemon that hangs, lies or floods costs its own VM its part in th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,15 +23,12 @@ from vhost_balloon.hub.vms import PATIENCE
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.policy.inputs import VmSettings
 from vhost_balloon.policy.interfaces import Policed
+from vhost_balloon.policy.runner import boottime
 from vhost_balloon.policy.settings import PolicySettings
 from vhost_balloon.printable import printable
 
 SAMPLE_TIME: Final = 0.3
 """Seconds that a guest has to give statistics that it is asked for."""
-
-
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class PolicedVm:
@@ -118,7 +114,7 @@ class PolicedVms:
         folders: Sequence[Path],
         errors: InternalErrors,
         most: int = MAX_VMS,
-        clock: Callable[[], float] = _boottime,
+        clock: Callable[[], float] = boottime,
     ) -> None:
         """most: how many VMs can have a connection. clock: that of their samples' times."""
         self._folders: Final = folders
