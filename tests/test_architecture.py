@@ -16,6 +16,7 @@ TREES = [Path(package.__file__ or "").parent for package in (protocol, vhost_bal
 
 SMALL = {
     *("errors", "log", "fds", "checked", "sizes", "printable", "name_text", "containment"),
+    "setting_kinds",
     "__version__",
 }
 """What every room may use, besides itself and what its row names."""
@@ -53,6 +54,7 @@ SMALL_MAY: dict[str, set[str]] = {
     "name_text": {"printable"},
     "checked": {"errors"},
     "sizes": set(),
+    "setting_kinds": {"sizes", "protocol"},
     "deferred": set(),
     "log": {"errors", "printable"},
     "fds": {"errors", "log"},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protocol.virtio_balloon import BalloonFeature
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
 from vhost_balloon.service.listeners import SocketOptions
-from vhost_balloon.vm.setting_kinds import MAX_BYTES, MAX_STATS_INTERVAL
+from vhost_balloon.setting_kinds import MAX_BYTES, MAX_STATS_INTERVAL
 from vhost_balloon.vm.settings import (
     ALL_FEATURES,
     SETTINGS,

@@ -15,9 +15,9 @@ from vhost_balloon.config.option_parser import Parser, add_log_options
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log.output import print_out
 from vhost_balloon.metrics.options import add_metrics_options
+from vhost_balloon.setting_kinds import PERMISSIONS
 from vhost_balloon.vm import settings
 from vhost_balloon.vm.names import read_name
-from vhost_balloon.vm.setting_kinds import PERMISSIONS
 from vhost_balloon.vm.settings import FILES_ONLY, SETTINGS, VmSettings
 
 CAPABILITIES: Final = {"type": "balloon"}

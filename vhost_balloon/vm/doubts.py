@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from vhost_balloon.setting_kinds import SIZE
 from vhost_balloon.sizes import format_size, implausible
-from vhost_balloon.vm.setting_kinds import SIZE
 from vhost_balloon.vm.settings import SETTINGS, VmSettings
 
 SLOWEST_RATE: Final = 1 << 20

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from vhost_balloon.name_text import name_text, system_name
-from vhost_balloon.vm.setting_kinds import is_file_name_text
+from vhost_balloon.setting_kinds import is_file_name_text
 
 MAX_NAME: Final = 255
 """Bytes, as for a file name."""

@@ -12,19 +12,20 @@ from typing import Any, ClassVar, Final
 
 from protocol.qmp import Json
 from protocol.virtio_balloon import BalloonFeature
-from vhost_balloon.figures.discard_policy import DiscardPolicy
+from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
 from vhost_balloon.service.listeners import SocketOptions
-from vhost_balloon.vm.setting_kinds import (
+from vhost_balloon.setting_kinds import (
     BOOLEAN,
-    DISCARD_MODE,
     GROUP,
     PERMISSIONS,
     RATE,
     SECONDS,
     SIZE,
     Kind,
+    choice,
 )
 
+DISCARD_MODE: Final = choice(DiscardMode, "DiscardMode")
 ALL_FEATURES: Final = sum(int(bit) for bit in BalloonFeature)
 
 

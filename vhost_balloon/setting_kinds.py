@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from protocol.qmp import Json
-from vhost_balloon.figures.discard_policy import DiscardMode
 from vhost_balloon.sizes import meant, parse_rate, parse_size
 
 MAX_STATS_INTERVAL: Final = 86400.0
@@ -55,6 +55,18 @@ def is_file_name_text(text: str) -> bool:
         return False
 
 
+def choice(kind: type[enum.Enum], qmp: str) -> Kind:
+    """One of the values of an enumeration of strings."""
+    values = [member.value for member in kind]
+    return Kind(
+        f"one of {', '.join(values)}",
+        qmp,
+        kind,
+        write=lambda member: member.value,
+        metavar="|".join(values),
+    )
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError
@@ -92,16 +104,7 @@ def _group(value: object) -> str:
     return value
 
 
-_MODES: Final = [mode.value for mode in DiscardMode]
-
 BOOLEAN: Final = Kind("true or false", "bool", _boolean)
-DISCARD_MODE: Final = Kind(
-    f"one of {', '.join(_MODES)}",
-    "DiscardMode",
-    DiscardMode,
-    write=lambda mode: mode.value,
-    metavar="|".join(_MODES),
-)
 SECONDS: Final = Kind(
     f"a number of seconds from 0 to {MAX_STATS_INTERVAL:.0f}",
     "number",
