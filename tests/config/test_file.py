@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from protocol.virtio_balloon import BalloonFeature
 from tests.support.command import run
 from vhost_balloon.config.config import parse
-from vhost_balloon.config.file import MAX_SIZE, read_files
+from vhost_balloon.config.file import read_files
+from vhost_balloon.config.toml_file import MAX_SIZE
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.figures.discard_policy import DiscardMode, DiscardPolicy
 from vhost_balloon.service.listeners import SocketOptions
@@ -155,7 +156,7 @@ GOOD = "stats = true\n"
         (GOOD + "\n'stats' = false", 3, "'stats' is given twice, first in line 1: "),
         (GOOD + "\n[stats]\na = 1\n", 3, "'stats' is given twice, first in line 1: "),
         ("target = 1\n\ntarget.x = [\n2]", 3, "'target' is given twice, first in line 1: "),
-        ("[a]\nb = 1\n\nb = [\n2]\n", 4, "line 4: Cannot overwrite a value"),
+        ("[a]\nb = 1\n\nb = [\n2]\n", 4, "line 4: 'a.b' is given twice, first in line 2: "),
         ("a = 1\nx = {a = 1, a = 2}", 2, "Duplicate inline table key 'a'"),
         # Line ends, and characters that no TOML has
         ("stats = true\rtarget = 1\rx = 1", 1, "a carriage return ends no line"),
