@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from vhost_balloon.config.option_parser import Parser, add_log_options
+from vhost_balloon.config.option_parser import (
+    Parser,
+    add_control_access,
+    add_log_options,
+    reader,
+)
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log.output import print_out
 from vhost_balloon.metrics.options import add_metrics_options
-from vhost_balloon.setting_kinds import PERMISSIONS
 from vhost_balloon.vm import settings
 from vhost_balloon.vm.names import read_name
 from vhost_balloon.vm.settings import FILES_ONLY, SETTINGS, VmSettings
@@ -35,18 +38,6 @@ class _Refuse(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         raise OperatorError(f"{self.option_strings[0]} {self.const}")
-
-
-def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """read as an argparse type: argparse shows the text of an ArgumentTypeError only."""
-
-    def read_option(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read_option
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,7 +96,7 @@ def _add_vm(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--name",
-        type=_reader(read_name),
+        type=reader(read_name),
         metavar="NAME",
         help="the VM's name, taken as it is (default: that of the socket's file, without .sock or "
         ".socket; all other dots stay)",
@@ -125,14 +116,7 @@ def _add_control(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--control-socket", type=Path, metavar="PATH", help="listen here for QMP clients"
     )
-    group.add_argument(
-        "--control-mode",
-        type=_reader(PERMISSIONS.read_option),
-        default=0o600,
-        metavar="MODE",
-        help="permissions of the control socket (octal, default 0600)",
-    )
-    group.add_argument("--control-group", metavar="GROUP", help="group of the control socket")
+    add_control_access(group)
 
 
 def _add_settings(groups: dict[str, argparse._ArgumentGroup]) -> None:
@@ -145,7 +129,7 @@ def _add_settings(groups: dict[str, argparse._ArgumentGroup]) -> None:
             group.add_argument(
                 setting.option,
                 dest=key,
-                type=_reader(setting.kind.read_option),
+                type=reader(setting.kind.read_option),
                 metavar=setting.kind.metavar,
                 help=setting.help,
             )

@@ -79,12 +79,19 @@ def parse(
         files=tuple(options.config),
         control_socket=sockets.control,
         control_access=SocketOptions(options.control_mode, options.control_group),
-        metrics=read_metrics_options(options, METRICS in handed),
+        metrics=read_metrics_options(options, METRICS in handed or _expects_metrics(options)),
         log_level=options.log_level,
         log_format=options.log_format,
         check_only=options.check_config,
         arguments=tuple(arguments),
     )
+
+
+def _expects_metrics(options: argparse.Namespace) -> bool:
+    """Whether a check has to take it that a socket for metrics will be handed over: systemd hands
+    none to ExecReload=."""
+    is_tls = options.metrics_certificate is not None
+    return options.check_config and is_tls and options.metrics_address is None
 
 
 def _default_name(options: argparse.Namespace, sockets: Sockets) -> str:

@@ -15,6 +15,7 @@ import trio
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import OwnedFd, raise_descriptor_limit
+from vhost_balloon.hub.check_config import check_config
 from vhost_balloon.hub.folders import MAX_VMS
 from vhost_balloon.hub.options import HubOptions, parse
 from vhost_balloon.hub.vms import HUB_PLACES, Host
@@ -91,6 +92,8 @@ def main() -> None:
         handed = take_sockets((METRICS, fd) for _, fd in one_socket(environment.inherited()))
         options = parse(sys.argv[1:], is_handed_over=bool(handed))
         log_setup.set_up(options.log_level, options.log_format)
+        if options.check_only:
+            return trio.run(check_config, options)
         raise_descriptor_limit()
         gc.freeze()  # a full collection would traverse all imported modules
         trio.run(run, options, handed[METRICS].listener() if handed else None)

@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon.config.option_parser import Parser, add_log_options
+from vhost_balloon.config.option_parser import Parser, add_control_access, add_log_options
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.hub.config import read_settings
 from vhost_balloon.metrics.options import (
     MetricsOptions,
     add_metrics_options,
     read_metrics_options,
 )
+from vhost_balloon.policy.settings import PolicySettings
+from vhost_balloon.service.listeners import SocketOptions
 
 FOLDER: Final = Path("/run/vhost-balloon")
 ADDRESS: Final = ("127.0.0.1", 9750)
+RUN_FOLDERS: Final = "RUNTIME_DIRECTORY"
+"""The variable with the folders of RuntimeDirectory=, separated by colons (systemd.exec(5))."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """The hub's configuration. folders: those of control sockets, absolute."""
+    """The hub's configuration.
+
+    folders: those of the VMs' control sockets. files: those of --config, later ones win; policy:
+    what they say. run_folder: for the hub's own control socket and memory; None for neither.
+    check_only: serve nothing. All paths are absolute.
+    """
 
     folders: tuple[Path, ...]
     metrics: MetricsOptions
     log_level: str
     log_format: str
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    files: tuple[Path, ...] = ()
+    run_folder: Path | None = None
+    control_access: SocketOptions = field(default_factory=SocketOptions)
+    check_only: bool = False
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="vhost-balloon-hub",
-        description="Serves Prometheus the metrics of all VMs on a host that use vhost-balloon.",
+        description="Serves Prometheus the metrics of all VMs on a host that use vhost-balloon, "
+        "and moves memory between them if it is told to.",
     )
     parser.add_argument(
         "--folder",
@@ -42,6 +58,29 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help=f"folder of the VMs' control sockets NAME.control; may be repeated (default {FOLDER})",
     )
+    parser.add_argument(
+        "--config",
+        type=lambda text: Path(text).absolute(),
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the policy's settings (TOML), read again on SIGHUP; may be repeated, later files win "
+        "(default: the policy is off)",
+    )
+    parser.add_argument(
+        "--check-config",
+        action="store_true",
+        help="check options, files and addresses without serving anything, and exit",
+    )
+    control = parser.add_argument_group("control")
+    control.add_argument(
+        "--run-folder",
+        type=_read_folder,
+        metavar="PATH",
+        help="folder of the hub's control socket and the policy's memory (default: "
+        f"${RUN_FOLDERS}; without, there is neither)",
+    )
+    add_control_access(control)
     add_metrics_options(parser, "{}:{}".format(*ADDRESS))
     add_log_options(parser)
     return parser
@@ -68,4 +107,23 @@ def parse(arguments: list[str], *, is_handed_over: bool = False) -> HubOptions:
         options.metrics_address = ADDRESS
     metrics = read_metrics_options(options, is_handed_over)
     assert metrics is not None
-    return HubOptions(folders, metrics, options.log_level, options.log_format)
+    return HubOptions(
+        folders,
+        metrics,
+        options.log_level,
+        options.log_format,
+        policy=read_settings(options.config),
+        files=tuple(options.config),
+        run_folder=_run_folder(options.run_folder),
+        control_access=SocketOptions(options.control_mode, options.control_group),
+        check_only=options.check_config,
+    )
+
+
+def _run_folder(given: Path | None) -> Path | None:
+    """Raises OperatorError."""
+    first = os.environ.get(RUN_FOLDERS, "").partition(":")[0]
+    path = given or (Path(first).absolute() if first else None)
+    if path is not None and not os.path.isdir(path):
+        raise OperatorError(f"the run folder {path} is not a folder")
+    return path
