@@ -62,6 +62,7 @@ MAN_PAGES = {
     "man1/vhost-balloon-hub.1",
     "man1/vhost-balloonctl.1",
     "man5/vhost-balloon.toml.5",
+    "man5/vhost-balloon-hub.toml.5",
     "man7/vhost-balloon-qmp.7",
 }
 

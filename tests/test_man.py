@@ -23,6 +23,7 @@ from vhost_balloon.examiner import options as examiner_options
 from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.hub import options as hub_options
+from vhost_balloon.hub.config import POLICY_SETTINGS, VM_SETTINGS
 from vhost_balloon.vm.settings import SETTINGS
 
 FOLDER = Path(vhost_balloon.__file__).parent / "man"
@@ -34,7 +35,7 @@ PROGRAMS = {
 PAGES = {**PROGRAMS, "vhost-balloonctl": options.build_parser()}
 
 
-FORMATS = ("vhost-balloon.toml", "vhost-balloon-qmp")
+FORMATS = ("vhost-balloon.toml", "vhost-balloon-hub.toml", "vhost-balloon-qmp")
 
 
 def plain(roff: str) -> str:
@@ -148,6 +149,17 @@ def listed(roff: str) -> list[str]:
 def test_every_setting_is_listed_and_no_other() -> None:
     settings = heads(section("vhost-balloon.toml", "SETTINGS"))
     assert sorted(head.split()[0] for head in settings) == sorted(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("tables", "known"),
+    [("[POLICY]", POLICY_SETTINGS), ("[DEFAULTS] AND [VM.NAME]", VM_SETTINGS)],
+)
+def test_every_setting_of_the_hub_is_listed_and_no_other(
+    tables: str, known: dict[str, object]
+) -> None:
+    settings = heads(section("vhost-balloon-hub.toml", f"SETTINGS OF {tables}"))
+    assert sorted(head.split()[0] for head in settings) == sorted(known)
 
 
 @pytest.fixture(scope="module")
