@@ -30,7 +30,6 @@ GAPS = {
     },
     HUB: COMMON
     | {
-        "SupplementaryGroups=",
         "RestrictAddressFamilies=~AF_(INET|INET6)",
         "PrivateNetwork=",
         "IPAddressDeny=",
