@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ class Place:
 
     host: SystemdHost
     crowd: Crowd
-    uid: str
+    ids: tuple[str, str]
 
     def inside(self, *attempt: str, instance: Instance = HOSTILE) -> str:
         """The result of an attempt in an instance's unit."""
@@ -50,9 +51,10 @@ class Place:
             sock.sendall(json.dumps(attempt).encode() + b"\n")
             return sock.recv(100).decode()
 
-    def without_sandbox(self, *attempt: str, uid: str = "") -> str:
-        number = uid or self.uid
-        user = ("setpriv", f"--reuid={number}", f"--regid={number}", "--clear-groups")
+    def without_sandbox(self, *attempt: str, ids: tuple[str, str] | None = None) -> str:
+        """ids: a user and a group, instead of those of an instance's unit."""
+        uid, gid = ids or self.ids
+        user = ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups")
         return self.host.run(*user, "python3", TOLD, *attempt).stdout.strip()
 
     def as_root(self, *attempt: str) -> str:
@@ -61,7 +63,7 @@ class Place:
     def tried_at(self, unit: str, attempt: str, *arguments: str) -> tuple[str, str, str]:
         """At a unit's process."""
         whole = (attempt, self.host.show(unit, "MainPID"), *arguments)
-        shared = self.without_sandbox(*whole, uid=uid(self.host, unit))
+        shared = self.without_sandbox(*whole, ids=ids(self.host, unit))
         return self.inside(*whole), self.without_sandbox(*whole), shared
 
     def tried(self, *attempt: str) -> tuple[str, str, str]:
@@ -76,7 +78,7 @@ def place(systemd_host: SystemdHost) -> Iterator[Place]:
     with host.options("--discard=always"), Crowd(host) as crowd:
         host.systemctl("start", HOSTILE.socket, HOSTILE.service, VICTIM.socket, HUB)
         crowd.attach({"victim": host.path(VICTIM.path)})
-        yield Place(host, crowd, uid(host, HOSTILE.service))
+        yield Place(host, crowd, ids(host, HOSTILE.service))
         crowd.use()
         assert host.show(VICTIM.service, "NRestarts") == "0"
         assert "Traceback" not in host.journal(VICTIM.service)
@@ -84,9 +86,11 @@ def place(systemd_host: SystemdHost) -> Iterator[Place]:
     host.drop_in(HOSTILE.service, "")
 
 
-def uid(host: SystemdHost, unit: str) -> str:
+def ids(host: SystemdHost, unit: str) -> tuple[str, str]:
+    """User and group of a unit's process."""
     status = host.path(f"/proc/{host.show(unit, 'MainPID')}/status").read_text()
-    return next(line.split()[1] for line in status.splitlines() if line.startswith("Uid:"))
+    uid, gid = re.findall(r"^[UG]id:\t(\d+)", status, re.MULTILINE)
+    return uid, gid
 
 
 @pytest.mark.parametrize("target", [VICTIM.service, HUB])
