@@ -38,7 +38,8 @@ def test_every_file_is_installed_with_the_daemons_path(
         "usr/share/qemu/vhost-user/50-vhost-balloon.json",
     }
     assert "@BINARY@" not in "".join(found.values())
-    for name, started in (("@", f"{BINARY} --name=%i"), ("-hub", f"{BINARY}-hub")):
+    commands = {"@": f"{BINARY} --name=%i", "-hub": f"{BINARY}-hub --control-mode=0660"}
+    for name, started in commands.items():
         text = found[f"usr/lib/systemd/system/vhost-balloon{name}.service"]
         assert f"\nExecStart={started} $VHOST_BALLOON_" in text
     examiner = found["usr/lib/systemd/system/vhost-balloon-examiner.service"]

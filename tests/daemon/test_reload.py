@@ -27,7 +27,7 @@ from tests.support.end_to_end import (
 )
 from tests.support.hostile.tampering import Found
 from tests.support.vms.operated import operated
-from vhost_balloon.config.file import MAX_SIZE
+from vhost_balloon.config.toml_file import MAX_SIZE
 from vhost_balloon.daemon import reload as reload_module
 from vhost_balloon.front_end.connection import FrontEndConnection
 from vhost_balloon.simulator.guest import running_guest

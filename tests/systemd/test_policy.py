@@ -83,7 +83,7 @@ def can_lock(host: SystemdHost, *user: str) -> bool:
 
 
 def test_the_hosts_files_are_handed_over(host: SystemdHost) -> None:
-    host.write(STAND_IN, (ROOT / "tests/support/host_files.py").read_text())
+    host.write(STAND_IN, (ROOT / "tests/systemd/host_files.py").read_text())
     host.drop_in(
         HUB, f"[Service]\nExecStart=\nExecStart=/usr/bin/python3 {STAND_IN}\nWatchdogSec=0\n"
     )

@@ -15,11 +15,11 @@ PATHS = (
 
 
 def content(fd: int) -> str:
-    """The first line, read again from the start; an error's name if that fails."""
+    """The first line, read again from the start; the error if that fails."""
     try:
         return os.pread(fd, 4096, 0).decode().partition("\n")[0]
     except OSError as error:
-        return os.strerror(error.errno)
+        return str(error)
 
 
 def may_write(fd: int) -> bool:
