@@ -36,12 +36,13 @@ ROOMS: dict[str, str] = {  # from the bottom up: a row names only rows above it
     "restart": "protocol figures balloon memory session store queues vm front_end service",
     "metrics": "protocol figures service",
     "config": "protocol figures memory service vm metrics",
-    "control": "protocol figures balloon memory queues vm restart front_end",
+    "qmp_server": "protocol",
+    "control": "protocol figures balloon memory queues vm restart front_end qmp_server",
     "policy": "protocol figures",
-    "hub": "protocol figures metrics policy service config",
+    "hub": "protocol figures metrics policy service config qmp_server",
     "examiner": "protocol memory service config",
     "daemon": "deferred protocol figures service pace store memory balloon session queues vm "
-    "front_end restart metrics config control",
+    "front_end restart metrics config qmp_server control",
     "__main__": "deferred daemon protocol figures service store vm config restart",
     "simulator": "protocol",
     "demo": "simulator",
@@ -92,6 +93,8 @@ PURE = {
             "settings",
         )
     ),
+    "vhost_balloon.qmp_server.command",
+    "vhost_balloon.qmp_server.schema",
     "vhost_balloon.store.journal",
     "vhost_balloon.store.slots",
 }

@@ -20,9 +20,9 @@ from tests.support.control_client import (
     request,
 )
 from tests.support.end_to_end import LogLines
-from vhost_balloon.control.command import Command, Parameter
 from vhost_balloon.control.events import INTERVAL
 from vhost_balloon.control.server import serve_control
+from vhost_balloon.qmp_server.command import Command, Parameter
 from vhost_balloon.vm.vm import Vm
 
 # BALLOON_CHANGE
@@ -181,7 +181,7 @@ async def test_a_client_that_vanishes_only_ends_itself(
 
 
 @asynccontextmanager
-async def serving(vm: Vm, **commands: Command) -> AsyncIterator[Client]:
+async def serving(vm: Vm, **commands: Command[Vm]) -> AsyncIterator[Client]:
     """A client of a server with these commands."""
     listener = MemoryListener()
     async with trio.open_nursery() as nursery:

@@ -9,25 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from protocol.qmp import Json, Object, version
-from vhost_balloon import __version__
-from vhost_balloon.control.command import Command, Parameter
+from protocol.qmp import Json
 from vhost_balloon.control.human import PARAMETERS as HUMAN_MONITOR_PARAMETERS
 from vhost_balloon.control.human import human_monitor
 from vhost_balloon.control.objects import guest_stats
 from vhost_balloon.control.qom import QOM_COMMANDS, not_found
 from vhost_balloon.control.report import describe_vm
 from vhost_balloon.errors import CommandError
+from vhost_balloon.qmp_server.command import Command, Parameter
 from vhost_balloon.vm.vm import Vm, not_activated
 
 STATS_TIMEOUT: Final = 3000
 MAX_STATS_TIMEOUT: Final = 60_000
 """Milliseconds, QMP's unit of timeouts: the default and the limit of balloon-stats."""
-
-
-def version_info() -> Object:
-    major, minor, micro = (int(part) for part in __version__.split("."))
-    return version(major, minor, micro, "vhost-balloon")
 
 
 def _check_id(vm: Vm, arguments: dict[str, Any]) -> None:
@@ -95,10 +89,6 @@ async def _vm_disconnect(vm: Vm, arguments: dict[str, Any]) -> Json:
     return {}
 
 
-def _query_version(vm: Vm, arguments: dict[str, Any]) -> Json:
-    return version_info()
-
-
 def _query_memory(vm: Vm, arguments: dict[str, Any]) -> Json:
     """All memory of the guest is its base: what of it was plugged is known to QEMU alone."""
     _check_attached(vm, {})
@@ -114,7 +104,7 @@ def _query_name(vm: Vm, arguments: dict[str, Any]) -> Json:
 
 _ID: Final = Parameter("id", "str", optional=True)
 
-COMMANDS: Final[Mapping[str, Command]] = {
+COMMANDS: Final[Mapping[str, Command[Vm]]] = {
     "balloon": Command(_balloon, (Parameter("value", "int"), _ID), "Accepted"),
     "query-balloon": Command(_query_balloon, (_ID,), "BalloonInfo"),
     "balloon-stats": Command(
@@ -124,7 +114,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "balloon-resume": Command(_balloon_resume, (_ID,)),
     "vm-disconnect": Command(_vm_disconnect, (_ID,), then=lambda vm: vm.order_answered.set()),
     "query-vms": Command(_query_vms, returns="[VmInfo]"),
-    "query-version": Command(_query_version, returns="VersionInfo"),
     "query-memory-size-summary": Command(_query_memory, returns="MemoryInfo"),
     "query-name": Command(_query_name, returns="NameInfo"),
     "human-monitor-command": Command(
@@ -132,4 +121,4 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     **QOM_COMMANDS,
 }
-"""All commands except those of a client's session (server.py) and of the process (daemon/)."""
+"""All commands except those of every server (qmp_server/) and of the process (daemon/)."""

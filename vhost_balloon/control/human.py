@@ -11,8 +11,8 @@ import re
 from typing import Any, Final
 
 from protocol.qmp import Json
-from vhost_balloon.control.command import Handler, Parameter, finished
 from vhost_balloon.errors import CommandError
+from vhost_balloon.qmp_server.command import Handler, Parameter, finished
 from vhost_balloon.vm.vm import Vm
 
 _BALLOON: Final = "balloon target -- request VM to change its memory allocation (in MB)"
@@ -39,7 +39,7 @@ _UINT63: Final = (1 << 63) - 1
 PARAMETERS: Final = (Parameter("command-line", "str"), Parameter("cpu-index", "int", optional=True))
 
 
-def human_monitor(balloon: Handler, query_balloon: Handler) -> Handler:
+def human_monitor(balloon: Handler[Vm], query_balloon: Handler[Vm]) -> Handler[Vm]:
     """The handler of human-monitor-command, from those of balloon and query-balloon."""
 
     async def run(vm: Vm, arguments: dict[str, Any]) -> Json:
@@ -72,7 +72,7 @@ class _Mistake(Exception):
     """A line that cannot be parsed."""
 
 
-async def _info(vm: Vm, query_balloon: Handler, excess: list[str]) -> str:
+async def _info(vm: Vm, query_balloon: Handler[Vm], excess: list[str]) -> str:
     if excess:
         raise _excess("balloon", "info balloon")
     found: Any = await finished(query_balloon(vm, {}))

@@ -17,8 +17,8 @@ from typing import Final
 
 from protocol.qmp import Json
 from protocol.virtio_balloon import STAT_NAMES, STAT_UNKNOWN, BalloonFeature
-from vhost_balloon.control.command import check_type
 from vhost_balloon.errors import CommandError
+from vhost_balloon.qmp_server.command import check_type
 from vhost_balloon.vm.vm import Vm
 
 UINT32_MAX: Final = (1 << 32) - 1

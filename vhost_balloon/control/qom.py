@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from protocol.qmp import ErrorClass, Json, Object
-from vhost_balloon.control.command import Command, Parameter, check_type
 from vhost_balloon.control.objects import Node, Property, find, tree
 from vhost_balloon.errors import CommandError
+from vhost_balloon.qmp_server.command import Command, Parameter, check_type
 from vhost_balloon.vm.vm import Vm
 
 
@@ -78,7 +78,7 @@ def _describe(name: str, property_: Property) -> Object:
 _PATH: Final = Parameter("path", "str")
 _PROPERTY: Final = (_PATH, Parameter("property", "str"))
 
-QOM_COMMANDS: Final[Mapping[str, Command]] = {
+QOM_COMMANDS: Final[Mapping[str, Command[Vm]]] = {
     "qom-get": Command(_get, _PROPERTY, "any"),
     "qom-set": Command(_set, (*_PROPERTY, Parameter("value", "any"))),
     "qom-list": Command(_list, (_PATH,), "[ObjectPropertyInfo]"),

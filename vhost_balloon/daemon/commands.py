@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from protocol.qmp import Json
-from vhost_balloon.control.command import Command
 from vhost_balloon.daemon.reload import Configuration
 from vhost_balloon.errors import CommandError, OperatorError
+from vhost_balloon.qmp_server.command import Command
 from vhost_balloon.vm.vm import Vm
 
 
@@ -22,7 +22,9 @@ class Successor(Protocol):
         """Re-execute soon."""
 
 
-def service_commands(configuration: Configuration, successor: Successor) -> Mapping[str, Command]:
+def service_commands(
+    configuration: Configuration, successor: Successor
+) -> Mapping[str, Command[Vm]]:
     """The commands, by name."""
 
     async def upgrade(vm: Vm, arguments: dict[str, Any]) -> Json:

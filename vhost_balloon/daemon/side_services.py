@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 from protocol.qmp import Object
 from vhost_balloon.config.config import Config
 from vhost_balloon.containment import KeptOpen
-from vhost_balloon.control.command import Command
 from vhost_balloon.control.report import describe_vm
 from vhost_balloon.control.server import serve_control
 from vhost_balloon.daemon.sockets import Listening, Sockets
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.qmp_server.command import Command
 from vhost_balloon.service.handed_over import HandedOver
 from vhost_balloon.vm.vm import Vm
 
@@ -71,7 +71,7 @@ class Control:
         self._sockets: Final = sockets
         self._stack: Final = stack
         self._listening: Listening | None = None
-        self.commands: Mapping[str, Command] = {}
+        self.commands: Mapping[str, Command[Vm]] = {}
 
     def open(self) -> None:
         """Listen, if this is configured and not done yet. Raises OperatorError."""

@@ -1,14 +1,16 @@
-"""Describes a command of the control socket, and checks its arguments."""
+"""Describes a QMP command, and checks its arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from protocol.qmp import Json, Object
 from vhost_balloon.errors import CommandError
-from vhost_balloon.vm.vm import Vm
+
+S = TypeVar("S")
+"""What the commands act on."""
 
 EMPTY: Final = "q_empty"
 """The return type of commands that return nothing."""
@@ -23,22 +25,23 @@ class Parameter:
     optional: bool = False
 
 
-Handler: TypeAlias = "Callable[[Vm, dict[str, Any]], Json | Awaitable[Json]]"
+Handler: TypeAlias = Callable[[S, dict[str, Any]], "Json | Awaitable[Json]"]
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class Command(Generic[S]):
     """A command.
 
-    handler: gets checked arguments, and returns the reply's "return" or an awaitable of it; raises
-    CommandError if it fails, and any other exception is our bug. returns: the type of the result
-    (control/schema.py). then: is called after the reply to a successful command was sent.
+    handler: gets the subject and checked arguments, and returns the reply's "return" or an
+    awaitable of it; raises CommandError if it fails, and any other exception is our bug. returns:
+    the type of the result (schema.py). then: is called after the reply to a successful command was
+    sent.
     """
 
-    handler: Handler
+    handler: Handler[S]
     parameters: tuple[Parameter, ...] = ()
     returns: str = EMPTY
-    then: Callable[[Vm], None] | None = None
+    then: Callable[[S], None] | None = None
 
 
 async def finished(result: Json | Awaitable[Json]) -> Json:
