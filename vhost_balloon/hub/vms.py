@@ -21,7 +21,18 @@ from vhost_balloon.metrics.document import BadDocument, Document, checked
 PATIENCE: Final = 1.0
 """Seconds for a VM's answer, including connection and negotiation; and for reading the folders."""
 
-HUB_PLACES: Final = ("log", "metrics", "metrics-client", "vm", "watchdog")
+HUB_PLACES: Final = (
+    "control",
+    "control-client",
+    "log",
+    "metrics",
+    "metrics-client",
+    "policy",
+    "reload",
+    "status",
+    "vm",
+    "watchdog",
+)
 """Where failures of the hub are contained; the values of the metric's label."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -18,11 +18,13 @@ EMPTY: Final = "q_empty"
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One argument. type: "int" (64 bits, signed), "str", "[str]" or "any", as in the schema."""
+    """One argument. type: "int" (64 bits, signed), "str", "[str]", "any", or the name of an
+    enumeration of these values, as in the schema."""
 
     name: str
     type: str
     optional: bool = False
+    values: Sequence[str] = ()
 
 
 Handler: TypeAlias = Callable[[S, dict[str, Any]], "Json | Awaitable[Json]"]
@@ -53,7 +55,7 @@ def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dic
     """Return the arguments if none is unknown, missing or of another type. Raises CommandError."""
     for parameter in parameters:
         if parameter.name in arguments:
-            check_type(parameter.name, parameter.type, arguments[parameter.name])
+            _check(parameter, arguments[parameter.name])
         elif not parameter.optional:
             raise CommandError(f"Parameter '{parameter.name}' is missing")
     known = {parameter.name for parameter in parameters}
@@ -61,6 +63,14 @@ def check_arguments(parameters: tuple[Parameter, ...], arguments: Object) -> dic
         if name not in known:
             raise CommandError(f"Parameter '{name}' is unexpected")
     return dict(arguments)
+
+
+def _check(parameter: Parameter, value: Json) -> None:
+    name = parameter.name
+    if not parameter.values:
+        check_type(name, parameter.type, value)
+    elif check_type(name, "str", value) not in parameter.values:
+        raise CommandError(f"Parameter '{name}' does not accept value '{value}'")
 
 
 def _is_int64(value: Json) -> bool:

@@ -22,6 +22,7 @@ from protocol.qmp_stream import RequestParser
 from vhost_balloon import __version__
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import CommandError
+from vhost_balloon.log.lines import Shortage
 from vhost_balloon.printable import encodable
 from vhost_balloon.qmp_server.command import (
     Command,
@@ -63,12 +64,16 @@ class QmpServer(Generic[S]):
         commands: Mapping[str, Command[S]],
         describe: Describe[S],
         errors: InternalErrors,
+        most: int | None = None,
     ) -> None:
-        """subject: what commands act on. errors: counts failures in "control-client"."""
+        """subject: what commands act on. errors: counts failures in "control-client". most:
+        clients at a time; others are hung up on. None for no limit."""
         self.subject: Final = subject
         self.commands: Final = commands
         self.describe: Final = describe
         self._errors: Final = errors
+        self._most: Final = most
+        self._crowd: Final = Shortage()
         self._clients: set[Client[S]] = set()
 
     async def run(
@@ -87,6 +92,10 @@ class QmpServer(Generic[S]):
 
     async def _serve_client(self, stream: trio.abc.Stream) -> None:
         """Serve one client from its greeting to its end, and close the stream."""
+        if self._most is not None and len(self._clients) >= self._most:
+            self._crowd.say(f"more than {self._most} clients of the control socket", None)
+            await trio.aclose_forcefully(stream)
+            return
         client = Client(stream, self)
         self._clients.add(client)
         try:

@@ -1,0 +1,56 @@
+"""Reads the hub's configuration files again; a mistake in them changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import trio
+
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.policy.settings import PolicySettings
+
+
+class Configuration:
+    """The settings in force, and where they come from.
+
+    read: reads and checks all files; None if the hub was started without any. apply: puts other
+    settings in force.
+    """
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        read: Callable[[], PolicySettings] | None,
+        apply: Callable[[PolicySettings], None],
+    ) -> None:
+        self._settings = settings
+        self._read: Final = read
+        self._apply: Final = apply
+        self._reading: Final = trio.Lock()
+
+    async def reload(self) -> Sequence[str]:
+        """Read the files again and apply them; return the names of the settings that changed.
+
+        Raises OperatorError; nothing is changed then.
+        """
+        if self._read is None:
+            raise OperatorError("this hub was started without --config")
+        async with self._reading:
+            # In a thread, because a file system may hang.
+            settings = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+            before, self._settings = self._settings, settings
+            self._apply(settings)
+            return list(changed(before, settings))
+
+
+def changed(before: PolicySettings, after: PolicySettings) -> Iterator[str]:
+    """The names of the settings and tables that differ, as in the file."""
+    for name in ("mode", "reserve", "cgroup", "zfs_arc"):
+        if getattr(before, name) != getattr(after, name):
+            yield f"policy.{name.replace('_', '-')}"
+    if before.defaults != after.defaults:
+        yield "defaults"
+    for vm in sorted({*before.vms, *after.vms}):
+        if before.of(vm) != after.of(vm):
+            yield f"vm.{vm}"
