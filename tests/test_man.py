@@ -20,10 +20,15 @@ from tests.support.parsers import arguments, commands
 from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
 from vhost_balloon.examiner import options as examiner_options
+from vhost_balloon.figures.policy_info import PARTS, POLICY_INFO
+from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.hub import options as hub_options
 from vhost_balloon.hub.config import POLICY_SETTINGS, VM_SETTINGS
+from vhost_balloon.hub.commands import COMMANDS, Hub
+from vhost_balloon.hub.schema import describe
+from vhost_balloon.qmp_server.command import Command
 from vhost_balloon.vm.settings import SETTINGS
 
 FOLDER = Path(vhost_balloon.__file__).parent / "man"
@@ -187,13 +192,36 @@ def test_every_command_and_event_is_listed_with_its_arguments(
     answers: tuple[Any, Any], head: str, kind: str
 ) -> None:
     _, schema = answers
+    assert sorted(heads(section("vhost-balloon-qmp", head))) == of_kind(schema, kind)
+
+
+@pytest.mark.parametrize(("head", "kind"), [("COMMANDS", "command"), ("EVENTS", "event")])
+def test_every_command_and_event_of_the_hub_is_listed(head: str, kind: str) -> None:
+    own: dict[str, Command[Hub]] = {
+        name: Command(lambda hub, arguments: {})
+        for name in ("query-version", "query-commands", "query-qmp-schema")
+    }
+    found = sorted(heads(section("vhost-balloon-qmp", f"{head} OF THE HUB")))
+    assert found == of_kind(describe({**COMMANDS, **own}), kind)
+
+
+def test_every_member_and_reason_of_the_policy_is_listed() -> None:
+    parts = (POLICY_INFO, PARTS["PolicyHost"], PARTS["PolicyVm"])
+    members = {member.removeprefix("*") for part in parts for member in part}
+    said = listed(section("vhost-balloon-qmp", "MEMBERS OF QUERY\\-POLICY"))
+    assert said == sorted(members)
+    reasons = listed(section("vhost-balloon-qmp", "REASONS OF THE POLICY"))
+    assert reasons == sorted(reason.value for reason in Reason)
+
+
+def of_kind(schema: Any, kind: str) -> list[str]:
+    """The commands or events of a schema, with their arguments."""
     objects = {entry["name"]: entry["members"] for entry in schema if "members" in entry}
-    found = [
+    return sorted(
         " ".join([entry["name"], *map(argument, objects[entry["arg-type"]])])
         for entry in schema
         if entry["meta-type"] == kind
-    ]
-    assert sorted(heads(section("vhost-balloon-qmp", head))) == sorted(found)
+    )
 
 
 def argument(member: dict[str, Any]) -> str:
