@@ -34,7 +34,7 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is not a whole number of bytes")
     if not 1 <= size <= _MAX_SIZE:
         raise ValueError(f"{text!r} is not between 1 byte and 8 EiB")
-    return int(size)
+    return round(size)
 
 
 def meant(text: str) -> str:
