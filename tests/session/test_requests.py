@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocol.vhost_user import VERSION, HeaderFlag, ProtocolFeature, Request
@@ -215,6 +215,7 @@ MESSAGES = st.one_of(
     st.lists(st.tuples(MESSAGES, st.integers(0, 15), st.booleans()), max_size=40),
     st.sampled_from([None, effects.StartRing, effects.AddRegion, effects.SetCall]),
 )
+@example([((R.ADD_MEM_REG, region(), 1), 1, False)] * 2, None)
 def test_any_messages_leave_the_session_consistent_with_its_effects(
     messages: list[tuple[tuple[int, bytes, int], int, bool]], failing: type[effects.Effect] | None
 ) -> None:

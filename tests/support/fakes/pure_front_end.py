@@ -10,6 +10,7 @@ from protocol.vhost_user_payloads import Region
 from tests.support.helpers import GIB, no_fds
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.errors import FrontEndError
+from vhost_balloon.memory.region import check_disjoint
 from vhost_balloon.session import effects, requests
 from vhost_balloon.session.effects import Effect
 from vhost_balloon.session.message import Message
@@ -95,16 +96,21 @@ class PureFrontEnd:
         try:
             effect = next(steps)
             while True:
-                if self.failing is not None and isinstance(effect, self.failing):
-                    effect = steps.throw(FrontEndError("cannot be carried out"))
+                try:
+                    result = self._carry_out(effect)
+                except FrontEndError as error:
+                    effect = steps.throw(error)
                 else:
                     self.effects.append(effect)
-                    effect = steps.send(self._carry_out(effect))
+                    effect = steps.send(result)
         except StopIteration as stop:
             reply: bytes | None = stop.value
             return reply
 
     def _carry_out(self, effect: Effect) -> int | None:
+        """As front_end/carrying_out.py: raises FrontEndError for what it refuses."""
+        if self.failing is not None and isinstance(effect, self.failing):
+            raise FrontEndError("cannot be carried out")
         match effect:
             case effects.StopRing(index):
                 self.started.remove(index)
@@ -113,10 +119,13 @@ class PureFrontEnd:
                 assert index not in self.started
                 self.started.add(index)
             case effects.AddRegion(region):
+                check_disjoint(self.session.regions, region)
                 self.regions.append(region)
             case effects.RemoveRegion(region):
                 self.regions.remove(region)
             case effects.ReplaceRegions(regions):
+                for index, (region, _) in enumerate(regions):
+                    check_disjoint((other for other, _ in regions[:index]), region)
                 self.regions = [region for region, _ in regions]
         return None
 
