@@ -29,7 +29,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 512M, 1.5G or 1073741824{meant(text)}")
     unit = (match["unit"] or "B").upper()
-    size = Fraction(match["number"]) * 1024 ** "BKMGTPE".index(unit)
+    size: Fraction = Fraction(match["number"]) * 1024 ** "BKMGTPE".index(unit)
     if unit == "B" and size.denominator != 1:
         raise ValueError(f"{text!r} is not a whole number of bytes")
     if not 1 <= size <= _MAX_SIZE:

@@ -87,23 +87,23 @@ def test_any_buffer_gives_the_last_known_value_of_each_known_tag(
 def test_a_record_with_unknown_values_is_restored_without_them() -> None:
     stats = GuestStats()
     values = [[3, ALL_ONES], [4, 5], [0, ALL_ONES - 4095]]
-    restore_stats(stats, {"values": values, "last-update": 7, "updated": 3.0}, clock_offset=1.0)
-    assert (stats.values, stats.last_update, stats.age(4.0)) == ({StatTag.MEMFREE: 5}, 7, 2.0)
+    restore_stats(stats, {"values": values, "last-update": 7, "updated": 3.0})
+    assert (stats.values, stats.last_update, stats.age(4.0)) == ({StatTag.MEMFREE: 5}, 7, 1.0)
 
 
 def test_a_sample_has_the_hosts_time_and_an_age() -> None:
     stats = GuestStats()
     assert (stats.values, stats.last_update, stats.age(5.0)) == ({}, 0, None)
-    stats.update({StatTag.MEMFREE: 1, StatTag.CACHES: 2}, wall=1700000000.9, monotonic=10.0)
+    stats.update({StatTag.MEMFREE: 1, StatTag.CACHES: 2}, wall=1700000000.9, now=10.0)
     assert (stats.last_update, stats.age(12.5)) == (1700000000, 2.5)
     assert stats.age(9.0) == 0.0
 
 
 def test_a_new_sample_replaces_the_old_one_entirely() -> None:
     stats = GuestStats()
-    stats.update({StatTag.MEMFREE: 1, StatTag.CACHES: 2}, wall=1.0, monotonic=1.0)
+    stats.update({StatTag.MEMFREE: 1, StatTag.CACHES: 2}, wall=1.0, now=1.0)
     taken = {StatTag.MEMFREE: 3}
-    stats.update(taken, wall=2.0, monotonic=2.0)
+    stats.update(taken, wall=2.0, now=2.0)
     taken[StatTag.CACHES] = 4
     assert stats.values == {StatTag.MEMFREE: 3}
     stats.clear()

@@ -43,10 +43,11 @@ def web1(vm: Vm) -> FakeFrontEnd:
 async def test_query_vms_lists_the_vm_attached_or_not(client: Client, vm: Vm) -> None:
     (told,) = await client.execute("query-vms")
     assert (told["id"], told["attached"], told["state"]) == ("web1", False, "disconnected")
-    unknown = ("front-end-pid", "target", "actual", "resident", "stats-age", "socket-path")
-    assert not told.keys() & set(unknown)
+    unknown = "front-end-pid target actual held-for resident stats-age stats-taken stats-actual"
+    assert not told.keys() & {*unknown.split(), "socket-path"}
     assert told["stats"] == {}
     assert told["freed-bytes"] == 0
+    assert not told["held"]
     attach(vm, driver_ready=False, state=VmState.NO_DRIVER)
     (told,) = await client.execute("query-vms")
     assert (told["id"], told["attached"], told["state"]) == ("web1", True, "no-driver")
@@ -93,6 +94,7 @@ def known_vm(vm: Vm) -> FakeFrontEnd:
         vm, front_end_pid=42, features=1 << 5 | 1 << 30 | 1 << 32 | 1 << 50, protocol_features=0x9,
         queues=queues, regions=(RegionStatistics(0, GIB, 4096, "tmpfs"),), target=GIB, balloon=0,
         resident=4096, stats={StatTag.MEMFREE: 5}, stats_age=1.5, state=VmState.DONE,
+        stats_taken=7.25, stats_actual=GIB, held=True, held_for=41.5,
         pause_reasons=("operator",), huge_pages=HugePages(2, 3, 8192),
         socket_path=Path("/run/web1.sock"), report_rate=5, internal_errors={"events": 1, "log": 0},
     )  # fmt: skip
@@ -120,6 +122,7 @@ async def test_query_vms_has_every_known_member(client: Client, vm: Vm) -> None:
         "resident": 4096, "driver-ready": True, "queue-map-ambiguous": False,
         "reporting-paused": True, "pause-reasons": ["operator"],
         "stats": {"stat-free-memory": 5}, "stats-age": 1.5, "stats-interval": 0.0,
+        "stats-taken": 7.25, "stats-actual": GIB, "held": True, "held-for": 41.5,
         "reported-bytes": 4096, "inflated-bytes": 0, "deflated-bytes": 0, "freed-bytes": 0,
         "huge-pages": {"partial": 2, "whole": 3, "waiting-bytes": 8192}, "huge-pages-freed": 0,
         "refused-bytes": {"poison": 8192}, "requests": {"inflate": 7},
@@ -241,11 +244,13 @@ async def test_replies_and_events_match_the_schema(client: Client, vm: Vm) -> No
     path = "/machine/peripheral/web1"
     requests: dict[str, dict[str, Any]] = {
         "query-vms": {}, "query-version": {}, "query-commands": {}, "query-qmp-schema": {},
-        "query-balloon": {}, "balloon": {"value": GIB, "id": "web1"}, "balloon-pause": {},
+        "query-balloon": {}, "balloon": {"value": GIB, "policy": False, "hold": 5, "id": "web1"},
+        "balloon-pause": {},
         "balloon-resume": {}, "qom-get": {"path": path, "property": "guest-stats"},
         "qom-set": {"path": path, "property": "guest-stats-polling-interval", "value": 1},
         "qom-list": {"path": path}, "qom-list-get": {"paths": [path, "/"]}, "query-name": {},
-        "query-memory-size-summary": {},
+        "query-memory-size-summary": {}, "policy-hold": {"seconds": 5}, "policy-release": {},
+        "balloon-request-stats": {},
         "human-monitor-command": {"command-line": "info balloon", "cpu-index": 0},
     }  # fmt: skip
     for command, arguments in requests.items():

@@ -102,6 +102,24 @@ async def test_set(tmp_path: Path) -> None:
         assert (found["target"], found["pending"]) == (40 * MIB, False)
 
 
+async def test_set_keeps_the_policy_away(tmp_path: Path) -> None:
+    async with vm_served(tmp_path) as host, by_hand(host.path()):
+        assert (await ctl(tmp_path, "set", "vm1", "48M")).status == 0
+        assert (host.vm().statistics().held, host.vm().statistics().held_for) == (True, None)
+        text = (await ctl(tmp_path, "status", "vm1")).out
+        assert "leaves it alone (manual order)\n" in text
+        assert (await ctl(tmp_path, "set", "vm1", "48M", "--hold=100")).status == 0
+        assert 90 < (host.vm().statistics().held_for or 0) < 100
+        assert (await ctl(tmp_path, "status", "vm1", "--json")).json()["held"]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "1.5", "x", "31536001", ""])
+def test_the_time_of_a_hold_has_a_range(seconds: str) -> None:
+    done = plain("set", "vm1", "48M", f"--hold={seconds}")
+    assert (done.status, done.out) == (2, "")
+    assert "is not a whole number of seconds from 1 to 31536000 (a year)" in done.err
+
+
 async def test_set_takes_a_size_that_can_only_be_a_mistake_by_force(tmp_path: Path) -> None:
     async with vm_served(tmp_path) as host, by_hand(host.path()):
         done = await ctl(tmp_path, "set", "vm1", "1024")

@@ -98,6 +98,13 @@ def test_status() -> None:
     assert all(width(line) <= 30 for line in listing.details(full, 30))
 
 
+def test_status_tells_of_a_hold() -> None:
+    line = "  host's policy         leaves it alone (manual order)"
+    assert line in listing.details(vm(held=True), None)
+    assert f"{line}, 42 s left" in listing.details(vm(held=True, held_for=41.7), None)
+    assert not any("policy" in text for text in listing.details(vm(held=False), None))
+
+
 def test_status_ends_with_the_hint() -> None:
     known = vm(pause_reasons=["pins-unknown"], pause_hint="cannot look; use \x1b another user")
     assert listing.details(known, None)[-2:] == ["", "cannot look; use \\x1b another user"]

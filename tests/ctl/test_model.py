@@ -44,7 +44,8 @@ JSON = st.recursive(
 MEMBERS = st.sampled_from(
     ["id", "attached", "state", "guest-memory", "target", "pending", "actual", "resident",
      "pause-reasons", "freed-bytes", "socket-path", "queues", "regions", "features", "stats-age",
-     "huge-pages", "refused-bytes", "ring-errors", "front-end-errors", "front-end-pid", "balloon"]
+     "held", "held-for", "huge-pages", "refused-bytes", "ring-errors", "front-end-errors",
+     "front-end-pid", "balloon"]
 )  # fmt: skip
 
 
@@ -79,6 +80,7 @@ def test_ring_errors_are_a_number_or_numbers_by_queue_and_reason(errors: Any, to
     "members",
     [{"queues": [5]}, {"queues": [{"index": "x"}]}, {"regions": {}}, {"refused_bytes": {"a": "b"}},
      {"stats_age": "old"}, {"stats_age": -1}, {"stats_age": 1e300}, {"front_end_pid": "x"},
+     {"held": 1}, {"held": True, "held_for": "x"},
      {"features": [1]}, {"huge_pages": 5}, {"huge_pages": {"whole": "x"}}, {"ring_errors": "x"},
      {"ring_errors": {"inflate": {"loop": -1}}}, {"ring_errors": [1]}],
 )  # fmt: skip

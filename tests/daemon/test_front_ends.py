@@ -46,7 +46,7 @@ async def test_a_new_front_end_starts_without_a_target(tmp_path: Path) -> None:
             assert (gone.target, gone.actual, gone.resident, gone.queues) == (None, None, None, ())
             assert gone.counters.inflated_bytes == round_number * 32 * MIB
         with pytest.raises(Exception, match="No balloon device"):
-            vm.set_target(TARGET)
+            vm.device().set_target(TARGET)
 
 
 async def test_a_second_front_end_waits_for_the_first_to_go(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ async def test_the_backend_channel_may_be_full_or_gone(
                 theirs.setblocking(True)
                 await guest.front_end.command(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
             for number in range(1, 2000):  # the front end does not read
-                host.vm().set_target(number * PAGE)
-        host.vm().set_target(TARGET)  # closed
+                host.vm().device().set_target(number * PAGE)
+        host.vm().device().set_target(TARGET)  # closed
         await guest.works(host.vm())
 
 

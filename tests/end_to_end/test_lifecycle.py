@@ -52,7 +52,7 @@ async def test_stop_and_cont_change_nothing(tmp_path: Path) -> None:
             Queue.FREE_PAGE,
             Queue.REPORTING,
         ]
-        vm.set_target(48 * MIB)
+        vm.device().set_target(48 * MIB)
         with trio.fail_after(10):
             await guest.driver.wait_balloon(16 * MIB // PAGE)
         await guest.touch(30 * MIB)
@@ -95,7 +95,7 @@ async def test_a_device_reset_stops_all_rings(
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         await guest.works(host.vm())
         await guest.front_end.set_config(slice(4, 8), (512).to_bytes(4, "little"))
-        host.vm().set_target(TARGET)
+        host.vm().device().set_target(TARGET)
         if how == "reset":
             await guest.front_end.command(Request.RESET_DEVICE)
         else:

@@ -47,17 +47,17 @@ async def test_the_guest_is_told_once_of_each_target(
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         vm = host.vm()
         assert await told(guest) == 0
-        vm.set_target(48 * MIB)
+        vm.device().set_target(48 * MIB)
         assert num_pages(await guest.front_end.get_config()) == 16 * MIB // PAGE
         assert await told(guest) == 1
-        vm.set_target(48 * MIB)
+        vm.device().set_target(48 * MIB)
         assert await told(guest) == 1, "nothing changed"
-        vm.set_target(32 * MIB)
-        vm.set_target(64 * MIB)
+        vm.device().set_target(32 * MIB)
+        vm.device().set_target(64 * MIB)
         assert await told(guest) == 3
-        vm.set_target(1 << 62)
+        vm.device().set_target(1 << 62)
         assert await told(guest) == 3, "more than all memory means all, as before"
-        vm.set_target(1)
+        vm.device().set_target(1)
         assert num_pages(await guest.front_end.get_config()) == 64 * MIB // PAGE - 1
         assert await told(guest) == vm.counters.config_changes == 4
 
@@ -67,7 +67,7 @@ async def test_an_unread_target_is_told_again_after_a_stop(
     tmp_path: Path, still_clock: MockClock, seen: bool
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
-        host.vm().set_target(32 * MIB)
+        host.vm().device().set_target(32 * MIB)
         if seen:
             await guest.front_end.get_config()
         assert await told(guest) == 1
@@ -80,13 +80,13 @@ async def test_a_stopped_guest_is_told_when_it_runs_again(
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         bases = await guest.stop()
-        host.vm().set_target(32 * MIB)
-        host.vm().set_target(16 * MIB)
+        host.vm().device().set_target(32 * MIB)
+        host.vm().device().set_target(16 * MIB)
         assert await told(guest) == 0, "a suspended device says nothing"
         assert num_pages(await guest.front_end.get_config()) == 48 * MIB // PAGE
         await guest.start(bases=bases)
         assert await told(guest) == 0, "the front end has read it meanwhile"
-        host.vm().set_target(8 * MIB)
+        host.vm().device().set_target(8 * MIB)
         assert await told(guest) == 1
 
 
@@ -100,7 +100,7 @@ def two_regions() -> GuestRam:
 async def test_an_order_waits_for_a_driver(tmp_path: Path, still_clock: MockClock) -> None:
     async with serving(tmp_path) as host, by_hand(host.path(), features=None) as guest:
         vm = host.vm()
-        vm.set_target(24 * MIB)
+        vm.device().set_target(24 * MIB)
         assert (vm.statistics().target, vm.statistics().pending) == (24 * MIB, True)
         await guest.start()
         assert num_pages(await guest.front_end.get_config()) == 40 * MIB // PAGE
@@ -116,7 +116,7 @@ async def test_an_order_waits_for_a_driver_and_its_first_sample(
         by_hand(host.path(), two_regions, features=None) as guest,
     ):
         vm = host.vm()
-        vm.set_target(24 * MIB)
+        vm.device().set_target(24 * MIB)
         assert (vm.statistics().target, vm.statistics().pending) == (24 * MIB, True)
         assert vm.statistics().actual is None
         assert num_pages(await guest.front_end.get_config()) == 0
@@ -136,7 +136,7 @@ async def test_an_order_waits_two_seconds_for_a_guest_that_gives_no_sample(
         serving(tmp_path) as host,
         by_hand(host.path(), two_regions, features=None) as guest,
     ):
-        host.vm().set_target(24 * MIB)
+        host.vm().device().set_target(24 * MIB)
         await guest.start()
         assert await told(guest) == 0
         still_clock.jump(SAMPLE_PATIENCE)
@@ -152,7 +152,7 @@ async def test_an_order_does_not_wait_for_a_guest_without_statistics(
         serving(tmp_path) as host,
         by_hand(host.path(), two_regions, features=None) as guest,
     ):
-        host.vm().set_target(24 * MIB)
+        host.vm().device().set_target(24 * MIB)
         await guest.start(features)
         assert await told(guest) == 1
         assert num_pages(await guest.front_end.get_config()) == 40 * MIB // PAGE
@@ -162,7 +162,7 @@ async def test_a_plug_and_an_unplug_move_actual_and_never_the_balloon(
     tmp_path: Path, still_clock: MockClock
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
-        host.vm().set_target(48 * MIB)
+        host.vm().device().set_target(48 * MIB)
         await guest.front_end.get_config()
         dimm = guest.ram.add(16 * MIB, 1 << 32)
         await guest.front_end.add_region(dimm)
@@ -200,7 +200,7 @@ async def test_what_the_guest_may_write(tmp_path: Path, still_clock: MockClock) 
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
         front_end, changes = guest.front_end, []
         host.vm().add_listener(lambda vm: changes.append(vm.statistics().balloon))
-        host.vm().set_target(48 * MIB)
+        host.vm().device().set_target(48 * MIB)
         config = [9, 512, 77, 0xAA]
         await front_end.set_config(slice(0, 16), CONFIG_SPACE.pack(*config))
         expected = (16 * MIB // PAGE, 512, 0, 0xAA)
@@ -217,7 +217,7 @@ async def test_what_the_guest_may_write(tmp_path: Path, still_clock: MockClock) 
 
 async def test_parts_of_the_config_space(tmp_path: Path, still_clock: MockClock) -> None:
     async with serving(tmp_path) as host, by_hand(host.path()) as guest:
-        host.vm().set_target(48 * MIB)
+        host.vm().device().set_target(48 * MIB)
         part = CONFIG.pack(4, 4, 0) + pack(0x11223344)
         await guest.front_end.command(Request.SET_CONFIG, part)
         reply = await guest.front_end.call(Request.GET_CONFIG, CONFIG.pack(2, 6, 0) + bytes(6))
@@ -232,12 +232,12 @@ async def test_a_guest_goes_to_its_target_and_back(tmp_path: Path) -> None:
         await guest.touch(200 * MIB)
         await guest.free(180 * MIB)
         vm = host.vm()
-        vm.set_target(64 * MIB)
+        vm.device().set_target(64 * MIB)
         with trio.fail_after(20):
             await guest.driver.wait_balloon(192 * MIB // PAGE)
         assert vm.statistics().actual == 64 * MIB
         assert guest.resident() < 66 * MIB
-        vm.set_target(160 * MIB)
+        vm.device().set_target(160 * MIB)
         with trio.fail_after(20):
             await guest.driver.wait_balloon(96 * MIB // PAGE)
         assert (vm.statistics().actual, vm.statistics().balloon) == (160 * MIB, 96 * MIB)
@@ -248,7 +248,7 @@ async def test_a_guest_goes_to_its_target_and_back(tmp_path: Path) -> None:
 
 async def test_deflation_when_the_guest_needs_its_memory(tmp_path: Path) -> None:
     async with serving(tmp_path) as host, running_guest(host.path(), 64 * MIB, QUIET) as guest:
-        host.vm().set_target(16 * MIB)
+        host.vm().device().set_target(16 * MIB)
         with trio.fail_after(20):
             await guest.driver.wait_balloon(48 * MIB // PAGE)
         await guest.driver.running.wait()

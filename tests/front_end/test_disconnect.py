@@ -102,7 +102,7 @@ async def takes_no_reply(host: Host, guest: ByHand) -> None:
 
 
 async def with_an_order_pending(host: Host, guest: ByHand) -> None:
-    host.vm().set_target(16 * MIB)
+    host.vm().device().set_target(16 * MIB)
 
 
 async def stopped(host: Host, guest: ByHand) -> None:

@@ -19,6 +19,7 @@ from protocol.vhost_user import (
 from protocol.vhost_user_payloads import Region, VringAddress
 from protocol.virtio_balloon import NUM_QUEUES, StatTag
 from vhost_balloon.balloon.device import MAX_PAGES, Balloon
+from vhost_balloon.balloon.hold import Hold
 from vhost_balloon.errors import RingError, RingErrorReason
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.front_end.documents import MAX_ORDER, balloon_json, inert_document
@@ -65,7 +66,9 @@ def session() -> Session:
     session.rings = [Ring(32768, address, 65535, False, False) for _ in range(NUM_QUEUES)]
     session.returned_bases = dict.fromkeys(range(NUM_QUEUES), 65535)
     session.balloon.restore(MAX_ORDER, *[MAX_PAGES] * 4)
+    session.balloon.hold = Hold(1e12 / 3)
     session.balloon.stats.update(dict.fromkeys(StatTag, MOST), 1e12, 1e12 / 3)
+    session.balloon.stats.actual = MOST
     return session
 
 
@@ -108,6 +111,9 @@ def change(session: Session, member: str) -> None:
     """Change one member of the balloon's document."""
     if member == "config-unread":
         session.config_unread = not session.config_unread
+        return
+    if member == "held-until":
+        session.balloon.hold = Hold(session.balloon.hold.until + 1)
         return
     order, *fields = session.balloon.snapshot()
     names = ("num-pages", "actual", "free-page-hint-cmd-id", "poison-val")

@@ -121,7 +121,7 @@ class FrontEnd:
         """Send operator commands and queries at any time."""
         order = self.source.number() % 4
         if order == 0 and self._vm.attached:
-            self._vm.set_target(1 + self.source.number(3))
+            self._vm.device().set_target(1 + self.source.number(3))
         elif order == 1:
             self._vm.paused = not self._vm.paused
         json.dumps(describe_vm(self._vm.statistics()))

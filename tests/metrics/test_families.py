@@ -34,7 +34,7 @@ guest_stat_direct_reclaims_total
 _MORE = """
 stats_interval_seconds reporting_pause_reason refused_ranges_total front_end_errors_total
 front_end_stalls_total report_rate_limit_bytes huge_pages huge_pages_waiting_bytes
-huge_pages_freed_total up internal_errors_total
+huge_pages_freed_total up internal_errors_total held
 """
 DESIGN = _DESIGN.split()
 MORE = _MORE.split()

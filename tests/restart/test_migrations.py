@@ -165,7 +165,7 @@ async def test_recorded_documents_are_restored(vm: Vm) -> None:
     assert documents.read_partial(connection["partial"]).data[0] == Request.SET_VRING_CALL
     assert documents.read_applied(connection["applied"]) == (56, None)
     stats = GuestStats()
-    restore_stats(stats, areas["stats"], 0.0)
+    restore_stats(stats, areas["stats"])
     assert stats.values[StatTag.MEMFREE] == 7 * MIB
 
 

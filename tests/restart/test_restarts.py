@@ -13,8 +13,9 @@ import trio
 from protocol import vhost_user_payloads as payloads
 from protocol.vhost_user import HEADER, VERSION, HeaderFlag, ProtocolFeature, Request
 from protocol.virtio_balloon import Queue, StatTag
+from tests.rig.errors import QMPError
 from tests.support.end_to_end import BLOCK, MIB, PAGE, by_hand, eventually, fill, is_filled
-from tests.support.restarting.scenario import CRASHING, GUEST, Host, hosting
+from tests.support.restarting.scenario import CRASHING, GUEST, Host, hosting, upgrade
 from vhost_balloon.simulator.connection import Refused
 from vhost_balloon.simulator.events import EventFd
 
@@ -152,6 +153,10 @@ async def test_statistics_are_kept_and_a_fresh_sample_is_requested(tmp_path: Pat
         host.manager.kill()
         after_asked, after, after_told = time.monotonic(), host.vm(), time.monotonic()
         assert after["stats"] == before["stats"] == {"stat-free-memory": 5}
+        assert after["stats-taken"] == before["stats-taken"]
+        assert after["stats-actual"] == before["stats-actual"] == GUEST
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert 0 <= now - after["stats-taken"] - after["stats-age"] < 10
         grown = after["stats-age"] - before["stats-age"]
         assert after_asked - before_told - 0.1 <= grown <= after_told - before_asked + 0.1
         with trio.fail_after(5):
@@ -160,6 +165,43 @@ async def test_statistics_are_kept_and_a_fresh_sample_is_requested(tmp_path: Pat
         ring.kick()
         await eventually(lambda: host.vm()["stats"] == {"stat-free-memory": 6})
         assert host.vm()["stats-age"] < after["stats-age"]
+        assert host.vm()["stats-taken"] > after["stats-taken"]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+async def test_a_hold_is_kept_until_its_end(tmp_path: Path, in_place: bool) -> None:
+    async def restart() -> None:
+        if in_place:
+            await upgrade(host)
+        else:
+            host.manager.kill()
+
+    async with hosting(tmp_path) as host:
+        async with by_hand(host.path()):
+            host.ask("balloon", value=48 * MIB)
+            await restart()
+            assert (host.vm()["held"], "held-for" in host.vm()) == (True, False)
+            with pytest.raises(QMPError, match="an operator holds"):
+                host.ask("balloon", value=MIB, policy=True)
+            host.ask("balloon", value=40 * MIB, hold=1000)
+            await restart()
+            assert host.vm()["held"]
+            assert 900 < host.vm()["held-for"] < 1000
+            host.ask("policy-hold", seconds=1)
+            await restart()
+            await eventually(lambda: not host.vm()["held"])
+            host.ask("balloon", value=32 * MIB, policy=True)
+            assert host.vm()["target"] == 32 * MIB
+            host.ask("policy-hold")
+            await restart()
+            host.ask("policy-release")
+            await restart()
+            assert not host.vm()["held"]
+            host.ask("policy-hold")
+        await eventually(lambda: not host.vm()["attached"])
+        await restart()
+        async with by_hand(host.path()):
+            assert not host.vm()["held"], "the next front end's"
 
 
 async def test_orders_and_counters_are_kept(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ class FakeFrontEnd:
         self.known = VmStatistics(vm.id, True, vm.counters, **known)
         self.targets: list[int] = []
         self.pauses: list[bool] = []
+        self.holds: list[int | None] = []
+        self.samples_requested = 0
         self.sample: VmStatistics | None = None
         self.disconnected, self.gone = trio.Event(), trio.Event()
 
@@ -33,8 +35,14 @@ class FakeFrontEnd:
     def orders(self) -> FakeFrontEnd:
         return self
 
-    async def judge_memory(self) -> None:
-        """It is known."""
+    async def order(self, value: int, seconds: int | None = None, *, policy: bool = False) -> None:
+        self.set_target(value)
+
+    def hold(self, seconds: int | None) -> None:
+        self.holds.append(seconds)
+
+    def release(self) -> None:
+        self.holds.clear()
 
     def set_target(self, value: int) -> None:
         self.targets.append(value)
@@ -46,6 +54,9 @@ class FakeFrontEnd:
     async def disconnect(self) -> None:
         self.disconnected.set()
         await self.gone.wait()
+
+    def request_stats(self) -> None:
+        self.samples_requested += 1
 
     async def fresh_stats(self) -> None:
         """Take `sample`; without one, never return."""

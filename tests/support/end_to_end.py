@@ -27,7 +27,7 @@ from tests.support.helpers import PAGE as PAGE
 from vhost_balloon.config import config
 from vhost_balloon.daemon import daemon
 from vhost_balloon.log.lines import TextFormatter
-from vhost_balloon.pace import wakefulness
+from vhost_balloon.pace import clock, wakefulness
 from vhost_balloon.simulator.connection import Connection, Refused
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.guest import SimulatedGuest
@@ -86,11 +86,12 @@ async def serving(directory: Path, *options: str, name: str = "vm1") -> AsyncIte
     path = directory / f"{name}.sock"
     settings = config.parse([f"--socket-path={path}", QUIET, *options])
     with pytest.MonkeyPatch.context() as patch:
-        clock = trio.lowlevel.current_clock()
-        if isinstance(clock, trio.testing.MockClock):
+        trio_clock = trio.lowlevel.current_clock()
+        if isinstance(trio_clock, trio.testing.MockClock):
             # An autojump clock jumps in the middle of the loop's pass.
-            jumps = clock.autojump_threshold < math.inf
+            jumps = trio_clock.autojump_threshold < math.inf
             patch.setattr(wakefulness, "monotonic", (lambda: 0.0) if jumps else trio.current_time)
+            patch.setattr(clock, "boottime", trio.current_time)
         async with trio.open_nursery() as nursery:
             yield Host(await nursery.start(daemon.run, settings), path)
             nursery.cancel_scope.cancel()
@@ -205,7 +206,7 @@ async def starts_over(vm: Vm, guest: ByHand) -> None:
 
 async def to_target(vm: Vm, guest: SimulatedGuest, target: int) -> None:
     """Set the target and wait until the guest reaches it."""
-    vm.set_target(target)
+    vm.device().set_target(target)
     with trio.fail_after(20):
         await guest.driver.wait_balloon((guest.ram.size - target) // PAGE)
     assert vm.statistics().actual == target

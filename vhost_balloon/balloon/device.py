@@ -24,6 +24,7 @@ from protocol.virtio_balloon import (
 )
 from vhost_balloon.balloon.guest_ram import GuestRam
 from vhost_balloon.balloon.guest_stats import GuestStats
+from vhost_balloon.balloon.hold import FREE, Hold
 from vhost_balloon.errors import FrontEndError
 
 MAX_PAGES = (1 << 32) - 1
@@ -39,6 +40,7 @@ class Balloon:
         self.ram = GuestRam(memory)
         self.order = order
         """Bytes that the guest is to keep, by an order that is not due yet."""
+        self.hold: Hold = FREE
         self._num_pages = 0
         self._actual = 0
         self._cmd_id = CMD_ID_STOP
@@ -116,11 +118,13 @@ class Balloon:
         self.ram.total = total
         if not self.ram.judged:
             self.ram.judge()
+        self.stats.actual = self.actual if self.memory_size else None
 
     def begin(self, order: int | None) -> None:
         """Become the device of a front end that has negotiated nothing. order: bytes, or None."""
         stated = self.ram.stated
         self.restore(order, 0, 0, CMD_ID_STOP, 0)
+        self.hold = FREE
         self.features = 0
         self.stats.clear()
         self.ram = GuestRam(stated)

@@ -33,45 +33,49 @@ class GuestStats:
     """The last sample.
 
     values: an entry for each tag that the guest gave a value of. last_update: host wall clock in
-    whole seconds since the epoch; 0 before the first sample. updated_at: the host's monotonic clock
-    in seconds.
+    whole seconds since the epoch; 0 before the first sample. taken: when it came, CLOCK_BOOTTIME in
+    seconds. actual: bytes that the guest had outside its balloon then; None if that is unknown.
     """
 
     values: Mapping[StatTag, int] = field(default_factory=dict)
     last_update: int = 0
-    updated_at: float | None = None
+    taken: float | None = None
+    actual: int | None = None
 
-    def update(self, values: Mapping[StatTag, int], wall: float, monotonic: float) -> None:
+    def update(self, values: Mapping[StatTag, int], wall: float, now: float) -> None:
         """Replace the sample. Tags that the new one lacks become unknown, as in QEMU: the last
         value of a counter would look as if nothing had happened since."""
         self.values = dict(values)
         self.last_update = int(wall)
-        self.updated_at = monotonic
+        self.taken = now
+        self.actual = None
 
     def clear(self) -> None:
         self.values = {}
         self.last_update = 0
-        self.updated_at = None
+        self.taken = self.actual = None
 
-    def age(self, monotonic: float) -> float | None:
+    def age(self, now: float) -> float | None:
         """Seconds since the sample was taken, or None before the first."""
-        return None if self.updated_at is None else max(monotonic - self.updated_at, 0.0)
+        return None if self.taken is None else max(now - self.taken, 0.0)
 
 
-def stats_document(stats: GuestStats, clock_offset: float) -> Document:
-    """clock_offset: seconds from updated_at's clock to a clock that survives this process."""
-    updated = None if stats.updated_at is None else stats.updated_at + clock_offset
+def stats_document(stats: GuestStats) -> Document:
     return {
         "values": [[int(tag), value] for tag, value in stats.values.items()],
         "last-update": stats.last_update,
-        "updated": updated,
+        "updated": stats.taken,
+        "actual": stats.actual,
     }
 
 
-def restore_stats(stats: GuestStats, document: Document, clock_offset: float) -> None:
-    """Raises StateError."""
+def restore_stats(stats: GuestStats, document: Document) -> None:
+    """Raises StateError. Documents of earlier versions do not say what the guest had."""
     with reading("statistics"):
         values = {StatTag(number(tag)): number(value) for tag, value in document["values"]}
         last_update, updated = number(document["last-update"]), document["updated"]
-        updated_at = None if updated is None else real(updated) - clock_offset
-    stats.values, stats.last_update, stats.updated_at = _known(values), last_update, updated_at
+        taken = None if updated is None else real(updated)
+        actual = document.get("actual")
+        actual = None if actual is None else number(actual)
+    stats.values, stats.last_update = _known(values), last_update
+    stats.taken, stats.actual = taken, actual

@@ -22,6 +22,8 @@ from vhost_balloon.vm.vm import Vm, not_activated
 STATS_TIMEOUT: Final = 3000
 MAX_STATS_TIMEOUT: Final = 60_000
 """Milliseconds, QMP's unit of timeouts: the default and the limit of balloon-stats."""
+MAX_HOLD: Final = 365 * 86400
+"""Seconds."""
 
 
 def _check_id(vm: Vm, arguments: dict[str, Any]) -> None:
@@ -42,9 +44,35 @@ async def _balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
     _check_attached(vm, arguments)
     if arguments["value"] <= 0:
         raise CommandError("Parameter 'value' expects a size")
-    await vm.order(arguments["value"])
+    policy = arguments.get("policy", False)
+    hold = _seconds(arguments, "hold")
+    if policy and hold is not None:
+        raise CommandError("Parameter 'hold' is not for orders of the policy")
+    await vm.device().order(arguments["value"], hold, policy=policy)
     statistics = vm.statistics(details=False)
     return {"pending": True} if statistics.pending or not statistics.driver_ready else {}
+
+
+def _seconds(arguments: dict[str, Any], name: str) -> int | None:
+    """The time of a hold; None if it is absent. Raises CommandError."""
+    seconds: int | None = arguments.get(name)
+    if seconds is not None and not 1 <= seconds <= MAX_HOLD:
+        raise CommandError(f"Parameter '{name}' expects 1 to {MAX_HOLD} seconds")
+    return seconds
+
+
+def _policy_hold(vm: Vm, arguments: dict[str, Any]) -> Json:
+    """Keep the host's policy from changing the target, for ever or for `seconds`."""
+    _check_attached(vm, arguments)
+    vm.device().hold(_seconds(arguments, "seconds"))
+    return {}
+
+
+def _policy_release(vm: Vm, arguments: dict[str, Any]) -> Json:
+    """End a hold, whichever order made it."""
+    _check_attached(vm, arguments)
+    vm.device().release()
+    return {}
 
 
 def _query_balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
@@ -67,6 +95,13 @@ async def _balloon_stats(vm: Vm, arguments: dict[str, Any]) -> Json:
         raise CommandError(f"Parameter 'timeout' expects 1 to {MAX_STATS_TIMEOUT} milliseconds")
     await vm.fresh_stats(milliseconds / 1000)
     return guest_stats(vm)
+
+
+def _balloon_request_stats(vm: Vm, arguments: dict[str, Any]) -> Json:
+    """Ask the guest for a sample. It takes one used buffer, and a guest has no more than one."""
+    _check_attached(vm, arguments)
+    vm.request_stats()
+    return {}
 
 
 def _balloon_pause(vm: Vm, arguments: dict[str, Any]) -> Json:
@@ -105,11 +140,23 @@ def _query_name(vm: Vm, arguments: dict[str, Any]) -> Json:
 _ID: Final = Parameter("id", "str", optional=True)
 
 COMMANDS: Final[Mapping[str, Command[Vm]]] = {
-    "balloon": Command(_balloon, (Parameter("value", "int"), _ID), "Accepted"),
+    "balloon": Command(
+        _balloon,
+        (
+            Parameter("value", "int"),
+            Parameter("policy", "bool", optional=True),
+            Parameter("hold", "int", optional=True),
+            _ID,
+        ),
+        "Accepted",
+    ),
+    "policy-hold": Command(_policy_hold, (Parameter("seconds", "int", optional=True), _ID)),
+    "policy-release": Command(_policy_release, (_ID,)),
     "query-balloon": Command(_query_balloon, (_ID,), "BalloonInfo"),
     "balloon-stats": Command(
         _balloon_stats, (Parameter("timeout", "int", optional=True), _ID), "GuestStats"
     ),
+    "balloon-request-stats": Command(_balloon_request_stats, (_ID,)),
     "balloon-pause": Command(_balloon_pause, (_ID,)),
     "balloon-resume": Command(_balloon_resume, (_ID,)),
     "vm-disconnect": Command(_vm_disconnect, (_ID,), then=lambda vm: vm.order_answered.set()),

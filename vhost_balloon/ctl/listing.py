@@ -142,11 +142,20 @@ def _sizes(vm: Vm) -> list[tuple[str, str]]:
     return [
         ("guest memory", memory(vm) + held),
         ("target", format_size(vm.target) + waits),
+        ("host's policy", _hold(vm.raw)),
         ("actual", format_size(vm.actual)),
         ("balloon", format_size(model.field(vm.raw, "balloon", int, None))),
         ("huge pages in it", _huge_pages(vm.raw)),
         ("resident on the host", format_size(vm.resident)),
     ]
+
+
+def _hold(raw: Mapping[str, Any]) -> str:
+    """Return whether an operator's order keeps the policy from changing the target."""
+    if not model.field(raw, "held", bool, False):
+        return UNKNOWN
+    left = model.seconds(raw, "held-for")
+    return "leaves it alone (manual order)" + ("" if left is None else f", {left:.0f} s left")
 
 
 def _huge_pages(raw: Mapping[str, Any]) -> str:

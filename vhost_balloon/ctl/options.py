@@ -16,6 +16,8 @@ STATS_SECONDS: Final = 3.0
 MAX_STATS_SECONDS: Final = 60.0
 """The limit of the daemon's balloon-stats."""
 
+MAX_HOLD_SECONDS: Final = 365 * 24 * 3600
+
 COMPLETION_SCRIPTS: Final[Mapping[str, str]] = {
     "bash": "vhost-balloonctl.bash",
     "zsh": "_vhost-balloonctl",
@@ -85,6 +87,14 @@ def seconds(most: float = 1e6) -> Callable[[str], float]:
 def count(word: str) -> int:
     if not word.isascii() or not word.isdecimal() or not 0 < int(word[:12]) < 10**9:
         raise argparse.ArgumentTypeError(f"{word!r} is not a number from 1 to 999999999")
+    return int(word)
+
+
+def whole_seconds(word: str) -> int:
+    if not word.isascii() or not word.isdecimal() or not 0 < int(word[:12]) <= MAX_HOLD_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not a whole number of seconds from 1 to {MAX_HOLD_SECONDS} (a year)"
+        )
     return int(word)
 
 
@@ -167,6 +177,12 @@ def _add_orders(commands: Commands) -> None:
     order.add_argument("--force", action="store_true", help="set a size below 16 MiB all the same")
     order.add_argument(
         "--timeout", type=seconds(), metavar="SECONDS", help="stop waiting after this time"
+    )
+    order.add_argument(
+        "--hold",
+        type=whole_seconds,
+        metavar="SECONDS",
+        help="how long the host's policy keeps it (default: until policy-release)",
     )
     _add(commands, "pause", "acknowledge a guest's free pages without discarding them", vm=True)
     _add(commands, "resume", "discard a guest's free pages again", vm=True)

@@ -37,7 +37,8 @@ _GIVEN_UP: Final = {"stuck": "is stuck", "out-of-memory": "is out of memory"}
 def set_target(options: argparse.Namespace, client: Client, output: Output) -> None:
     """Set a target and, with --wait, wait until it is reached. Raises CtlError if it is not."""
     before = model.query_vm(client)
-    client.execute("balloon", {"value": options.size})
+    hold = {} if options.hold is None else {"hold": options.hold}
+    client.execute("balloon", {"value": options.size, **hold})
     vm = model.query_vm(client)
     if not options.wait:
         if options.json:

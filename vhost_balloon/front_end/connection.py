@@ -24,6 +24,7 @@ from vhost_balloon.front_end.orders import Orders
 from vhost_balloon.front_end.parts import LeftConnection, Parts
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.memory.pin_guard import PinGuard
+from vhost_balloon.pace import clock
 from vhost_balloon.pace.rate import REPORT_BURST, Bucket
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring_set import RingSet
@@ -166,7 +167,7 @@ class FrontEndConnection:
         self._rings.errs.update(left.errs)
         for ring in left.rings:
             self._rings.take_over(ring.index, ring.setup, ring.bound, ring.kick, ring.broken)
-        if self.balloon.stats.updated_at is not None:
+        if self.balloon.stats.taken is not None:
             self._rings.stats.expect_stale()
         self._executor.observe_balloon()
         await self._rings.apply()
@@ -241,11 +242,19 @@ class FrontEndConnection:
 
     # Statistics
 
+    def request_stats(self) -> None:
+        """Request statistics. Raises CommandError if the guest sends none."""
+        self._check_gives_stats()
+        self._rings.stats.request()
+
     async def fresh_stats(self) -> None:
         """Request statistics and wait for them. Raises CommandError if the guest sends none."""
+        self._check_gives_stats()
+        await self._rings.stats.fresh()
+
+    def _check_gives_stats(self) -> None:
         if not self.session.gives_stats:
             raise CommandError("the guest's driver is not ready or provides no statistics")
-        await self._rings.stats.fresh()
 
     def _state(self) -> VmState:
         if not self.session.driver_ready:
@@ -275,7 +284,7 @@ class FrontEndConnection:
     def statistics(self, known: VmStatistics, *, details: bool) -> VmStatistics:
         """Complete the snapshot. Never waits, but briefly for the examiner (memory/asking.py)."""
         balloon, session, memory = self.balloon, self.session, self._guest.memory
-        is_known = balloon.memory_size > 0
+        is_known, now = balloon.memory_size > 0, clock.boottime()
         self._guest.look_for_pins(trio.current_time())
         return replace(
             known,
@@ -299,5 +308,9 @@ class FrontEndConnection:
             huge_pages=self._guest.gathering.statistics() if memory.has_grids else None,
             stats=balloon.stats.values,
             stats_last_update=balloon.stats.last_update,
-            stats_age=balloon.stats.age(trio.current_time()),
+            stats_age=balloon.stats.age(now),
+            stats_taken=balloon.stats.taken,
+            stats_actual=balloon.stats.actual,
+            held=balloon.hold.lasts(now),
+            held_for=balloon.hold.left(now),
         )

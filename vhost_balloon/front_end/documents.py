@@ -6,6 +6,7 @@ StateError, or what checked.reading() turns into one; nothing of it is taken ove
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,8 @@ from typing import Final
 from protocol.vhost_user_payloads import Region, VringAddress
 from protocol.virtio_balloon import NUM_QUEUES
 from protocol.virtio_ring import INDEX_MASK, MAX_QUEUE_SIZE
-from vhost_balloon.checked import Document, flag, number, reading
+from vhost_balloon.balloon.hold import Hold
+from vhost_balloon.checked import Document, flag, number, reading, real
 from vhost_balloon.errors import RingErrorReason
 from vhost_balloon.fds import EventFd
 from vhost_balloon.front_end.partial import Partial
@@ -103,17 +105,18 @@ def read_ring_index(value: object) -> int:
     return number(value, 0, NUM_QUEUES - 1)
 
 
-# The balloon's config space, and an order that is not due
+# The balloon's config space, an order that is not due, and a hold
 
 
-def balloon_state(session: Session) -> tuple[int | None, int, int, int, int, bool]:
+def balloon_state(session: Session) -> tuple[int | None, int, int, int, int, float, bool]:
     """All that balloon_json() says, for a quick comparison."""
-    return *session.balloon.snapshot(), session.config_unread
+    balloon = session.balloon
+    return *balloon.snapshot(), balloon.hold.until, session.config_unread
 
 
 _BALLOON: Final = (
     '{"order":%s,"num-pages":%d,"actual":%d,"free-page-hint-cmd-id":%d,"poison-val":%d,'
-    '"config-unread":%s}'
+    '"held-until":%s,"config-unread":%s}'
 )
 
 
@@ -121,22 +124,28 @@ def balloon_json(session: Session) -> bytes:
     """The document as JSON. It is written at every change of `actual`, while the guest waits; so
     it is small, and spares the encoder, which would take as long as everything else that a change
     costs."""
-    order, num_pages, actual, cmd_id, poison, config_unread = balloon_state(session)
+    order, num_pages, actual, cmd_id, poison, until, config_unread = balloon_state(session)
     ordered = "null" if order is None else order
+    held = "null" if math.isinf(until) else until
     unread = "true" if config_unread else "false"
-    return (_BALLOON % (ordered, num_pages, actual, cmd_id, poison, unread)).encode()
+    return (_BALLOON % (ordered, num_pages, actual, cmd_id, poison, held, unread)).encode()
 
 
 def restore_balloon(session: Session, document: Document) -> None:
-    """Raises StateError."""
+    """Raises StateError.
+
+    held-until is null for a hold without an end. Documents of earlier versions have no such member.
+    """
     with reading("balloon"):
         order, unread = document["order"], flag(document["config-unread"])
+        until = document.get("held-until", 0.0)
+        hold = Hold(math.inf if until is None else real(until))
         names = ("num-pages", "actual", "free-page-hint-cmd-id", "poison-val")
         session.balloon.restore(
             None if order is None else number(order, 1, MAX_ORDER),
             *(number(document[name]) for name in names),
         )
-    session.config_unread = unread
+    session.balloon.hold, session.config_unread = hold, unread
 
 
 # Memory, started rings and their eventfds; descriptors by their names on the shelf

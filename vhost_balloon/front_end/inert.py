@@ -179,6 +179,10 @@ class InertConnection:
     def pause(self, paused: bool) -> None:
         """Nothing to pause: nothing is discarded."""
 
+    def request_stats(self) -> None:
+        """Raises CommandError: there is no device."""
+        raise not_activated()
+
     async def fresh_stats(self) -> None:
         """Raises CommandError: there is no device."""
         raise not_activated()

@@ -8,10 +8,7 @@ itself; until then nothing here costs anything.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Final
-
-import trio
 
 from protocol.vhost_user import Request
 from vhost_balloon.balloon.guest_stats import stats_document
@@ -35,12 +32,6 @@ _CONNECTION_UNTOUCHED: Final = frozenset(
     }
 )
 """Requests that change nothing in the connection's document."""
-
-
-def clock_offset() -> float:
-    """Add this to trio's clock, which starts anywhere, to get CLOCK_BOOTTIME, which all processes
-    share (seconds)."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - trio.current_time()
 
 
 def forget(record: Record) -> None:
@@ -78,7 +69,7 @@ class Keeper:
         if self.record is None:
             return
         changes_connection = request not in _CONNECTION_UNTOUCHED
-        if changes_connection and self._parts.session.balloon.stats.updated_at is None:
+        if changes_connection and self._parts.session.balloon.stats.taken is None:
             self.save_stats()  # the request may have ended the driver that gave the last ones
         self.save_balloon()
         if changes_connection:
@@ -133,7 +124,7 @@ class Keeper:
 
     def _save_stats(self, record: Record) -> None:
         balloon = self._parts.session.balloon
-        document = stats_document(balloon.stats, clock_offset())
+        document = stats_document(balloon.stats)
         record.save("stats", document | {"guest-total": balloon.ram.total})
 
     def _save_connection(self, record: Record, reply: bytes | None = None) -> None:

@@ -6,17 +6,22 @@ An order is carried out once. Before that, it is judged how much memory the gues
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import trio
 
+from vhost_balloon.balloon.hold import FREE, Hold, hold_for
+from vhost_balloon.errors import CommandError
 from vhost_balloon.front_end.keeper import Keeper
+from vhost_balloon.front_end.precedence import Precedence
+from vhost_balloon.pace import clock
 from vhost_balloon.queues.stats import StatsProcessor
 from vhost_balloon.session.session import Session
 from vhost_balloon.sizes import format_size
-from vhost_balloon.vm.vm import Vm
+from vhost_balloon.vm.vm import Vm, not_activated
 
 SAMPLE_PATIENCE: Final = 2.0
 """Seconds for which an order waits for the guest's statistics."""
@@ -40,9 +45,48 @@ class Orders:
         self._keeper = keeper
         self._config_changed = config_changed
         self._is_due = trio.Event()
+        self._precedence: Final = Precedence()
+
+    async def order(self, value: int, seconds: int | None = None, *, policy: bool = False) -> None:
+        """See vm.Orders. Of several orders that are judged at once, one holds (precedence.py)."""
+        self._check_free(policy)
+        turn = self._precedence.begin(policy=policy)
+        try:
+            await self.judge_memory()
+        finally:
+            stands = self._precedence.end(turn)
+        if self._vm.front_end is None or self._vm.front_end.orders is not self:
+            raise not_activated(f": the front end of VM '{self._vm.id}' went away")
+        self._check_free(policy)
+        if policy and not stands:
+            raise CommandError(f"VM '{self._vm.id}' was given a newer order")
+        if stands:
+            if not policy:
+                self._balloon.hold = hold_for(seconds, clock.boottime())
+            self.set_target(value)  # which puts both on record
+
+    def _check_free(self, policy: bool) -> None:
+        """Raises CommandError for an order of the policy while an operator's holds the VM."""
+        now, hold = clock.boottime(), self._balloon.hold
+        if policy and hold.lasts(now):
+            left = hold.left(now)
+            end = "" if left is None else f" for another {math.ceil(left)} s"
+            raise CommandError(f"an operator holds VM '{self._vm.id}'{end}")
+
+    def hold(self, seconds: int | None) -> None:
+        """See vm.Orders."""
+        self._set_hold(hold_for(seconds, clock.boottime()))
+
+    def release(self) -> None:
+        """End a hold."""
+        self._set_hold(FREE)
+
+    def _set_hold(self, hold: Hold) -> None:
+        self._balloon.hold = hold
+        self._keeper.save_balloon()
 
     def set_target(self, value: int) -> None:
-        """Set the guest's target, in bytes (> 0); see vm.FrontEnd."""
+        """Set the guest's target, in bytes (> 0). It is on record on return."""
         if not self._balloon.memory_size or not self._session.has_driver:
             self._balloon.order = value
         elif self._balloon.carry_out(value):

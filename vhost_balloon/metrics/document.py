@@ -111,7 +111,8 @@ _HISTOGRAM: Final = _members(_HISTOGRAM_MEMBERS)
 
 _NOT_SHOWN: Final = {
     "id", "settings", "socket-path", "front-end-pid", "features", "protocol-features", "queues",
-    "regions", "pending", "balloon", "driver-ready", "pause-hint",
+    "regions", "pending", "held-for", "balloon", "driver-ready", "pause-hint", "stats-taken",
+    "stats-actual",
 }  # fmt: skip
 """Members that no metric is made from."""
 

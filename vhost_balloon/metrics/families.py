@@ -108,6 +108,11 @@ VM_FAMILIES: Final = (
         member("actual"),
     ),
     gauge(
+        "held",
+        "Whether an operator's order keeps the host's policy from changing the target.",
+        member("held"),
+    ),
+    gauge(
         "guest_resident_bytes",
         "Memory that the host really spends on the guest, in RAM and swap: st_blocks, each file "
         "counted once.",

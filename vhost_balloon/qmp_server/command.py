@@ -18,7 +18,7 @@ EMPTY: Final = "q_empty"
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One argument. type: "int" (64 bits, signed), "str", "[str]", "any", or the name of an
+    """One argument. type: "int" (64 bits, signed), "bool", "str", "[str]", "any", or the name of an
     enumeration of these values, as in the schema."""
 
     name: str
@@ -79,6 +79,7 @@ def _is_int64(value: Json) -> bool:
 
 _TYPES: Final[Mapping[str, tuple[str, Callable[[Json], bool]]]] = {
     "int": ("integer", _is_int64),
+    "bool": ("boolean", lambda value: isinstance(value, bool)),
     "str": ("string", lambda value: isinstance(value, str)),
     "[str]": ("array", lambda value: isinstance(value, list)),
     "any": ("any", lambda value: True),

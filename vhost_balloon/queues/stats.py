@@ -11,6 +11,7 @@ import trio
 from protocol.virtio_balloon import Queue
 from vhost_balloon.balloon.guest_stats import parse_stats
 from vhost_balloon.figures.refusal import Refusal
+from vhost_balloon.pace import clock
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.processor import Tally
 from vhost_balloon.queues.ring import StartedRing
@@ -93,7 +94,7 @@ class StatsProcessor:
         tally.refuse(Refusal.ODD_TAIL, tail)
         if faults := tally.count_refused(self._guest.counters):
             self._guest.log.misbehaved(f"statistics buffer: {faults}")
-        self._guest.balloon.stats.update(values, time.time(), trio.current_time())
+        self._guest.balloon.stats.update(values, time.time(), clock.boottime())
         self.sampled()
         updated, self.updated = self.updated, trio.Event()
         updated.set()

@@ -21,7 +21,6 @@ from vhost_balloon.fds import SHORTAGE, EventFd, Kick, OwnedFd
 from vhost_balloon.front_end import documents
 from vhost_balloon.front_end.channel import BackendChannel
 from vhost_balloon.front_end.conversation import Pending
-from vhost_balloon.front_end.keeper import clock_offset
 from vhost_balloon.front_end.partial import Partial, parse_header
 from vhost_balloon.front_end.parts import LeftConnection, LeftRing
 from vhost_balloon.front_end.transport import Transport
@@ -138,7 +137,7 @@ def _read_session(areas: Document) -> Session:
     session = Session(Balloon(), 0)
     documents.restore_session(session, areas["connection"]["session"])
     documents.restore_balloon(session, areas["balloon"])
-    restore_stats(session.balloon.stats, areas["stats"], clock_offset())
+    restore_stats(session.balloon.stats, areas["stats"])
     return session
 
 

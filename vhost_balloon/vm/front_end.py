@@ -23,15 +23,26 @@ class Orders(Protocol):
     def state_memory(self, size: int | None) -> None:
         """Take the operator's word for the guest's memory: bytes, or None to judge."""
 
-    async def judge_memory(self) -> None:
-        """Judge how much memory the guest has, for an order. May wait for a sample, not long."""
+    async def order(self, value: int, seconds: int | None = None, *, policy: bool = False) -> None:
+        """Judge how much memory the guest has, which may wait for a sample, not long; then
+        set_target(value).
+
+        policy: the order is the host's policy's, and refused if an operator's came first. Any other
+        is an operator's, and makes a hold, as hold(seconds) does. Raises CommandError.
+        """
 
     def set_target(self, value: int) -> None:
-        """Set the guest's target to value bytes (> 0). Raises CommandError.
+        """Set the guest's target to value bytes (> 0).
 
         The config space shows it on return, if guest memory is known and there is a driver. If not,
         it waits for both.
         """
+
+    def hold(self, seconds: int | None) -> None:
+        """Keep the host's policy from changing the target; for ever if seconds is None."""
+
+    def release(self) -> None:
+        """End a hold."""
 
 
 class FrontEnd(Protocol):
@@ -49,6 +60,9 @@ class FrontEnd(Protocol):
 
     def pause(self, paused: bool) -> None:
         """Acknowledge reports without discarding them, or discard them again."""
+
+    def request_stats(self) -> None:
+        """Request statistics. Raises CommandError if none can come."""
 
     async def fresh_stats(self) -> None:
         """Request statistics and wait for them. Raises CommandError if none can come."""

@@ -25,7 +25,9 @@ class VmStatistics:
     on demand only. report_rate: bytes a second of reports to discard. huge_pages:
     of the balloon, None where the host's pages are no larger than the balloon's.
     stats_last_update: host wall clock in whole seconds, 0 before the first sample. stats_age: in
-    seconds. counters and internal_errors (by place) are the live ones: read only.
+    seconds. stats_taken: when the sample came, CLOCK_BOOTTIME in seconds; stats_actual: memory that
+    the guest kept then. held: the host's policy leaves the VM alone, for held_for seconds, or for
+    ever if that is None. counters and internal_errors (by place) are the live ones: read only.
     """
 
     id: str
@@ -55,6 +57,10 @@ class VmStatistics:
     stats: Mapping[StatTag, int] = field(default_factory=dict)
     stats_last_update: int = 0
     stats_age: float | None = None
+    stats_taken: float | None = None
+    stats_actual: int | None = None
+    held: bool = False
+    held_for: float | None = None
     internal_errors: Mapping[str, int] = field(default_factory=dict)
 
     @property

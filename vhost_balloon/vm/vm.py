@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from vhost_balloon.figures.refusal import OPERATOR
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.memory.pin_guard import prospect
+from vhost_balloon.pace import clock
 from vhost_balloon.pace.wakefulness import Wakefulness
 from vhost_balloon.store.descriptors import CONNECTION, Store
 from vhost_balloon.vm.front_end import FrontEnd, Orders
@@ -109,7 +109,6 @@ class Vm:
         self.counted = trio.Event()
         """Set when counters change; replaced by the task that waits for it."""
         self._listeners: list[Listener] = []
-        self._newest_order = self._last_carried_out = 0
 
     def change(self, settings: VmSettings) -> None:
         """Replace the settings.
@@ -224,7 +223,7 @@ class Vm:
 
     def crashed(self) -> None:
         """Count a bug in serving the front end, which ends this process."""
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        now = clock.boottime()
         self.crashes = self.crashes + 1 if now - self._crashed_at < CRASH_MEMORY else 1
         self._crashed_at = now
         self.save()
@@ -268,21 +267,17 @@ class Vm:
     def _orders(self) -> Orders | None:
         return None if self.front_end is None else self.front_end.orders
 
-    async def order(self, value: int) -> None:
-        """Judge what memory the guest has, then set_target(value). Raises CommandError.
-
-        The newest order holds, whichever is judged first.
-        """
+    def device(self) -> Orders:
+        """Where to give orders to the guest's device. Raises CommandError if there is none."""
         if (orders := self._orders()) is None:
             raise not_activated()
-        self._newest_order += 1
-        number = self._newest_order
-        await orders.judge_memory()
-        if self._orders() is not orders:
-            raise not_activated(f": the front end of VM '{self.id}' went away")
-        if number > self._last_carried_out:
-            self._last_carried_out = number
-            self.set_target(value)
+        return orders
+
+    def request_stats(self) -> None:
+        """Request statistics from the guest. Raises CommandError if none can come."""
+        if self.front_end is None:
+            raise not_activated()
+        self.front_end.request_stats()
 
     async def disconnect(self) -> None:
         """End the front end's connection, and wait until everything is released.
@@ -300,12 +295,6 @@ class Vm:
         for name in left:
             shut_down(self.store.look(name))
             await self.store.remove(name)
-
-    def set_target(self, value: int) -> None:
-        """Set the guest's target to value bytes (> 0). Raises CommandError without a device."""
-        if (orders := self._orders()) is None:
-            raise not_activated()
-        orders.set_target(value)
 
     def statistics(self, *, details: bool = True) -> VmStatistics:
         """A snapshot; with queues and regions if details are wanted. Never waits."""

@@ -42,7 +42,7 @@ from vhost_balloon.simulator.memory import GuestRam
 async def order(host: Host, guest: ByHand, size: int, total: int) -> None:
     """Give an order, for which the daemon needs a sample."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(host.vm().order, size)
+        nursery.start_soon(host.vm().device().order, size)
         await told(guest)
         give(guest, total)
 
@@ -68,7 +68,7 @@ async def test_an_order_waits_for_the_first_sample(
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path(), shared) as guest:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(host.vm().order, 448 * MIB)
+            nursery.start_soon(host.vm().device().order, 448 * MIB)
             assert await told(guest) == 0
             give(guest, RAM - 50 * MIB)
         assert figures(host) == (512, 512, 448)
@@ -82,7 +82,7 @@ async def test_an_order_waits_no_longer_than_two_seconds(
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path(), shared):
         started = trio.current_time()
-        await host.vm().order(448 * MIB)
+        await host.vm().device().order(448 * MIB)
         assert trio.current_time() - started == pytest.approx(SAMPLE_PATIENCE)
         assert figures(host) == (2560, 2560, 448), "all that is known of it"
 
@@ -92,7 +92,7 @@ async def test_an_order_does_not_wait_if_nothing_can_be_left_out(
 ) -> None:
     async with serving(tmp_path) as host, by_hand(host.path(), RAM):
         with trio.fail_after(1):
-            await host.vm().order(448 * MIB)
+            await host.vm().device().order(448 * MIB)
         assert figures(host) == (512, 512, 448)
 
 
@@ -102,7 +102,7 @@ async def test_memory_that_the_guest_put_online_since_counts_at_the_next_order(
     async with serving(tmp_path) as host, by_hand(host.path(), RAM) as guest:
         give(guest, RAM - 50 * MIB)
         await told(guest)
-        await host.vm().order(448 * MIB)
+        await host.vm().device().order(448 * MIB)
         await guest.front_end.add_region(guest.ram.add(1024 * MIB, ABOVE))
         assert figures(host) == (1536, 1536, 1472), "as in QEMU, online or not"
         await order(host, guest, 448 * MIB, RAM - 50 * MIB)
@@ -154,7 +154,7 @@ async def test_the_operators_word_is_not_judged(
         give(guest, RAM - 50 * MIB)
         await told(guest)
         assert figures(host) == (1024, 1024, 1024)
-        await host.vm().order(448 * MIB)
+        await host.vm().device().order(448 * MIB)
         assert figures(host) == (1024, 1024, 448)
 
 
@@ -235,7 +235,7 @@ async def test_a_device_that_is_unplugged_and_plugged_again(
             vm = host.vm()
             give(guest, 60 * MIB)
             await told(guest)
-            await vm.order(48 * MIB)
+            await vm.device().order(48 * MIB)
             await guest.front_end.set_config(slice(4, 8), (4096).to_bytes(4, "little"))
             assert figures(host) == (64, 48, 48)
             await guest.works(vm)

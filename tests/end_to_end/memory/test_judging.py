@@ -43,7 +43,7 @@ async def test_a_guest_that_no_longer_tells_its_total_keeps_what_it_has(
         await told(guest)
         for total in (None, None):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(host.vm().order, 448 * MIB)
+                nursery.start_soon(host.vm().device().order, 448 * MIB)
                 await told(guest)
                 give(guest, total)
             assert figures(host) == (512, 512, 448)
@@ -59,7 +59,7 @@ async def test_a_new_driver_without_statistics_keeps_what_it_has(
         guest.fresh()
         await guest.start()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(host.vm().order, 448 * MIB)
+            nursery.start_soon(host.vm().device().order, 448 * MIB)
             await told(guest)
             still_clock.jump(SAMPLE_PATIENCE)
         assert figures(host) == (512, 512, 448)
@@ -72,7 +72,7 @@ async def test_the_newest_order_holds(tmp_path: Path, still_clock: MockClock) ->
     async with serving(tmp_path) as host, by_hand(host.path(), with_more()) as guest:
         async with trio.open_nursery() as nursery:
             for size in range(300, 400):
-                nursery.start_soon(host.vm().order, size * MIB)
+                nursery.start_soon(host.vm().device().order, size * MIB)
                 await trio.testing.wait_all_tasks_blocked()
             give(guest, RAM - KERNEL)
         assert figures(host) == (512, 512, 399)
@@ -86,7 +86,7 @@ async def test_an_order_is_not_for_the_next_front_end(
 
         async def order() -> None:
             try:
-                await host.vm().order(448 * MIB)
+                await host.vm().device().order(448 * MIB)
             except CommandError as error:
                 refused.append(error)
 
@@ -109,7 +109,7 @@ async def test_an_order_that_is_being_judged_is_not_reached(
         serving(tmp_path) as host,
         by_hand(host.path(), with_more(), features=None) as guest,
     ):
-        await host.vm().order(448 * MIB)
+        await host.vm().device().order(448 * MIB)
         assert host.vm().statistics().state is VmState.NO_DRIVER
         await guest.start()
         assert host.vm().statistics().state is VmState.MOVING
@@ -195,7 +195,7 @@ async def test_a_reload_states_the_memory_or_has_it_judged(tmp_path: Path) -> No
     ):
         give(guest, RAM - KERNEL)
         await told(guest)
-        await host.vm().order(448 * MIB)
+        await host.vm().device().order(448 * MIB)
         assert figures(host) == (1024, 1024, 448)
         file.write_text("")
         assert (await ctl(tmp_path, "reload", "vm1")).out == "vm1: changed memory\n"

@@ -41,7 +41,8 @@ def full_document(number: int = 1) -> dict[str, Any]:
     known = VmStatistics(
         "web1", True, counters, guest_memory=GIB, target=GIB, actual=GIB, resident=4096,
         driver_ready=True, state=VmState.DONE, pause_reasons=("operator",),
-        stats={tag: number * 1000 + tag for tag in StatTag}, stats_age=1.5, report_rate=5,
+        stats={tag: number * 1000 + tag for tag in StatTag}, stats_age=1.5, stats_taken=2.5,
+        stats_actual=GIB, held=True, held_for=3.5, report_rate=5,
         huge_pages=HugePages(2, 3, 8192), internal_errors={"events": 1},
     )  # fmt: skip
     return json.loads(json.dumps(describe_vm(known)))  # type: ignore[no-any-return]
