@@ -25,8 +25,8 @@ from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.figures.refusal import EVERY_REASON, PAUSE_REASONS
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.hub import options as hub_options
-from vhost_balloon.hub.config import POLICY_SETTINGS, VM_SETTINGS
 from vhost_balloon.hub.commands import COMMANDS, Hub
+from vhost_balloon.hub.config import POLICY_SETTINGS, VM_SETTINGS
 from vhost_balloon.hub.schema import describe
 from vhost_balloon.qmp_server.command import Command
 from vhost_balloon.vm.settings import SETTINGS
