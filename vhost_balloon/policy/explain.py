@@ -1,23 +1,87 @@
-"""Says in sentences why a VM was moved or left alone. Pure."""
+"""Says in sentences why a VM was moved or left alone, and what the operator can do. Pure."""
 
 from __future__ import annotations
 
+from vhost_balloon.name_text import shown
+from vhost_balloon.policy.constants import PRESSURE
 from vhost_balloon.policy.decide import Decision, HostState
+from vhost_balloon.policy.explain_case import CTL, Case
+from vhost_balloon.policy.explain_obstacle import OBSTACLES
+from vhost_balloon.policy.explain_rule import RULE
 from vhost_balloon.policy.inputs import VmFigures
 from vhost_balloon.policy.settings import Mode
 from vhost_balloon.sizes import format_size
 
+_NOT_YET = "The policy has not looked at the host yet."
+_TELL = {**RULE, **OBSTACLES}
 
-def explain_host(host: HostState | None, mode: Mode) -> str:
-    """The host's state in sentences."""
+
+def explain_host(host: HostState | None, mode: Mode, *, readable: bool = True) -> str:
+    """The host's state in sentences. readable: whether its memory can be read."""
+    if mode is Mode.OFF:
+        return (
+            f"The policy is off and moves no VM. `{CTL} policy-mode dry-run` shows what it would "
+            'do; `mode = "on"` in [policy] of the hub\'s configuration turns it on.'
+        )
+    if not readable:
+        return "The host's memory cannot be read, so no VM is moved."
     if host is None:
-        return "The policy has not looked at the host yet."
-    figures = f"{format_size(host.available)} available, reserve {format_size(host.reserve)}"
-    return figures
+        return _NOT_YET
+    sentences = [_available(host)]
+    if host.short:
+        sentences += _shortage(host)
+    elif host.plenty:
+        sentences.append("VMs below their ceilings get memory back in small steps.")
+    else:
+        sentences.append("Nothing is taken or given back, except to a VM that needs more.")
+    if mode is Mode.DRY_RUN:
+        sentences.append(
+            "This is a dry run: nothing is ordered, so the policy repeats its first step."
+        )
+    return " ".join(sentences)
+
+
+def _available(host: HostState) -> str:
+    available, reserve = format_size(max(host.available, 0)), format_size(host.reserve)
+    if host.short:
+        compared = f"less than its reserve of {reserve}"
+    elif host.plenty:
+        compared = f"more than twice its reserve of {reserve}"
+    else:
+        compared = f"between its reserve of {reserve} and twice as much"
+    text = f"The host has {available} of {format_size(host.total)} available, {compared}."
+    if host.some >= PRESSURE and host.short:
+        text += (
+            f" Tasks waited for memory in {host.some:.0%} of the time, so no more than this counts "
+            "as available."
+        )
+    return text
+
+
+def _shortage(host: HostState) -> list[str]:
+    missing = format_size(host.reserve - host.available)
+    share = f"Each VM may keep {host.k:.0%} of the room that it would like (k = {host.k:.2f})."
+    if host.spare:
+        return [share, f"{missing} are missing, and VMs can spare {format_size(host.spare)}."]
+    return [
+        share,
+        f"{missing} are missing, and no VM can spare anything.",
+        "Stop or move a VM, or lower the reserve.",
+    ]
 
 
 def explain(
-    name: str, vm: VmFigures, decision: Decision, host: HostState | None, mode: Mode
+    name: str,
+    vm: VmFigures,
+    decision: Decision,
+    host: HostState | None,
+    mode: Mode,
+    held_for: float | None = None,
 ) -> str:
-    """Why this VM was moved or left alone, in sentences that a person understands."""
-    return f"{name}: {decision.reason.value}"
+    """Why this VM was moved or left alone, in sentences that a person understands.
+
+    held_for: seconds until the end of a manual hold, None for no end or no hold.
+    """
+    if host is None:
+        return _NOT_YET
+    return _TELL[decision.reason](Case(shown(name), vm, decision, host, mode, held_for))

@@ -49,7 +49,7 @@ def describe(report: Report) -> Object:
         "configured-mode": report.configured.value,
         "host-readable": report.readable,
         "problems": list(report.problems),
-        "explanation": explain_host(report.host, report.mode),
+        "explanation": explain_host(report.host, report.mode, readable=report.readable),
         "vms": [_vm(name, report.vms[name], report) for name in sorted(report.vms)],
     }
     if report.host is not None:
@@ -60,7 +60,7 @@ def describe(report: Report) -> Object:
 def _host(host: HostState, age: float) -> Json:
     return {
         "age": round(age, 3),
-        "available": host.available,
+        "available": max(host.available, 0),
         "total": host.total,
         "reserve": host.reserve,
         "some": round(host.some, 4),
@@ -77,7 +77,7 @@ def _vm(name: str, vm: VmReport, report: Report) -> Json:
         "id": name,
         "reason": decision.reason.value,
         "detail": decision.detail,
-        "explanation": explain(name, vm.figures, vm.decision, report.host, report.mode),
+        "explanation": explain(name, figures, decision, report.host, report.mode, vm.held_for),
         "size": figures.size,
         "actual": figures.actual,
         "target": figures.target,

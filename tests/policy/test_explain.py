@@ -1,0 +1,240 @@
+"""The sentences that explain the policy: each reason, on a host that is short, well or better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhost_balloon.figures.policy_reason import ORDERS, Reason
+from vhost_balloon.figures.refusal import PAUSE_REASONS
+from vhost_balloon.policy.decide import Decision, HostState, judge
+from vhost_balloon.policy.explain import explain, explain_host
+from vhost_balloon.policy.inputs import HostFigures, Sample, VmFigures, VmSettings
+from vhost_balloon.policy.settings import Mode
+
+MIB, GIB = 1 << 20, 1 << 30
+RESERVE = 2 * GIB
+SHORT, WELL, PLENTY = (
+    replace(judge(HostFigures(available, 16 * GIB), RESERVE), spare=3 * GIB)
+    for available in (GIB, 3 * GIB, 8 * GIB)
+)
+SAMPLE = Sample(0.0, 4 * GIB, 50 * MIB)
+WHOLE = VmFigures("qemu", 4 * GIB, 4 * GIB, 4 * GIB, 3 * GIB, SAMPLE)
+SQUEEZED = replace(WHOLE, actual=2 * GIB, target=2 * GIB, resident=2 * GIB)
+
+
+def told(
+    reason: Reason,
+    host: HostState = SHORT,
+    mode: Mode = Mode.ON,
+    vm: VmFigures = WHOLE,
+    held_for: float | None = None,
+    **members: object,
+) -> str:
+    figures = {
+        "target": 2 * GIB if reason in ORDERS else None, "demand": GIB, "peak": 2 * GIB,
+        "slack": GIB, "keep": 2 * GIB, "spare": GIB, "age": 1.0,
+    }  # fmt: skip
+    decision = Decision(reason, **(figures | members))  # type: ignore[arg-type]
+    return explain("web1", vm, decision, host, mode, held_for)
+
+
+@pytest.mark.parametrize(
+    ("reason", "host", "vm", "text"),
+    [
+        (Reason.RECLAIM, SHORT, WHOLE,
+         "web1 was asked to shrink from 4 GiB to 2 GiB, because the host has 1 GiB available, less "
+         "than its reserve of 2 GiB. Its guest uses 1 GiB and may keep 1 GiB of room (k = 0.50). "
+         "It gives 1 GiB of the 3 GiB that it has in use."),
+        (Reason.RELIEF, SHORT, replace(SQUEEZED, actual=GIB, target=GIB),
+         "web1 was raised from 1 GiB to 2 GiB, because it needs more. Its guest has only 50 MiB "
+         "available. The host is short, so this is what it has and its slack."),
+        (Reason.RELIEF, WELL, replace(SQUEEZED, target=GIB, sample=None, settings=VmSettings(
+            ceiling=2 * GIB)),
+         "web1 was raised from 1 GiB to 2 GiB, because it needs more. Its guest took memory back "
+         "by itself, or reads pages again that it had to drop. This is its ceiling."),
+        (Reason.REGROW, PLENTY, replace(SQUEEZED, target=GIB),
+         "web1 was raised from 1 GiB to 2 GiB, because the host has 8 GiB available, more than "
+         "twice its reserve of 2 GiB. More follows in steps, up to its ceiling of 4 GiB."),
+        (Reason.REGROW, WELL, replace(SQUEEZED, target=GIB),
+         "web1 was raised from 1 GiB to 2 GiB, because the host has 3 GiB available, more than "
+         "its reserve of 2 GiB. More follows in steps, up to its ceiling of 4 GiB."),
+        (Reason.STUCK, SHORT, replace(SQUEEZED, target=GIB),
+         "web1 was set back from 1 GiB to 2 GiB, because its guest came no closer to that target "
+         "for 10 s. It is not asked for memory for 5 min. `vhost-balloonctl status web1` shows the "
+         "guest's state; if this comes again, raise its floor."),
+        (Reason.OFF, WELL, WHOLE,
+         "web1 is left alone: the hub's configuration turns the policy off for it. "
+         '`policy = "on"` in its section [vm.web1] or in [defaults] turns it on.'),
+        (Reason.MANUAL, WELL, WHOLE,
+         "web1 is left alone: an operator's order holds it (`vhost-balloonctl policy-release web1` "
+         "ends it)."),
+        (Reason.NO_DRIVER, WELL, WHOLE,
+         "web1 is left alone: no balloon driver is ready in its guest. The guest has not booted "
+         "yet, or lacks the driver (virtio_balloon in Linux)."),
+        (Reason.INERT, WELL, WHOLE,
+         "web1 is left alone: its daemon lost the record of the running VM. Shut the guest down "
+         "and start its QEMU again."),
+        (Reason.NO_STATISTICS, WELL, WHOLE,
+         "web1 is left alone: its guest has not said how much memory it has available. "
+         "`vhost-balloonctl stats web1` asks it; its balloon driver must send statistics."),
+        (Reason.STALE, WELL, WHOLE,
+         "web1 is left alone: its guest has sent no statistics since the policy was started."),
+        (Reason.DISTRESS, SHORT, WHOLE,
+         "web1 is left alone: its guest is short of memory. Its guest has only 50 MiB available. "
+         "It has all that it may have, 4 GiB: only a higher ceiling or a larger VM helps."),
+        (Reason.DISTRESS, SHORT, SQUEEZED,
+         "web1 is left alone: its guest is short of memory. Its guest has only 50 MiB available. "
+         "It has been given more; its next statistics show whether that is enough."),
+        (Reason.MOVING, SHORT, replace(SQUEEZED, actual=3 * GIB),
+         "web1 is left alone: its guest is on its way from 3 GiB to 2 GiB."),
+        (Reason.HELD, SHORT, SQUEEZED,
+         "web1 is left alone: its guest did not reach a target lately, so it is not asked for "
+         "memory for up to 5 min (web1 still gets more if it needs it). If this comes again, raise "
+         "its floor."),
+        (Reason.NOTHING_TO_SPARE, SHORT, WHOLE,
+         "web1 is left alone: it has nothing to spare. Its guest uses 1 GiB and may keep 1 GiB of "
+         "room (k = 0.50). It has 3 GiB in use."),
+        (Reason.NOT_NEEDED, WELL, SQUEEZED,
+         "web1 is left alone: the host has 3 GiB available, no less than its reserve of 2 GiB. It "
+         "could spare 1 GiB. It gets back up to 4 GiB, its ceiling, once the host has more than "
+         "4 GiB available, or it needs more."),
+        (Reason.TOO_SMALL, SHORT, WHOLE,
+         "web1 is left alone: its share of what the host lacks is below 16 MiB. It could spare "
+         "1 GiB."),
+        (Reason.TOO_SMALL, PLENTY, SQUEEZED,
+         "web1 is left alone: its share of what the host can give back is below 16 MiB."),
+    ],
+)  # fmt: skip
+def test_reasons(reason: Reason, host: HostState, vm: VmFigures, text: str) -> None:
+    assert told(reason, host, vm=vm) == text
+
+
+def test_a_silent_vm() -> None:
+    assert told(Reason.SILENT, vm=replace(SQUEEZED, target=GIB), age=12.4) == (
+        "web1 was raised from 1 GiB to 2 GiB, because it is below its ceiling and its guest has "
+        "sent no statistics for 12 s. A guest that is short of memory often does not answer. It "
+        "used up to 2 GiB lately; its slack comes on top."
+    )
+    assert told(Reason.SILENT, vm=replace(SQUEEZED, target=GIB), age=None) == (
+        "web1 was raised from 1 GiB to 2 GiB, because it is below its ceiling and its guest has "
+        "sent no statistics. This is its ceiling."
+    )
+
+
+def test_statistics_that_are_too_old() -> None:
+    text = told(Reason.STALE, age=200.0)
+    assert text == (
+        "web1 is left alone: its guest's last statistics are 3 min old. While the host is short, "
+        "it is asked again every 2 s. If this lasts, `vhost-balloonctl stats web1` shows whether "
+        "it answers."
+    )
+    assert "since the policy was started" in told(Reason.STALE, age=20.0)
+    assert "are 20 s old" in told(Reason.STALE, age=20.0, vm=SQUEEZED)
+
+
+def test_a_hold_with_an_end() -> None:
+    assert told(Reason.MANUAL, held_for=41.7) == (
+        "web1 is left alone: an operator's order holds it for another 42 s (`vhost-balloonctl "
+        "policy-release web1` ends it)."
+    )
+
+
+def test_a_vm_at_its_floor() -> None:
+    floor = replace(WHOLE, settings=VmSettings(floor=2 * GIB))
+    assert "Its guest uses 1 GiB; it keeps its floor, 2 GiB." in told(Reason.RECLAIM, vm=floor)
+
+
+@pytest.mark.parametrize("detail", [*PAUSE_REASONS, "something-new"])
+def test_memory_that_is_not_discarded(detail: str) -> None:
+    """Each reason says what can be done."""
+    text = told(Reason.PINNED, detail=detail)
+    start = "web1 is left alone: nothing would come back to the host, because "
+    assert text.startswith(start)
+    assert text.count(". ") == 1
+    assert "{" not in text
+    assert len({told(Reason.PINNED, detail=other) for other in PAUSE_REASONS}) == len(PAUSE_REASONS)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_dry_run_says_what_would_be_done(reason: Reason) -> None:
+    on, dry_run = told(reason), told(reason, mode=Mode.DRY_RUN)
+    was, would = (" was ", " would be ") if reason in ORDERS else (" is ", " would be ")
+    assert dry_run == on.replace(was, would, 1) != on
+
+
+def test_names_are_printable_and_quoted_for_the_shell() -> None:
+    for name, shown, operand in (
+        ("web 1", "web 1", "'web 1'"), ("-x", "-x", "-- -x"),
+        ("a\x1b[2J", "a\\x1b[2J", "'a\\x1b[2J'"),
+    ):  # fmt: skip
+        text = explain(name, WHOLE, Decision(Reason.MANUAL), WELL, Mode.ON)
+        assert text.startswith(f"{shown} is left alone")
+        assert f"policy-release {operand}`" in text
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        (None, "The policy has not looked at the host yet."),
+        (SHORT,
+         "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Each VM may keep "
+         "50% of the room that it would like (k = 0.50). 1 GiB are missing, and VMs can spare "
+         "3 GiB."),
+        (replace(SHORT, spare=0),
+         "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Each VM may keep "
+         "50% of the room that it would like (k = 0.50). 1 GiB are missing, and no VM can spare "
+         "anything. Stop or move a VM, or lower the reserve."),
+        (WELL,
+         "The host has 3 GiB of 16 GiB available, between its reserve of 2 GiB and twice as much. "
+         "Nothing is taken or given back, except to a VM that needs more."),
+        (PLENTY,
+         "The host has 8 GiB of 16 GiB available, more than twice its reserve of 2 GiB. VMs below "
+         "their ceilings get memory back in small steps."),
+    ],
+)  # fmt: skip
+def test_hosts(host: HostState | None, text: str) -> None:
+    assert explain_host(host, Mode.ON) == text
+    if host is not None:
+        assert explain_host(host, Mode.DRY_RUN).startswith(f"{text} This is a dry run: ")
+
+
+def test_a_host_under_pressure() -> None:
+    host = judge(HostFigures(3 * GIB, 16 * GIB, some=0.25), RESERVE)
+    assert explain_host(host, Mode.ON).startswith(
+        "The host has 1.5 GiB of 16 GiB available, less than its reserve of 2 GiB. Tasks waited "
+        "for memory in 25% of the time, so no more than this counts as available. "
+    )
+
+
+def test_a_host_that_cannot_be_read_and_a_policy_that_is_off() -> None:
+    unreadable = explain_host(SHORT, Mode.ON, readable=False)
+    assert unreadable == "The host's memory cannot be read, so no VM is moved."
+    off = explain_host(None, Mode.OFF)
+    assert off.startswith("The policy is off and moves no VM. `vhost-balloonctl policy-mode ")
+    assert explain("web1", WHOLE, Decision(Reason.OFF), None, Mode.ON) == explain_host(
+        None, Mode.ON
+    )
+
+
+SIZES = st.integers(0, 1 << 63)
+
+
+@given(
+    st.sampled_from(Reason), st.integers(-(1 << 63), 1 << 63), SIZES, SIZES, SIZES,
+    st.none() | st.floats(0, 1e9), st.sampled_from(Mode), st.floats(0, 1),
+)  # fmt: skip
+def test_any_figures_are_explained_in_one_printable_line(
+    reason: Reason, available: int, actual: int, target: int, resident: int, age: float | None,
+    mode: Mode, some: float,
+) -> None:  # fmt: skip
+    host = judge(HostFigures(available, 1 << 63, some), RESERVE)
+    vm = VmFigures("qemu", 1 << 40, actual, target, resident)
+    text = explain("web1", vm, Decision(reason, target=actual, age=age), host, mode, age)
+    whole = f"{explain_host(host, mode)} {text}"
+    assert whole.isprintable()
+    assert "-" not in whole.replace("vhost-balloon", "").replace("policy-", "").replace("dry-", "")
+    assert whole.endswith(".")

@@ -1,0 +1,86 @@
+"""One VM at a tick, and the phrases that the sentences about it have in common. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from shlex import quote
+from typing import Final
+
+from vhost_balloon.policy.constants import DISTRESS
+from vhost_balloon.policy.decide import Decision, HostState
+from vhost_balloon.policy.inputs import VmFigures
+from vhost_balloon.policy.settings import Mode
+from vhost_balloon.sizes import format_size
+
+CTL: Final = "vhost-balloonctl"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known of a VM."""
+
+    name: str
+    vm: VmFigures
+    decision: Decision
+    host: HostState
+    mode: Mode
+    held_for: float | None
+
+    @property
+    def operand(self) -> str:
+        """The name as an operand of a command in a shell."""
+        return ("-- " if self.name.startswith("-") else "") + quote(self.name)
+
+    @property
+    def available(self) -> str:
+        return f"{format_size(max(self.host.available, 0))} available"
+
+    @property
+    def reserve(self) -> str:
+        return format_size(self.host.reserve)
+
+    @property
+    def age(self) -> str:
+        return seconds_text(self.decision.age or 0)
+
+    def asked(self, done: str, why: str) -> str:
+        """The sentence for an order."""
+        was = "was" if self.mode is Mode.ON else "would be"
+        order = format_size(self.decision.target)
+        return f"{self.name} {was} {done} from {format_size(self.vm.target)} to {order}, {why}."
+
+    def left(self, why: str, *more: str) -> str:
+        """The sentences for no order."""
+        is_left = "is" if self.mode is Mode.ON else "would be"
+        return " ".join((f"{self.name} {is_left} left alone: {why}.", *more))
+
+    @property
+    def held_back(self) -> str:
+        """What to expect of a target below the ceiling; "" where there is nothing to say."""
+        if not self.vm.squeezed or self.host.plenty:
+            return ""
+        return (
+            f" It gets back up to {format_size(self.vm.ceiling)}, its ceiling, once the host has "
+            f"more than {format_size(2 * self.host.reserve)} available, or it needs more."
+        )
+
+    @property
+    def keeps(self) -> str:
+        """What the rule leaves it."""
+        used, keep = self.decision.demand, self.decision.keep
+        if keep <= self.vm.floor:
+            return f"Its guest uses {format_size(used)}; it keeps its floor, {format_size(keep)}."
+        room = f"may keep {format_size(keep - used)} of room (k = {self.host.k:.2f})"
+        return f"Its guest uses {format_size(used)} and {room}."
+
+    @property
+    def need(self) -> str:
+        """How its guest shows that it needs more."""
+        sample = self.vm.sample
+        if sample is not None and sample.available < self.host.k * self.vm.slack * DISTRESS:
+            return f"Its guest has only {format_size(sample.available)} available."
+        return "Its guest took memory back by itself, or reads pages again that it had to drop."
+
+
+def seconds_text(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

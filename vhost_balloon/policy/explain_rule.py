@@ -1,0 +1,134 @@
+"""Explains orders, and why the rule left a VM alone. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from vhost_balloon.figures.policy_reason import Reason
+from vhost_balloon.policy.constants import HOLD, SILENT, STALE, STEP, STUCK, TICK
+from vhost_balloon.policy.explain_case import CTL, Case, seconds_text
+from vhost_balloon.sizes import format_size
+
+
+def _reclaim(case: Case) -> str:
+    vm = case.vm
+    why = f"because the host has {case.available}, less than its reserve of {case.reserve}"
+    occupied = min(vm.actual, vm.resident)
+    given = max(occupied - (case.decision.target or 0), 0)
+    gives = f"It gives {format_size(given)} of the {format_size(occupied)} that it has in use."
+    return f"{case.asked('asked to shrink', why)} {case.keeps} {gives}"
+
+
+def _relief(case: Case) -> str:
+    text = f"{case.asked('raised', 'because it needs more')} {case.need}"
+    if case.decision.target == case.vm.ceiling:
+        return f"{text} This is its ceiling."
+    return f"{text} The host is short, so this is what it has and its slack."
+
+
+def _silent(case: Case) -> str:
+    if case.decision.age is None:
+        why = "because it is below its ceiling and its guest has sent no statistics"
+        return f"{case.asked('raised', why)} This is its ceiling."
+    why = f"because it is below its ceiling and its guest has sent no statistics for {case.age}"
+    return (
+        f"{case.asked('raised', why)} A guest that is short of memory often does not answer. "
+        f"It used up to {format_size(case.decision.peak)} lately; its slack comes on top."
+    )
+
+
+def _regrow(case: Case) -> str:
+    than = "twice its reserve of" if case.host.plenty else "its reserve of"
+    why = f"because the host has {case.available}, more than {than} {case.reserve}"
+    ceiling = format_size(case.vm.ceiling)
+    return f"{case.asked('raised', why)} More follows in steps, up to its ceiling of {ceiling}."
+
+
+def _stuck(case: Case) -> str:
+    why = f"because its guest came no closer to that target for {seconds_text(STUCK)}"
+    return (
+        f"{case.asked('set back', why)} It is not asked for memory for {seconds_text(HOLD)}. "
+        f"`{CTL} status {case.operand}` shows the guest's state; if this comes again, raise its "
+        "floor."
+    )
+
+
+def _no_statistics(case: Case) -> str:
+    return case.left(
+        "its guest has not said how much memory it has available",
+        f"`{CTL} stats {case.operand}` asks it; its balloon driver must send statistics.",
+    )
+
+
+def _stale(case: Case) -> str:
+    if (case.decision.age or 0) <= (SILENT if case.vm.squeezed else STALE):
+        return case.left("its guest has sent no statistics since the policy was started")
+    return case.left(
+        f"its guest's last statistics are {case.age} old",
+        f"While the host is short, it is asked again every {seconds_text(TICK)}.",
+        f"If this lasts, `{CTL} stats {case.operand}` shows whether it answers.",
+    )
+
+
+def _distress(case: Case) -> str:
+    if case.vm.squeezed:
+        more = "It has been given more; its next statistics show whether that is enough."
+    else:
+        more = (
+            f"It has all that it may have, {format_size(case.vm.ceiling)}: only a higher ceiling "
+            "or a larger VM helps."
+        )
+    return case.left("its guest is short of memory", case.need, more)
+
+
+def _moving(case: Case) -> str:
+    actual, target = format_size(case.vm.actual), format_size(case.vm.target)
+    return case.left(f"its guest is on its way from {actual} to {target}")
+
+
+def _held(case: Case) -> str:
+    return case.left(
+        f"its guest did not reach a target lately, so it is not asked for memory for up to "
+        f"{seconds_text(HOLD)} ({case.name} still gets more if it needs it)",
+        "If this comes again, raise its floor.",
+    )
+
+
+def _nothing_to_spare(case: Case) -> str:
+    occupied = format_size(min(case.vm.actual, case.vm.resident))
+    text = case.left("it has nothing to spare", case.keeps, f"It has {occupied} in use.")
+    return text + case.held_back
+
+
+def _not_needed(case: Case) -> str:
+    why = f"the host has {case.available}, no less than its reserve of {case.reserve}"
+    could = f"It could spare {format_size(case.decision.spare)}."
+    return case.left(why, could) + case.held_back
+
+
+def _too_small(case: Case) -> str:
+    step = format_size(STEP)
+    if case.host.short:
+        spare = format_size(case.decision.spare)
+        return case.left(
+            f"its share of what the host lacks is below {step}", f"It could spare {spare}."
+        )
+    return case.left(f"its share of what the host can give back is below {step}")
+
+
+RULE: Final[Mapping[Reason, Callable[[Case], str]]] = {
+    Reason.RELIEF: _relief,
+    Reason.SILENT: _silent,
+    Reason.RECLAIM: _reclaim,
+    Reason.REGROW: _regrow,
+    Reason.STUCK: _stuck,
+    Reason.NO_STATISTICS: _no_statistics,
+    Reason.STALE: _stale,
+    Reason.DISTRESS: _distress,
+    Reason.MOVING: _moving,
+    Reason.HELD: _held,
+    Reason.NOTHING_TO_SPARE: _nothing_to_spare,
+    Reason.NOT_NEEDED: _not_needed,
+    Reason.TOO_SMALL: _too_small,
+}
