@@ -94,7 +94,7 @@ def test_every_command_is_listed_and_no_other() -> None:
 
 def test_every_option_of_a_command_is_listed_there_and_no_other() -> None:
     found, parser = sections("vhost-balloonctl"), PAGES["vhost-balloonctl"]
-    common = {"--help", "--folder", "--control-socket", "--json"}
+    common = {"--help", "--folder", "--control-socket", "--hub-socket", "--json"}
     assert set(entries(found[""])) == {*dict(flags(parser)), *common}
     for name, command in commands(parser).items():
         own = {flag: value for flag, value in flags(command) if flag not in common}

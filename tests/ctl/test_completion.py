@@ -51,6 +51,9 @@ def test_bash_completes_commands_options_and_vms(tmp_path: Path) -> None:
     assert complete(tmp_path, "set", "--w") == ["--wait"]
     assert complete(tmp_path, "set", "web1", "") == []
     assert complete(tmp_path, "monitoring", "") == ["rules", "dashboard"]
+    assert complete(tmp_path, "policy-mode", "o") == ["off", "on"]
+    assert complete(tmp_path, "policy", "--explain", "=", "d") == ["db"]
+    assert complete(tmp_path, "policy-release", "w") == ["web1", "web\\ 2"]
     assert complete(tmp_path, "completion", "z") == ["zsh"]
     assert complete(tmp_path, "--cont") == ["--control-socket"]
     assert complete(tmp_path, "--fol") == ["--folder"]
@@ -83,7 +86,7 @@ def test_zsh_completes_commands_options_and_vms() -> None:
     for name in commands(build_parser()):
         assert f"    {name}:" in text
     assert '"--wait[wait until the target is reached]"' in text
-    assert text.count(r'\`list\`:_vhost_balloonctl_vms"') == 7
+    assert text.count(r'\`list\`:_vhost_balloonctl_vms"') == 9
     assert '"*:names of VMs:_vhost_balloonctl_vms"' in text
     assert text.count(':PATH:_files"') == text.count(":PATH:") > 0
     assert '"--timeout=[stop waiting after this time]:SECONDS:"' in text

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from vhost_balloon.ctl.errors import CtlError, ServerError, Silent
-from vhost_balloon.ctl.link import Link
+from vhost_balloon.ctl.link import MAX_ANSWER, Link
 
 ANSWER_SECONDS: Final = 10.0
 """Time limit of an answer. A daemon answers in milliseconds, unless it is stopped or hangs."""
@@ -76,12 +76,20 @@ class Round:
 class Client:
     """A connection to one daemon. A context manager that closes it. Methods raise CtlError."""
 
-    def __init__(self, path: str, name: str | None = None, seconds: float = ANSWER_SECONDS) -> None:
-        """name: the VM's name, which overrides the daemon's own; None: use the daemon's."""
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        seconds: float = ANSWER_SECONDS,
+        *,
+        most: int = MAX_ANSWER,
+    ) -> None:
+        """name: the VM's name, which overrides the daemon's own; None: use the daemon's. most:
+        bytes that may come until a command is answered."""
         self.path = path
         self.name = name
         self.seconds = seconds
-        self._link = Link(path)
+        self._link = Link(path, most)
 
     def __enter__(self) -> Client:
         return self

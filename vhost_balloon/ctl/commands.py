@@ -86,6 +86,19 @@ def _watch(options: argparse.Namespace, output: Output) -> None:
     watch.run(options, output)
 
 
+def _hub(options: argparse.Namespace, output: Output) -> None:
+    from vhost_balloon.ctl.hub import commands
+
+    commands.run(options, output)
+
+
+def _reload(options: argparse.Namespace, output: Output) -> None:
+    if options.hub:
+        _hub(options, output)
+    else:
+        upkeep.reload(options, output)
+
+
 def _monitoring(options: argparse.Namespace, output: Output) -> None:
     from vhost_balloon.ctl import shipped
 
@@ -117,7 +130,11 @@ _COMMANDS: Final[Mapping[str, Command]] = {
     "list": _list,
     "watch": _watch,
     "qemu-args": qemu_args.run,
-    "reload": upkeep.reload,
+    "policy": _hub,
+    "policy-hold": _hub,
+    "policy-release": _hub,
+    "policy-mode": _hub,
+    "reload": _reload,
     "upgrade": upkeep.upgrade,
     "monitoring": _monitoring,
     "install-units": _install_units,

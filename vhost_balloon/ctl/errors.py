@@ -2,6 +2,7 @@
 
     CtlError           exit status 1 and the text on stderr
     |-- ServerError    the daemon replied with an error
+    |-- Absent         nothing listens on the socket
     `-- Silent         the daemon did not answer in time
     ReaderGone         the reader of standard output has gone: SIGPIPE's status and no text
 
@@ -21,6 +22,10 @@ class ServerError(CtlError):
     def __init__(self, text: str, error_class: str) -> None:
         super().__init__(text)
         self.error_class = error_class
+
+
+class Absent(CtlError):
+    """Nothing listens on the socket, or there is none."""
 
 
 class Silent(CtlError):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from vhost_balloon.ctl.errors import CtlError, ServerError
+from vhost_balloon.ctl.errors import Absent, CtlError, ServerError
 
 MAX_ANSWER: Final = 1 << 20
 """Bytes that a daemon may send until it has answered a command, events included. The answer to
@@ -40,8 +40,10 @@ class Link:
         problem: why the connection was closed, or a ServerError, which leaves it open.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, most: int = MAX_ANSWER) -> None:
+        """most: bytes that may come until a command is answered."""
         self.path = path
+        self._most = most
         self._answers: list[Any] = []
         self.problem: CtlError | None = None
         self._socket: socket.socket | None = None
@@ -50,13 +52,13 @@ class Link:
         self._searched = 0
         self._greeted = False
         self._unanswered = 0
-        self._budget = MAX_ANSWER
+        self._budget = most
         self._send("qmp_capabilities", None)
 
     def ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> None:
         """Queue a command for the next advance()."""
         if self.problem is None:
-            self._budget = MAX_ANSWER
+            self._budget = self._most
             self._send(command, arguments)
 
     def expect_end(self) -> None:
@@ -120,26 +122,27 @@ class Link:
     def _connect(self) -> None:
         """Connect, or leave it for the next advance() if the backlog is full. Raises CtlError."""
         sock = None
+        problem: CtlError | None = None
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
             with _address(self.path) as address:
                 sock.connect(address)
         except BlockingIOError:
-            problem = None
+            pass
         except FileNotFoundError:
-            problem = "no such socket: is vhost-balloon running?"
+            problem = Absent("no such socket: is vhost-balloon running?")
         except ConnectionRefusedError:
-            problem = "cannot connect: nothing listens on it"
+            problem = Absent("cannot connect: nothing listens on it")
         except OSError as error:
-            problem = f"cannot connect: {error.strerror or error}"
+            problem = CtlError(f"cannot connect: {error.strerror or error}")
         else:
             self._socket = sock
             return
         if sock is not None:
             sock.close()
         if problem is not None:
-            raise CtlError(problem)
+            raise problem
 
     def _exchange(self, sock: socket.socket) -> None:
         try:
@@ -169,7 +172,7 @@ class Link:
         self._searched = len(self._received)
         self._budget -= len(data)
         if self._budget <= 0 and self.waits:
-            raise CtlError(f"it sent {MAX_ANSWER >> 20} MiB without answering")
+            raise CtlError(f"it sent {self._most >> 20} MiB without answering")
 
     def _handle(self, message: dict[str, Any]) -> None:
         if not self._greeted:

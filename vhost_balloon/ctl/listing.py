@@ -37,9 +37,14 @@ def no_vm(options: argparse.Namespace) -> str:
     return printable(f"no VM in {options.folder}")
 
 
-def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
-    """Return the table of `list`. room: the terminal's columns; None: no terminal."""
-    columns = (
+def overview(
+    vms: Sequence[Vm], room: int | None, reasons: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the table of `list`. room: the terminal's columns; None: no terminal.
+
+    reasons: the policy's, by VM; None for no such column.
+    """
+    columns: tuple[Column, ...] = (
         Column("VM"),
         Column("STATE"),
         Column("MEMORY", right=True, rank=3),
@@ -49,8 +54,10 @@ def overview(vms: Sequence[Vm], room: int | None) -> list[str]:
         Column("FREED", right=True, rank=4),
         Column("REPORTING", rank=5),
     )
-    rows = map(_overview_row, vms, names(vms, cut=room is not None))
-    lines = table(columns, [*rows], room)
+    rows = [*map(_overview_row, vms, names([vm.id for vm in vms], cut=room is not None))]
+    if reasons is not None:
+        columns, rows = with_reasons(columns, rows, vms, reasons)
+    lines = table(columns, rows, room)
     if any(PINS_UNKNOWN in vm.paused for vm in vms):
         lines.append(_NOTE if room is None else shorten(_NOTE, room))
     return lines
@@ -71,10 +78,24 @@ def _overview_row(vm: Vm, name: str) -> tuple[str, ...]:
     )
 
 
-def names(vms: Sequence[Vm], *, cut: bool) -> list[str]:
-    """Return the VMs' names, printable. cut: to NAME_COLUMNS, or to twice as many and so on if some
+def with_reasons(
+    columns: tuple[Column, ...],
+    rows: Sequence[tuple[str, ...]],
+    vms: Sequence[Vm],
+    reasons: Mapping[str, str],
+) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+    """Add a column with the policy's reasons. Rows of VMs without an answer stay as they are."""
+    extended = [
+        row if vm.error is not None else (*row, printable(reasons.get(vm.id, UNKNOWN)))
+        for vm, row in zip(vms, rows, strict=True)
+    ]
+    return (*columns, Column("POLICY", rank=2)), extended
+
+
+def names(ids: Sequence[str], *, cut: bool) -> list[str]:
+    """Return VMs' names, printable. cut: to NAME_COLUMNS, or to twice as many and so on if some
     would be the same then."""
-    found = [shown(vm.id) for vm in vms]
+    found = [*map(shown, ids)]
     columns = NAME_COLUMNS
     while cut and any(width(name) > columns for name in found):
         shortened = [shorten(name, columns) for name in found]

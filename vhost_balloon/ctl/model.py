@@ -66,13 +66,13 @@ def read_vm(answer: Any, name: str | None = None) -> Vm:
     found: dict[str, Any] = answer[0]
     if name is None:
         name = encodable(field(found, "id", str, "")) or None
-    if name is None or not _is_shallow(found, MAX_DEPTH):
+    if name is None or not is_shallow(found):
         raise unexpected("query-vms")
     return Vm(
         id=name,
         raw=found | {"id": name},
         attached=field(found, "attached", bool, False),
-        state=_word("state", field(found, "state", str, "unknown")),
+        state=word("state", field(found, "state", str, "unknown")),
         memory=field(found, "guest-memory", int, 0),
         target=field(found, "target", int, None),
         pending=field(found, "pending", bool, False),
@@ -128,7 +128,7 @@ def words(members: Mapping[str, Any], name: str) -> tuple[str, ...]:
     found: list[Any] = field(members, name, list, [])
     if len(found) > MAX_WORDS or not all(isinstance(element, str) for element in found):
         raise unexpected(name)
-    return tuple(_word(name, element) for element in found)
+    return tuple(word(name, element) for element in found)
 
 
 def hint(vm: Vm) -> str | None:
@@ -148,17 +148,19 @@ def total(members: Mapping[str, Any], name: str) -> int:
     return field({name: value}, name, int, 0)
 
 
-def _word(name: str, text: str) -> str:
+def word(name: str, text: str) -> str:
+    """Return a string that is shown in a table. Raises CtlError if it is too long."""
     if len(text) > MAX_WORD:
         raise unexpected(name)
     return text
 
 
-def _is_shallow(value: Any, depth: int) -> bool:
+def is_shallow(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Whether a value is nested no deeper than that."""
     if not isinstance(value, dict | list):
         return True
     elements = value.values() if isinstance(value, dict) else value
-    return depth > 0 and all(_is_shallow(element, depth - 1) for element in elements)
+    return depth > 0 and all(is_shallow(element, depth - 1) for element in elements)
 
 
 def _is_count(value: Any) -> bool:

@@ -12,10 +12,14 @@ from vhost_balloon.sizes import implausible, parse_size
 
 PROGRAM: Final = "vhost-balloonctl"
 DEFAULT_FOLDER: Final = "/run/vhost-balloon"
+DEFAULT_HUB_SOCKET: Final = "/run/vhost-balloon-hub/control"
 STATS_SECONDS: Final = 3.0
 MAX_STATS_SECONDS: Final = 60.0
 """The limit of the daemon's balloon-stats."""
 
+POLICY_MODES: Final = ("off", "dry-run", "on")
+POLICY_SECONDS: Final = 2.0
+"""The policy decides so often."""
 MAX_HOLD_SECONDS: Final = 365 * 24 * 3600
 
 COMPLETION_SCRIPTS: Final[Mapping[str, str]] = {
@@ -113,6 +117,7 @@ def build_parser() -> Parser:
     )
     _add_queries(commands)
     _add_orders(commands)
+    _add_policy(commands)
     _add_upkeep(commands)
     _add_texts(commands)
     return parser
@@ -124,10 +129,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.command == "set":
         _check_set(options, parser)
-    if options.command in _UPKEEP and bool(options.vms) == options.all:
-        parser.error(f"{options.command} takes either names of VMs or --all")
+    if options.command == "policy":
+        _check_policy(options, parser)
+    if options.command == "policy-release" and (options.vm is not None) == options.all:
+        parser.error("policy-release takes either the name of a VM or --all")
+    if options.command == "upgrade" and bool(options.vms) == options.all:
+        parser.error("upgrade takes either names of VMs or --all")
+    if options.command == "reload" and bool(options.vms) + options.all + options.hub != 1:
+        parser.error("reload takes either names of VMs or --all or --hub")
     if options.folder is not None and options.control_socket is not None:
         parser.error("--folder and --control-socket exclude each other")
+    _find_hub(options)
     if options.folder is None:
         options.folder = DEFAULT_FOLDER
     return options
@@ -141,6 +153,25 @@ def _check_set(options: argparse.Namespace, parser: Parser) -> None:
     if problem is not None and not options.force:
         parser.error(f"{problem} (--force sets it all the same)")
     options.size = options.size.bytes
+
+
+def _check_policy(options: argparse.Namespace, parser: Parser) -> None:
+    if options.watch and options.explain is not None:
+        parser.error("--watch and --explain exclude each other")
+    if not options.watch and (options.interval is not None or options.count is not None):
+        parser.error("--interval and --count require --watch")
+    if options.interval is None:
+        options.interval = POLICY_SECONDS
+
+
+def _find_hub(options: argparse.Namespace) -> None:
+    """Set hub_socket, and hub_beside: the hub that `watch` asks beside VMs. The default hub cannot
+    know those of another folder."""
+    is_default = options.folder is None and options.control_socket is None
+    options.hub_beside = options.hub_socket
+    if options.hub_socket is None:
+        options.hub_socket = DEFAULT_HUB_SOCKET
+        options.hub_beside = DEFAULT_HUB_SOCKET if is_default else None
 
 
 Commands = Any  # argparse's own class for this is private
@@ -190,6 +221,34 @@ def _add_orders(commands: Commands) -> None:
     _add(commands, "disconnect", text, vm=True)
 
 
+def _add_policy(commands: Commands) -> None:
+    policy = _add(commands, "policy", "show what the policy does with all VMs, and why")
+    policy.add_argument("--explain", metavar="VM", help="explain it for this VM, in sentences")
+    policy.add_argument("--watch", action="store_true", help="show a live table; q quits")
+    policy.add_argument(
+        "--interval",
+        type=seconds(),
+        metavar="SECONDS",
+        help=f"time between updates (default {POLICY_SECONDS:g})",
+    )
+    policy.add_argument("--count", type=count, metavar="N", help="stop after N updates")
+    hold = _add(commands, "policy-hold", "keep the policy from moving a VM", vm=True)
+    hold.add_argument(
+        "--for",
+        dest="seconds",
+        type=whole_seconds,
+        metavar="SECONDS",
+        help="end this by itself (default: policy-release ends it)",
+    )
+    release = _add(commands, "policy-release", "let the policy move a VM again")
+    release.add_argument("vm", nargs="?", metavar="VM", help="the VM's name, as shown by `list`")
+    release.add_argument(
+        "--all", action="store_true", help="all VMs, and raise their targets to their ceilings"
+    )
+    mode = _add(commands, "policy-mode", "switch the policy, until the hub restarts")
+    mode.add_argument("mode", choices=POLICY_MODES, help="dry-run decides and orders nothing")
+
+
 _UPKEEP: Final = {
     "reload": "make VMs' daemons read their configuration again",
     "upgrade": "make VMs' daemons run the installed program, one after the other",
@@ -201,6 +260,8 @@ def _add_upkeep(commands: Commands) -> None:
         command = _add(commands, name, does)
         command.add_argument("vms", nargs="*", metavar="VM", help="names of VMs")
         command.add_argument("--all", action="store_true", help="all VMs")
+        if name == "reload":
+            command.add_argument("--hub", action="store_true", help="the hub instead of VMs")
 
 
 def _add_texts(commands: Commands) -> None:
@@ -257,4 +318,10 @@ def _add_where(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
     parser.add_argument(
         "--control-socket", default=default, metavar="PATH", help="one VM's control socket instead"
+    )
+    parser.add_argument(
+        "--hub-socket",
+        default=default,
+        metavar="PATH",
+        help=f"the hub's control socket (default {DEFAULT_HUB_SOCKET})",
     )

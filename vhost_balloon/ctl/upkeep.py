@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from vhost_balloon.ctl import folder, listing, model
@@ -122,5 +123,9 @@ def _line(answer: dict[str, Any]) -> str:
     name = shown(answer["id"])
     if "error" in answer:
         return f"{name}: {answer['error']}"
-    changed = ", ".join(answer["changed"])
-    return f"{name}: changed {changed}" if changed else f"{name}: nothing changed"
+    return f"{name}: {told_changes(answer['changed'])}"
+
+
+def told_changes(changed: Sequence[str]) -> str:
+    """Return what a reload changed."""
+    return f"changed {', '.join(changed)}" if changed else "nothing changed"

@@ -1,0 +1,156 @@
+"""policy, policy-hold, policy-release, policy-mode, and reload --hub."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from vhost_balloon.ctl import folder, watch
+from vhost_balloon.ctl.errors import CtlError, ServerError
+from vhost_balloon.ctl.hub import view
+from vhost_balloon.ctl.hub.asking import HubPoller, execute
+from vhost_balloon.ctl.hub.model import OFF, Policy, answered, find, read_policy, texts
+from vhost_balloon.ctl.hub.screen import PolicyScreen
+from vhost_balloon.ctl.output import Output, complain
+from vhost_balloon.ctl.text import fold
+from vhost_balloon.ctl.upkeep import told_changes
+from vhost_balloon.name_text import shown
+from vhost_balloon.printable import printable
+
+Command: TypeAlias = Callable[[argparse.Namespace, Output], None]
+
+
+def run(options: argparse.Namespace, output: Output) -> None:
+    """Carry out a parsed command line. Raises CtlError or ReaderGone."""
+    _COMMANDS[options.command](options, output)
+
+
+def _policy(options: argparse.Namespace, output: Output) -> None:
+    if options.watch:
+        _watch(options, output)
+        return
+    policy = _query(options)
+    if options.explain is not None:
+        _explain(options, policy, output)
+    elif options.json:
+        output.json(policy.raw)
+    else:
+        output.lines(view.overview(policy, output.room()))
+
+
+def _query(options: argparse.Namespace) -> Policy:
+    return read_policy(execute(options, "query-policy"))
+
+
+def _explain(options: argparse.Namespace, policy: Policy, output: Output) -> None:
+    vm = find(policy, folder.spellings(options.explain))
+    if vm is None:
+        if policy.mode == OFF:
+            raise CtlError(policy.explanation or view.host_line(policy))
+        others = ", ".join(shown(vm.id) for vm in policy.vms)
+        known = f" (known VMs: {others})" if others else ""
+        raise CtlError(f"the policy knows no VM '{options.explain}'{known}")
+    if options.json:
+        output.json(vm.raw)
+    else:
+        output.lines(view.explained(policy, vm, output.room()))
+
+
+def _watch(options: argparse.Namespace, output: Output) -> None:
+    with HubPoller(options.hub_socket) as poller:
+        if output.live and not options.json:
+            screen = PolicyScreen(colour=output.colour)
+            watch.live(options, output, screen, poller.ask, lambda: screen.add(poller.policy()))
+            return
+        for clock in watch.updates(options):
+            poller.ask().run()
+            policy = poller.policy()
+            if options.json:
+                output.json(policy.raw)
+            else:
+                output.lines([*clock, *view.overview(policy, output.room())])
+
+
+def _to_vm(options: argparse.Namespace, command: str, arguments: Mapping[str, Any]) -> str:
+    """Send an order for the VM of the command line; return its name. Raises CtlError."""
+    *others, last = dict.fromkeys(folder.spellings(options.vm))
+    for name in others:
+        try:
+            execute(options, command, {"id": name, **arguments})
+        except ServerError:
+            continue
+        return name
+    execute(options, command, {"id": last, **arguments})
+    return last
+
+
+def _hold(options: argparse.Namespace, output: Output) -> None:
+    arguments = {} if options.seconds is None else {"seconds": options.seconds}
+    name = _to_vm(options, "policy-hold", arguments)
+    if options.json:
+        held_for = {} if options.seconds is None else {"held-for": options.seconds}
+        output.json({"id": name, "held": True, **held_for})
+        return
+    until = "until policy-release" if options.seconds is None else f"for {options.seconds} s"
+    output.lines([f"{shown(name)}: the policy leaves it alone {until}"])
+
+
+def _release(options: argparse.Namespace, output: Output) -> None:
+    if options.all:
+        _release_all(options, output)
+        return
+    name = _to_vm(options, "policy-release", {})
+    if options.json:
+        output.json({"id": name, "held": False})
+    else:
+        output.lines([f"{shown(name)}: the policy may move it again"])
+
+
+def _release_all(options: argparse.Namespace, output: Output) -> None:
+    left = texts(answered(execute(options, "policy-release"), "policy-release"), "left")
+    if options.json:
+        output.json({"left": [*left]})
+        return
+    output.lines(["all holds are ended"])
+    if not left:
+        output.lines(["all VMs have their ceilings as targets"])
+        return
+    text = f"still below their ceilings: {', '.join(map(shown, left))}"
+    output.lines(fold(text, output.room()))
+    output.lines(
+        fold("they get memory back while the host has more than its reserve", output.room())
+    )
+
+
+def _mode(options: argparse.Namespace, output: Output) -> None:
+    before = _query(options)
+    execute(options, "policy-mode", {"mode": options.mode})
+    if options.json:
+        configured = {"configured-mode": before.configured}
+        output.json({"before": before.mode, "mode": options.mode, **configured})
+    else:
+        output.lines([printable(f"policy: {before.mode} -> {options.mode}")])
+    if options.mode != before.configured:
+        complain(
+            f"this lasts until the hub restarts: its configuration says {before.configured} "
+            "([policy], mode)"
+        )
+
+
+def _reload(options: argparse.Namespace, output: Output) -> None:
+    answer = answered(execute(options, "config-reload"), "config-reload")
+    changed = texts(answer, "changed")
+    if options.json:
+        output.json({"changed": [*changed]})
+    else:
+        output.lines([printable(f"hub: {told_changes(changed)}")])
+
+
+_COMMANDS: Final[Mapping[str, Command]] = {
+    "policy": _policy,
+    "policy-hold": _hold,
+    "policy-release": _release,
+    "policy-mode": _mode,
+    "reload": _reload,
+}

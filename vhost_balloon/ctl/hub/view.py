@@ -1,0 +1,160 @@
+"""Lays out the policy: the host, the table of VMs, and one VM explained. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from vhost_balloon.ctl import model
+from vhost_balloon.ctl.hub.model import OFF, Policy, PolicyVm
+from vhost_balloon.ctl.listing import names
+from vhost_balloon.ctl.text import Column, fold, shorten, table
+from vhost_balloon.name_text import shown
+from vhost_balloon.printable import printable
+from vhost_balloon.sizes import UNKNOWN, format_size
+
+OLD: Final = 10.0
+"""Seconds from which the age of the host's figures is shown; they are renewed every 2 s."""
+
+
+MAX_TITLES: Final = 3
+"""Problems in the title of a screen."""
+
+
+def host_line(policy: Policy) -> str:
+    """Return the host's state in one line."""
+    return printable(f"policy {policy.mode}{_configured(policy)}: {_state(policy)}")
+
+
+def policy_titles(policy: Policy) -> list[tuple[str, str]]:
+    """Return the host's state and problems as title lines of a screen (watch_view.py)."""
+    is_short = policy.host is not None and policy.host.short
+    problems = [("alarm", f" problem: {printable(text)}") for text in policy.problems[:MAX_TITLES]]
+    return [("alarm-title" if is_short else "title", f" {host_line(policy)}"), *problems]
+
+
+def _configured(policy: Policy) -> str:
+    return "" if policy.configured == policy.mode else f" (configured: {policy.configured})"
+
+
+def _state(policy: Policy) -> str:
+    host = policy.host
+    if policy.mode == OFF:
+        return "no VM is moved"
+    if not model.field(policy.raw, "host-readable", bool, True):
+        return "the host's memory cannot be read"
+    if host is None:
+        return "no figures yet"
+    parts = ["short"] if host.short else ["plenty"] if host.plenty else []
+    parts.append(f"{format_size(host.available)} of {format_size(host.total)} available")
+    parts.append(f"reserve {format_size(host.reserve)}")
+    if host.k is not None:
+        parts.append(f"k {host.k:.2f}")
+    if host.some is not None:
+        parts.append(f"pressure {host.some:.0%}")
+    if host.short:
+        parts.append(f"VMs can spare {format_size(host.spare)}")
+    if host.age is not None and host.age >= OLD:
+        parts.append(f"{host.age:.0f} s ago")
+    return ", ".join(parts)
+
+
+def overview(policy: Policy, room: int | None) -> list[str]:
+    """Return the host's state, problems, and the table of VMs."""
+    if policy.mode == OFF:
+        return [*fold(printable(policy.explanation) or host_line(policy), room), *_problems(policy)]
+    lines = [*fold(host_line(policy), room), *_problems(policy)]
+    return [*lines, *vms_table(policy.vms, room)] if policy.vms else [*lines, "no VM"]
+
+
+def _problems(policy: Policy) -> list[str]:
+    """They are not cut: they say what to do."""
+    return [f"problem: {printable(problem)}" for problem in policy.problems]
+
+
+def vms_table(vms: Sequence[PolicyVm], room: int | None) -> list[str]:
+    """room: the terminal's columns; None: no terminal."""
+    columns = (
+        Column("VM"),
+        Column("REASON"),
+        Column("TARGET", right=True),
+        Column("ACTUAL", right=True, rank=1),
+        Column("DEMAND", right=True, rank=3),
+        Column("PEAK", right=True, rank=7),
+        Column("KEEP", right=True, rank=6),
+        Column("SPARE", right=True, rank=2),
+        Column("RESIDENT", right=True, rank=4),
+        Column("AGE", right=True, rank=5),
+    )
+    shown_names = names([vm.id for vm in vms], cut=room is not None)
+    return table(columns, [*map(_row, vms, shown_names)], room)
+
+
+def _row(vm: PolicyVm, name: str) -> tuple[str, ...]:
+    target = format_size(vm.target)
+    return (
+        name,
+        printable(vm.reason),
+        target if vm.order is None else f"{target} -> {format_size(vm.order)}",
+        *map(format_size, (vm.actual, vm.demand, vm.peak, vm.keep, vm.spare, vm.resident)),
+        UNKNOWN if vm.age is None else f"{vm.age:.0f} s",
+    )
+
+
+def explained(policy: Policy, vm: PolicyVm, room: int | None) -> list[str]:
+    """Return the host's and the VM's sentences, and the VM's figures. Raises CtlError."""
+    pairs = [(title, value) for title, value in _figures(vm) if value != UNKNOWN]
+    columns = max(len(title) for title, _ in pairs)
+    lines = [f"  {title:<{columns}}  {printable(value)}" for title, value in pairs]
+    return [
+        *fold(printable(policy.explanation), room),
+        *_problems(policy),
+        *fold(printable(vm.explanation), room),
+        "",
+        f"{shown(vm.id)}: {printable(vm.reason)}",
+        *(lines if room is None else [shorten(line, room) for line in lines]),
+    ]
+
+
+_SIZES: Final[Mapping[str, str]] = {
+    "size": "guest memory",
+    "ceiling": "ceiling",
+    "floor": "floor",
+    "target": "target",
+    "order": "order",
+    "actual": "actual",
+    "resident": "resident on the host",
+    "demand": "demand",
+    "peak": "demand lately",
+    "slack": "slack",
+    "keep": "may keep",
+    "spare": "can spare",
+}
+
+
+def _figures(vm: PolicyVm) -> list[tuple[str, str]]:
+    raw = vm.raw
+    pairs = [
+        (title, format_size(model.field(raw, name, int, None))) for name, title in _SIZES.items()
+    ]
+    distress = model.field(raw, "distress", bool, None)
+    orders = {name: n for name, n in model.sizes(raw, "decisions").items() if n}
+    return [
+        *pairs,
+        ("weight", _number(raw, "weight")),
+        ("short of memory", UNKNOWN if distress is None else "yes" if distress else "no"),
+        ("last statistics", "none" if vm.age is None else f"{vm.age:.0f} s ago"),
+        ("hold ends in", _seconds(raw, "held-for")),
+        ("orders so far", ", ".join(f"{name} {n}" for name, n in orders.items()) or "none"),
+        ("reversals", _number(raw, "reversals")),
+    ]
+
+
+def _number(raw: Mapping[str, Any], name: str) -> str:
+    found = model.field(raw, name, int, None)
+    return UNKNOWN if found is None else str(found)
+
+
+def _seconds(raw: Mapping[str, Any], name: str) -> str:
+    found = model.seconds(raw, name)
+    return UNKNOWN if found is None else f"{found:.0f} s"
