@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from vhost_balloon.figures.policy_reason import ORDERS, Reason
 from vhost_balloon.figures.refusal import PAUSE_REASONS
 from vhost_balloon.policy.decide import Decision, HostState, judge
-from vhost_balloon.policy.explain import explain, explain_host
+from vhost_balloon.policy.explain.host import explain_host
+from vhost_balloon.policy.explain.vm import explain
 from vhost_balloon.policy.inputs import HostFigures, Sample, VmFigures, VmSettings
 from vhost_balloon.policy.settings import Mode
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from protocol.qmp import Json, Object
 from vhost_balloon.figures.policy_reason import ORDERS, Reason
 from vhost_balloon.policy.decide import Decision, HostState
-from vhost_balloon.policy.explain import explain, explain_host
+from vhost_balloon.policy.explain.host import explain_host
+from vhost_balloon.policy.explain.vm import explain
 from vhost_balloon.policy.inputs import VmFigures
 from vhost_balloon.policy.settings import Mode
 

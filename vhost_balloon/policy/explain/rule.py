@@ -7,7 +7,7 @@ from typing import Final
 
 from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.policy.constants import HOLD, SILENT, STALE, STEP, STUCK, TICK
-from vhost_balloon.policy.explain_case import CTL, Case, seconds_text
+from vhost_balloon.policy.explain.case import CTL, Case, seconds_text
 from vhost_balloon.sizes import format_size
 
 

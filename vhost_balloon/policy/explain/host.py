@@ -1,19 +1,16 @@
-"""Says in sentences why a VM was moved or left alone, and what the operator can do. Pure."""
+"""Explains the state of the host. Pure."""
 
 from __future__ import annotations
 
-from vhost_balloon.name_text import shown
+from typing import Final
+
 from vhost_balloon.policy.constants import PRESSURE
-from vhost_balloon.policy.decide import Decision, HostState
-from vhost_balloon.policy.explain_case import CTL, Case
-from vhost_balloon.policy.explain_obstacle import OBSTACLES
-from vhost_balloon.policy.explain_rule import RULE
-from vhost_balloon.policy.inputs import VmFigures
+from vhost_balloon.policy.decide import HostState
+from vhost_balloon.policy.explain.case import CTL
 from vhost_balloon.policy.settings import Mode
 from vhost_balloon.sizes import format_size
 
-_NOT_YET = "The policy has not looked at the host yet."
-_TELL = {**RULE, **OBSTACLES}
+NOT_YET: Final = "The policy has not looked at the host yet."
 
 
 def explain_host(host: HostState | None, mode: Mode, *, readable: bool = True) -> str:
@@ -26,7 +23,7 @@ def explain_host(host: HostState | None, mode: Mode, *, readable: bool = True) -
     if not readable:
         return "The host's memory cannot be read, so no VM is moved."
     if host is None:
-        return _NOT_YET
+        return NOT_YET
     sentences = [_available(host)]
     if host.short:
         sentences += _shortage(host)
@@ -68,20 +65,3 @@ def _shortage(host: HostState) -> list[str]:
         f"{missing} are missing, and no VM can spare anything.",
         "Stop or move a VM, or lower the reserve.",
     ]
-
-
-def explain(
-    name: str,
-    vm: VmFigures,
-    decision: Decision,
-    host: HostState | None,
-    mode: Mode,
-    held_for: float | None = None,
-) -> str:
-    """Why this VM was moved or left alone, in sentences that a person understands.
-
-    held_for: seconds until the end of a manual hold, None for no end or no hold.
-    """
-    if host is None:
-        return _NOT_YET
-    return _TELL[decision.reason](Case(shown(name), vm, decision, host, mode, held_for))

@@ -7,7 +7,7 @@ from typing import Final
 
 from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.figures.refusal import OPERATOR, Refusal
-from vhost_balloon.policy.explain_case import CTL, Case, seconds_text
+from vhost_balloon.policy.explain.case import CTL, Case, seconds_text
 
 
 def _off(case: Case) -> str:

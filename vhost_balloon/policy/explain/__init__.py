@@ -1,0 +1,1 @@
+"""Says in sentences why a VM was moved or left alone, and what the operator can do. Pure."""

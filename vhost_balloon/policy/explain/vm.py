@@ -1,0 +1,33 @@
+"""Explains a VM's reason. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vhost_balloon.name_text import shown
+from vhost_balloon.policy.decide import Decision, HostState
+from vhost_balloon.policy.explain.case import Case
+from vhost_balloon.policy.explain.host import NOT_YET
+from vhost_balloon.policy.explain.obstacle import OBSTACLES
+from vhost_balloon.policy.explain.rule import RULE
+from vhost_balloon.policy.inputs import VmFigures
+from vhost_balloon.policy.settings import Mode
+
+_TELL: Final = {**RULE, **OBSTACLES}
+
+
+def explain(
+    name: str,
+    vm: VmFigures,
+    decision: Decision,
+    host: HostState | None,
+    mode: Mode,
+    held_for: float | None = None,
+) -> str:
+    """Why this VM was moved or left alone, in sentences that a person understands.
+
+    held_for: seconds until the end of a manual hold, None for no end or no hold.
+    """
+    if host is None:
+        return NOT_YET
+    return _TELL[decision.reason](Case(shown(name), vm, decision, host, mode, held_for))
