@@ -17,7 +17,7 @@ from tests.support.fakes.daemons import (
     nobody_listens,
     returned,
 )
-from vhost_balloon.ctl import listing, model
+from vhost_balloon.ctl import listing
 from vhost_balloon.name_text import name_text
 
 ODD = [

@@ -131,7 +131,7 @@ class Poller:
         before, self._links = self._links, {}
         for socket in self._sockets():
             link = before.pop(socket, None)
-            if link is not None:
+            if link is not None and link.problem is None:
                 link.advance()  # it may have been closed
             if link is None or link.problem is not None:
                 link = Link(socket.path)

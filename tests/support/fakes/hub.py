@@ -36,7 +36,12 @@ def document(
 ) -> Any:
     """Return the answer to query-policy of a host of 16 GiB with a reserve of 2.3 GiB."""
     host = judge(HostFigures(available, 16 * GIB, 0.02), 2355 * MIB)
-    known = {"configured": mode, "host": replace(host, spare=1899 * MIB), "vms": VMS, "age": age}
+    known: dict[str, Any] = {
+        "configured": mode,
+        "host": replace(host, spare=1899 * MIB),
+        "vms": VMS,
+        "age": age,
+    }
     if mode is Mode.OFF:
         known = {"configured": mode}
     return describe(Report(mode, **(known | members)))

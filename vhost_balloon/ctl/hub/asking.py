@@ -63,7 +63,7 @@ class HubPoller:
             self._link.close()
 
     def ask(self) -> Round:
-        if self._link is not None:
+        if self._link is not None and self._link.problem is None:
             self._link.advance()  # it may have been closed
         if self._link is None or self._link.problem is not None:
             self._link = Link(self._path, MAX_ANSWER)
