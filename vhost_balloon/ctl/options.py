@@ -13,13 +13,13 @@ from vhost_balloon.sizes import implausible, parse_size
 PROGRAM: Final = "vhost-balloonctl"
 DEFAULT_FOLDER: Final = "/run/vhost-balloon"
 DEFAULT_HUB_SOCKET: Final = "/run/vhost-balloon-hub/control"
+POLICY_MODES: Final = ("off", "dry-run", "on")
+POLICY_SECONDS: Final = 2.0
+"""The policy decides so often."""
 STATS_SECONDS: Final = 3.0
 MAX_STATS_SECONDS: Final = 60.0
 """The limit of the daemon's balloon-stats."""
 
-POLICY_MODES: Final = ("off", "dry-run", "on")
-POLICY_SECONDS: Final = 2.0
-"""The policy decides so often."""
 MAX_HOLD_SECONDS: Final = 365 * 24 * 3600
 
 COMPLETION_SCRIPTS: Final[Mapping[str, str]] = {

@@ -35,7 +35,7 @@ def test_the_table_at_120_columns() -> None:
     table = [
         "VM    REASON                    TARGET  ACTUAL  DEMAND     PEAK      KEEP     SPARE  "
         "RESIDENT  AGE",
-        "db1   manual                     6 GiB   6 GiB   5 GiB    5 GiB     6 GiB       0 B  "
+        "db1   manual                     6 GiB   6 GiB       -        -         -         -  "
         "   6 GiB    -",
         "old   pinned: operator           4 GiB   4 GiB     0 B      0 B       0 B       0 B  "
         " 3.5 GiB  7 s",
@@ -51,7 +51,7 @@ def test_the_table_at_80_columns() -> None:
         "policy on: short, 1.1 GiB of 16 GiB available, reserve 2.3 GiB, k 0.48, pressure",
         "2%, VMs can spare 1.85 GiB",
         "VM    REASON                    TARGET  ACTUAL  DEMAND     SPARE  RESIDENT  AGE",
-        "db1   manual                     6 GiB   6 GiB   5 GiB       0 B     6 GiB    -",
+        "db1   manual                     6 GiB   6 GiB       -         -     6 GiB    -",
         "old   pinned: operator           4 GiB   4 GiB     0 B       0 B   3.5 GiB  7 s",
         "web1  reclaim           4 GiB -> 3 GiB   4 GiB   1 GiB  1.85 GiB   3.5 GiB  1 s",
     ]
@@ -77,6 +77,12 @@ def test_the_state_of_the_host() -> None:
         "policy on: the host's memory cannot be read", "problem: no \\x1b meminfo",
     ]  # fmt: skip
     assert view.overview(read_policy(document(vms={})), None) == [HOST, "no VM"]
+
+
+def test_a_vm_without_a_front_end_has_no_figures() -> None:
+    away = document()["vms"][0] | {"reason": "no-driver", "size": 0, "target": 0, "actual": 0}
+    policy = read_policy({"mode": "on", "vms": [away]})
+    assert view.overview(policy, None)[2].split() == ["db1", "no-driver", *["-"] * 8]
 
 
 def test_a_policy_that_is_off_is_one_line_with_what_to_do() -> None:
@@ -115,6 +121,7 @@ def test_a_vm_explained() -> None:
     held = view.explained(read_policy(document()), found("db1"), 60)
     assert "  hold ends in          42 s" in held
     assert "  last statistics       none" in held
+    assert not any(line.startswith("  demand") for line in held)
     assert all(width(line) <= 60 for line in held)
 
 

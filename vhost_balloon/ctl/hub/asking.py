@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import select
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -38,6 +39,10 @@ def absent(path: str) -> CtlError:
         f"no hub listens at {printable(path)}: `systemctl start vhost-balloon-hub` starts it, "
         "and the policy with it"
     )
+
+
+def _has_data(query: Round) -> bool:
+    return bool(select.select([query.fileno()], [], [], 0)[0])
 
 
 class HubPoller:
@@ -122,8 +127,8 @@ class Beside:
             return None
         deadline = time.monotonic() + (0 if self._is_late else GRACE)
         is_over = self._round.step(0)
-        while not is_over and (left := deadline - time.monotonic()) > 0:
-            is_over = self._round.step(left)
+        while not is_over and (_has_data(self._round) or time.monotonic() < deadline):
+            is_over = self._round.step(max(deadline - time.monotonic(), 0))
         self._is_late = not is_over
         if is_over:
             self._round = None

@@ -97,7 +97,7 @@ def _vm(members: Mapping[str, Any]) -> PolicyVm:
         raise model.unexpected("id")
     reason, detail = _word(members, "reason", "unknown"), _word(members, "detail", "")
     sizes = {
-        name: model.field(members, name, int, None)
+        name: size(members, name)
         for name in ("target", "order", "actual", "demand", "peak", "keep", "spare", "resident")
     }
     return PolicyVm(
@@ -108,6 +108,17 @@ def _vm(members: Mapping[str, Any]) -> PolicyVm:
         age=model.seconds(members, "age"),
         **sizes,
     )
+
+
+_SAMPLED: Final = ("demand", "peak", "keep", "spare")
+
+
+def size(members: Mapping[str, Any], name: str) -> int | None:
+    """Return one of a VM's sizes, None if it says nothing: a VM without a front end has none, and
+    one without statistics has none that are made of them. Raises CtlError."""
+    found = model.field(members, name, int, None)
+    is_known = members.get("size") != 0 and ("age" in members or name not in _SAMPLED)
+    return found if is_known else None
 
 
 def _word(members: Mapping[str, Any], name: str, default: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from vhost_balloon.ctl import model
-from vhost_balloon.ctl.hub.model import OFF, Policy, PolicyVm
+from vhost_balloon.ctl.hub.model import OFF, Policy, PolicyVm, size
 from vhost_balloon.ctl.listing import names
 from vhost_balloon.ctl.text import Column, fold, shorten, table
 from vhost_balloon.name_text import shown
@@ -134,9 +134,7 @@ _SIZES: Final[Mapping[str, str]] = {
 
 def _figures(vm: PolicyVm) -> list[tuple[str, str]]:
     raw = vm.raw
-    pairs = [
-        (title, format_size(model.field(raw, name, int, None))) for name, title in _SIZES.items()
-    ]
+    pairs = [(title, format_size(size(raw, name))) for name, title in _SIZES.items()]
     distress = model.field(raw, "distress", bool, None)
     orders = {name: n for name, n in model.sizes(raw, "decisions").items() if n}
     return [
