@@ -110,7 +110,7 @@ def _draw_host(axes: Axes, recording: Recording) -> None:
     for level, name, color, style in (
         (2 * reserve, "twice the reserve", RESIDENT, ":"),
         (reserve, "reserve", RESIDENT, "--"),
-        (recording.line, "line of the measures", TARGET, "--"),
+        (recording.line, "line of the measures", DEMAND, "--"),
         (0.0, "out of memory", TROUBLE, "-"),
     ):
         axes.axhline(level / GIB, color=color, linestyle=style, linewidth=0.8, label=name)

@@ -1,8 +1,10 @@
 """oVirt's balloon rule for MoM, the Memory Overcommitment Manager.
 
 Source: vdsm, static/etc/vdsm/mom.d/02-balloon.policy (the rule); mom, doc/mom-balloon.conf (the
-intervals) and mom/Entity.py (averages). MoM reads the host's free memory as MemFree + Buffers +
-Cached, which counts the memory of guests in a memfd as free; here it is told what is available.
+intervals, which vdsm sets to 15 s) and mom/Entity.py (averages). No guest has a guaranteed minimum.
+
+MoM reads the host's free memory as MemFree + Buffers + Cached, which counts the memory of guests in
+a memfd as free; here it is told what is available.
 """
 
 from __future__ import annotations

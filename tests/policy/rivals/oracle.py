@@ -1,4 +1,7 @@
-"""What a rule could reach that knows what every guest is about to need."""
+"""What a rule could reach that knows what every guest is about to need.
+
+The future that it is told has to count the cache in use as well, or it takes that.
+"""
 
 from __future__ import annotations
 
