@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhost_balloon.errors import OperatorError
@@ -51,15 +51,15 @@ def test_all_settings_of_a_file(path: Path) -> None:
         floor = "1.5GiB"
         """
     defaults = VmSettings(on=False, weight=50, floor=512 << 20, ceiling=4 << 30)
-    settings = read(path, text)
-    assert settings == PolicySettings(
+    found = read(path, text)
+    assert found == PolicySettings(
         Mode.DRY_RUN, 4 << 30, str(path.parent), True, defaults,
         {
             "web1": VmSettings(on=True, weight=10000, floor=512 << 20, ceiling=4 << 30),
             "db.prod": VmSettings(on=False, weight=50, floor=3 << 29, ceiling=4 << 30),
         },
     )  # fmt: skip
-    assert settings.of("other") == defaults
+    assert found.of("other") == defaults
     assert all(f"{key} = " in text for key in (*POLICY_SETTINGS, *VM_SETTINGS))
 
 
@@ -203,17 +203,18 @@ def test_any_text_is_settings_or_a_mistake(tmp_path_factory: pytest.TempPathFact
          "true", ","]
     )  # fmt: skip
 
+    @settings(deadline=None)  # it writes files
     @given(st.lists(words | st.text(max_size=2), max_size=24).map("".join))
     def any_text(text: str) -> None:
         path.write_text(text)
         mistake = f"{path}: line "
-        settings = PolicySettings()
+        found = PolicySettings()
         try:
-            settings = read_settings([path])
+            found = read_settings([path])
         except OperatorError as error:
             mistake = str(error)
         assert mistake.startswith(f"{path}: line ")
-        for vm in (settings.defaults, *settings.vms.values()):
+        for vm in (found.defaults, *found.vms.values()):
             assert vm.floor is None or vm.ceiling is None or vm.floor <= vm.ceiling
 
     any_text()
