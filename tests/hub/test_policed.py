@@ -203,6 +203,19 @@ async def test_a_daemon_that_is_restarted_is_asked_again(tmp_path: Path) -> None
     vms.close()
 
 
+async def test_a_daemon_that_lied_and_recovers(tmp_path: Path, log_lines: LogLines) -> None:
+    fake = PolicedDaemon(actual=-1)
+    vms = vms_of(tmp_path)
+    async with daemons(tmp_path, behaviours({"web1": fake})):
+        for actual, names in ((-1, set()), (-1, set()), (GIB, {"web1"}), (GIB, {"web1"})):
+            fake.document["actual"] = actual
+            assert set(await vms.look(SETTINGS, ())) == names
+    vms.close()
+    [lie, again] = log_lines.lines
+    assert lie.startswith("warning: web1: the policy leaves it out: its answer: ValueError: -1 is")
+    assert again == "info: web1: the policy has its figures again"
+
+
 async def test_a_vm_that_goes_between_look_and_order(tmp_path: Path) -> None:
     vms = vms_of(tmp_path)
     async with daemons(tmp_path, behaviours({"web1": PolicedDaemon()})):

@@ -62,6 +62,8 @@ class PolicedVm:
             except (OSError, trio.ClosedResourceError) as error:
                 problem = _text(error)
             else:
+                if not self._answers:
+                    self._log.info("the policy has its figures again")
                 self._answers = True
                 return policed
         if self._answers:
