@@ -21,7 +21,7 @@ RESERVE = GIB
 SETTINGS = PolicySettings(
     mode=Mode.ON, reserve=RESERVE, defaults=VmSettings(floor=FLOOR, ceiling=CEILING)
 )
-MODES = [Mode.ON, Mode.ON, Mode.DRY_RUN, Mode.OFF]
+MODES = [Mode.DRY_RUN, Mode.ON, Mode.OFF]
 
 
 class WatchedHost(FakeHost):
@@ -50,6 +50,7 @@ class WatchedHost(FakeHost):
 
 EVENTS = st.one_of(
     st.tuples(st.just("available"), st.integers(0, 4 * GIB)),
+    st.tuples(st.just("available"), st.integers(0, RESERVE)),
     st.tuples(st.just("unreadable"), st.sampled_from(["", "meminfo is gone"])),
     st.tuples(st.just("mode"), st.sampled_from(MODES)),
     st.tuples(st.just("release"), st.none()),
@@ -65,7 +66,9 @@ EVENTS = st.one_of(
     st.tuples(st.just("manual"), st.integers(FLOOR, CEILING)),
     st.tuples(st.just("jump"), st.sampled_from([-1e6, -100.0, 100.0, 1e6])),
 )
-STEPS = st.lists(st.tuples(st.integers(1, 3), st.lists(EVENTS, max_size=3), st.integers(1, 8)))
+STEPS = st.lists(
+    st.tuples(st.integers(1, 3), st.lists(EVENTS, max_size=3), st.integers(1, 8)), min_size=5
+)
 
 
 async def happen(host: WatchedHost, policy: Policy, name: str, kind: str, value: object) -> None:
