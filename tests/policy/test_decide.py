@@ -291,3 +291,10 @@ def test_squeezed_vms_are_asked_every_tick_and_all_while_the_host_is_short() -> 
     assert one(vm(actual=2 * GIB))[0].poll
     assert not one(vm())[0].poll
     assert one(vm(), SHORT)[0].poll
+
+
+def test_a_vm_above_its_ceiling_gives_no_more_than_its_share() -> None:
+    """A ceiling that was lowered below the present target bounds what is given back."""
+    figures = vm(available=3 * GIB, settings=VmSettings(ceiling=2 * GIB))
+    decision, _ = one(figures, SHORT)
+    assert decision.target == 3 * GIB

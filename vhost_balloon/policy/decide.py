@@ -187,7 +187,7 @@ def _reclaim(host: HostState, vm: VmFigures, decision: Decision) -> None:
         return
     missing = host.reserve - host.available
     take = min(decision.spare, int(missing * decision.spare / host.spare))
-    target = min(vm.actual, vm.resident, vm.ceiling + take) - take
+    target = min(vm.actual, vm.resident) - take
     if target <= vm.target - STEP:
         decision.reason, decision.target = Reason.RECLAIM, target
 
