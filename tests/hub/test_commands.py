@@ -20,10 +20,11 @@ from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.hub.commands import COMMANDS, Hub
 from vhost_balloon.hub.control import MAX_CLIENTS, Control
-from vhost_balloon.hub.events import EVENT, MAX_ORDERS, ordered
+from vhost_balloon.hub.events import EVENT, MAX_ORDERS
 from vhost_balloon.hub.vms import HUB_PLACES
 from vhost_balloon.policy.decide import Decision, HostState
 from vhost_balloon.policy.inputs import VmFigures
+from vhost_balloon.policy.past import Order
 from vhost_balloon.policy.report import Report, VmReport
 from vhost_balloon.policy.settings import Mode
 from vhost_balloon.service.listeners import SocketOptions
@@ -99,8 +100,8 @@ async def control(
     policy: FakePolicy, configuration: FakeConfiguration, errors: InternalErrors,
     short_folder: Path, stack: ExitStack, nursery: trio.Nursery,
 ) -> Control:  # fmt: skip
-    control = Control(Hub(policy, configuration), errors)
-    control.open(short_folder, SocketOptions(0o660), stack)
+    control = Control(errors)
+    control.open(Hub(policy, configuration), short_folder, SocketOptions(0o660), stack)
     nursery.start_soon(control.run)
     return control
 
@@ -227,10 +228,8 @@ async def test_reload(hub_client: Client, configuration: FakeConfiguration) -> N
 # The event
 
 
-async def test_orders_are_an_event(
-    hub_client: Client, control: Control, policy: FakePolicy
-) -> None:
-    control.announce(policy.report())
+async def test_orders_are_an_event(hub_client: Client, control: Control) -> None:
+    control.announce(HOST, [Order("web1", Reason.RECLAIM, 4 * GIB, 3 * GIB)])
     event = await hub_client.read()
     assert event["event"] == EVENT
     order = {"id": "web1", "reason": "reclaim", "from": 4 * GIB, "to": 3 * GIB}
@@ -239,28 +238,26 @@ async def test_orders_are_an_event(
     check(schema, schema[EVENT]["arg-type"], event["data"])
 
 
-def test_an_event_names_the_largest_changes() -> None:
-    vms = {
-        f"vm{n:03}": vm(Decision(Reason.REGROW, 4 * GIB + n), target=4 * GIB) for n in range(1, 200)
-    }
-    event: Any = ordered(Report(Mode.ON, host=HOST, vms=vms))
+async def test_an_event_names_the_largest_changes(hub_client: Client, control: Control) -> None:
+    control.announce(
+        HOST,
+        [Order(f"vm{n:03}", Reason.REGROW, GIB, GIB + n) for n in range(1, 199)]
+        + [Order("vm199", Reason.RECLAIM, GIB, 0)],
+    )
+    event = (await hub_client.read())["data"]
     assert len(event["decisions"]) == MAX_ORDERS
     assert event["left-out"] == 199 - MAX_ORDERS
     assert event["decisions"][0]["id"] == "vm199"
     assert event["decisions"][-1]["id"] == "vm100"
+    schema = await schema_of(hub_client)
+    check(schema, schema[EVENT]["arg-type"], event)
 
 
-@pytest.mark.parametrize(
-    "report",
-    [
-        Report(),
-        Report(Mode.ON, host=HOST),
-        Report(Mode.ON, host=HOST, vms={"web1": vm(Decision(Reason.NOT_NEEDED))}),
-        Report(Mode.DRY_RUN, host=HOST, vms={"web1": vm(Decision(Reason.RECLAIM, GIB))}),
-    ],
-)
-def test_without_orders_there_is_no_event(report: Report) -> None:
-    assert ordered(report) is None
+async def test_orders_without_a_socket_are_announced_to_nobody(errors: InternalErrors) -> None:
+    control = Control(errors)
+    control.announce(HOST, [Order("web1", Reason.RECLAIM, 4 * GIB, 3 * GIB)])
+    await control.run()  # returns at once
+    assert not any(errors.counts.values())
 
 
 # The socket
@@ -271,16 +268,16 @@ async def test_who_may_connect(control: Control, short_folder: Path) -> None:
 
 
 async def test_a_stale_socket_is_replaced_and_one_in_use_is_a_mistake(
-    short_folder: Path,
+    short_folder: Path, errors: InternalErrors
 ) -> None:
     path = short_folder / "control"
     hub = Hub(FakePolicy(), FakeConfiguration())
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     with ExitStack() as stack:
-        Control(hub, InternalErrors(HUB_PLACES)).open(short_folder, SocketOptions(), stack)
+        Control(errors).open(hub, short_folder, SocketOptions(), stack)
         with pytest.raises(OperatorError, match="in use"):
-            Control(hub, InternalErrors(HUB_PLACES)).open(short_folder, SocketOptions(), stack)
+            Control(errors).open(hub, short_folder, SocketOptions(), stack)
     assert not path.exists()
 
 

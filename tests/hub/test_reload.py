@@ -12,35 +12,31 @@ from vhost_balloon.policy.inputs import VmSettings
 from vhost_balloon.policy.settings import Mode, PolicySettings
 
 
-async def test_settings_are_read_again_and_applied() -> None:
+async def test_settings_are_read_again_and_applied(tmp_path: Path) -> None:
     applied: list[PolicySettings] = []
-    first, second = PolicySettings(), PolicySettings(Mode.ON, zfs_arc=True)
-    left = [second, second]
-    configuration = Configuration(first, left.pop, applied.append)
+    file = tmp_path / "hub.toml"
+    file.write_text('[policy]\nmode = "on"\nzfs-arc = true\n')
+    configuration = Configuration(PolicySettings(), [file], applied.append)
     assert await configuration.reload() == ["policy.mode", "policy.zfs-arc"]
     assert await configuration.reload() == []
-    assert applied == [second, second]
+    assert applied == [PolicySettings(Mode.ON, zfs_arc=True)] * 2
 
 
-async def test_a_mistake_changes_nothing() -> None:
+async def test_a_mistake_changes_nothing(tmp_path: Path) -> None:
     applied: list[PolicySettings] = []
-    mistakes = [OperatorError("line 3")]
-
-    def read() -> PolicySettings:
-        if mistakes:
-            raise mistakes.pop()
-        return PolicySettings(Mode.ON)
-
-    configuration = Configuration(PolicySettings(), read, applied.append)
-    with pytest.raises(OperatorError, match="line 3"):
+    file = tmp_path / "hub.toml"
+    file.write_text('[policy]\nmode = "maybe"\n')
+    configuration = Configuration(PolicySettings(), [file], applied.append)
+    with pytest.raises(OperatorError, match="line 2"):
         await configuration.reload()
     assert applied == []
+    file.write_text('[policy]\nmode = "on"\n')
     assert await configuration.reload() == ["policy.mode"]
 
 
 async def test_without_files_there_is_nothing_to_read() -> None:
     with pytest.raises(OperatorError, match="without --config"):
-        await Configuration(PolicySettings(), None, lambda settings: None).reload()
+        await Configuration(PolicySettings(), [], lambda settings: None).reload()
 
 
 def test_changes_are_named_as_in_the_file() -> None:

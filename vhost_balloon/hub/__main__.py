@@ -5,44 +5,59 @@ from __future__ import annotations
 import gc
 import resource
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
 
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.fds import OwnedFd, raise_descriptor_limit
+from vhost_balloon.fds import raise_descriptor_limit
 from vhost_balloon.hub.check_config import check_config
+from vhost_balloon.hub.commands import Hub
+from vhost_balloon.hub.control import MAX_CLIENTS as MAX_CONTROL_CLIENTS
+from vhost_balloon.hub.control import Control
 from vhost_balloon.hub.folders import MAX_VMS
+from vhost_balloon.hub.handed import NOTHING, Handed, sort
 from vhost_balloon.hub.options import HubOptions, parse
+from vhost_balloon.hub.policed import PolicedVms
+from vhost_balloon.hub.reload import Configuration
+from vhost_balloon.hub.status import summary
 from vhost_balloon.hub.vms import HUB_PLACES, Host
 from vhost_balloon.log import setup as log_setup
 from vhost_balloon.log.lines import logger, shortened
 from vhost_balloon.log.output import prepare_descriptors
 from vhost_balloon.metrics.families import HubErrorCollector
 from vhost_balloon.metrics.server import MAX_CLIENTS, MetricsServer
+from vhost_balloon.policy.host import HostInputs
+from vhost_balloon.policy.lock import PolicyLock
+from vhost_balloon.policy.memory_file import MemoryFile
+from vhost_balloon.policy.runner import Policy
 from vhost_balloon.printable import printable
 from vhost_balloon.service import environment, signals, systemd
-from vhost_balloon.service.handed_over import METRICS, take_sockets
 
-RESERVE: Final = MAX_CLIENTS + 32
-"""Descriptors for anything but VMs: scrapers, the log, the event loop, a file that is read."""
+RESERVE: Final = MAX_CLIENTS + MAX_CONTROL_CLIENTS + 48
+"""Descriptors for anything but VMs: clients, the log, the event loop, the host's files, locks."""
+CONNECTIONS: Final = 2
+"""To each VM: one for its figures, one for the policy."""
 
 
 def most_vms() -> int:
-    """How many VMs can have a descriptor each, with RESERVE left."""
+    """How many VMs can have CONNECTIONS descriptors each, with RESERVE left."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_VMS if soft == resource.RLIM_INFINITY else min(MAX_VMS, soft - RESERVE)
+    most = MAX_VMS
+    if soft != resource.RLIM_INFINITY:
+        most = min(MAX_VMS, (soft - RESERVE) // CONNECTIONS)
     if most < MAX_VMS:
         logger.info("limited to %d VMs: raise LimitNOFILE= (ulimit -n) for more", max(most, 1))
     return max(most, 1)
 
 
-async def run(options: HubOptions, listener: trio.SocketListener | None = None) -> None:
-    """Answer scrapes until SIGTERM or SIGINT. listener: a socket that already listens for them.
+async def run(options: HubOptions, handed: Handed = NOTHING) -> None:
+    """Serve scrapes, operators and the policy until SIGTERM or SIGINT.
 
     Raises OperatorError before it serves anything.
     """
@@ -50,10 +65,18 @@ async def run(options: HubOptions, listener: trio.SocketListener | None = None) 
     with ExitStack() as stack:
         notifier = systemd.Notifier()
         stack.callback(notifier.close)
-        host = Host(options.folders, errors, most_vms())
+        most = most_vms()
+        host = Host(options.folders, errors, most)
         stack.callback(host.close)
+        control = Control(errors)
+        policy = _policy(options, handed, errors, most, control)
+        policy.open()
+        configuration = Configuration(options.policy, options.files, policy.change)
+        if options.run_folder is not None:
+            hub = Hub(policy, configuration)
+            control.open(hub, options.run_folder, options.control_access, stack)
         server = await MetricsServer.open(
-            options.metrics, host.snapshots, errors, listener, [HubErrorCollector(errors)]
+            options.metrics, host.snapshots, errors, handed.listener, [HubErrorCollector(errors)]
         )
         stack.callback(server.close)
         async with trio.open_nursery() as nursery:
@@ -62,24 +85,61 @@ async def run(options: HubOptions, listener: trio.SocketListener | None = None) 
             def start(where: str, service: Callable[[], Awaitable[None]]) -> None:
                 nursery.start_soon(errors.supervise, where, service)
 
-            await nursery.start(partial(signals.follow_signals, stop, notifier))
+            def hang_up() -> None:
+                nursery.start_soon(_reload, configuration, notifier, errors)
+
+            await nursery.start(partial(signals.follow_signals, stop, notifier, hang_up))
             interval = environment.watchdog_interval()
             if interval is not None:
                 start("watchdog", partial(notifier.feed_watchdog, interval))
             start("log", log_setup.tell_losses)
             start("metrics", server.run)
-            folders = ", ".join(map(str, options.folders))
-            await notifier.send(f"{systemd.READY}\n{systemd.status(f'VMs of {folders}')}")
+            start("control", control.run)
+            start("policy", policy.run)
+            said = summary(options.folders, policy.report())
+            await notifier.send(f"{systemd.READY}\n{systemd.status(said)}")
+            start("status", partial(_keep_status, options.folders, policy, notifier, said))
 
 
-def one_socket(handed: list[tuple[str, OwnedFd]]) -> list[tuple[str, OwnedFd]]:
-    """Raises OperatorError if it is more."""
-    if len(handed) > 1:
-        raise OperatorError(
-            f"{len(handed)} sockets were handed over, but the hub takes one: leave one "
-            "ListenStream= in its unit"
-        )
-    return handed
+def _policy(
+    options: HubOptions, handed: Handed, errors: InternalErrors, most: int, control: Control
+) -> Policy:
+    """The policy; it opens nothing yet."""
+    folder = options.run_folder
+    return Policy(
+        PolicedVms(options.folders, errors, most),
+        partial(HostInputs.open, handed=handed.files),
+        options.policy,
+        PolicyLock(options.folders),
+        None if folder is None else MemoryFile(folder),
+        control.announce,
+    )
+
+
+async def _reload(
+    configuration: Configuration, notifier: systemd.Notifier, errors: InternalErrors
+) -> None:
+    """Read the configuration files again, on SIGHUP."""
+    await notifier.send(systemd.reloading())
+    with errors.contained("reload"):
+        try:
+            await configuration.reload()
+        except OperatorError as error:
+            logger.error("the settings stay as they are: %s", error)
+    await notifier.send(systemd.READY)
+
+
+async def _keep_status(
+    folders: Sequence[Path], policy: Policy, notifier: systemd.Notifier, said: str
+) -> None:
+    """Keep the service manager's status line up to date."""
+    while notifier:
+        await policy.changed.wait()
+        policy.changed = trio.Event()
+        text = summary(folders, policy.report())
+        if text != said:
+            await notifier.send(systemd.status(text))
+            said = text
 
 
 def main() -> None:
@@ -88,15 +148,14 @@ def main() -> None:
     handler = log_setup.set_up()
     log_setup.catch_all(handler)
     try:
-        # The hub has no other socket, so the name says nothing.
-        handed = take_sockets((METRICS, fd) for _, fd in one_socket(environment.inherited()))
-        options = parse(sys.argv[1:], is_handed_over=bool(handed))
+        handed = sort(environment.inherited())
+        options = parse(sys.argv[1:], is_handed_over=handed.listener is not None)
         log_setup.set_up(options.log_level, options.log_format)
         if options.check_only:
             return trio.run(check_config, options)
         raise_descriptor_limit()
         gc.freeze()  # a full collection would traverse all imported modules
-        trio.run(run, options, handed[METRICS].listener() if handed else None)
+        trio.run(run, options, handed)
     except OperatorError as error:
         handler.write_error(f"vhost-balloon-hub: {printable(shortened(str(error)))}")
         raise SystemExit(2) from None

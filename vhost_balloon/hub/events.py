@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from protocol.qmp import Json, Object
-from vhost_balloon.policy.report import Report
-from vhost_balloon.policy.settings import Mode
+from vhost_balloon.policy.decide import HostState
+from vhost_balloon.policy.past import Order
 
 EVENT: Final = "POLICY_DECISION"
 MAX_ORDERS: Final = 100
@@ -22,24 +23,22 @@ ORDERED: Final = {
 """Members and their types, as in figures/policy_info.py. Sizes are in bytes."""
 
 
-def ordered(report: Report) -> Object | None:
-    """The event's data; None if nothing was ordered at the last tick."""
-    given = [
-        (name, vm.decision.reason, vm.figures.target, vm.decision.target)
-        for name, vm in sorted(report.vms.items())
-        if vm.decision.target is not None
-    ]
-    if report.mode is not Mode.ON or report.host is None or not given:
-        return None
-    given.sort(key=lambda order: -abs(order[3] - order[2]))
+def ordered(host: HostState, orders: Sequence[Order]) -> Object:
+    """The event's data."""
+    largest = sorted(orders, key=lambda order: -abs(order.target - order.before))[:MAX_ORDERS]
     decisions: Json = [
-        {"id": name, "reason": reason.value, "from": before, "to": after}
-        for name, reason, before, after in given[:MAX_ORDERS]
+        {
+            "id": order.vm,
+            "reason": order.reason.value,
+            "from": order.before,
+            "to": order.target,
+        }
+        for order in largest
     ]
-    left_out = len(given) - MAX_ORDERS
+    left_out = len(orders) - len(largest)
     return {
         "decisions": decisions,
-        **({"left-out": left_out} if left_out > 0 else {}),
-        "short": report.host.short,
-        "k": round(report.host.k, 4),
+        **({"left-out": left_out} if left_out else {}),
+        "short": host.short,
+        "k": round(host.k, 4),
     }

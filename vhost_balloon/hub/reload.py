@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import trio
 
 from vhost_balloon.errors import OperatorError
+from vhost_balloon.hub.config import read_settings
+from vhost_balloon.log.lines import logger
 from vhost_balloon.policy.settings import PolicySettings
 
 
 class Configuration:
-    """The settings in force, and where they come from.
-
-    read: reads and checks all files; None if the hub was started without any. apply: puts other
-    settings in force.
-    """
+    """The settings in force, and the files that they come from. apply: puts others in force."""
 
     def __init__(
         self,
         settings: PolicySettings,
-        read: Callable[[], PolicySettings] | None,
+        files: Sequence[Path],
         apply: Callable[[PolicySettings], None],
     ) -> None:
         self._settings = settings
-        self._read: Final = read
+        self._files: Final = files
         self._apply: Final = apply
         self._reading: Final = trio.Lock()
 
@@ -34,14 +33,18 @@ class Configuration:
 
         Raises OperatorError; nothing is changed then.
         """
-        if self._read is None:
+        if not self._files:
             raise OperatorError("this hub was started without --config")
         async with self._reading:
             # In a thread, because a file system may hang.
-            settings = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
-            before, self._settings = self._settings, settings
+            settings = await trio.to_thread.run_sync(
+                read_settings, self._files, abandon_on_cancel=True
+            )
+            names = list(changed(self._settings, settings))
+            self._settings = settings
             self._apply(settings)
-            return list(changed(before, settings))
+            logger.info("reloaded; changed: %s", ", ".join(names) or "nothing")
+            return names
 
 
 def changed(before: PolicySettings, after: PolicySettings) -> Iterator[str]:

@@ -55,6 +55,8 @@ class Policy:
         self._on_orders = on_orders
         self._clock = clock
         self._mode = settings.mode
+        self.changed = trio.Event()
+        """Set when report() may have changed. Whoever waits for it replaces it."""
         self._ticks = Ticks(vms, memory_file)
         self._host: Host | None = None
         self._work = trio.Event()
@@ -106,6 +108,7 @@ class Policy:
 
     def _enter(self, mode: Mode) -> None:
         self._mode = mode
+        self.changed.set()
         if self._has_work:
             self._work.set()
 
@@ -184,6 +187,7 @@ class Policy:
                 if self._has_work:
                     self._began = trio.current_time()
                     await self._tick()
+                    self.changed.set()
         finally:
             self._rest()
 
