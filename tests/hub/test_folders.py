@@ -17,7 +17,7 @@ from tests.support.end_to_end import LogLines
 from tests.support.fakes.host_vms import daemons, good
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.hub import vms
-from vhost_balloon.hub.__main__ import RESERVE, most_vms
+from vhost_balloon.hub.__main__ import CONNECTIONS, RESERVE, most_vms
 from vhost_balloon.hub.folders import MAX_PROBLEMS, MAX_VMS, look
 from vhost_balloon.hub.vms import HUB_PLACES, Host
 from vhost_balloon.metrics.document import Document
@@ -106,11 +106,12 @@ def test_another_file_of_the_same_name_is_told_apart(tmp_path: Path) -> None:
 
 def test_the_limit_of_vms_leaves_descriptors_for_scrapers(few_descriptors: None) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for soft, most in ((16, 1), (RESERVE + 50, 50)):
+    for soft, most in ((16, 1), (RESERVE + 50 * CONNECTIONS, 50)):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert most_vms() == most
-    if hard > MAX_VMS + RESERVE:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_VMS + RESERVE, hard))
+    enough = MAX_VMS * CONNECTIONS + RESERVE
+    if hard > enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
         assert most_vms() == MAX_VMS
 
 
