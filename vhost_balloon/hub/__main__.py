@@ -25,6 +25,7 @@ from vhost_balloon.hub.handed import NOTHING, Handed, sort
 from vhost_balloon.hub.options import HubOptions, parse
 from vhost_balloon.hub.policed import PolicedVms
 from vhost_balloon.hub.reload import Configuration
+from vhost_balloon.hub.scraped import Scraped
 from vhost_balloon.hub.status import summary
 from vhost_balloon.hub.vms import HUB_PLACES, Host
 from vhost_balloon.log import setup as log_setup
@@ -75,8 +76,10 @@ async def run(options: HubOptions, handed: Handed = NOTHING) -> None:
         if options.run_folder is not None:
             hub = Hub(policy, configuration)
             control.open(hub, options.run_folder, options.control_access, stack)
+        scraped = Scraped(host, policy)
+        collectors = [HubErrorCollector(errors), scraped.collector()]
         server = await MetricsServer.open(
-            options.metrics, host.snapshots, errors, handed.listener, [HubErrorCollector(errors)]
+            options.metrics, scraped.snapshots, errors, handed.listener, collectors
         )
         stack.callback(server.close)
         async with trio.open_nursery() as nursery:
