@@ -13,8 +13,24 @@ import pytest
 from tests.rig.prometheus import promtool
 from tests.rig.provisioning.packages import PROMETHEUS
 from tests.support.control_client import attach
-from tests.support.monitoring import ALERTS, DASHBOARD, RULES, RULES_TEXT, expressions, filled_in
-from tests.support.policy_documents import POLICY_MODES, POLICY_ON
+from tests.support.fakes.policy_documents import POLICY_MODES, POLICY_ON
+from tests.support.monitoring import (
+    ALERTS,
+    DASHBOARD,
+    RULES,
+    RULES_TEXT,
+    Series,
+    costs,
+    expressions,
+    filled_in,
+    ordered,
+    paused,
+    policed,
+    refused,
+    stale,
+    state,
+    stuck,
+)
 from tests.support.scrapes import exposition, no_vms, two_vms
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.figures.policy_reason import Reason
@@ -87,70 +103,6 @@ OF_THE_HOST: Final = (
     "VhostBalloonPolicyBlind",
 )
 VM: Final = 'job="vhost-balloon",instance="host:9100",vm="web1"'
-MIB: Final = 1 << 20
-
-Series = dict[str, str]
-"""Values in promtool's notation, one for every 15 s, by name and labels."""
-
-
-def size(mib: int) -> str:
-    return f"{mib * MIB}x200"
-
-
-def costs(resident: int, actual: int, free: int) -> Series:
-    """A guest of 1024 MiB."""
-    return {
-        "vhost_balloon_guest_resident_bytes": size(resident),
-        "vhost_balloon_actual_bytes": size(actual),
-        "vhost_balloon_guest_stat_free_bytes": size(free),
-        "vhost_balloon_guest_memory_bytes": size(1024),
-    }
-
-
-def stale(interval: int, age: str, *, driver: bool = True) -> Series:
-    return {
-        "vhost_balloon_stats_interval_seconds": f"{interval}x200",
-        "vhost_balloon_guest_stats_age_seconds": age,
-        'vhost_balloon_state{state="no-driver"}': f"{int(not driver)}x200",
-        'vhost_balloon_state{state="done"}': f"{int(driver)}x200",
-    }
-
-
-def state(name: str) -> Series:
-    return {
-        f'vhost_balloon_state{{state="{one.value}"}}': f"{int(one.value == name)}x200"
-        for one in VmState
-    }
-
-
-def stuck(*, connected: bool) -> Series:
-    return {**state("stuck"), "vhost_balloon_connected": f"{int(connected)}x200"}
-
-
-def paused(reason: str) -> Series:
-    return {f'vhost_balloon_reporting_pause_reason{{reason="{reason}"}}': "1x200"}
-
-
-def refused(reason: str, values: str) -> Series:
-    return {f'vhost_balloon_refused_ranges_total{{reason="{reason}"}}': values}
-
-
-def ordered(reason: str, values: str) -> Series:
-    return {f'vhost_balloon_policy_decisions_total{{reason="{reason}"}}': values}
-
-
-def policed(*, available: int = 4096, spare: int = 0, readable: bool = True) -> Series:
-    """A host with a reserve of 2048 MiB."""
-    host = '{job="vhost-balloon",instance="host:9100"}'
-    return {
-        f"vhost_balloon_policy_host_available_bytes{host}": size(available),
-        f"vhost_balloon_policy_host_reserve_bytes{host}": size(2048),
-        f"vhost_balloon_policy_host_spare_bytes{host}": size(spare),
-        f"vhost_balloon_policy_short{host}": f"{int(available < 2048)}x200",
-        f"vhost_balloon_policy_host_readable{host}": f"{int(readable)}x200",
-    }
-
-
 UP: Final = "vhost_balloon_up"
 INTERNAL_ERRORS: Final = 'vhost_balloon_internal_errors_total{where="events"}'
 HUB_ERRORS: Final = 'vhost_balloon_hub_internal_errors_total{where="vm"}'

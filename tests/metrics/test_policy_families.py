@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.qmp import Object
-from tests.support.policy_documents import GIB, POLICY_MODES, POLICY_OFF, POLICY_ON
+from tests.support.fakes.policy_documents import GIB, POLICY_MODES, POLICY_OFF, POLICY_ON
 from tests.support.scrapes import Samples, samples, snapshots
 from vhost_balloon.figures.policy_info import PARTS, POLICY_INFO
 from vhost_balloon.metrics.exposition import Exposition, Rows

@@ -74,7 +74,7 @@ async def _connect(process: trio.Process, control: Path, log: Path) -> QmpClient
             except OSError:
                 await trio.sleep(0.05)
     last = (await trio.Path(log).read_text(errors="replace")).strip().rpartition("\n")[2]
-    raise DemoError(f"{control.stem} did not start: {last or 'it logged nothing'}")
+    raise DemoError(f"{log.stem} did not start: {last or 'it logged nothing'}")
 
 
 async def _stop(process: trio.Process) -> None:

@@ -26,6 +26,7 @@ def policed_document(**changes: Any) -> dict[str, Any]:
         "settings": {"discard-hugetlb": False, "stats-interval": 10.0},
         "stats": {"stat-available-memory": GIB, "stat-major-faults": 12},
         "held": False,
+        "held-for": None,
         "stats-taken": 990.0,
         "stats-actual": 3 * GIB,
     }

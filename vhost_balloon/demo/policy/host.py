@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-_NUMBER: Final = "020d"
+_NUMBER: Final = "018d"
 """A number is written in place, so that it is never read half."""
 
 
