@@ -127,3 +127,16 @@ def test_the_report_delay_is_linuxs_unless_that_takes_too_long(
     memory: int, pace: float, delay: float
 ) -> None:
     assert demo.report_delay(memory, pace) == delay
+
+
+@pytest.mark.slow
+def test_the_policy_keeps_the_host_within_its_memory() -> None:
+    process = run_demo("policy", "--memory=256M", "--seconds=50", stdout=subprocess.PIPE)
+    output, errors = process.communicate(timeout=150)
+    assert (process.returncode, errors) == (0, b"")
+    text = output.decode()
+    rows = {line[2:36].strip(): line[36:].split() for line in text.splitlines() if line[:2] == "  "}
+    over = rows["guests used more than it has for"]
+    assert float(over[0]) > 1
+    assert float(over[2]) < float(over[0]) / 2
+    assert "reclaim" in " ".join(rows["orders to reader"])

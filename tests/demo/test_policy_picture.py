@@ -78,7 +78,7 @@ def test_the_comparison() -> None:
         "  guests used more than it has for  5.0 s             0.0 s",
         "  taken from reader at most         0 B               128 MiB",
         "  reader has in the end             256 MiB           128 MiB",
-        "  reasons for reader                -                 reclaim",
+        "  orders to reader                  -                 reclaim",
     ]
 
 

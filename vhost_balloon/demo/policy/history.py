@@ -8,6 +8,9 @@ from itertools import pairwise
 
 from vhost_balloon.demo.history import Mark
 
+ORDERS = ("relief", "silent", "reclaim", "regrow", "stuck")
+"""The policy's reasons that come with an order."""
+
 
 @dataclass(frozen=True, slots=True)
 class GuestSample:
@@ -67,9 +70,10 @@ class Act:
         of = self._of(name)
         return of[-1].target if of else self.size
 
-    def reasons(self, name: str) -> list[str]:
-        """The policy's reasons for a guest, in the order in which they first occurred."""
-        return [*dict.fromkeys(guest.reason for guest in self._of(name) if guest.reason)]
+    def orders(self, name: str) -> list[str]:
+        """The reasons of the policy's orders to a guest, in the order in which they occurred."""
+        reasons = dict.fromkeys(guest.reason for guest in self._of(name))
+        return [reason for reason in reasons if reason in ORDERS]
 
     def _of(self, name: str) -> Sequence[GuestSample]:
         return [guest for sample in self.samples for guest in sample.guests if guest.name == name]

@@ -55,7 +55,7 @@ def summary(without: Act, with_policy: Act, squeezed: str) -> list[str]:
         ("guests used more than it has for", [f"{act.seconds_over():.1f} s" for act in acts]),
         (f"taken from {squeezed} at most", [format_size(act.most_taken(squeezed)) for act in acts]),
         (f"{squeezed} has in the end", [format_size(act.target_at_end(squeezed)) for act in acts]),
-        (f"reasons for {squeezed}", [", ".join(act.reasons(squeezed)) or "-" for act in acts]),
+        (f"orders to {squeezed}", [", ".join(act.orders(squeezed)) or "-" for act in acts]),
     ]
     columns = max(len(name) for name, _ in rows) + 2
     lines = [f"  {'':<{columns}}{'reporting only':<18}with the policy"]
