@@ -48,7 +48,16 @@ class Measures:
 class Tally:
     """Counts for one VM during a run."""
 
-    __slots__ = ("direction", "distress", "episodes", "guest", "last", "orders", "reversals", "starved")
+    __slots__ = (
+        "direction",
+        "distress",
+        "episodes",
+        "guest",
+        "last",
+        "orders",
+        "reversals",
+        "starved",
+    )
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -107,7 +116,9 @@ class HostTally:
             self.jain.append(sum(kept) ** 2 / (len(kept) * squares))
 
 
-def brought(line: float, without: Sequence[float], available: Sequence[float]) -> tuple[float, float]:
+def brought(
+    line: float, without: Sequence[float], available: Sequence[float]
+) -> tuple[float, float]:
     """What is missing to twice line without a policy, and the part of it that a rule brought, both
     in MiB x s."""
     missing = part = 0.0

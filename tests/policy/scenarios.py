@@ -27,7 +27,9 @@ def several(count: int, make: Callable[[Random, str], GuestSpec], first: int = 0
     return lambda rng: [make(rng, f"vm{first + index}") for index in range(count)]
 
 
-def mixture(sizes: Sequence[float], kinds: tuple[str, ...] = ANY_KIND, top_fill: float = 20) -> Draw:
+def mixture(
+    sizes: Sequence[float], kinds: tuple[str, ...] = ANY_KIND, top_fill: float = 20
+) -> Draw:
     """Guests "of M": of any of these kinds, in proportion to their size."""
     return lambda rng: [
         of_size(rng, f"vm{index}", size * GIB, kinds, top_fill) for index, size in enumerate(sizes)
@@ -169,9 +171,7 @@ def false_alarms(rng: Random) -> Trace:
 
 def mixed(rng: Random) -> Specs:
     specs = mixture([4] * 22)(rng)
-    return [
-        replace(spec, weight=200) if index < 6 else spec for index, spec in enumerate(specs)
-    ]
+    return [replace(spec, weight=200) if index < 6 else spec for index, spec in enumerate(specs)]
 
 
 def uneven(rng: Random) -> Specs:
