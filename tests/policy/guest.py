@@ -259,8 +259,8 @@ class Guest:
         wanted = min(max(missing, 0.001 * swapped), SWAP_IN, swapped)
         self.swapped_in = wanted
         self.total_swapped_in += wanted
-        free = self.actual - self.anonymous - self.cache
-        came = self._use(min(wanted, free)) if free > 0 else 0.0
+        room = self.actual - self.anonymous - self.cache - self.watermark
+        came = self._use(min(wanted, room)) if room > 0 else 0.0
         against = min(wanted - came, self.cache - self.least_cache)
         if against > 0:
             self.cache -= against
@@ -277,7 +277,7 @@ class Guest:
             return
         before = self.actual
         free = before - self.anonymous - self.cache
-        taken = min(wanted, free)
+        taken = min(wanted, free - self.watermark)
         if taken > 0:
             self.unreported -= taken * self.unreported / free
             self.actual -= taken
