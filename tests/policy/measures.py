@@ -23,7 +23,8 @@ class Measures:
     """One run. Times in s, sizes in GiB. episodes: the length of each relief; calm_reversals: those
     of VMs that are no saw guests; both kinds of reversals are for a VM and hour. missing, brought:
     GiB x s to twice R0 without a policy, and what the rule brought of it. jain: None if no VM was
-    squeezed. host_stall: the integral of the host's pressure in `full`."""
+    squeezed. host_stall: the integral of the host's pressure in `full`. liars: the distress of VMs that
+    claim to have all available, which counts nowhere else."""
 
     scenario: str
     seed: int
@@ -43,6 +44,7 @@ class Measures:
     jain: float | None = None
     host_swap_in: float = 0.0
     host_stall: float = 0.0
+    liars: float = 0.0
 
 
 class Tally:
@@ -54,7 +56,6 @@ class Tally:
         "episodes",
         "guest",
         "last",
-        "orders",
         "reversals",
         "starved",
     )
@@ -62,7 +63,6 @@ class Tally:
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
         self.distress = self.starved = self.reversals = self.direction = 0
-        self.orders: dict[str, int] = {}
         self.last = -9
         self.episodes: list[int] = []
 

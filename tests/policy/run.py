@@ -83,6 +83,7 @@ class Run:
 
     def _measures(self, without: Sequence[float]) -> Measures:
         counts, tallies = self._counts, self._tallies
+        honest = [tally for tally in tallies if not tally.guest.spec.claims]
         missing, part = brought(counts.line, without, counts.available)
         calm = [tally for tally in tallies if tally.guest.spec.kind != "saw"]
         jain = counts.jain
@@ -92,19 +93,20 @@ class Run:
             self._rule.name,
             host_oom=counts.oom,
             below=counts.below,
-            distress=sum(tally.distress for tally in tallies),
-            guest_oom=sum(tally.starved for tally in tallies),
-            swap_in=sum(tally.guest.total_swapped_in for tally in tallies) / GIB,
-            reread=sum(tally.guest.total_reread for tally in tallies) / GIB,
+            distress=sum(tally.distress for tally in honest),
+            guest_oom=sum(tally.starved for tally in honest),
+            swap_in=sum(tally.guest.total_swapped_in for tally in honest) / GIB,
+            reread=sum(tally.guest.total_reread for tally in honest) / GIB,
             reversals=_hourly(tallies),
             calm_reversals=_hourly(calm),
             moved=sum(tally.guest.moved for tally in tallies) / GIB,
-            episodes=tuple(length for tally in tallies for length in tally.episodes),
+            episodes=tuple(length for tally in honest for length in tally.episodes),
             missing=missing / GIB,
             brought=part / GIB,
             jain=sum(jain) / len(jain) if jain else None,
             host_swap_in=self._host.total_swapped_in / GIB,
             host_stall=counts.stall,
+            liars=sum(tally.distress for tally in tallies if tally.guest.spec.claims),
         )
 
     def _record(self, recording: Recording, second: int) -> None:
