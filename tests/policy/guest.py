@@ -100,6 +100,7 @@ class Guest:
         "swapped",
         "swapped_in",
         "target",
+        "took_back",
         "total_reread",
         "total_swapped_in",
         "total_swapped_out",
@@ -122,7 +123,7 @@ class Guest:
         self.asked = False
         self.sample: SampleView | None = None
         self.next_sample = max(spec.driver, spec.boots) + spec.phase
-        self.stall = self.swapped_in = self.forced_out = self.reread = 0.0
+        self.stall = self.swapped_in = self.forced_out = self.reread = self.took_back = 0.0
         self.starved = False
         self.faults = self.moved = 0.0
         self.total_reread = self.total_swapped_in = self.total_swapped_out = 0.0
@@ -170,12 +171,11 @@ class Guest:
         """Live through a second."""
         if self.due <= second:
             self.target, self.due = self.ordered, NEVER
-        if self.actual < self.target:
-            grown = min(DEFLATE, self.target - self.actual)
-            self.actual += grown
-            self.moved += grown
+        before = self.actual
+        if before < self.target:
+            self.actual = min(before + DEFLATE, self.target)
         need = self.spec.demand[second] - self.anonymous - self.swapped
-        self.stall = self.forced_out = self.swapped_in = 0.0
+        self.stall = self.forced_out = self.swapped_in = self.took_back = 0.0
         self.starved = False
         if need > 0:
             self._grow(need)
@@ -185,6 +185,7 @@ class Guest:
             self._swap_in()
         if self.actual > self.target:
             self._inflate()
+        self.moved += abs(self.actual - before)
         self._read(second)
         if second >= self.next_sample and self.stall == 0:
             self._answer(second)
@@ -240,10 +241,8 @@ class Guest:
             return
         self.starved = need > TAKES_BACK
         if self.spec.deflates_on_oom:
-            taken = min(TAKES_BACK, need, self.spec.size - self.actual)
-            self.actual += taken
-            self.anonymous += taken
-            self.moved += taken
+            self.took_back = min(TAKES_BACK, self.spec.size - self.actual)
+            self.actual += self.took_back
 
     def _shrink(self, surplus: float) -> None:
         """Free from RAM and swap in proportion."""
@@ -275,8 +274,7 @@ class Guest:
         wanted = min(spec.inflate, self.actual - max(self.target, spec.least))
         if wanted <= 0:
             return
-        before = self.actual
-        free = before - self.anonymous - self.cache
+        free = self.actual - self.anonymous - self.cache
         taken = min(wanted, free - self.watermark)
         if taken > 0:
             self.unreported -= taken * self.unreported / free
@@ -293,7 +291,6 @@ class Guest:
         if taken > 0:
             self._swap_out(taken)
             self.actual -= taken
-        self.moved += before - self.actual
 
     def _swap_out(self, amount: float) -> None:
         self.anonymous -= amount

@@ -23,8 +23,8 @@ class Measures:
     """One run. Times in s, sizes in GiB. episodes: the length of each relief; calm_reversals: those
     of VMs that are no saw guests; both kinds of reversals are for a VM and hour. missing, brought:
     GiB x s to twice R0 without a policy, and what the rule brought of it. jain: None if no VM was
-    squeezed. host_stall: the integral of the host's pressure in `full`. liars: the distress of VMs that
-    claim to have all available, which counts nowhere else."""
+    squeezed. host_stall: the integral of the host's pressure in `full`. liars: the distress of VMs
+    that claim to have all available, which counts nowhere else."""
 
     scenario: str
     seed: int

@@ -136,7 +136,7 @@ def _view(guest: Guest, second: int) -> VmView:
         name=spec.name,
         size=spec.size,
         target=guest.ordered,
-        actual=guest.actual,
+        actual=min(spec.size, guest.actual + guest.took_back),
         resident=guest.resident,
         sample=guest.sample,
         stats_interval=10,
