@@ -58,7 +58,7 @@ def saw(rng: Random, base: float, burst: float) -> Trace:
 
 def jvm(rng: Random, base: float, quick: float, slow: float) -> Trace:
     """A service that starts once, takes quick MiB in 5 to 8 s, and slow MiB over 400 s more."""
-    start = rng.uniform(100, 1100)
+    start = rng.uniform(100, 1300)
     up = start + rng.uniform(5, 8)
     return ramps(base, [(start, base), (up, base + quick), (up + 400, base + quick + slow)])
 
