@@ -24,8 +24,8 @@ class Bar(NamedTuple):
     known: bool = False
 
 
-def bars(results: Results) -> Iterator[Bar]:
-    """All bars."""
+def bars(results: Results, deciding: float | None = None) -> Iterator[Bar]:
+    """All bars. deciding: ms that deciding about 200 VMs takes, None if that was not measured."""
     oom = results.total(OURS, lambda run: run.host_oom)
     yield Bar("host OOM s, sum", "0", figure(oom), oom == 0)
     for rival in ("Proxmox", "MoM"):
@@ -47,6 +47,8 @@ def bars(results: Results) -> Iterator[Bar]:
     yield Bar(
         "reversals without saw guests, each", "<= 12", f"{figure(most)} ({worst})", most <= 12
     )
+    if deciding is not None:
+        yield Bar("decide() for 200 VMs, ms", "<= 5", figure(deciding), deciding <= 5)
     yield _reversals(results, 0.20, known=True)
     yield _part(results, "GiB moved", lambda run: run.moved, "Proxmox", 0.50, known=True)
     jain = results.jain(OURS, results.winnable)
@@ -54,8 +56,8 @@ def bars(results: Results) -> Iterator[Bar]:
     yield Bar("Jain index by weight", ">= 0.9", figure(jain), met, known=True)
 
 
-def table(results: Results) -> Table:
-    """A line for each bar."""
+def table(results: Results, deciding: float | None = None) -> Table:
+    """A line for each bar. deciding: as for bars()."""
     words = {True: "met", False: "MISSED", None: "not measured"}
     return [
         ["bar", "limit", "found", "result"],
@@ -66,7 +68,7 @@ def table(results: Results) -> Table:
                 bar.found,
                 words[bar.met] + (" (known)" if bar.known and bar.met is False else ""),
             ]
-            for bar in bars(results)
+            for bar in bars(results, deciding)
         ),
     ]
 

@@ -5,6 +5,7 @@ Sizes are in MiB until they are read from a Measures, which has GiB.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -133,4 +134,4 @@ def brought(
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of the values do not exceed; 0 without any."""
     ordered = sorted(values)
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)] if ordered else 0.0
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0

@@ -16,6 +16,7 @@ from tests.policy.results import Results
 from tests.policy.rules import RULES, new_rule
 from tests.policy.run import Run
 from tests.policy.scenarios import SCENARIOS, world
+from tests.policy.timing import milliseconds
 
 T = TypeVar("T")
 
@@ -28,11 +29,10 @@ def simulate(job: Job) -> list[Measures]:
     scenario, seed, rules = job
     drawn = world(scenario, seed)
     plain = Run(drawn, new_rule("none"))
-    found = [plain.go()] if "none" in rules else (plain.go(), [])[1]
-    for name in rules:
-        if name != "none":
-            found.append(Run(drawn, new_rule(name)).go(plain.available))
-    return found
+    without = plain.go()
+    others = [name for name in rules if name != "none"]
+    found = [Run(drawn, new_rule(name)).go(plain.available) for name in others]
+    return [without, *found] if "none" in rules else found
 
 
 def seeds(text: str) -> list[int]:
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [new_rule(name).name for name in RULES if name in options.rules]
     found = [tables.sums(results, names), tables.each(results, names)]
     if bars.OURS in names:
-        found.append(bars.table(results))
+        found.append(bars.table(results, milliseconds()))
     for table in found:
         print(tables.render(table, markdown=options.markdown), end="\n\n")
 
