@@ -1,8 +1,8 @@
-"""How long deciding takes."""
+"""How long deciding takes, in processor time: the machine may have other work."""
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import thread_time
 
 from vhost_balloon.policy.decide import decide, judge
 from vhost_balloon.policy.inputs import HostFigures, Sample, VmFigures
@@ -20,7 +20,7 @@ def milliseconds(count: int = 200, ticks: int = 20) -> float:
         sample = Sample(2.0 * tick, 4 * GIB, 2 * GIB, tick)
         vm = VmFigures("guest", 4 * GIB, 4 * GIB, 4 * GIB, 3 * GIB, sample)
         vms = {f"vm{index}": vm for index in range(count)}
-        start = perf_counter()
+        start = thread_time()
         memory = decide(2.0 * tick, host, vms, memory).memory
-        quickest = min(quickest, perf_counter() - start)
+        quickest = min(quickest, thread_time() - start)
     return 1000 * quickest
