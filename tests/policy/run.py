@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.policy.demand import LENGTH
-from tests.policy.guest import Guest
-from tests.policy.host import Host
-from tests.policy.measures import GIB, JAIN_EVERY, HostTally, Measures, Tally, brought
+from tests.policy.outcome.measures import GIB, JAIN_EVERY, HostTally, Measures, Tally, brought
 from tests.policy.recording import Recording, VmRecording
 from tests.policy.rule import HostView, Rule, VmView
-from tests.policy.world import World
+from tests.policy.worlds.demand import LENGTH
+from tests.policy.worlds.guest import Guest
+from tests.policy.worlds.host import Host
+from tests.policy.worlds.world import World
 from vhost_balloon.policy.inputs import default_reserve
 
 MIB = 1 << 20

@@ -10,13 +10,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from tests.policy import bars, tables
-from tests.policy.measures import Measures
-from tests.policy.results import Results
+from tests.policy.outcome import bars, tables
+from tests.policy.outcome.measures import Measures
+from tests.policy.outcome.results import Results
+from tests.policy.outcome.timing import milliseconds
 from tests.policy.rules import RULES, new_rule
 from tests.policy.run import Run
-from tests.policy.scenarios import SCENARIOS, world
-from tests.policy.timing import milliseconds
+from tests.policy.worlds.scenarios import SCENARIOS, world
 
 T = TypeVar("T")
 

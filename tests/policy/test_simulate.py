@@ -6,12 +6,12 @@ import argparse
 
 import pytest
 
-from tests.policy.measures import Measures, percentile
 from tests.policy.ours import Ours
+from tests.policy.outcome.measures import Measures, percentile
 from tests.policy.rivals.none import Nothing
 from tests.policy.run import Run
-from tests.policy.scenarios import world
 from tests.policy.simulate import main, rules, run_all, seeds, simulate
+from tests.policy.worlds.scenarios import world
 
 
 def both(scenario: str, seed: int) -> tuple[Measures, Measures]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tests.policy.measures import Measures
-from tests.policy.results import Results
-from tests.policy.tables import Table, figure
+from tests.policy.outcome.measures import Measures
+from tests.policy.outcome.results import Results
+from tests.policy.outcome.tables import Table, figure
 
 OURS = "ours"
 QUICK_RELIEF = ("cache", "sawtooth", "sawread", "bigburst", "allgrow", "mixed", "liars", "host256")

@@ -6,9 +6,9 @@ from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
-from tests.policy import demand
-from tests.policy.demand import GIB, Trace
-from tests.policy.guest import LEAST_WATERMARK, WATERMARK, GuestSpec
+from tests.policy.worlds import demand
+from tests.policy.worlds.demand import GIB, Trace
+from tests.policy.worlds.guest import LEAST_WATERMARK, WATERMARK, GuestSpec
 
 ANY_KIND = ("idle", "diurnal", "saw", "jvm", "scan", "cache")
 

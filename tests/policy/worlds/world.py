@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 
-from tests.policy.demand import GIB, LENGTH, Trace, sine
-from tests.policy.guest import GuestSpec
-from tests.policy.host import USABLE, HostSpec
-from tests.policy.kinds import scaled
+from tests.policy.worlds.demand import GIB, LENGTH, Trace, sine
+from tests.policy.worlds.guest import GuestSpec
+from tests.policy.worlds.host import USABLE, HostSpec
+from tests.policy.worlds.kinds import scaled
 
 FREE_AT_START = 0.28
 """Share of the host."""

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.policy.guest import Guest
-from tests.policy.host import Host
+from tests.policy.worlds.guest import Guest
+from tests.policy.worlds.host import Host
 
 GIB = 1024.0
 ORDER = 1.0

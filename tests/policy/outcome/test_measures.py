@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.policy import bars, tables
-from tests.policy.demand import constant
-from tests.policy.guest import Guest, GuestSpec
-from tests.policy.measures import HostTally, Measures, Tally, brought, percentile
-from tests.policy.results import Results
+from tests.policy.outcome import bars, tables
+from tests.policy.outcome.measures import HostTally, Measures, Tally, brought, percentile
+from tests.policy.outcome.results import Results
+from tests.policy.worlds.demand import constant
+from tests.policy.worlds.guest import Guest, GuestSpec
 
 GIB = 1024.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tests.policy.measures import Measures
-from tests.policy.results import Results
+from tests.policy.outcome.measures import Measures
+from tests.policy.outcome.results import Results
 
 Table = list[list[str]]
 """The header first."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.policy.demand import Trace
 from tests.policy.rule import SampleView
+from tests.policy.worlds.demand import Trace
 
 NEVER = 1 << 30
 

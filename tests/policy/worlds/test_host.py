@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.policy.demand import constant
-from tests.policy.host import Host, HostSpec
+from tests.policy.worlds.demand import constant
+from tests.policy.worlds.host import Host, HostSpec
 
 GIB = 1024.0
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.policy import demand
-from tests.policy.guest import NEVER, Guest, GuestSpec
-from tests.policy.kinds import ANY_KIND, of_size
+from tests.policy.worlds import demand
+from tests.policy.worlds.guest import NEVER, Guest, GuestSpec
+from tests.policy.worlds.kinds import ANY_KIND, of_size
 
 GIB = 1024.0
 

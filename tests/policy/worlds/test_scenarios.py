@@ -9,12 +9,12 @@ from random import Random
 
 import pytest
 
-from tests.policy import demand
-from tests.policy.demand import LENGTH
-from tests.policy.guest import Guest
 from tests.policy.rule import HostView, Orders, VmView
 from tests.policy.run import Run
-from tests.policy.scenarios import SCENARIOS, world
+from tests.policy.worlds import demand
+from tests.policy.worlds.demand import LENGTH
+from tests.policy.worlds.guest import Guest
+from tests.policy.worlds.scenarios import SCENARIOS, world
 
 GIB = 1024.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-from tests.policy.measures import Measures, percentile
-from tests.policy.scenarios import SCENARIOS
+from tests.policy.outcome.measures import Measures, percentile
+from tests.policy.worlds.scenarios import SCENARIOS
 
 
 class Results:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.policy.demand import Trace
+from tests.policy.worlds.demand import Trace
 
 USABLE = 0.985
 SWAPS_BELOW = 0.005

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
-from tests.policy import demand
-from tests.policy.demand import GIB, LENGTH, Trace
-from tests.policy.guest import GuestSpec
-from tests.policy.kinds import ANY_KIND, Cache, guest, of_size
-from tests.policy.world import Draw, Scenario, World, draw
+from tests.policy.worlds import demand
+from tests.policy.worlds.demand import GIB, LENGTH, Trace
+from tests.policy.worlds.guest import GuestSpec
+from tests.policy.worlds.kinds import ANY_KIND, Cache, guest, of_size
+from tests.policy.worlds.world import Draw, Scenario, World, draw
 
 Specs = list[GuestSpec]
 
