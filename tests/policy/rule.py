@@ -56,9 +56,9 @@ class VmView:
 class HostView:
     """The host at a tick.
 
-    available: MemAvailable, which may be below 0 in a second in which memory ran out. total: its
-    memory. some: share of the time since the rule's last tick in which tasks waited for memory.
-    line: R0, the line of the measures.
+    available: MemAvailable; 0 in a second in which memory ran out. total: its memory. some: share
+    of the time since the rule's last tick in which tasks waited for memory. line: R0, the line of
+    the measures.
     """
 
     available: float
@@ -88,7 +88,8 @@ class Rule(Protocol):
 
 
 Future = Callable[[str, int], float]
-"""A VM's true demand at a second; 0 outside its life."""
+"""A VM's true demand at a second, with the cache that it uses all the time; 0 before it
+boots."""
 
 
 class Clairvoyant(Rule, Protocol):

@@ -77,6 +77,8 @@ def test_the_future_is_what_comes() -> None:
     assert drawn.future(late.name, late.boots - 1) == 0
     assert drawn.future(late.name, late.boots + 30) == late.demand[late.boots + 30]
     assert drawn.future(late.name, LENGTH + 5) == late.demand[-1]
+    reader = world("scanner", 0).guests[0]
+    assert world("scanner", 0).future(reader.name, 7) == reader.demand[7] + reader.hot > GIB
 
 
 def test_ramps_are_straight_and_stay() -> None:

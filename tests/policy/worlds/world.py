@@ -30,9 +30,10 @@ class World:
         return {spec.name: spec for spec in self.guests}
 
     def future(self, name: str, second: int) -> float:
-        """A guest's true demand at a second; the last one's after the end, 0 before it boots."""
+        """A guest's true demand at a second, with the cache that it uses all the time; the last
+        one's after the end, 0 before it boots."""
         spec = self._by_name[name]
-        return spec.demand[min(second, LENGTH - 1)] if second >= spec.boots else 0.0
+        return spec.demand[min(second, LENGTH - 1)] + spec.hot if second >= spec.boots else 0.0
 
 
 Draw = Callable[[Random], list[GuestSpec]]
