@@ -21,7 +21,13 @@ def both(scenario: str, seed: int) -> tuple[Measures, Measures]:
 
 
 @pytest.mark.parametrize(
-    ("scenario", "distress"), [("cache", 0), ("mixed", 60), ("host256", 60), ("bootstorm", 0)]
+    ("scenario", "distress"),
+    [
+        ("cache", 0),
+        ("mixed", 60),
+        pytest.param("host256", 60, marks=pytest.mark.slow),
+        ("bootstorm", 0),
+    ],
 )
 def test_ours_keeps_a_host_that_is_lost_without_it(scenario: str, distress: int) -> None:
     without, ours = both(scenario, 100)
@@ -78,6 +84,7 @@ def test_the_command_prints_tables_and_bars(capsys: pytest.CaptureFixture[str]) 
     assert found.err == ""
 
 
+@pytest.mark.slow
 def test_jobs_run_in_other_processes_and_come_out_the_same() -> None:
     job = ("idle", 0, ("none",))
     assert run_all([job, job], 2) == simulate(job) * 2

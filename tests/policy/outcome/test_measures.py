@@ -8,7 +8,8 @@ from tests.policy.outcome import bars, tables
 from tests.policy.outcome.measures import HostTally, Measures, Tally, brought, percentile
 from tests.policy.outcome.results import Results
 from tests.policy.worlds.demand import constant
-from tests.policy.worlds.guest import Guest, GuestSpec
+from tests.policy.worlds.guest import Guest
+from tests.policy.worlds.spec import GuestSpec
 
 GIB = 1024.0
 

@@ -1,4 +1,4 @@
-"""The host's memory, one second at a time: the model of policy.md's simulation. Sizes in MiB."""
+"""The host's memory, one second at a time. Sizes in MiB."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from tests.policy.worlds import demand
 from tests.policy.worlds.demand import GIB, Trace
-from tests.policy.worlds.guest import LEAST_WATERMARK, WATERMARK, GuestSpec
+from tests.policy.worlds.guest import LEAST_WATERMARK, WATERMARK
+from tests.policy.worlds.spec import GuestSpec
 
 ANY_KIND = ("idle", "diurnal", "saw", "jvm", "scan", "cache")
 

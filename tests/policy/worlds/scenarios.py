@@ -8,8 +8,8 @@ from random import Random
 
 from tests.policy.worlds import demand
 from tests.policy.worlds.demand import GIB, LENGTH, Trace
-from tests.policy.worlds.guest import GuestSpec
 from tests.policy.worlds.kinds import ANY_KIND, Cache, guest, of_size
+from tests.policy.worlds.spec import GuestSpec
 from tests.policy.worlds.world import Draw, Scenario, World, draw
 
 Specs = list[GuestSpec]

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.policy.worlds import demand
-from tests.policy.worlds.guest import NEVER, Guest, GuestSpec
+from tests.policy.worlds.guest import Guest
 from tests.policy.worlds.kinds import ANY_KIND, of_size
+from tests.policy.worlds.spec import NEVER, GuestSpec
 
 GIB = 1024.0
 

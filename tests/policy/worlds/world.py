@@ -8,9 +8,9 @@ from functools import cached_property
 from random import Random
 
 from tests.policy.worlds.demand import GIB, LENGTH, Trace, sine
-from tests.policy.worlds.guest import GuestSpec
 from tests.policy.worlds.host import USABLE, HostSpec
 from tests.policy.worlds.kinds import scaled
+from tests.policy.worlds.spec import GuestSpec
 
 FREE_AT_START = 0.28
 """Share of the host."""
