@@ -77,7 +77,7 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[Measures]:
 
 def picture(job: Job, path: Path) -> None:
     """Draw one run."""
-    from tests.policy.plot import plot  # needs matplotlib, which is not always there
+    from tests.policy.outcome.plot import plot  # needs matplotlib, which is not always there
 
     scenario, seed, names = job
     run = Run(world(scenario, seed), new_rule(names[0]), record=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.policy.plot import plot, thinned
+from tests.policy.outcome.plot import plot, thinned
 from tests.policy.recording import Recording, VmRecording
 
 LENGTH = 1800
