@@ -28,6 +28,7 @@ class Daemon(process.Started):
     Args:
         *options: more options, such as "--no-reporting".
         name: of the VM.
+        control: path of the control socket, by default in its own folder.
         environment: variables to add to ours.
 
     Attributes:
@@ -40,11 +41,12 @@ class Daemon(process.Started):
         self,
         *options: str,
         name: str = "vm",
+        control: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rig-daemon-"))
         self.socket = self.folder / f"{name}.sock"
-        self.control = self.folder / "control"
+        self.control = control or self.folder / "control"
         self._environment = dict(environment or {})
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None

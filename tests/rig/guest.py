@@ -44,6 +44,7 @@ class Guest(Started):
         port: plug the balloon in a port, from which it can be unplugged.
         qemu_arguments: additional ones.
         human: an interactive shell on the console instead of the command loop.
+        launcher: words before QEMU's command line, such as MemoryGroup.launcher().
         forker: starts QEMU, see spawn(); SystemdHost has one for its PID namespace.
 
     Attributes:
@@ -68,6 +69,7 @@ class Guest(Started):
         port: bool = False,
         qemu_arguments: tuple[str, ...] = (),
         human: bool = False,
+        launcher: tuple[str, ...] = (),
         forker: ThreadPoolExecutor | None = None,
     ) -> None:
         self._forker = forker or OWN_FORKER
@@ -79,6 +81,7 @@ class Guest(Started):
         self._process: subprocess.Popen[bytes] | None = None
         switches = f"rig.driver={int(driver)} rig.human={int(human)} {kernel_arguments}"
         self._arguments = [
+            *launcher,
             *qemu.program(),
             *qemu.base_arguments(self.folder, self.memory, self.accel, cpus),
             *qemu.kernel_arguments(kernel(flavour), switches),

@@ -45,11 +45,17 @@ class Attached:
 
 @contextmanager
 def attached(
-    *options: str, memory: Memory | None = None, **guest_options: Any
+    *options: str,
+    memory: Memory | None = None,
+    control: Path | None = None,
+    **guest_options: Any,
 ) -> Iterator[Attached]:
-    """A guest of 1 GiB (or memory) on a daemon with these options, booted, its driver ready."""
+    """A guest of 1 GiB (or memory) on a daemon with these options, booted, its driver ready.
+
+    control: path of the daemon's control socket, see Daemon.
+    """
     with (
-        Daemon(*options) as daemon,
+        Daemon(*options, control=control) as daemon,
         Guest(daemon.socket, memory=memory or Memory(GiB), **guest_options) as guest,
         daemon.qmp() as qmp,
     ):
