@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,9 @@ import pytest
 import trio
 
 from protocol.vhost_user import HEADER, VERSION, Request
+from tests.rig.cgroup import MemoryGroup
 from tests.rig.daemon import Daemon
+from tests.rig.errors import RigUnavailable
 from tests.support.end_to_end import BLOCK, MIB, by_hand, fill, is_filled
 from tests.support.helpers import GIB
 from tests.support.hostile.neighbours import PATIENCE, answers, hostile, neighbour, serves
@@ -104,40 +105,16 @@ async def test_a_flood_of_messages(rate: int) -> None:
         await serves(daemon.socket)
 
 
-class MemoryGroup:
-    """A memory cgroup, of either version."""
-
-    def __init__(self, name: str, limit: int) -> None:
-        old, new = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-        self._is_old = (old / "memory.limit_in_bytes").exists()
-        self.folder = (old if self._is_old else new) / name
-        self.folder.mkdir()
-        file = "memory.limit_in_bytes" if self._is_old else "memory.max"
-        (self.folder / file).write_text(str(limit))
-
-    def add(self, pid: int) -> None:
-        (self.folder / "cgroup.procs").write_text(str(pid))
-
-    def kills(self) -> int:
-        """By the OOM killer."""
-        file = "memory.oom_control" if self._is_old else "memory.events"
-        words = (self.folder / file).read_text().split()
-        return int(words[words.index("oom_kill") + 1])
-
-
 @contextmanager
 def memory_group(limit: int) -> Iterator[MemoryGroup]:
     """Skips the test where there is none to be had."""
     need_root("THE OOM KILLER")
     try:
-        group = MemoryGroup(f"neighbours-{os.getpid()}", limit)
-    except OSError as error:
-        pytest.skip(f"THE OOM KILLER NOT TESTED: no memory cgroup: {error}")
-    yield group
-    deadline = time.monotonic() + 10
-    while (group.folder / "cgroup.procs").read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    group.folder.rmdir()
+        group = MemoryGroup("vhost-balloon-neighbours", limit)
+    except RigUnavailable as error:
+        pytest.skip(f"THE OOM KILLER NOT TESTED: {error.reason}")
+    with group:
+        yield group
 
 
 async def test_rings_moved_over_holes_until_the_oom_killer_comes() -> None:

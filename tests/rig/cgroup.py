@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -77,9 +75,9 @@ class MemoryGroup(Closing):
         join_and_run = 'echo $$ >"$0" && exec "$@"'
         return ("sh", "-c", join_and_run, str(self.folder / "cgroup.procs"))
 
-    def used(self) -> int:
-        """Bytes charged to it."""
-        file = "memory.usage_in_bytes" if self._is_old else "memory.current"
+    def peak(self) -> int:
+        """The most bytes that were charged to it at a time."""
+        file = "memory.max_usage_in_bytes" if self._is_old else "memory.peak"
         return int((self.folder / file).read_text())
 
     def kills(self) -> int:

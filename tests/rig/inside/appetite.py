@@ -38,16 +38,19 @@ class Burst:
 
     Args:
         seconds: between two steps.
+
+    Attributes:
+        least_seconds: that it takes to ask for all.
     """
 
     def __init__(self, guest: Guest, size: int, seconds: float) -> None:
         self.size = size
+        self.least_seconds = size // _STEP * seconds
         self._guest = guest
-        self._steps = size // _STEP
         guest.run("rm -rf /run/burst && mkdir /run/burst && mkfifo /run/burst/end")
         hold = "{ head -c1 | wc -c >>/run/burst/held; cat /run/burst/end; }"
         step = f"dd if=/dev/zero bs={_STEP} count=1 2>/dev/null | {hold} &"
-        loop = f"for step in $(seq {self._steps}); do {step} sleep {seconds}; done; wait"
+        loop = f"for step in $(seq {size // _STEP}); do {step} sleep {seconds}; done; wait"
         self._job = guest.spawn(loop)
 
     def held(self) -> int:
