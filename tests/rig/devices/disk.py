@@ -28,7 +28,7 @@ def endless_and_swap(bytes_per_second: int, swap: Path) -> tuple[str, ...]:
 
 
 def name_disks(guest: Guest) -> None:
-    """Make ENDLESS and SWAP. The kernel names disks in the order in which it happens to find them."""
+    """Make ENDLESS and SWAP: the kernel names disks in the order in which it finds them."""
     guest.run(
         "for disk in /sys/block/nvme*; do ln -s /dev/${disk##*/} /dev/disk$(cat $disk/nsid); done"
     )
