@@ -11,7 +11,7 @@ import pytest
 
 from tests.rig.errors import GuestError, RigUnavailable
 from tests.rig.fixtures import refuse
-from tests.rig.hub import Hub
+from tests.rig.host.hub import Hub
 from tests.rig.inside import appetite
 from tests.rig.memory import MiB
 from tests.rig.qmp import QMPClient
@@ -31,7 +31,7 @@ from tests.support.vms.policy_play import (
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
-_AGAIN: Final = 200 * MiB
+_AGAIN: Final = 100 * MiB
 
 
 @pytest.fixture

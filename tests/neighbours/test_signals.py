@@ -14,9 +14,9 @@ import pytest
 import trio
 
 from protocol.vhost_user import HEADER, VERSION, Request
-from tests.rig.cgroup import MemoryGroup
 from tests.rig.daemon import Daemon
 from tests.rig.errors import RigUnavailable
+from tests.rig.host.cgroup import MemoryGroup
 from tests.support.end_to_end import BLOCK, MIB, by_hand, fill, is_filled
 from tests.support.helpers import GIB
 from tests.support.hostile.neighbours import PATIENCE, answers, hostile, neighbour, serves

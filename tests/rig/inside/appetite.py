@@ -63,5 +63,6 @@ class Burst:
 
     def end(self, timeout: float = 60) -> None:
         """Free it. Raises CommandError or RigTimeout."""
-        self._guest.run(": >/run/burst/end")
+        # For a while, because the last step may not wait for the end yet.
+        self._guest.run("sleep 3 >/run/burst/end")
         self._job.wait(timeout)

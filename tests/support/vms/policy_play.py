@@ -6,16 +6,16 @@ one is idle. What they need always fits; what they need with all the cache they 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.rig.cgroup import MemoryGroup
 from tests.rig.devices.disk import endless_and_swap, name_disks
 from tests.rig.errors import RigTimeout
+from tests.rig.host.cgroup import MemoryGroup
 from tests.rig.inside import appetite
 from tests.rig.memory import Memory, MiB
 from tests.rig.waiting import wait_until
@@ -66,24 +66,22 @@ def three_guests(folder: Path) -> Iterator[Guests]:
     with ExitStack() as stack:
         group = stack.enter_context(MemoryGroup("vhost-balloon-policy", LIMIT))
 
-        def boot(name: str) -> Attached:
+        booted = {}
+        for name, size in _SIZES.items():
             swap = folder / f"{name}.swap"
-            with swap.open("wb") as file:
-                file.truncate(_SWAP)
+            swap.touch()
+            os.truncate(swap, _SWAP)
             one = stack.enter_context(
                 attached(
                     control=folder / f"{name}.control",
-                    memory=Memory(_SIZES[name]),
+                    memory=Memory(size),
                     launcher=group.launcher(),
                     qemu_arguments=endless_and_swap(_READ_SPEED, swap),
                 )
             )
             name_disks(one.guest)
             appetite.turn_swap_on(one.guest)
-            return one
-
-        with ThreadPoolExecutor() as pool:
-            booted = dict(zip(_SIZES, pool.map(boot, _SIZES), strict=True))
+            booted[name] = one
         yield Guests(group, folder, **booted)
 
 
