@@ -1,1 +1,1 @@
-"""Devices that a guest gains and loses: its balloon, and shared memory of every kind."""
+"""Devices of a guest: its balloon, memory of every kind, and disks."""
