@@ -41,6 +41,10 @@ STALE: Final = 30.0
 """Age from which a sample is not believed: of a squeezed VM, which is asked every TICK, and of any
 other. A guest that thrashes does not answer."""
 
+SILENT_SLACKS: Final = 2.0
+"""A squeezed VM that stays silent is given slack beyond its peak for each SILENT, up to so many
+times. One alone left guests that could neither swap nor deflate dead in simulation."""
+
 STUCK: Final = 10.0
 HOLD: Final = 300.0
 """A guest that comes no STEP closer to its target for STUCK is left where it is, and not lowered

@@ -16,7 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vhost_balloon.figures.policy_reason import Reason
-from vhost_balloon.policy.constants import GIVE, HOLD, PRESSURE, SILENT, STALE, STEP, STUCK
+from vhost_balloon.policy.constants import (
+    GIVE,
+    HOLD,
+    PRESSURE,
+    SILENT,
+    SILENT_SLACKS,
+    STALE,
+    STEP,
+    STUCK,
+)
 from vhost_balloon.policy.demand import follow, follow_actual, remembered, took_back
 from vhost_balloon.policy.inputs import HostFigures, VmFigures
 from vhost_balloon.policy.memory import Memory, VmMemory
@@ -148,7 +157,8 @@ def _give_back(host: HostState, vm: VmFigures, decision: Decision, *, urgent: bo
     if decision.age is None:  # nothing is known of it
         reason, target = Reason.SILENT, vm.ceiling
     elif not decision.distress:
-        reason, target = Reason.SILENT, decision.peak + decision.slack
+        slacks = min(decision.age / SILENT, SILENT_SLACKS)
+        reason, target = Reason.SILENT, decision.peak + int(decision.slack * slacks)
     elif not host.short:
         reason, target = Reason.RELIEF, vm.ceiling
     elif urgent:
