@@ -48,15 +48,15 @@ def told(
     [
         (Reason.RECLAIM, SHORT, WHOLE,
          "web1 was asked to shrink from 4 GiB to 2 GiB, because the host has 1 GiB available, less "
-         "than its reserve of 2 GiB. Its guest uses 1 GiB and may keep 1 GiB of room (k = 0.50). "
-         "It gives 1 GiB of the 3 GiB that it has in use."),
+         "than its reserve of 2 GiB. Its guest uses 1 GiB and may keep 1 GiB on top (k = 0.50). "
+         "Of the 3 GiB that it occupies on the host, it gives 1 GiB."),
         (Reason.RELIEF, SHORT, replace(SQUEEZED, actual=GIB, target=GIB),
          "web1 was raised from 1 GiB to 2 GiB, because it needs more. Its guest has only 50 MiB "
-         "available. The host is short, so this is what it has and its slack."),
+         "available. The host is short, so it gets its slack of 1 GiB on top of what it has."),
         (Reason.RELIEF, WELL, replace(SQUEEZED, target=GIB, sample=None, settings=VmSettings(
             ceiling=2 * GIB)),
          "web1 was raised from 1 GiB to 2 GiB, because it needs more. Its guest took memory back "
-         "by itself, or reads pages again that it had to drop. This is its ceiling."),
+         "by itself, or reads again what it had to drop. This is its ceiling."),
         (Reason.REGROW, PLENTY, replace(SQUEEZED, target=GIB),
          "web1 was raised from 1 GiB to 2 GiB, because the host has 8 GiB available, more than "
          "twice its reserve of 2 GiB. More follows in steps, up to its ceiling of 4 GiB."),
@@ -64,15 +64,15 @@ def told(
          "web1 was raised from 1 GiB to 2 GiB, because the host has 3 GiB available, more than "
          "its reserve of 2 GiB. More follows in steps, up to its ceiling of 4 GiB."),
         (Reason.STUCK, SHORT, replace(SQUEEZED, target=GIB),
-         "web1 was set back from 1 GiB to 2 GiB, because its guest came no closer to that target "
-         "for 10 s. It is not asked for memory for 5 min. `vhost-balloonctl status web1` shows the "
-         "guest's state; if this comes again, raise its floor."),
+         "web1 was set back from 1 GiB to 2 GiB, because its guest came no closer to 1 GiB for "
+         "10 s. It is not asked for memory for 5 min. `vhost-balloonctl status web1` shows the "
+         "guest's state. If this happens again, raise its floor."),
         (Reason.OFF, WELL, WHOLE,
          "web1 is left alone: the hub's configuration turns the policy off for it. "
          '`policy = "on"` in its section [vm.web1] or in [defaults] turns it on.'),
         (Reason.MANUAL, WELL, WHOLE,
-         "web1 is left alone: an operator's order holds it (`vhost-balloonctl policy-release web1` "
-         "ends it)."),
+         "web1 is left alone: an operator set its target or put it on hold. The hold ends with "
+         "`vhost-balloonctl policy-release web1`."),
         (Reason.NO_DRIVER, WELL, WHOLE,
          "web1 is left alone: no balloon driver is ready in its guest. The guest has not booted "
          "yet, or lacks the driver (virtio_balloon in Linux)."),
@@ -86,7 +86,10 @@ def told(
          "web1 is left alone: its guest has sent no statistics since the policy was started."),
         (Reason.DISTRESS, SHORT, WHOLE,
          "web1 is left alone: its guest is short of memory. Its guest has only 50 MiB available. "
-         "It has all that it may have, 4 GiB: only a higher ceiling or a larger VM helps."),
+         "It has all that it may have, 4 GiB: only a larger VM helps."),
+        (Reason.DISTRESS, SHORT, replace(WHOLE, settings=VmSettings(ceiling=3 * GIB)),
+         "web1 is left alone: its guest is short of memory. Its guest has only 50 MiB available. "
+         "It has all that it may have, 4 GiB: only a higher ceiling helps."),
         (Reason.DISTRESS, SHORT, SQUEEZED,
          "web1 is left alone: its guest is short of memory. Its guest has only 50 MiB available. "
          "It has been given more; its next statistics show whether that is enough."),
@@ -94,20 +97,21 @@ def told(
          "web1 is left alone: its guest is on its way from 3 GiB to 2 GiB."),
         (Reason.HELD, SHORT, SQUEEZED,
          "web1 is left alone: its guest did not reach a target lately, so it is not asked for "
-         "memory for up to 5 min (web1 still gets more if it needs it). If this comes again, raise "
-         "its floor."),
+         "memory for up to 5 min (web1 still gets more if it needs it). If this happens again, "
+         "raise its floor."),
         (Reason.NOTHING_TO_SPARE, SHORT, WHOLE,
-         "web1 is left alone: it has nothing to spare. Its guest uses 1 GiB and may keep 1 GiB of "
-         "room (k = 0.50). It has 3 GiB in use."),
+         "web1 is left alone: it has nothing to spare. Its guest uses 1 GiB and may keep 1 GiB on "
+         "top (k = 0.50). It occupies 3 GiB on the host."),
         (Reason.NOT_NEEDED, WELL, SQUEEZED,
          "web1 is left alone: the host has 3 GiB available, no less than its reserve of 2 GiB. It "
-         "could spare 1 GiB. It gets back up to 4 GiB, its ceiling, once the host has more than "
-         "4 GiB available, or it needs more."),
+         "could spare 1 GiB. It gets more, up to its ceiling of 4 GiB, as soon as it needs it, or "
+         "once the host has more than 4 GiB available."),
         (Reason.TOO_SMALL, SHORT, WHOLE,
          "web1 is left alone: its share of what the host lacks is below 16 MiB. It could spare "
          "1 GiB."),
         (Reason.TOO_SMALL, PLENTY, SQUEEZED,
-         "web1 is left alone: its share of what the host can give back is below 16 MiB."),
+         "web1 is left alone: its share of what the host can give back is below 16 MiB. It gets "
+         "more as soon as it needs it."),
     ],
 )  # fmt: skip
 def test_reasons(reason: Reason, host: HostState, vm: VmFigures, text: str) -> None:
@@ -139,8 +143,8 @@ def test_statistics_that_are_too_old() -> None:
 
 def test_a_hold_with_an_end() -> None:
     assert told(Reason.MANUAL, held_for=41.7) == (
-        "web1 is left alone: an operator's order holds it for another 42 s (`vhost-balloonctl "
-        "policy-release web1` ends it)."
+        "web1 is left alone: an operator set its target or put it on hold. The hold ends in 42 s, "
+        "or with `vhost-balloonctl policy-release web1`."
     )
 
 
@@ -182,13 +186,13 @@ def test_names_are_printable_and_quoted_for_the_shell() -> None:
     [
         (None, "The policy has not looked at the host yet."),
         (SHORT,
-         "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Each VM may keep "
-         "50% of the room that it would like (k = 0.50). 1 GiB are missing, and VMs can spare "
-         "3 GiB."),
+         "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Beyond what its "
+         "guest uses, each VM may keep 50% of what it would like (k = 0.50). 1 GiB are "
+         "missing, and VMs can spare 3 GiB."),
         (replace(SHORT, spare=0),
-         "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Each VM may keep "
-         "50% of the room that it would like (k = 0.50). 1 GiB are missing, and no VM can spare "
-         "anything. Stop or move a VM, or lower the reserve."),
+         "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Beyond what its "
+         "guest uses, each VM may keep 50% of what it would like (k = 0.50). 1 GiB are "
+         "missing, and no VM can spare anything. Shut a VM down, or lower the reserve or the VMs' floors."),
         (WELL,
          "The host has 3 GiB of 16 GiB available, between its reserve of 2 GiB and twice as much. "
          "Nothing is taken or given back, except to a VM that needs more."),
@@ -213,7 +217,10 @@ def test_a_host_under_pressure() -> None:
 
 def test_a_host_that_cannot_be_read_and_a_policy_that_is_off() -> None:
     unreadable = explain_host(SHORT, Mode.ON, readable=False)
-    assert unreadable == "The host's memory cannot be read, so no VM is moved."
+    assert unreadable == (
+        "The host's memory cannot be read, so no VM is moved, not even one that needs more. The "
+        "figures and reasons are those of the last decision."
+    )
     off = explain_host(None, Mode.OFF)
     assert off.startswith("The policy is off and moves no VM. `vhost-balloonctl policy-mode ")
     assert explain("web1", WHOLE, Decision(Reason.OFF), None, Mode.ON) == explain_host(

@@ -60,8 +60,9 @@ class Case:
         if not self.vm.squeezed or self.host.plenty:
             return ""
         return (
-            f" It gets back up to {format_size(self.vm.ceiling)}, its ceiling, once the host has "
-            f"more than {format_size(2 * self.host.reserve)} available, or it needs more."
+            f" It gets more, up to its ceiling of {format_size(self.vm.ceiling)}, as soon as it "
+            f"needs it, or once the host has more than {format_size(2 * self.host.reserve)} "
+            "available."
         )
 
     @property
@@ -70,8 +71,13 @@ class Case:
         used, keep = self.decision.demand, self.decision.keep
         if keep <= self.vm.floor:
             return f"Its guest uses {format_size(used)}; it keeps its floor, {format_size(keep)}."
-        room = f"may keep {format_size(keep - used)} of room (k = {self.host.k:.2f})"
+        room = f"may keep {format_size(keep - used)} on top (k = {self.host.k:.2f})"
         return f"Its guest uses {format_size(used)} and {room}."
+
+    @property
+    def occupied(self) -> int:
+        """What it could give at most, in bytes."""
+        return min(self.vm.actual, self.vm.resident)
 
     @property
     def need(self) -> str:
@@ -79,7 +85,7 @@ class Case:
         sample = self.vm.sample
         if sample is not None and sample.available < self.host.k * self.vm.slack * DISTRESS:
             return f"Its guest has only {format_size(sample.available)} available."
-        return "Its guest took memory back by itself, or reads pages again that it had to drop."
+        return "Its guest took memory back by itself, or reads again what it had to drop."
 
 
 def seconds_text(seconds: float) -> str:

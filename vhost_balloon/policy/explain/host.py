@@ -21,7 +21,10 @@ def explain_host(host: HostState | None, mode: Mode, *, readable: bool = True) -
             'do; `mode = "on"` in [policy] of the hub\'s configuration turns it on.'
         )
     if not readable:
-        return "The host's memory cannot be read, so no VM is moved."
+        return (
+            "The host's memory cannot be read, so no VM is moved, not even one that needs more. "
+            "The figures and reasons are those of the last decision."
+        )
     if host is None:
         return NOT_YET
     sentences = [_available(host)]
@@ -57,11 +60,14 @@ def _available(host: HostState) -> str:
 
 def _shortage(host: HostState) -> list[str]:
     missing = format_size(host.reserve - host.available)
-    share = f"Each VM may keep {host.k:.0%} of the room that it would like (k = {host.k:.2f})."
+    share = (
+        f"Beyond what its guest uses, each VM may keep {host.k:.0%} of what it would like "
+        f"(k = {host.k:.2f})."
+    )
     if host.spare:
         return [share, f"{missing} are missing, and VMs can spare {format_size(host.spare)}."]
     return [
         share,
         f"{missing} are missing, and no VM can spare anything.",
-        "Stop or move a VM, or lower the reserve.",
+        "Shut a VM down, or lower the reserve or the VMs' floors.",
     ]

@@ -18,9 +18,11 @@ def _off(case: Case) -> str:
 
 
 def _manual(case: Case) -> str:
-    during = "" if case.held_for is None else f" for another {seconds_text(case.held_for)}"
-    ends = f"`{CTL} policy-release {case.operand}` ends it"
-    return case.left(f"an operator's order holds it{during} ({ends})")
+    end = "" if case.held_for is None else f"in {seconds_text(case.held_for)}, or "
+    return case.left(
+        "an operator set its target or put it on hold",
+        f"The hold ends {end}with `{CTL} policy-release {case.operand}`.",
+    )
 
 
 def _no_driver(case: Case) -> str:

@@ -12,11 +12,9 @@ from vhost_balloon.sizes import format_size
 
 
 def _reclaim(case: Case) -> str:
-    vm = case.vm
     why = f"because the host has {case.available}, less than its reserve of {case.reserve}"
-    occupied = min(vm.actual, vm.resident)
-    given = max(occupied - (case.decision.target or 0), 0)
-    gives = f"It gives {format_size(given)} of the {format_size(occupied)} that it has in use."
+    given = format_size(max(case.occupied - (case.decision.target or 0), 0))
+    gives = f"Of the {format_size(case.occupied)} that it occupies on the host, it gives {given}."
     return f"{case.asked('asked to shrink', why)} {case.keeps} {gives}"
 
 
@@ -24,7 +22,8 @@ def _relief(case: Case) -> str:
     text = f"{case.asked('raised', 'because it needs more')} {case.need}"
     if case.decision.target == case.vm.ceiling:
         return f"{text} This is its ceiling."
-    return f"{text} The host is short, so this is what it has and its slack."
+    slack = format_size(case.decision.slack)
+    return f"{text} The host is short, so it gets its slack of {slack} on top of what it has."
 
 
 def _silent(case: Case) -> str:
@@ -46,11 +45,12 @@ def _regrow(case: Case) -> str:
 
 
 def _stuck(case: Case) -> str:
-    why = f"because its guest came no closer to that target for {seconds_text(STUCK)}"
+    target = format_size(case.vm.target)
+    why = f"because its guest came no closer to {target} for {seconds_text(STUCK)}"
     return (
         f"{case.asked('set back', why)} It is not asked for memory for {seconds_text(HOLD)}. "
-        f"`{CTL} status {case.operand}` shows the guest's state; if this comes again, raise its "
-        "floor."
+        f"`{CTL} status {case.operand}` shows the guest's state. If this happens again, raise "
+        "its floor."
     )
 
 
@@ -75,10 +75,8 @@ def _distress(case: Case) -> str:
     if case.vm.squeezed:
         more = "It has been given more; its next statistics show whether that is enough."
     else:
-        more = (
-            f"It has all that it may have, {format_size(case.vm.ceiling)}: only a higher ceiling "
-            "or a larger VM helps."
-        )
+        helps = "a larger VM" if case.vm.ceiling >= case.vm.size else "a higher ceiling"
+        more = f"It has all that it may have, {format_size(case.vm.target)}: only {helps} helps."
     return case.left("its guest is short of memory", case.need, more)
 
 
@@ -91,13 +89,13 @@ def _held(case: Case) -> str:
     return case.left(
         f"its guest did not reach a target lately, so it is not asked for memory for up to "
         f"{seconds_text(HOLD)} ({case.name} still gets more if it needs it)",
-        "If this comes again, raise its floor.",
+        "If this happens again, raise its floor.",
     )
 
 
 def _nothing_to_spare(case: Case) -> str:
-    occupied = format_size(min(case.vm.actual, case.vm.resident))
-    text = case.left("it has nothing to spare", case.keeps, f"It has {occupied} in use.")
+    occupies = f"It occupies {format_size(case.occupied)} on the host."
+    text = case.left("it has nothing to spare", case.keeps, occupies)
     return text + case.held_back
 
 
@@ -114,7 +112,10 @@ def _too_small(case: Case) -> str:
         return case.left(
             f"its share of what the host lacks is below {step}", f"It could spare {spare}."
         )
-    return case.left(f"its share of what the host can give back is below {step}")
+    return case.left(
+        f"its share of what the host can give back is below {step}",
+        "It gets more as soon as it needs it.",
+    )
 
 
 RULE: Final[Mapping[Reason, Callable[[Case], str]]] = {
