@@ -74,7 +74,7 @@ def test_the_state_of_the_host() -> None:
     assert view.host_line(read_policy(document(host=None))) == "policy on: no figures yet"
     unreadable = read_policy(document(readable=False, problems=["no \x1b meminfo"]))
     assert view.overview(unreadable, None)[:2] == [
-        "policy on: the host's memory cannot be read", "problem: no \\x1b meminfo",
+        "policy on: the host's memory cannot be read", "note: no \\x1b meminfo",
     ]  # fmt: skip
     assert view.overview(read_policy(document(vms={})), None) == [HOST, "no VM"]
 
@@ -95,7 +95,7 @@ def test_a_policy_that_is_off_is_one_line_with_what_to_do() -> None:
 def test_a_vm_explained() -> None:
     lines = view.explained(read_policy(document(problems=["slow"])), found(), None)
     assert lines[0].startswith("The host has 1.1 GiB of 16 GiB available, less than its reserve")
-    assert lines[1] == "problem: slow"
+    assert lines[1] == "note: slow"
     assert lines[2].startswith("web1 was asked to shrink from 4 GiB to 3 GiB, because the host has")
     assert lines[3:] == [
         "",
@@ -139,7 +139,7 @@ def test_the_screen_of_the_policy() -> None:
     first, second, *_, foot = screen.frame(80, 10, "12:34:56")
     assert first.startswith(" policy on: short, 1.1 GiB of 16 GiB available, reserve 2.3 GiB")
     assert first.endswith("~ 12:34:56 ")
-    assert (second.rstrip(), foot) == (" problem: slow", " q: quit")
+    assert (second.rstrip(), foot) == (" note: slow", " q: quit")
     assert screen.frame(80, 6, "")[-1] == " q: quit, arrows: scroll (1 to 2 of 3)"
     screen.add(read_policy(document(Mode.OFF)))
     assert screen.frame(80, 10, "")[0].startswith(" The policy is off and moves no VM.")

@@ -48,13 +48,20 @@ def _explain(options: argparse.Namespace, policy: Policy, output: Output) -> Non
     if vm is None:
         if policy.mode == OFF:
             raise CtlError(policy.explanation or view.host_line(policy))
-        others = ", ".join(shown(vm.id) for vm in policy.vms)
-        known = f" (known VMs: {others})" if others else ""
-        raise CtlError(f"the policy knows no VM '{options.explain}'{known}")
+        raise CtlError(_unknown(options.explain, policy))
     if options.json:
         output.json(vm.raw)
     else:
         output.lines(view.explained(policy, vm, output.room()))
+
+
+def _unknown(name: str, policy: Policy) -> str:
+    """Why the policy has no figures of a VM. They come with its daemon's answers."""
+    text = f"the policy has no figures of a VM '{name}'"
+    if policy.host is None:
+        return f"{text}: {policy.problems[0] if policy.problems else policy.explanation}"
+    others = ", ".join(shown(vm.id) for vm in policy.vms) or "none"
+    return f"{text}: there is none, or its daemon does not answer (it has figures of: {others})"
 
 
 def _watch(options: argparse.Namespace, output: Output) -> None:

@@ -29,7 +29,7 @@ def host_line(policy: Policy) -> str:
 def policy_titles(policy: Policy) -> list[tuple[str, str]]:
     """Return the host's state and problems as title lines of a screen (watch_view.py)."""
     is_short = policy.host is not None and policy.host.short
-    problems = [("alarm", f" problem: {printable(text)}") for text in policy.problems[:MAX_TITLES]]
+    problems = [("alarm", f" note: {printable(text)}") for text in policy.problems[:MAX_TITLES]]
     return [("alarm-title" if is_short else "title", f" {host_line(policy)}"), *problems]
 
 
@@ -68,8 +68,9 @@ def overview(policy: Policy, room: int | None) -> list[str]:
 
 
 def _problems(policy: Policy) -> list[str]:
-    """They are not cut: they say what to do."""
-    return [f"problem: {printable(problem)}" for problem in policy.problems]
+    """They are not cut: they say what to do. Some are no problem, such as memory that goes back to
+    all VMs by order."""
+    return [f"note: {printable(problem)}" for problem in policy.problems]
 
 
 def vms_table(vms: Sequence[PolicyVm], room: int | None) -> list[str]:
