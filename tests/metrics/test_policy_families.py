@@ -53,6 +53,12 @@ async def test_the_host_is_shown_as_the_policy_takes_it() -> None:
     assert modes == {"off": 0, "dry-run": 0, "on": 1}
 
 
+async def test_a_host_that_cannot_be_read_has_no_old_figures() -> None:
+    found = await scraped({**POLICY_ON, "host-readable": False})
+    host = {name.removeprefix(PREFIX) for name, labels in found if not labels}
+    assert host == {"host_readable"}
+
+
 async def test_each_vm_has_its_numbers_and_one_reason() -> None:
     found = await scraped(POLICY_ON)
     for vm, reason in (("web1", "reclaim"), ("db1", "manual")):

@@ -131,7 +131,8 @@ class PolicyCollector(Collector):
             "Whether the host's memory can be read, without which nothing is decided.",
             int(document["host-readable"]),
         )
-        host = document.get("host", {})
+        # Figures of the last time that it could be read would keep alerts firing, or silent.
+        host = document.get("host", {}) if document["host-readable"] else {}
         for key, (name, text) in _OF_THE_HOST.items():
             if key in host:
                 yield GaugeMetricFamily(PREFIX + name, text, float(host[key]))
