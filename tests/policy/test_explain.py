@@ -192,7 +192,8 @@ def test_names_are_printable_and_quoted_for_the_shell() -> None:
         (replace(SHORT, spare=0),
          "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Beyond what its "
          "guest uses, each VM may keep 50% of what it would like (k = 0.50). 1 GiB are "
-         "missing, and no VM can spare anything. Shut a VM down, or lower the reserve or the VMs' floors."),
+         "missing, and no VM can spare anything. Shut a VM down, or lower the reserve or "
+         "the VMs' floors."),
         (WELL,
          "The host has 3 GiB of 16 GiB available, between its reserve of 2 GiB and twice as much. "
          "Nothing is taken or given back, except to a VM that needs more."),
