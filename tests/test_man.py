@@ -16,6 +16,7 @@ import pytest
 
 import vhost_balloon
 from tests.rig.provisioning.packages import MANDOC
+from tests.support.fakes.policy_documents import POLICY_MODES, POLICY_ON
 from tests.support.parsers import arguments, commands
 from vhost_balloon.config import command_line
 from vhost_balloon.ctl import options
@@ -28,6 +29,8 @@ from vhost_balloon.hub import options as hub_options
 from vhost_balloon.hub.commands import COMMANDS, Hub
 from vhost_balloon.hub.config import POLICY_SETTINGS, VM_SETTINGS
 from vhost_balloon.hub.schema import describe
+from vhost_balloon.metrics.family import PREFIX
+from vhost_balloon.metrics.policy_families import POLICY_FAMILIES, PolicyCollector
 from vhost_balloon.qmp_server.command import Command
 from vhost_balloon.vm.settings import SETTINGS
 
@@ -210,8 +213,16 @@ def test_every_member_and_reason_of_the_policy_is_listed() -> None:
     members = {member.removeprefix("*") for part in parts for member in part}
     said = listed(section("vhost-balloon-qmp", "MEMBERS OF QUERY\\-POLICY"))
     assert said == sorted(members)
-    reasons = listed(section("vhost-balloon-qmp", "REASONS OF THE POLICY"))
+    reasons = listed(section("vhost-balloon-hub", "REASONS OF THE POLICY"))
     assert reasons == sorted(reason.value for reason in Reason)
+
+
+def test_every_metric_of_the_policy_is_listed_and_no_other() -> None:
+    listing = plain(section("vhost-balloon-hub", "METRICS"))
+    collector = PolicyCollector(lambda: POLICY_ON, POLICY_MODES)
+    known = {PREFIX + family.name for family in POLICY_FAMILIES}
+    known |= {family.name for family in collector.collect()}
+    assert set(re.findall(rf"{PREFIX}policy_\w+", listing)) == known
 
 
 def of_kind(schema: Any, kind: str) -> list[str]:
