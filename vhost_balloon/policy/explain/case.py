@@ -68,7 +68,7 @@ class Case:
     @property
     def keeps(self) -> str:
         """What the rule leaves it."""
-        used, keep = self.decision.demand, self.decision.keep
+        used, keep = self.decision.demand, min(self.decision.keep, self.vm.size)
         if keep <= self.vm.floor:
             return f"Its guest uses {format_size(used)}; it keeps its floor, {format_size(keep)}."
         room = f"may keep {format_size(keep - used)} on top (k = {self.host.k:.2f})"

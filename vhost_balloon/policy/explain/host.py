@@ -18,7 +18,8 @@ def explain_host(host: HostState | None, mode: Mode, *, readable: bool = True) -
     if mode is Mode.OFF:
         return (
             f"The policy is off and moves no VM. `{CTL} policy-mode dry-run` shows what it would "
-            'do; `mode = "on"` in [policy] of the hub\'s configuration turns it on.'
+            f"do. `{CTL} policy-mode on` turns it on until the hub restarts, and "
+            '`mode = "on"` in [policy] of the hub\'s configuration does for good.'
         )
     if not readable:
         return (
