@@ -164,6 +164,9 @@ QUIET: Final[list[tuple[str, str, Series]]] = [
     ("VhostBalloonPolicyStuck", "45m", ordered("relief", "0+1x200")),
 ]
 SCRAPED: Final = 'up{job="vhost-balloon",instance="host:9100"}'
+WITHOUT_THE_LOCK: Final = {
+    'vhost_balloon_policy_host_readable{job="vhost-balloon",instance="host:9100"}': "1x200"
+}
 OF_THE_HOST_CASES: Final = [
     ("VhostBalloonDown", "3m", {SCRAPED: "0x200"}, 1),
     ("VhostBalloonDown", "1m", {SCRAPED: "0x200"}, 0),
@@ -182,6 +185,7 @@ OF_THE_HOST_CASES: Final = [
     ("VhostBalloonReclaimImpossible", "40m", policed(available=1900, spare=20), 0),
     ("VhostBalloonReclaimImpossible", "40m", policed(available=2100, spare=0), 0),
     ("VhostBalloonPolicyBlind", "2m", policed(readable=False), 1),
+    ("VhostBalloonPolicyBlind", "2m", WITHOUT_THE_LOCK, 1),
     ("VhostBalloonPolicyBlind", "30s", policed(readable=False), 0),
     ("VhostBalloonPolicyBlind", "40m", policed(readable=True), 0),
 ]

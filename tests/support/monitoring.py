@@ -86,12 +86,14 @@ def ordered(reason: str, values: str) -> Series:
 
 
 def policed(*, available: int = 4096, spare: int = 0, readable: bool = True) -> Series:
-    """A host with a reserve of 2048 MiB."""
+    """A host with a reserve of 2048 MiB. readable: otherwise nothing is decided."""
     host = '{job="vhost-balloon",instance="host:9100"}'
-    return {
+    state = {f"vhost_balloon_policy_host_readable{host}": f"{int(readable)}x200"}
+    if not readable:
+        return state
+    return state | {
         f"vhost_balloon_policy_host_available_bytes{host}": size(available),
         f"vhost_balloon_policy_host_reserve_bytes{host}": size(2048),
         f"vhost_balloon_policy_host_spare_bytes{host}": size(spare),
         f"vhost_balloon_policy_short{host}": f"{int(available < 2048)}x200",
-        f"vhost_balloon_policy_host_readable{host}": f"{int(readable)}x200",
     }
