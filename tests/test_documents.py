@@ -16,12 +16,14 @@ DOCUMENTS = [
     ROOT / "vhost_balloon/README.md",
     ROOT / "tests/README.md",
     ROOT / "tests/benchmarks/README.md",
+    ROOT / "tests/policy/README.md",
 ]
 OTHERS = {
     *("--append", "--create", "--groups", "--now"),  # usermod, systemd
     *("--editable", "--quiet"),  # pip
     "--dist",  # pytest
     *("--guest-memory", "--json", "--rounds"),  # tests.benchmarks
+    *("--markdown", "--plot", "--processes", "--rules", "--scenario", "--seeds"),  # tests.policy
     *("--minutes", "--real", "--seconds", "--seed", "--simulated"),  # tests.soak, tests.fuzz
 }
 """Options of other programs."""
@@ -53,7 +55,7 @@ def test_links_and_modules_exist(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)", text)
     assert [link for link in links if not (path.parent / link).exists()] == []
     modules = re.findall(r"`([\w/-]+/[\w.-]+\.(?:py|md|\d))`", text)
-    folders = (ROOT, ROOT / "vhost_balloon")
+    folders = (path.parent, ROOT, ROOT / "vhost_balloon")
     assert [name for name in modules if not any((at / name).exists() for at in folders)] == []
 
 
