@@ -74,7 +74,6 @@ PURE = {
     "vhost_balloon.sizes",
     "vhost_balloon.front_end.documents",
     "vhost_balloon.front_end.partial",
-    "vhost_balloon.front_end.precedence",
     "vhost_balloon.memory.gathering",
     "vhost_balloon.memory.ranges",
     "vhost_balloon.memory.vector",

@@ -18,7 +18,6 @@ from tests.support.end_to_end import MIB, ByHand, Host, by_hand, eventually, tol
 from tests.support.vms.judged import RAM, give, with_more
 from tests.support.vms.operated import operated
 from vhost_balloon.control.commands import MAX_HOLD
-from vhost_balloon.errors import CommandError
 from vhost_balloon.simulator.guest import running_guest
 from vhost_balloon.simulator.options import DriverOptions
 
@@ -170,49 +169,52 @@ async def test_without_a_front_end_there_is_nothing_to_hold(tmp_path: Path, comm
 # Orders that are judged at once
 
 
-@pytest.mark.parametrize("manual_first", [True, False])
 @pytest.mark.parametrize("seconds", [None, 1])
 async def test_a_manual_order_wins_while_memory_is_judged(
-    tmp_path: Path, still_clock: MockClock, manual_first: bool, seconds: int | None
+    tmp_path: Path, still_clock: MockClock, seconds: int | None
 ) -> None:
-    refused: list[str] = []
-
-    async def by_policy(host: Host) -> None:
-        try:
-            await host.vm().device().order(300 * MIB, policy=True)
-        except CommandError as error:
-            refused.append(str(error))
-
-    async def by_operator(host: Host) -> None:
-        await host.vm().device().order(448 * MIB, seconds)
-
-    async with operated(tmp_path) as (host, _), by_hand(host.path(), with_more()) as guest:
-        order = [by_operator, by_policy] if manual_first else [by_policy, by_operator]
+    async with operated(tmp_path) as (host, client), by_hand(host.path(), with_more()) as guest:
+        orders = host.vm().device()
         async with trio.open_nursery() as nursery:
-            for task in order:
-                nursery.start_soon(task, host)
-                await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(orders.order, 300 * MIB, None)
+            nursery.start_soon(orders.order, 448 * MIB, seconds)
+            await trio.testing.wait_all_tasks_blocked()
+            refused = await client.failure("balloon", value=40 * MIB, policy=True)
+            assert refused[1].startswith("an operator holds VM 'vm1'")
             give(guest, RAM - 50 * MIB)
         now = host.vm().statistics()
         assert (now.target, now.held, now.held_for) == (448 * MIB, True, seconds)
-        assert len(refused) == 1
 
 
-async def test_a_hold_stops_an_order_that_is_being_judged(
+async def test_the_policy_does_not_wait_for_a_sample(
     tmp_path: Path, still_clock: MockClock
 ) -> None:
+    """The guest has more than its last sample says, or less: the order is for what was known."""
     async with operated(tmp_path) as (host, client), by_hand(host.path(), with_more()) as guest:
+        give(guest, RAM - 50 * MIB)
+        await told(guest)
+        assert await ask(client, "balloon", value=300 * MIB, policy=True) == {}
+        assert await target(client) == 300
 
-        async def order() -> None:
-            with pytest.raises(CommandError, match="an operator holds"):
-                await host.vm().device().order(300 * MIB, policy=True)
+        # It has put the rest to use, which is known only once somebody asks.
+        await ask(client, "balloon-request-stats")
+        give(guest, RAM + 2000 * MIB)
+        await told(guest)
+        refused = await ask(client, "balloon", value=200 * MIB, policy=True)
+        assert refused["desc"] == "VM 'vm1' has other memory than was known of it"
+        assert await target(client) == 300 + 2048, "the same balloon"
+        assert await ask(client, "balloon", value=1024 * MIB, policy=True) == {}
+        assert await target(client) == 1024
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(order)
-            await trio.testing.wait_all_tasks_blocked()
-            await client.execute("policy-hold")
-            give(guest, RAM - 50 * MIB)
-        assert host.vm().statistics().target == RAM
+
+async def test_the_policy_does_not_order_without_a_driver(
+    tmp_path: Path, still_clock: MockClock
+) -> None:
+    async with guest_and_client(tmp_path, features=None) as (_, client, guest):
+        refused = await client.failure("balloon", value=40 * MIB, policy=True)
+        assert refused == ("GenericError", "no driver is ready in VM 'vm1'")
+        await guest.start()
+        assert await target(client) == 64
 
 
 # Samples

@@ -44,11 +44,13 @@ async def _balloon(vm: Vm, arguments: dict[str, Any]) -> Json:
     _check_attached(vm, arguments)
     if arguments["value"] <= 0:
         raise CommandError("Parameter 'value' expects a size")
-    policy = arguments.get("policy", False)
     hold = _seconds(arguments, "hold")
-    if policy and hold is not None:
+    if not arguments.get("policy", False):
+        await vm.device().order(arguments["value"], hold)
+    elif hold is None:
+        vm.device().policy_order(arguments["value"])
+    else:
         raise CommandError("Parameter 'hold' is not for orders of the policy")
-    await vm.device().order(arguments["value"], hold, policy=policy)
     statistics = vm.statistics(details=False)
     return {"pending": True} if statistics.pending or not statistics.driver_ready else {}
 

@@ -16,7 +16,6 @@ import trio
 from vhost_balloon.balloon.hold import FREE, Hold, hold_for
 from vhost_balloon.errors import CommandError
 from vhost_balloon.front_end.keeper import Keeper
-from vhost_balloon.front_end.precedence import Precedence
 from vhost_balloon.pace import clock
 from vhost_balloon.queues.stats import StatsProcessor
 from vhost_balloon.session.session import Session
@@ -45,30 +44,36 @@ class Orders:
         self._keeper = keeper
         self._config_changed = config_changed
         self._is_due = trio.Event()
-        self._precedence: Final = Precedence()
+        self._newest = self._last_carried_out = 0
+        """The operator's orders, numbered as they came."""
 
-    async def order(self, value: int, seconds: int | None = None, *, policy: bool = False) -> None:
-        """See vm.Orders. Of several orders that are judged at once, one holds (precedence.py)."""
-        self._check_free(policy)
-        turn = self._precedence.begin(policy=policy)
-        try:
-            await self.judge_memory()
-        finally:
-            stands = self._precedence.end(turn)
+    async def order(self, value: int, seconds: int | None = None) -> None:
+        """See vm.Orders. Of several orders that are judged at once, the newest holds."""
+        self.hold(seconds)  # from now on, so that the policy does not come in between
+        self._newest += 1
+        number = self._newest
+        await self.judge_memory()
         if self._vm.front_end is None or self._vm.front_end.orders is not self:
             raise not_activated(f": the front end of VM '{self._vm.id}' went away")
-        self._check_free(policy)
-        if policy and not stands:
-            raise CommandError(f"VM '{self._vm.id}' was given a newer order")
-        if stands:
-            if not policy:
-                self._balloon.hold = hold_for(seconds, clock.boottime())
-            self.set_target(value)  # which puts both on record
+        if number > self._last_carried_out:
+            self._last_carried_out = number
+            self.set_target(value)
 
-    def _check_free(self, policy: bool) -> None:
-        """Raises CommandError for an order of the policy while an operator's holds the VM."""
+    def policy_order(self, value: int) -> None:
+        """See vm.Orders. It does not ask the guest, as the policy has just done so."""
+        self._check_free()
+        if not self._session.driver_ready:
+            raise CommandError(f"no driver is ready in VM '{self._vm.id}'")
+        size = self._balloon.memory_size
+        self._judge()
+        if self._balloon.memory_size != size:  # the order would mean another balloon
+            raise CommandError(f"VM '{self._vm.id}' has other memory than was known of it")
+        self.set_target(value)
+
+    def _check_free(self) -> None:
+        """Raises CommandError while an operator holds the VM."""
         now, hold = clock.boottime(), self._balloon.hold
-        if policy and hold.lasts(now):
+        if hold.lasts(now):
             left = hold.left(now)
             end = "" if left is None else f" for another {math.ceil(left)} s"
             raise CommandError(f"an operator holds VM '{self._vm.id}'{end}")
@@ -132,8 +137,11 @@ class Orders:
         if self._session.gives_stats and self._balloon.ram.needs_sample():
             with trio.move_on_after(SAMPLE_PATIENCE):
                 await self._stats.fresh()
+        self._judge()  # another device than before, if one began meanwhile
+
+    def _judge(self) -> None:
         with self._judging():
-            self._balloon.ram.judge()  # another than before, if a device began meanwhile
+            self._balloon.ram.judge()
 
     def sampled(self) -> None:
         """The guest has given a sample."""

@@ -23,12 +23,18 @@ class Orders(Protocol):
     def state_memory(self, size: int | None) -> None:
         """Take the operator's word for the guest's memory: bytes, or None to judge."""
 
-    async def order(self, value: int, seconds: int | None = None, *, policy: bool = False) -> None:
-        """Judge how much memory the guest has, which may wait for a sample, not long; then
-        set_target(value).
+    async def order(self, value: int, seconds: int | None = None) -> None:
+        """Carry out an operator's order, which makes a hold, as hold(seconds) does: judge how much
+        memory the guest has, which may wait for a sample, not long; then set_target(value).
 
-        policy: the order is the host's policy's, and refused if an operator's came first. Any other
-        is an operator's, and makes a hold, as hold(seconds) does. Raises CommandError.
+        Raises CommandError.
+        """
+
+    def policy_order(self, value: int) -> None:
+        """Carry out an order of the host's policy. Never waits.
+
+        Raises CommandError while an operator holds the VM, without a driver, and if it turns out
+        that the guest has other memory than the policy was told.
         """
 
     def set_target(self, value: int) -> None:
