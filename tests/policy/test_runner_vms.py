@@ -23,7 +23,7 @@ from tests.support.fakes.policed_vms import (
 )
 from tests.support.helpers import GIB
 from vhost_balloon.figures.policy_reason import Reason
-from vhost_balloon.policy.constants import TICK
+from vhost_balloon.policy.constants import REST, TICK
 from vhost_balloon.policy.inputs import default_floor
 from vhost_balloon.policy.past import FORGET
 from vhost_balloon.policy.settings import Mode, PolicySettings
@@ -157,12 +157,12 @@ async def test_a_daemon_that_does_not_answer_for_a_while_is_not_forgotten(
         await trio.sleep(10 * TICK)
         assert policy.report().vms == {}
         host.guests["web1"].answers = True
-        await trio.sleep(TICK)
+        await trio.sleep(REST)
         assert policy.report().vms["web1"].decision.peak > 2 * GIB
         host.guests["web1"].answers = False
-        await trio.sleep(FORGET + 2 * TICK)
+        await trio.sleep(FORGET + 2 * REST)
         host.guests["web1"].answers = True
-        await trio.sleep(TICK)
+        await trio.sleep(REST)
         assert policy.report().vms["web1"].decision.peak == GIB
 
 
@@ -173,7 +173,7 @@ async def test_another_front_end_is_another_vm(autojump_clock: MockClock) -> Non
     async with running(policy):
         await ticks(3)
         host.guests["web1"] = FakeVm(front_end=2)
-        await trio.sleep(TICK)
+        await trio.sleep(REST)
         assert policy.report().vms["web1"].decision.peak == GIB
 
 

@@ -133,8 +133,10 @@ class PolicedVms:
             vm.close()
         self._vms = {}
 
-    async def look(self, settings: PolicySettings, poll: Collection[str]) -> Mapping[str, Policed]:
-        """All VMs whose daemons answer; takes at most twice PATIENCE."""
+    async def look(
+        self, settings: PolicySettings, poll: Collection[str], *, others: bool = True
+    ) -> Mapping[str, Policed]:
+        """The VMs whose daemons answer; takes at most twice PATIENCE."""
         found: dict[str, Policed] = {}
 
         async def ask(name: str, vm: PolicedVm) -> None:
@@ -142,7 +144,9 @@ class PolicedVms:
             if policed is not None:
                 found[name] = policed
 
-        if await self._find():
+        if not others:
+            await self._each(ask, poll)
+        elif await self._find():
             await self._each(ask, self._vms)
         return found
 

@@ -9,6 +9,9 @@ TICK: Final = 2.0
 MIN_TICK: Final = 1.0
 """A tick that comes sooner after the last one is left out."""
 
+REST: Final = 5 * TICK
+"""Between two looks at a VM that is not squeezed, while the host is well: asking wakes."""
+
 RESERVE: Final = 1 << 30
 RESERVE_SHARE: Final = 0.08
 """The default reserve is RESERVE and this share of the host. Bursts have absolute sizes, so a part

@@ -24,9 +24,11 @@ class Policed:
 class Vms(Protocol):
     """The VMs of the host, by name. Every call takes bounded time, whatever a VM's daemon does."""
 
-    async def look(self, settings: PolicySettings, poll: Collection[str]) -> Mapping[str, Policed]:
-        """All VMs whose daemons answer, with their settings. poll: those whose guests are asked for
-        statistics first."""
+    async def look(
+        self, settings: PolicySettings, poll: Collection[str], *, others: bool = True
+    ) -> Mapping[str, Policed]:
+        """The VMs whose daemons answer, with their settings. poll: those whose guests are asked for
+        statistics first. others: look at all others too, of which some may be new."""
 
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, in bytes, marked as the policy's. Returns why an order was refused."""

@@ -6,16 +6,16 @@ In mode off it waits, and keeps nothing open.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.log.lines import logger
 from vhost_balloon.policy.constants import MIN_TICK, TICK
-from vhost_balloon.policy.decide import HostState
+from vhost_balloon.policy.decide import HostState, judge
 from vhost_balloon.policy.inputs import HostFigures
-from vhost_balloon.policy.interfaces import Host, HostUnreadable, Lock, Vms
+from vhost_balloon.policy.interfaces import Host, HostUnreadable, Lock, Policed, Vms
 from vhost_balloon.policy.lines import mistakes, tick_line
 from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.past import Order
@@ -104,6 +104,7 @@ class Policy:
         before, self._settings = self._settings, settings
         if (before.cgroup, before.zfs_arc) != (settings.cgroup, settings.zfs_arc):
             self._close_host()
+        self._ticks.look_again()
         self._enter(self._mode if before.mode is settings.mode else settings.mode)
 
     def _enter(self, mode: Mode) -> None:
@@ -121,6 +122,7 @@ class Policy:
         try:
             await self._vms.hold(name, seconds)
         finally:
+            self._ticks.look_again()
             self._close_unused()
 
     async def release(self, name: str) -> None:
@@ -128,6 +130,7 @@ class Policy:
         try:
             await self._vms.release(name)
         finally:
+            self._ticks.look_again()
             self._close_unused()
 
     async def release_all(self) -> list[str]:
@@ -216,13 +219,19 @@ class Policy:
             self._vms.close()
             self._say([problem])
             return
-        looked = await self._ticks.look(self._settings)
+        looked = await self._ticks.look(self._clock(), self._settings)
         if trio.current_time() - self._decided < MIN_TICK or not self._has_work:
             return
-        now = self._clock()
-        host = self._read_host(now)
-        if host is None:
+        host = self._read_host(self._clock())
+        if host is not None:
+            await self._decide(host, looked)
+
+    async def _decide(self, host: HostFigures, looked: Mapping[str, Policed]) -> None:
+        if self._ticks.has_rested and judge(host, self._settings.reserve_of(host.total)).short:
+            looked = await self._ticks.look_at_all(self._clock(), self._settings)
+        if not self._has_work:  # any more
             return
+        now = self._clock()
         self._decided = trio.current_time()
         self._say(mistakes(self._settings, host.total, figures(looked)))
         before = self._ticks.host

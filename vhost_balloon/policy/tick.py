@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from vhost_balloon.log.lines import logger
+from vhost_balloon.policy.constants import REST
 from vhost_balloon.policy.decide import HostState, Outcome, decide, judge
 from vhost_balloon.policy.inputs import HostFigures, VmFigures
 from vhost_balloon.policy.interfaces import Policed, Vms
@@ -27,6 +28,11 @@ class Ticks:
         self._outcome: Outcome | None = None
         self._refused: set[str] = set()
         """The VMs that accepted no order since they refused one."""
+        self._known: Mapping[str, Policed] = {}
+        """By the last look, which may be newer than the last decisions."""
+        self._seen_all = float("-inf")
+        self.has_rested = False
+        """The last look left out VMs that are not squeezed."""
         self.at = 0.0
         """When the last decisions were made."""
         self.is_releasing = False
@@ -55,11 +61,29 @@ class Ticks:
             self._file.write(now, self._past.memory, urgent=True)
         self._outcome = None
 
-    async def look(self, settings: PolicySettings) -> Mapping[str, Policed]:
-        """All VMs. Guests are asked for statistics where the last tick wanted it."""
+    def look_again(self) -> None:
+        """Have the next look leave out no VM."""
+        self._seen_all = float("-inf")
+
+    async def look(self, now: float, settings: PolicySettings) -> Mapping[str, Policed]:
+        """The VMs. Guests are asked for statistics where the last tick wanted it. While the host is
+        well, the figures of all other VMs stand for REST."""
         decisions = {} if self._outcome is None else self._outcome.decisions
-        poll = [name for name, decision in decisions.items() if decision.poll]
-        return await self._vms.look(settings, poll)
+        poll = {name for name, decision in decisions.items() if decision.poll}
+        is_well = self.host is not None and not self.host.short and not self.is_releasing
+        if not is_well or not 0 <= now - self._seen_all < REST:
+            return await self.look_at_all(now, settings, poll)
+        self.has_rested = True
+        rest = {name: vm for name, vm in self._known.items() if name not in poll}
+        self._known = rest | dict(await self._vms.look(settings, poll, others=False))
+        return self._known
+
+    async def look_at_all(
+        self, now: float, settings: PolicySettings, poll: Collection[str] = ()
+    ) -> Mapping[str, Policed]:
+        self._seen_all, self.has_rested = now, False
+        self._known = await self._vms.look(settings, poll)
+        return self._known
 
     async def decide(
         self,

@@ -80,6 +80,8 @@ class FakeHost:
         self.takes = 0.0
         self.looks: list[tuple[float, list[str]]] = []
         """When the VMs were looked at, and which were asked for statistics."""
+        self.seen: list[set[str]] = []
+        """The VMs that were looked at."""
         self.is_open = self.has_connections = self.is_locked = False
         self.clock_offset = 1000.0
         self.told: list[tuple[HostState, Sequence[Order]]] = []
@@ -118,15 +120,18 @@ class FakeHost:
 
     # Vms
 
-    async def look(self, settings: PolicySettings, poll: Collection[str]) -> Mapping[str, Policed]:
+    async def look(
+        self, settings: PolicySettings, poll: Collection[str], *, others: bool = True
+    ) -> Mapping[str, Policed]:
         self.looks.append((trio.current_time(), sorted(poll)))
+        self.seen.append({*self.guests} if others else {*self.guests} & {*poll})
         self.has_connections = True
         await trio.sleep(self.takes)
         now = self.clock()
         return {
             name: vm.policed(name, settings, now)
             for name, vm in list(self.guests.items())
-            if vm.answers
+            if vm.answers and (others or name in poll)
         }
 
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
