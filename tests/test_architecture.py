@@ -16,6 +16,7 @@ TREES = [Path(package.__file__ or "").parent for package in (protocol, vhost_bal
 
 SMALL = {
     *("errors", "log", "fds", "checked", "sizes", "printable", "name_text", "containment"),
+    "clock",
     "setting_kinds",
     "__version__",
 }
@@ -50,6 +51,7 @@ ROOMS: dict[str, str] = {  # from the bottom up: a row names only rows above it
 }
 
 SMALL_MAY: dict[str, set[str]] = {
+    "clock": set(),
     "errors": set(),
     "printable": set(),
     "name_text": {"printable"},
@@ -91,12 +93,19 @@ PURE = {
             "explain.obstacle",
             "explain.rule",
             "explain.vm",
+            "host_text",
             "inputs",
+            "interfaces",
+            "lines",
             "memory",
+            "past",
+            "release",
             "report",
             "settings",
         )
     ),
+    "vhost_balloon.hub.events",
+    "vhost_balloon.hub.vm_figures",
     "vhost_balloon.qmp_server.command",
     "vhost_balloon.qmp_server.schema",
     "vhost_balloon.store.journal",

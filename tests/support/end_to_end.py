@@ -24,10 +24,11 @@ from protocol import virtio_balloon as vb
 from protocol.virtio_balloon import BalloonFeature, Queue
 from tests.support.helpers import MIB as MIB
 from tests.support.helpers import PAGE as PAGE
+from vhost_balloon import clock
 from vhost_balloon.config import config
 from vhost_balloon.daemon import daemon
 from vhost_balloon.log.lines import TextFormatter
-from vhost_balloon.pace import clock, wakefulness
+from vhost_balloon.pace import wakefulness
 from vhost_balloon.simulator.connection import Connection, Refused
 from vhost_balloon.simulator.front_end import FrontEnd
 from vhost_balloon.simulator.guest import SimulatedGuest

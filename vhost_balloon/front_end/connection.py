@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from vhost_balloon import clock
 from vhost_balloon.balloon.device import Balloon
 from vhost_balloon.errors import CommandError, FrontEndError, StreamError
 from vhost_balloon.fds import OwnedFd
@@ -24,7 +25,6 @@ from vhost_balloon.front_end.orders import Orders
 from vhost_balloon.front_end.parts import LeftConnection, Parts
 from vhost_balloon.front_end.transport import Transport
 from vhost_balloon.memory.pin_guard import PinGuard
-from vhost_balloon.pace import clock
 from vhost_balloon.pace.rate import REPORT_BURST, Bucket
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.ring_set import RingSet

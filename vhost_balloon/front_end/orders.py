@@ -13,10 +13,10 @@ from typing import Final
 
 import trio
 
+from vhost_balloon import clock
 from vhost_balloon.balloon.hold import FREE, Hold, hold_for
 from vhost_balloon.errors import CommandError
 from vhost_balloon.front_end.keeper import Keeper
-from vhost_balloon.pace import clock
 from vhost_balloon.queues.stats import StatsProcessor
 from vhost_balloon.session.session import Session
 from vhost_balloon.sizes import format_size

@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from protocol.qmp import ErrorClass, Object
+from vhost_balloon.clock import boottime
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import CommandError, StateError
 from vhost_balloon.hub.connection import Refused, Unanswered
@@ -23,7 +24,6 @@ from vhost_balloon.hub.vms import PATIENCE
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.policy.inputs import VmSettings
 from vhost_balloon.policy.interfaces import Policed
-from vhost_balloon.policy.runner import boottime
 from vhost_balloon.policy.settings import PolicySettings
 from vhost_balloon.printable import printable
 

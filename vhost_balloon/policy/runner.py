@@ -5,11 +5,11 @@ In mode off it waits, and keeps nothing open.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
+from vhost_balloon.clock import boottime
 from vhost_balloon.errors import CommandError, OperatorError
 from vhost_balloon.log.lines import logger
 from vhost_balloon.policy.constants import MIN_TICK, TICK
@@ -27,11 +27,6 @@ from vhost_balloon.printable import printable
 
 OnOrders = Callable[[HostState, Sequence[Order]], None]
 """Called after a tick with what was ordered, at least one order."""
-
-
-def boottime() -> float:
-    """Seconds since boot, with those in which the host was suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Policy:

@@ -9,9 +9,9 @@ from typing import Final
 import trio
 
 from protocol.virtio_balloon import Queue
+from vhost_balloon import clock
 from vhost_balloon.balloon.guest_stats import parse_stats
 from vhost_balloon.figures.refusal import Refusal
-from vhost_balloon.pace import clock
 from vhost_balloon.queues.attached_guest import AttachedGuest
 from vhost_balloon.queues.processor import Tally
 from vhost_balloon.queues.ring import StartedRing

@@ -11,6 +11,7 @@ import trio
 
 from protocol.examiner import PATH as EXAMINER
 from protocol.qmp import ErrorClass
+from vhost_balloon import clock
 from vhost_balloon.checked import Document, flag, number, reading, real
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import CommandError
@@ -25,7 +26,6 @@ from vhost_balloon.figures.refusal import OPERATOR
 from vhost_balloon.figures.statistics import VmState
 from vhost_balloon.log.lines import VmLog
 from vhost_balloon.memory.pin_guard import prospect
-from vhost_balloon.pace import clock
 from vhost_balloon.pace.wakefulness import Wakefulness
 from vhost_balloon.store.descriptors import CONNECTION, Store
 from vhost_balloon.vm.front_end import FrontEnd, Orders
