@@ -33,7 +33,7 @@ from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import CommandError
 from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.hub import policed
-from vhost_balloon.hub.policed import SAMPLE_TIME, PolicedVms
+from vhost_balloon.hub.policed import SAMPLE_TIME, TOO_OLD, PolicedVms
 from vhost_balloon.hub.vm_figures import read_policed
 from vhost_balloon.hub.vms import HUB_PLACES, PATIENCE
 from vhost_balloon.policy.inputs import VmSettings
@@ -109,6 +109,7 @@ async def test_an_older_daemon_refuses_and_is_never_ordered_without_the_mark(
     fake = PolicedDaemon(**{"stats-taken": None, "stats-actual": None, "held": None})
     fake.refusals = {
         "balloon": "Parameter 'policy' is unexpected",
+        "policy-release": "The command policy-release has not been found",
         "balloon-request-stats": "The command balloon-request-stats has not been found",
     }
     vms = vms_of(tmp_path)
@@ -116,7 +117,10 @@ async def test_an_older_daemon_refuses_and_is_never_ordered_without_the_mark(
         found = await vms.look(SETTINGS, ["web1"])
         assert found["web1"].figures.sample is None
         for _ in range(2):
-            assert await vms.order({"web1": GIB}) == {"web1": "Parameter 'policy' is unexpected"}
+            [text] = (await vms.order({"web1": GIB})).values()
+            assert text == f"Parameter 'policy' is unexpected: {TOO_OLD}"
+        with pytest.raises(CommandError, match=f"has not been found: {TOO_OLD}$"):
+            await vms.release("web1")
     vms.close()
     assert all(arguments["policy"] for name, arguments in fake.calls if name == "balloon")
     assert fake.connections == 1, "a refusal ends no connection"

@@ -16,7 +16,6 @@ import trio
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.fds import raise_descriptor_limit
-from vhost_balloon.hub.check_config import check_config
 from vhost_balloon.hub.commands import Hub
 from vhost_balloon.hub.control import MAX_CLIENTS as MAX_CONTROL_CLIENTS
 from vhost_balloon.hub.control import Control
@@ -155,6 +154,8 @@ def main() -> None:
         options = parse(sys.argv[1:], is_handed_over=handed.listener is not None)
         log_setup.set_up(options.log_level, options.log_format)
         if options.check_only:
+            from vhost_balloon.hub.check_config import check_config
+
             return trio.run(check_config, options)
         raise_descriptor_limit()
         gc.freeze()  # a full collection would traverse all imported modules

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 import trio
 
 from protocol import qmp
-from protocol.qmp import Object
+from protocol.qmp import ErrorClass, Object
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.printable import printable
 
@@ -30,6 +30,8 @@ USUAL: Final = 32 << 10
 MESSAGE_COST bytes more."""
 MESSAGE_COST: Final = 256
 
+UNEXPECTED: Final = "is unexpected"
+"""The end of QMP's error for an argument that a command does not have."""
 MAX_REFUSAL: Final = 200
 """Characters of an error's text that are kept."""
 
@@ -45,11 +47,13 @@ class Ended(Unanswered):
 
 
 class Refused(Unanswered):
-    """The daemon's reply is an error; reason: its text, which the daemon chose, made printable."""
+    """The daemon's reply is an error; reason: its text, which the daemon chose, made printable.
+    is_unknown: it does not know the command or an argument, as an older daemon does not."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, is_unknown: bool = False) -> None:
         super().__init__(f"it refuses the command: {reason}")
         self.reason: Final = reason
+        self.is_unknown: Final = is_unknown
 
 
 class Connection:
@@ -123,7 +127,7 @@ class _Messages:
         while "event" in (message := await self.next()):
             pass
         if "return" not in message:
-            raise Refused(_reason(message))
+            raise _refused(message)
         return message["return"]
 
     async def next(self) -> dict[str, Any]:
@@ -153,11 +157,14 @@ class _Messages:
         return data
 
 
-def _reason(message: dict[str, Any]) -> str:
-    """The text of an error reply."""
+def _refused(message: dict[str, Any]) -> Refused:
     error = message.get("error")
-    text = error.get("desc") if isinstance(error, dict) else None
-    return printable(text[:MAX_REFUSAL]) if isinstance(text, str) else "without a reason"
+    if not isinstance(error, dict) or not isinstance(text := error.get("desc"), str):
+        return Refused("without a reason")
+    is_unknown = error.get("class") == ErrorClass.COMMAND_NOT_FOUND.value or text.endswith(
+        UNEXPECTED
+    )
+    return Refused(printable(text[:MAX_REFUSAL]), is_unknown=is_unknown)
 
 
 def _parse(line: bytearray) -> dict[str, Any]:

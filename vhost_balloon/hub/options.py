@@ -10,7 +10,6 @@ from typing import Final
 
 from vhost_balloon.config.option_parser import Parser, add_control_access, add_log_options
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.hub.config import read_settings
 from vhost_balloon.metrics.options import (
     MetricsOptions,
     add_metrics_options,
@@ -112,12 +111,21 @@ def parse(arguments: list[str], *, is_handed_over: bool = False) -> HubOptions:
         metrics,
         options.log_level,
         options.log_format,
-        policy=read_settings(options.config),
+        policy=_policy_settings(options.config),
         files=tuple(options.config),
         run_folder=_run_folder(options.run_folder),
         control_access=SocketOptions(options.control_mode, options.control_group),
         check_only=options.check_config,
     )
+
+
+def _policy_settings(files: list[Path]) -> PolicySettings:
+    """Raises OperatorError."""
+    if not files:
+        return PolicySettings()
+    from vhost_balloon.hub.config import read_settings  # which costs memory
+
+    return read_settings(files)
 
 
 def _run_folder(given: Path | None) -> Path | None:

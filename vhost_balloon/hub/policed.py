@@ -27,6 +27,7 @@ from vhost_balloon.policy.interfaces import Policed
 from vhost_balloon.policy.settings import PolicySettings
 from vhost_balloon.printable import printable
 
+TOO_OLD: Final = "its daemon is older than the policy: upgrade it"
 SAMPLE_TIME: Final = 0.3
 """Seconds that a guest has to give statistics that it is asked for."""
 
@@ -89,7 +90,8 @@ class PolicedVm:
                 async with self._busy:
                     await self._link.execute(command, arguments)
             except Refused as error:
-                raise CommandError(error.reason) from None
+                hint = f": {TOO_OLD}" if error.is_unknown else ""
+                raise CommandError(f"{error.reason}{hint}") from None
             except Unanswered as error:
                 raise CommandError(f"its daemon gives no proper answer: {error}") from None
             except (OSError, trio.ClosedResourceError) as error:

@@ -9,7 +9,6 @@ from typing import Final
 import trio
 
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.hub.config import read_settings
 from vhost_balloon.log.lines import logger
 from vhost_balloon.policy.settings import PolicySettings
 
@@ -35,6 +34,8 @@ class Configuration:
         """
         if not self._files:
             raise OperatorError("this hub was started without --config")
+        from vhost_balloon.hub.config import read_settings  # which costs memory
+
         async with self._reading:
             # In a thread, because a file system may hang.
             settings = await trio.to_thread.run_sync(

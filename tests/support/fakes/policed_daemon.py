@@ -60,6 +60,8 @@ class PolicedDaemon:
         if command in self.silent:
             return b""
         if command in self.refusals:
-            error = {"class": "GenericError", "desc": self.refusals[command]}
+            text = self.refusals[command]
+            unknown = text.endswith("has not been found")
+            error = {"class": "CommandNotFound" if unknown else "GenericError", "desc": text}
             return json.dumps({"error": error}).encode() + b"\r\n"
         return reply([self.document]) if command == "query-vms" else DONE
