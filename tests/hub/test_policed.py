@@ -173,6 +173,8 @@ async def test_bad_daemons_beside_a_good_one(
             assert found.keys() == {"good"}
             assert "good" not in refused
             assert "stops after the negotiation" in refused
+            assert vms.left_out.keys() == BAD.keys()
+            assert vms.left_out["speaks HTTP"] == "it sends invalid JSON"
     vms.close()
     said = log_lines.having("the policy leaves it out")
     assert sorted(line.split(": ")[1] for line in said) == sorted(BAD), "one line each"
@@ -215,6 +217,7 @@ async def test_a_daemon_that_lied_and_recovers(tmp_path: Path, log_lines: LogLin
             fake.document["actual"] = actual
             assert set(await vms.look(SETTINGS, ())) == names
     vms.close()
+    assert vms.left_out == {}
     [lie, again] = log_lines.lines
     assert lie.startswith("warning: web1: the policy leaves it out: its answer: ValueError: -1 is")
     assert again == "info: web1: the policy has its figures again"

@@ -6,6 +6,7 @@ at once, and a daemon that hangs, lies or floods costs its own VM its part in th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,10 @@ SAMPLE_TIME: Final = 0.3
 """Seconds that a guest has to give statistics that it is asked for."""
 
 
+_MEMORY: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+"""Of this host, in bytes."""
+
+
 class PolicedVm:
     """A VM's daemon."""
 
@@ -41,7 +46,8 @@ class PolicedVm:
         self._link = Link(found, turn)
         self._log = VmLog(label)
         self._busy = trio.Lock()
-        self._answers = True
+        self.problem = ""
+        """Why it did not answer when it was last looked at."""
 
     def close(self) -> None:
         self._link.close()
@@ -57,19 +63,20 @@ class PolicedVm:
         with trio.move_on_after(PATIENCE):
             try:
                 answer = await self._ask(poll=poll)
-                policed = read_policed(answer, _identity(self.found), settings, clock())
+                identity = _identity(self.found)
+                policed = read_policed(answer, identity, settings, clock(), _MEMORY)
             except (Unanswered, StateError) as error:
                 problem = printable(str(error))
             except (OSError, trio.ClosedResourceError) as error:
                 problem = _text(error)
             else:
-                if not self._answers:
+                if self.problem:
                     self._log.info("the policy has its figures again")
-                self._answers = True
+                self.problem = ""
                 return policed
-        if self._answers:
+        if not self.problem:
             self._log.misbehaved(f"the policy leaves it out: {problem}")
-        self._answers = False
+        self.problem = problem
         return None
 
     async def _ask(self, *, poll: bool) -> Any:
@@ -151,6 +158,10 @@ class PolicedVms:
         elif await self._find():
             await self._each(ask, self._vms)
         return found
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        return {name: vm.problem for name, vm in self._vms.items() if vm.problem}
 
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, marked as the policy's. Returns why an order was refused."""

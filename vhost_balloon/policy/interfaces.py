@@ -30,6 +30,10 @@ class Vms(Protocol):
         """The VMs whose daemons answer, with their settings. poll: those whose guests are asked for
         statistics first. others: look at all others too, of which some may be new."""
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why a VM did not answer when it was last looked at."""
+
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, in bytes, marked as the policy's. Returns why an order was refused."""
 

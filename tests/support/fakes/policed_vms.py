@@ -134,6 +134,11 @@ class FakeHost:
             if vm.answers and (others or name in poll)
         }
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        silent = [name for name, vm in self.guests.items() if not vm.answers]
+        return dict.fromkeys(silent if self.has_connections else [], "no answer")
+
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         refused = {}
         await trio.sleep(self.takes)
