@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vhost_balloon.figures.policy_reason import ORDERS, Reason
+from vhost_balloon.policy.constants import GIVE, STEP
 from vhost_balloon.policy.decide import Decision, HostState, share_out
 from vhost_balloon.policy.inputs import VmFigures
 
@@ -21,10 +22,17 @@ def below_ceiling(vms: Mapping[str, VmFigures]) -> dict[str, VmFigures]:
 
 def give_back(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
     """Raise squeezed VMs that have no order, while the host has more than its reserve. Writes their
-    decisions."""
+    decisions.
+
+    Those that lack most come first, as many as can get a STEP each: of many that shared, none
+    would get one.
+    """
+    surplus = host.available - host.reserve
     waiting = {name: vm for name, vm in below_ceiling(vms).items() if told[name].target is None}
-    if host.available > host.reserve:
-        share_out(host.available - host.reserve, waiting, told)
+    first = sorted(waiting, key=lambda name: waiting[name].target - waiting[name].ceiling)
+    most = max(int(surplus * GIVE) // STEP, 1)
+    if surplus > 0:
+        share_out(surplus, {name: waiting[name] for name in first[:most]}, told)
 
 
 def withdraw(told: Mapping[str, Decision]) -> None:

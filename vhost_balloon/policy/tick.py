@@ -98,7 +98,7 @@ class Ticks:
         vms = figures(looked)
         state = judge(host, settings.reserve_of(host.total))
         outcome = decide(now, state, vms, past.memory)
-        self._release(outcome, vms, mode)
+        self._release(outcome, vms, past, mode)
         self._looked, self._outcome, self.at = looked, outcome, now
         refused = await self._order(outcome, is_real=mode is Mode.ON or self.is_releasing)
         orders = _conclude(outcome, vms, past, refused)
@@ -121,9 +121,13 @@ class Ticks:
             self._past.forget()
         return self._past
 
-    def _release(self, outcome: Outcome, vms: Mapping[str, VmFigures], mode: Mode) -> None:
-        """Raise targets by order of the operator; that ends when nothing is left to raise."""
-        self.is_releasing = self.is_releasing and bool(below_ceiling(vms))
+    def _release(
+        self, outcome: Outcome, vms: Mapping[str, VmFigures], past: Past, mode: Mode
+    ) -> None:
+        """Raise targets by order of the operator; that ends when nothing is left to raise, of VMs
+        that do not answer at the moment neither."""
+        if self.is_releasing:
+            self.is_releasing = bool(below_ceiling(vms) or past.memory.keys() - vms.keys())
         if self.is_releasing:
             if mode is not Mode.ON:
                 withdraw(outcome.decisions)
