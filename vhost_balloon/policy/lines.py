@@ -54,7 +54,7 @@ def mistakes(settings: PolicySettings, total: int, vms: Mapping[str, VmFigures])
     floors = sum(vm.floor for vm in vms.values() if vm.obstacle is not Reason.OFF)
     if floors > total:
         found.append(
-            f"the VMs' floors add up to {format_size(floors)}, more than the host's "
-            f"{format_size(total)}: the policy cannot keep its reserve"
+            f"the VMs' floors add up to more than the host's {format_size(total)}: the policy "
+            "cannot keep its reserve"
         )
     return found
