@@ -70,11 +70,6 @@ class Policy:
 
     # Orders of the operator
 
-    @property
-    def mode(self) -> Mode:
-        """The mode in force."""
-        return self._mode
-
     def set_mode(self, mode: Mode) -> None:
         """Put a mode in force, and end a release_all(). Takes effect at the next tick.
 
