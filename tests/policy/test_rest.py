@@ -56,6 +56,34 @@ async def test_squeezed_vms_are_looked_at_every_tick(autojump_clock: MockClock) 
         assert policy.report().vms.keys() == {"web2"}, "no old figures of a VM that is squeezed"
 
 
+async def test_a_hold_that_ends_is_noticed_within_a_tick(autojump_clock: MockClock) -> None:
+    """The operator's order may have left the guest with too little."""
+    host = FakeHost(available=WELL)
+    vm = host.guests["web1"]
+    vm.held, vm.target, vm.demand = True, GIB, GIB
+    async with running(host.policy()):
+        await ticks(2)
+        assert host.seen == [{"web1", "web2"}, {"web1"}]
+        vm.held = False
+        await trio.sleep(TICK)
+        assert vm.target == SIZE
+
+
+async def test_a_vm_that_did_not_answer_is_asked_at_the_next_tick(
+    autojump_clock: MockClock,
+) -> None:
+    host = FakeHost(available=WELL)
+    vm = host.guests["web1"]
+    vm.target = vm.demand = 2 * GIB
+    vm.answers = False
+    async with running(host.policy()):
+        await ticks(2)
+        assert host.seen == [{"web1", "web2"}, {"web1"}]
+        vm.answers = True
+        await trio.sleep(TICK)
+        assert vm.target == SIZE
+
+
 @pytest.mark.parametrize("change", ["settings", "hold", "release"])
 async def test_what_the_operator_changes_shows_at_the_next_tick(
     autojump_clock: MockClock, change: str

@@ -143,7 +143,7 @@ class PolicedVms:
         self._vms = {}
 
     async def look(
-        self, settings: PolicySettings, poll: Collection[str], *, others: bool = True
+        self, settings: PolicySettings, poll: Collection[str], only: Collection[str] | None = None
     ) -> Mapping[str, Policed]:
         """The VMs whose daemons answer; takes at most twice PATIENCE."""
         found: dict[str, Policed] = {}
@@ -153,8 +153,8 @@ class PolicedVms:
             if policed is not None:
                 found[name] = policed
 
-        if not others:
-            await self._each(ask, poll)
+        if only is not None:
+            await self._each(ask, only)
         elif await self._find():
             await self._each(ask, self._vms)
         return found

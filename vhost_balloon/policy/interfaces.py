@@ -25,10 +25,10 @@ class Vms(Protocol):
     """The VMs of the host, by name. Every call takes bounded time, whatever a VM's daemon does."""
 
     async def look(
-        self, settings: PolicySettings, poll: Collection[str], *, others: bool = True
+        self, settings: PolicySettings, poll: Collection[str], only: Collection[str] | None = None
     ) -> Mapping[str, Policed]:
         """The VMs whose daemons answer, with their settings. poll: those whose guests are asked for
-        statistics first. others: look at all others too, of which some may be new."""
+        statistics first. only: those to look at; None for all, of which some may be new."""
 
     @property
     def left_out(self) -> Mapping[str, str]:

@@ -67,15 +67,17 @@ class Ticks:
 
     async def look(self, now: float, settings: PolicySettings) -> Mapping[str, Policed]:
         """The VMs. Guests are asked for statistics where the last tick wanted it. While the host is
-        well, the figures of all other VMs stand for REST."""
+        well, the figures of VMs that answer and are not squeezed stand for REST."""
         decisions = {} if self._outcome is None else self._outcome.decisions
         poll = {name for name, decision in decisions.items() if decision.poll}
         is_well = self.host is not None and not self.host.short and not self.is_releasing
         if not is_well or not 0 <= now - self._seen_all < REST:
             return await self.look_at_all(now, settings, poll)
         self.has_rested = True
-        rest = {name: vm for name, vm in self._known.items() if name not in poll}
-        self._known = rest | dict(await self._vms.look(settings, poll, others=False))
+        squeezed = {name for name, vm in self._known.items() if vm.figures.squeezed}
+        only = squeezed | poll | self._vms.left_out.keys()
+        rest = {name: vm for name, vm in self._known.items() if name not in only}
+        self._known = rest | dict(await self._vms.look(settings, poll, only))
         return self._known
 
     async def look_at_all(

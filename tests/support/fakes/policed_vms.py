@@ -80,6 +80,7 @@ class FakeHost:
         self.takes = 0.0
         self.looks: list[tuple[float, list[str]]] = []
         """When the VMs were looked at, and which were asked for statistics."""
+        self.left_out: Mapping[str, str] = {}
         self.seen: list[set[str]] = []
         """The VMs that were looked at."""
         self.is_open = self.has_connections = self.is_locked = False
@@ -121,23 +122,20 @@ class FakeHost:
     # Vms
 
     async def look(
-        self, settings: PolicySettings, poll: Collection[str], *, others: bool = True
+        self, settings: PolicySettings, poll: Collection[str], only: Collection[str] | None = None
     ) -> Mapping[str, Policed]:
         self.looks.append((trio.current_time(), sorted(poll)))
-        self.seen.append({*self.guests} if others else {*self.guests} & {*poll})
+        self.seen.append({*self.guests} if only is None else {*self.guests} & {*only})
         self.has_connections = True
         await trio.sleep(self.takes)
         now = self.clock()
+        silent = [name for name, vm in self.guests.items() if not vm.answers]
+        self.left_out = dict.fromkeys(silent, "no answer")
         return {
             name: vm.policed(name, settings, now)
             for name, vm in list(self.guests.items())
-            if vm.answers and (others or name in poll)
+            if vm.answers and (only is None or name in only)
         }
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        silent = [name for name, vm in self.guests.items() if not vm.answers]
-        return dict.fromkeys(silent if self.has_connections else [], "no answer")
 
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         refused = {}
@@ -165,6 +163,7 @@ class FakeHost:
 
     def close(self) -> None:
         self.has_connections = False
+        self.left_out = {}
 
 
 class FakeFiles:
