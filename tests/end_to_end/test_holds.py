@@ -176,9 +176,9 @@ async def test_a_manual_order_wins_while_memory_is_judged(
     async with operated(tmp_path) as (host, client), by_hand(host.path(), with_more()) as guest:
         orders = host.vm().device()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(orders.order, 300 * MIB, None)
-            nursery.start_soon(orders.order, 448 * MIB, seconds)
-            await trio.testing.wait_all_tasks_blocked()
+            for value, hold in ((300 * MIB, None), (448 * MIB, seconds)):
+                nursery.start_soon(orders.order, value, hold)
+                await trio.testing.wait_all_tasks_blocked()  # else trio starts them in any order
             refused = await client.failure("balloon", value=40 * MIB, policy=True)
             assert refused[1].startswith("an operator holds VM 'vm1'")
             give(guest, RAM - 50 * MIB)
