@@ -235,7 +235,7 @@ def test_the_last_bit_below_the_ceiling_is_given_back() -> None:
 
 @pytest.mark.parametrize(
     "obstacle",
-    [Reason.OFF, Reason.MANUAL, Reason.NO_DRIVER, Reason.INERT, Reason.PINNED],
+    [Reason.OFF, Reason.MANUAL, Reason.NO_DRIVER, Reason.INERT],
 )
 @pytest.mark.parametrize("host", [SHORT, WELL, PLENTY])
 def test_a_vm_with_an_obstacle_is_neither_moved_nor_asked(
@@ -300,3 +300,23 @@ def test_a_vm_above_its_ceiling_gives_no_more_than_its_share() -> None:
     figures = vm(available=3 * GIB, settings=VmSettings(ceiling=2 * GIB))
     decision, _ = one(figures, SHORT)
     assert decision.target == 3 * GIB
+
+
+def test_a_pinned_vm_is_given_what_it_needs_and_never_asked() -> None:
+    """Nothing that it gave would come back, for example after `vhost-balloonctl pause`."""
+    squeezed = vm(actual=2 * GIB, available=GIB, obstacle=Reason.PINNED)
+    for host, reason in ((SHORT, Reason.PINNED), (WELL, Reason.PINNED), (PLENTY, Reason.REGROW)):
+        assert one(squeezed, host)[0].reason is reason
+    needy = replace(squeezed, sample=Sample(0, 2 * GIB, 0, 0))
+    for host in (SHORT, WELL, PLENTY):
+        decision, _ = one(needy, host)
+        assert decision.reason is Reason.RELIEF
+        assert (decision.target or 0) > 2 * GIB
+
+
+def test_of_many_vms_those_that_lack_most_grow_first() -> None:
+    vms = {f"vm{n}": vm(actual=3 * GIB - n * 20 * MIB) for n in range(50)}
+    told = decide(0, PLENTY, vms, {}).decisions
+    grown = [name for name, decision in told.items() if decision.reason is Reason.REGROW]
+    surplus = (8 - 2 * 2) * GIB * 0.05
+    assert grown == [f"vm{n}" for n in range(50 - int(surplus) // (16 * MIB), 50)]

@@ -97,7 +97,8 @@ def test_no_order_leaves_the_bounds_of_its_vm(
             assert (decision.target is not None) == (decision.reason in ORDERS)
             if decision.target is None:
                 continue
-            assert vm.obstacle is None
+            assert vm.may_be_given
+            assert vm.obstacle is None or decision.target > vm.target
             assert vm.floor <= decision.target
             if decision.target > vm.target:
                 assert decision.target <= vm.ceiling

@@ -115,12 +115,15 @@ def _consider(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> D
     decision = _described(now, host, vm, memory)
     if vm.obstacle is not None:
         decision.reason, decision.detail = vm.obstacle, vm.detail
-        return decision
+        if not vm.may_be_given:
+            return decision
     squeezed = vm.squeezed
     decision.poll = squeezed or host.short
     silent = decision.age is None or decision.age > SILENT
     needs_more = squeezed and (memory.distress or silent)
     if needs_more and _give_back(host, vm, decision, urgent=is_new or taken_back or silent):
+        return decision
+    if vm.obstacle is not None:
         return decision
     stuck = memory.moving_since is not None and now - memory.moving_since > STUCK
     if stuck and squeezed and not memory.distress:
@@ -204,21 +207,27 @@ def _reclaim(host: HostState, vm: VmFigures, decision: Decision) -> None:
 
 def _regrow(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
     """Give squeezed VMs that nobody moved a part of the surplus."""
-    waiting = {
-        name: vms[name]
+    share_out(host.available - 2 * host.reserve, vms, told)
+
+
+def share_out(surplus: int, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
+    """Give squeezed VMs that have no order a part of the surplus (> 0), by weight. Writes their
+    decisions.
+
+    Those that lack most come first, as many as can get a STEP each: of many that shared, none
+    would get one.
+    """
+    waiting = [
+        name
         for name, decision in told.items()
-        if decision.target is None and vms[name].obstacle is None and vms[name].squeezed
-    }
-    share_out(host.available - 2 * host.reserve, waiting, told)
-
-
-def share_out(surplus: int, waiting: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
-    """Give squeezed VMs a part of the surplus, by weight. Writes their decisions."""
-    weights = sum(vm.settings.weight for vm in waiting.values())
-    for name, vm in waiting.items():
+        if decision.target is None and vms[name].squeezed and vms[name].may_be_given
+    ]
+    waiting.sort(key=lambda name: vms[name].target - vms[name].ceiling)
+    chosen = waiting[: max(int(surplus * GIVE) // STEP, 1)]
+    weights = sum(vms[name].settings.weight for name in chosen)
+    for name in chosen:
+        vm = vms[name]
         step = min(told[name].slack, int(surplus * GIVE * vm.settings.weight / weights))
         target = min(vm.ceiling, max(vm.floor, vm.target + step))
         if target >= min(vm.ceiling, vm.target + STEP):
             told[name].reason, told[name].target = Reason.REGROW, target
-        else:
-            told[name].reason = Reason.TOO_SMALL

@@ -91,6 +91,11 @@ class VmFigures:
     def squeezed(self) -> bool:
         return self.target < self.ceiling
 
+    @property
+    def may_be_given(self) -> bool:
+        """Whether the policy may raise its target. Pinned memory keeps a VM from giving only."""
+        return self.obstacle is None or self.obstacle is Reason.PINNED
+
 
 def default_floor(size: int) -> int:
     """The memory that a guest of this size needs to stay alive.
