@@ -242,7 +242,10 @@ async def test_a_second_hub_decides_nothing_and_says_who_does(place: Place) -> N
             with place.hub():
                 async with place.client() as client:
                     told = await policy(client, lambda told: bool(told["problems"]))
-                    assert f"process {first.pid} decides on this host" in told["problems"][0]
+                    assert (
+                        f"another hub (process {first.pid}) decides on this host"
+                        in told["problems"][0]
+                    )
                     assert told["vms"] == []
                     first.kill()
                     await until_reason(client, "not-needed")

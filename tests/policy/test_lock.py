@@ -26,7 +26,10 @@ def test_a_second_one_learns_who_holds_it_and_takes_over(tmp_path: Path, lock: P
     assert lock.try_take() is None
     assert lock.try_take() is None, "it is kept"
     said = second.try_take()
-    assert said == f"process {os.getpid()} decides on this host: it has locked {tmp_path / FILE}"
+    assert (
+        said
+        == f"another hub (process {os.getpid()}) decides on this host: it has locked {tmp_path / FILE}"
+    )
     lock.release()
     assert second.try_take() is None
     assert lock.try_take() is not None
@@ -49,7 +52,7 @@ def test_it_goes_with_its_process(tmp_path: Path, lock: PolicyLock) -> None:
         assert other.stdout.readline() == "None\n"
         said = lock.try_take()
         assert said is not None
-        assert said.startswith(f"process {other.pid} ")
+        assert said.startswith(f"another hub (process {other.pid}) ")
         other.kill()
         other.wait()
     assert lock.try_take() is None
@@ -65,7 +68,7 @@ def test_the_list_of_locks_may_be_hidden(
     assert lock.try_take() is None
     said = PolicyLock([tmp_path], locks).try_take()
     assert said is not None
-    assert said.startswith("another process decides on this host")
+    assert said.startswith("another hub decides on this host")
 
 
 def test_all_folders_or_none(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _holder(locks: Path, info: os.stat_result) -> str:
-    """The process that has locked a file, from lines such as
+    """Who has locked a file, from lines such as
     "1: FLOCK  ADVISORY  WRITE 7554 fe:00:16039944 0 EOF" (proc(5)). A sandbox may hide them."""
     file = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
     try:
@@ -108,5 +108,5 @@ def _holder(locks: Path, info: os.stat_result) -> str:
     for line in text.splitlines():
         words = line.split()
         if words[1:2] == ["FLOCK"] and words[5:6] == [file]:
-            return f"process {words[4]}"
-    return "another process"
+            return f"another hub (process {words[4]})"
+    return "another hub"

@@ -252,8 +252,11 @@ class Policy:
         return figures
 
     def _say(self, problems: list[str]) -> None:
-        """Log each problem once while it lasts."""
+        """Log each problem once while it lasts, and its end."""
         for problem in problems:
             if problem not in self._problems:
                 logger.warning("%s", problem)
+        for problem in self._problems:
+            if problem not in problems:
+                logger.info("no longer: %s", problem)
         self._problems = problems
