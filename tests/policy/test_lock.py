@@ -26,10 +26,8 @@ def test_a_second_one_learns_who_holds_it_and_takes_over(tmp_path: Path, lock: P
     assert lock.try_take() is None
     assert lock.try_take() is None, "it is kept"
     said = second.try_take()
-    assert (
-        said
-        == f"another hub (process {os.getpid()}) decides on this host: it has locked {tmp_path / FILE}"
-    )
+    holder = f"another hub (process {os.getpid()})"
+    assert said == f"{holder} decides on this host: it has locked {tmp_path / FILE}"
     lock.release()
     assert second.try_take() is None
     assert lock.try_take() is not None

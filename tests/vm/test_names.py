@@ -138,7 +138,7 @@ def test_an_operators_mistake_is_one_printable_line(path: str) -> None:
 def test_a_mistake_in_the_demos_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_options(["\x1b[2J\udcff"])
-    assert "unrecognized arguments: \\x1b[2J\\udcff" in capsys.readouterr().err
+    assert "invalid choice: '\\x1b[2J\\udcff'" in capsys.readouterr().err
 
 
 @given(text=st.text(st.characters()))

@@ -77,7 +77,7 @@ def thinned(values: Sequence[float], points: int) -> tuple[list[int], list[float
     """At most so many points, and two for the ends, of a line with one value a second, such that
     all its peaks stay: the lowest and the highest value of each of equal parts. Returns seconds
     and values; NaN is a gap. points: 2 or more."""
-    width = max(1, math.ceil(2 * len(values) / points))
+    width = max(1, math.ceil(len(values) / (points // 2)))
     seconds: list[int] = []
     for start in range(0, len(values), width):
         part = range(start, min(start + width, len(values)))
