@@ -65,8 +65,10 @@ def as_version_3(areas: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(areas))
     if found["balloon"] is not None:
         found["balloon"] = {"target": found["balloon"].pop("order")} | found["balloon"]
+        found["balloon"].pop("held-until", None)
     if found["stats"] is not None:
         del found["stats"]["guest-total"]
+        found["stats"].pop("actual", None)
     if "regions" in (found["connection"] or {}):
         del found["connection"]["judged"]
         for region in found["connection"]["regions"]:
