@@ -7,14 +7,25 @@ balloon hangs from the top.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from vhost_balloon.demo.history import History, Mark, Sample
 from vhost_balloon.sizes import format_size
 
 LABEL: Final = 9  # columns of the graph's scale
+
+
+class Timed(Protocol):
+    """A sample of any kind. time: seconds since the start."""
+
+    @property
+    def time(self) -> float: ...
+
+
+T = TypeVar("T", bound=Timed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +62,10 @@ def graph(history: History, width: int, rows: int, style: Style) -> list[str]:
     """Return the graph with its scale, time axis and marks: rows + 3 lines."""
     columns = width - LABEL - 1
     end = max(history.duration, history.samples[-1].time if history.samples else 0)
-    shown = _columns(history.samples, columns, end)
+    shown = newest_of_columns(history.samples, columns, end)
     lines = [
         _scale(history.memory, row, rows, style)
-        + _paint_runs([_cell(sample, history.memory, row, rows, style) for sample in shown], style)
+        + paint_runs([_cell(sample, history.memory, row, rows, style) for sample in shown], style)
         for row in range(rows)
     ]
     return [
@@ -64,9 +75,9 @@ def graph(history: History, width: int, rows: int, style: Style) -> list[str]:
     ]
 
 
-def _columns(samples: list[Sample], columns: int, end: float) -> list[Sample | None]:
+def newest_of_columns(samples: Sequence[T], columns: int, end: float) -> list[T | None]:
     """Return each column's newest sample at its time or before; None in the future."""
-    shown: list[Sample | None] = []
+    shown: list[T | None] = []
     position = 0
     for column in range(columns):
         limit = end * (column + 1) / columns
@@ -95,7 +106,7 @@ def _cell(sample: Sample | None, memory: int, row: int, rows: int, style: Style)
     return "", " "
 
 
-def _paint_runs(cells: list[tuple[str, str]], style: Style) -> str:
+def paint_runs(cells: list[tuple[str, str]], style: Style) -> str:
     """Join cells, with one colour code for each run of a kind."""
     text, run, run_kind = "", "", ""
     for kind, character in [*cells, ("end", "")]:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TextIO, TypeVar
 
 from vhost_balloon.demo import picture
-from vhost_balloon.demo.graph import Style
+from vhost_balloon.demo.graph import Style, Timed
 from vhost_balloon.demo.history import Mark
 
 LOG_SECONDS: Final = 1.0
@@ -23,13 +23,6 @@ _SHOW_CURSOR: Final = "\x1b[?25h"
 _CLEAR_SCREEN: Final = "\x1b[H\x1b[2J"
 _CLEAR_LINE: Final = "\x1b[K"
 _CLEAR_BELOW: Final = "\x1b[J"
-
-
-class Timed(Protocol):
-    """A sample of any kind. time: seconds since the start."""
-
-    @property
-    def time(self) -> float: ...
 
 
 class Recorded(Protocol):

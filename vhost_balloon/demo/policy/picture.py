@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from vhost_balloon.demo.graph import LABEL, Style, mark_line, time_axis
+from vhost_balloon.demo.graph import (
+    LABEL,
+    Style,
+    mark_line,
+    newest_of_columns,
+    paint_runs,
+    time_axis,
+)
 from vhost_balloon.demo.policy.history import Act, GuestSample, HostSample
 from vhost_balloon.sizes import format_size
 
@@ -70,7 +77,7 @@ def _graph(act: Act, width: int, rows: int, style: Style) -> list[str]:
     """Return the guests' resident memory over time, stacked, and the host's memory as a line."""
     columns = width - LABEL - 1
     end = max(act.duration, act.samples[-1].time if act.samples else 0.0)
-    shown = _columns(act, columns, end)
+    shown = newest_of_columns(act.samples, columns, end)
     top = act.limit * _ABOVE
     limit_row = rows - 1 - int(act.limit / top * rows)
     lines = []
@@ -78,22 +85,9 @@ def _graph(act: Act, width: int, rows: int, style: Style) -> list[str]:
         level = top * (rows - row - 0.5) / rows
         cells = [_cell(sample, level, act.limit, row == limit_row, style) for sample in shown]
         label = format_size(act.limit) if row == limit_row else ""
-        lines.append(f"{label:>{LABEL}}{'│' if style.unicode else '|'}" + _runs(cells, style))
+        lines.append(f"{label:>{LABEL}}{'│' if style.unicode else '|'}" + paint_runs(cells, style))
     axis = time_axis(columns, end, style)
     return [*lines, *axis, mark_line(act.marks, columns, end, style)]
-
-
-def _columns(act: Act, columns: int, end: float) -> list[HostSample | None]:
-    """Return each column's newest sample; None in the future."""
-    shown: list[HostSample | None] = []
-    position = -1
-    for column in range(columns):
-        limit = end * (column + 1) / columns
-        while position + 1 < len(act.samples) and act.samples[position + 1].time <= limit:
-            position += 1
-        over = position < 0 or act.samples[-1].time < end * column / columns
-        shown.append(None if over else act.samples[position])
-    return shown
 
 
 def _cell(
@@ -114,16 +108,6 @@ def _cell(
 
 def _characters(style: Style) -> str:
     return "░█▒" if style.unicode else ":#o"
-
-
-def _runs(cells: list[tuple[str, str]], style: Style) -> str:
-    text, run, run_kind = "", "", ""
-    for kind, character in [*cells, ("end", "")]:
-        if kind != run_kind:
-            text += style.paint(run_kind, run) if run_kind else run
-            run, run_kind = "", kind
-        run += character
-    return text if style.colour else text.rstrip()
 
 
 def _table(act: Act, newest: HostSample, width: int, style: Style) -> list[str]:
