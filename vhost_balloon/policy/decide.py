@@ -98,7 +98,7 @@ def decide(now: float, host: HostState, vms: Mapping[str, VmFigures], memory: Me
         for name in may_give:
             _reclaim(host, vms[name], told[name])
     elif host.plenty:
-        _regrow(host, vms, told)
+        share_out(host.available - 2 * host.reserve, vms, told)
     for name, decision in told.items():
         if decision.target is not None:
             after[name].target = decision.target
@@ -203,11 +203,6 @@ def _reclaim(host: HostState, vm: VmFigures, decision: Decision) -> None:
     target = min(vm.actual, vm.resident) - take
     if target <= vm.target - STEP:
         decision.reason, decision.target = Reason.RECLAIM, target
-
-
-def _regrow(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
-    """Give squeezed VMs that nobody moved a part of the surplus."""
-    share_out(host.available - 2 * host.reserve, vms, told)
 
 
 def share_out(surplus: int, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
