@@ -23,7 +23,7 @@ from vhost_balloon.queues import discarding
 from vhost_balloon.queues import virtqueue as queues
 from vhost_balloon.restart import revival
 from vhost_balloon.service import systemd
-from vhost_balloon.store import journal, record, shelf
+from vhost_balloon.store import journal, shelf
 
 FOLDER: Final = Path("/run/dying")
 ORDER: Final = FOLDER / "order"
@@ -34,14 +34,21 @@ REQUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
     "begin": (journal.Journal, "begin"),
     "consume": (transport.Transport, "_take"),
     "taken": (journal.Journal, "taken"),
-    "save": (record.Record, "save_json"),
+    "save": (keeper.Keeper, "_save_connection"),
     "finish": (keeper.Keeper, "finish"),
     "done": (journal.Journal, "done"),
     "sending": (journal.Journal, "sending"),
     "splice": (os, "splice"),
     "sent": (journal.Journal, "sent"),
 }
-"""The steps of a front end's message, in order."""
+"""The steps of a front end's message, in order.
+
+No secondary service may take them, because its failure ends that service instead of the daemon; so
+"save" is not every write of the record.
+"""
+
+STATE_STEPS: Final = ("put", "save")
+"""Those that only some messages reach: QEMU sends them while it stops and starts the device."""
 
 GUEST_STEPS: Final[dict[str, tuple[Any, str]]] = {
     "punch": (discarding, "punch"),

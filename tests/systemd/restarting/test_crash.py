@@ -12,7 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.restarting import under_systemd
-from tests.support.restarting.dying import GUEST_STEPS, INJECTED, ORDER, START_STEPS, STEPS
+from tests.support.restarting.dying import (
+    GUEST_STEPS,
+    INJECTED,
+    ORDER,
+    START_STEPS,
+    STATE_STEPS,
+    STEPS,
+)
 from tests.support.restarting.moments import MOMENTS, finished, integrity
 from tests.support.restarting.under_systemd import Watched, death, keep_busy, order
 
@@ -40,7 +47,7 @@ def test_death_at_each_step(served: Watched, chance: random.Random, how: str) ->
             # Only busy messages and rings reach these steps.
             kinds = under_systemd.BUSY[:1] if step in GUEST_STEPS else under_systemd.BUSY[::2]
             busy, count = chance.choice(kinds), chance.randint(1, 12)
-            if step == "put":  # only messages with descriptors reach it
+            if step in STATE_STEPS:
                 busy = under_systemd.stopping
             if step in START_STEPS:
                 busy, count = under_systemd.restarting, 1  # a start has each step once
