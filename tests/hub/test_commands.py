@@ -49,7 +49,15 @@ class FakePolicy:
         }
 
     def report(self) -> Report:
-        return Report(Mode.ON, Mode.OFF, problems=("a line",), host=HOST, age=0.5, vms=self.vms)
+        return Report(
+            Mode.ON,
+            Mode.OFF,
+            problems=("a line",),
+            host=HOST,
+            age=0.5,
+            vms=self.vms,
+            unanswered={"hung1": "no answer"},
+        )
 
     def set_mode(self, mode: Mode) -> None:
         self.told.append(mode)
@@ -172,7 +180,9 @@ async def test_query_policy(hub_client: Client) -> None:
     told = await hub_client.execute("query-policy")
     assert (told["mode"], told["configured-mode"]) == ("on", "off")
     assert told["host"]["reserve"] == 2 * GIB
-    db1, web1 = told["vms"]
+    db1, hung1, web1 = told["vms"]
+    assert hung1.pop("explanation").startswith("hung1 is left alone: its daemon gives the policy ")
+    assert hung1 == {"id": "hung1", "reason": "stale", "detail": "no answer"}
     assert (web1["id"], web1["reason"], web1["order"]) == ("web1", "reclaim", 3 * GIB)
     assert (db1["id"], db1["reason"], db1["held-for"]) == ("db1", "manual", 42.0)
 

@@ -5,7 +5,8 @@ document. "*" marks a member that is left out while it is not known. Sizes are i
 seconds.
 
 mode: the one in force; configured-mode: that of the configuration. host-readable: whether its
-memory can be read, without which nothing is decided. problems: lines for the operator.
+memory can be read, without which nothing is decided. problems: lines for the operator. A VM whose
+daemon does not answer has the reason "stale", with its detail, and no figures.
 """
 
 from __future__ import annotations
@@ -42,24 +43,24 @@ PARTS: Final[Mapping[str, Mapping[str, str]]] = {
         "reason": "PolicyReason",
         "detail": "str",
         "explanation": "str",
-        "size": "int",
-        "actual": "int",
-        "target": "int",
+        "*size": "int",
+        "*actual": "int",
+        "*target": "int",
         "*order": "int",
-        "resident": "int",
-        "floor": "int",
-        "ceiling": "int",
-        "weight": "int",
-        "demand": "int",
-        "peak": "int",
-        "slack": "int",
-        "keep": "int",
-        "spare": "int",
+        "*resident": "int",
+        "*floor": "int",
+        "*ceiling": "int",
+        "*weight": "int",
+        "*demand": "int",
+        "*peak": "int",
+        "*slack": "int",
+        "*keep": "int",
+        "*spare": "int",
         "*age": "number",
-        "distress": "bool",
+        "*distress": "bool",
         "*held-for": "number",
-        "decisions": "PolicyDecisions",
-        "reversals": "int",
+        "*decisions": "PolicyDecisions",
+        "*reversals": "int",
     },
     "PolicyDecisions": {reason.value: "int" for reason in ORDERS},
 }

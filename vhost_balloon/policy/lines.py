@@ -34,14 +34,6 @@ def tick_line(host: HostState, mode: Mode, orders: Sequence[Order]) -> str:
     return f"policy: the host is {state}: {numbers}: {what}"
 
 
-def unanswered(left_out: Mapping[str, str]) -> list[str]:
-    """Why VMs are left out. left_out: by name."""
-    lines = [f"{name} is left out: {left_out[name]}" for name in sorted(left_out)]
-    if len(lines) > MAX_NAMED:
-        lines[MAX_NAMED:] = [f"{len(lines) - MAX_NAMED} more VMs are left out"]
-    return lines
-
-
 def mistakes(settings: PolicySettings, total: int, vms: Mapping[str, VmFigures]) -> list[str]:
     """Settings that this host and these VMs cannot have. total: the host's memory."""
     found = []

@@ -10,7 +10,7 @@ from protocol.qmp import Json, Object
 from vhost_balloon.figures.policy_reason import ORDERS, Reason
 from vhost_balloon.policy.decide import Decision, HostState
 from vhost_balloon.policy.explain.host import explain_host
-from vhost_balloon.policy.explain.vm import explain
+from vhost_balloon.policy.explain.vm import explain, explain_unanswered
 from vhost_balloon.policy.inputs import VmFigures
 from vhost_balloon.policy.settings import Mode
 
@@ -32,7 +32,7 @@ class VmReport:
 class Report:
     """The policy's state. mode: in force; configured: by the configuration. readable: the host's
     memory can be read. problems: lines for the operator. host: at the last tick, age seconds ago;
-    None before the first."""
+    None before the first. unanswered: why the daemons of other VMs gave no figures."""
 
     mode: Mode = Mode.OFF
     configured: Mode = Mode.OFF
@@ -41,17 +41,20 @@ class Report:
     host: HostState | None = None
     age: float = 0.0
     vms: Mapping[str, VmReport] = field(default_factory=dict)
+    unanswered: Mapping[str, str] = field(default_factory=dict)
 
 
 def describe(report: Report) -> Object:
     """The document; its members are those of POLICY_INFO."""
+    rows = {name: _unanswered(name, why) for name, why in report.unanswered.items()}
+    rows |= {name: _vm(name, vm, report) for name, vm in report.vms.items()}
     document: dict[str, Json] = {
         "mode": report.mode.value,
         "configured-mode": report.configured.value,
         "host-readable": report.readable,
         "problems": list(report.problems),
         "explanation": explain_host(report.host, report.mode, readable=report.readable),
-        "vms": [_vm(name, report.vms[name], report) for name in sorted(report.vms)],
+        "vms": [rows[name] for name in sorted(rows)],
     }
     if report.host is not None:
         document["host"] = _host(report.host, report.age)
@@ -69,6 +72,15 @@ def _host(host: HostState, age: float) -> Json:
         "short": host.short,
         "plenty": host.plenty,
         "spare": host.spare,
+    }
+
+
+def _unanswered(name: str, why: str) -> Json:
+    return {
+        "id": name,
+        "reason": Reason.STALE.value,
+        "detail": why,
+        "explanation": explain_unanswered(name, why),
     }
 
 

@@ -16,7 +16,7 @@ from vhost_balloon.policy.constants import MIN_TICK, TICK
 from vhost_balloon.policy.decide import HostState, judge
 from vhost_balloon.policy.inputs import HostFigures
 from vhost_balloon.policy.interfaces import Host, HostUnreadable, Lock, Policed, Vms
-from vhost_balloon.policy.lines import mistakes, tick_line, unanswered
+from vhost_balloon.policy.lines import mistakes, tick_line
 from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.past import Order
 from vhost_balloon.policy.release import below_ceiling
@@ -153,7 +153,7 @@ class Policy:
 
     def report(self) -> Report:
         """The state after the last tick."""
-        problems = [*self._problems, *unanswered(self._vms.left_out)]
+        problems = [*self._problems]
         if self._ticks.is_releasing:
             problems.append("memory goes back to all VMs by order (policy-release)")
         return Report(
@@ -164,6 +164,7 @@ class Policy:
             host=self._ticks.host,
             age=max(self._clock() - self._ticks.at, 0.0),
             vms=self._ticks.reports(),
+            unanswered=self._vms.left_out,
         )
 
     # The loop

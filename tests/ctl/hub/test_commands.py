@@ -80,13 +80,10 @@ def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = asked(capsys, tmp_path, hub(), "policy", "--explain", "web1", "--json").json()
     assert found == document()["vms"][2]
     error = failed(capsys, tmp_path, hub(), "policy", "--explain=x\x1b")
-    assert error == (
-        "the policy has no figures of a VM 'x\\x1b': there is none, or its daemon does not answer "
-        "(it has figures of: db1, old, web1)"
-    )
+    assert error == "the policy knows no VM 'x\\x1b' (it knows: db1, old, web1)"
     second = hub(document(host=None, vms={}, problems=["process 5 decides on this host"]))
     error = failed(capsys, tmp_path, second, "policy", "--explain=web1")
-    assert error == "the policy has no figures of a VM 'web1': process 5 decides on this host"
+    assert error == "the policy knows no VM 'web1': process 5 decides on this host"
 
 
 def test_policy_watch_without_a_terminal(

@@ -85,6 +85,21 @@ def test_a_vm_without_a_front_end_has_no_figures() -> None:
     assert view.overview(policy, None)[2].split() == ["db1", "no-driver", *["-"] * 8]
 
 
+def test_a_vm_whose_daemon_does_not_answer_has_a_reason_and_no_figures() -> None:
+    policy = read_policy(document(vms={}, unanswered={"hung1": "no answer within 1 s"}))
+    row = "hung1  stale: no answer within 1 s"
+    assert view.overview(policy, 120)[-1].split("  -")[0].rstrip(" -") == row
+    lines = view.explained(policy, policy.vms[0], None)
+    assert lines[1:] == [
+        "hung1 is left alone: its daemon gives the policy no figures (no answer within 1 s). Its "
+        "target stays as it is until the daemon answers.",
+        "",
+        "hung1: stale: no answer within 1 s",
+        "  last statistics  none",
+        "  orders so far    none",
+    ]
+
+
 def test_a_policy_that_is_off_is_one_line_with_what_to_do() -> None:
     [line] = view.overview(read_policy(document(Mode.OFF)), None)
     assert line.startswith("The policy is off and moves no VM. `vhost-balloonctl policy-mode ")

@@ -40,6 +40,7 @@ def policed() -> Report:
             )
             for name, decision in outcome.decisions.items()
         },
+        unanswered={"hung1": "no answer within 1 s"},
     )
 
 

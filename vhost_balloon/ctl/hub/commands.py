@@ -56,12 +56,12 @@ def _explain(options: argparse.Namespace, policy: Policy, output: Output) -> Non
 
 
 def _unknown(name: str, policy: Policy) -> str:
-    """Why the policy has no figures of a VM. They come with its daemon's answers."""
-    text = f"the policy has no figures of a VM '{name}'"
+    """Why the policy does not know a VM."""
+    text = f"the policy knows no VM '{name}'"
     if policy.host is None:
         return f"{text}: {policy.problems[0] if policy.problems else policy.explanation}"
     others = ", ".join(shown(vm.id) for vm in policy.vms) or "none"
-    return f"{text}: there is none, or its daemon does not answer (it has figures of: {others})"
+    return f"{text} (it knows: {others})"
 
 
 def _watch(options: argparse.Namespace, output: Output) -> None:

@@ -31,3 +31,11 @@ def explain(
     if host is None:
         return NOT_YET
     return _TELL[decision.reason](Case(shown(name), vm, decision, host, mode, held_for))
+
+
+def explain_unanswered(name: str, why: str) -> str:
+    """Why a VM without figures is left alone."""
+    return (
+        f"{shown(name)} is left alone: its daemon gives the policy no figures ({why}). Its target "
+        "stays as it is until the daemon answers."
+    )
