@@ -20,7 +20,7 @@ from tests.support.control_client import GIB, Client, request
 from tests.support.fakes.host_vms import daemons
 from tests.support.fakes.policed_vm import PolicedVm
 
-WELL = 15 * GIB
+WELL = 7 * GIB
 SHORT = GIB
 """Of 16 GiB, with the default reserve of 2.3 GiB."""
 

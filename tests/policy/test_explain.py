@@ -110,8 +110,8 @@ def told(
          "web1 is left alone: its share of what the host lacks is below 16 MiB. It could spare "
          "1 GiB."),
         (Reason.TOO_SMALL, PLENTY, SQUEEZED,
-         "web1 is left alone: its share of what the host can give back is below 16 MiB. It gets "
-         "more as soon as it needs it."),
+         "web1 is left alone: its share of what the host can give back is below 16 MiB. Those "
+         "that lack most come first. It gets more as soon as it needs it."),
     ],
 )  # fmt: skip
 def test_reasons(reason: Reason, host: HostState, vm: VmFigures, text: str) -> None:

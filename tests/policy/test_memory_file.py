@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.end_to_end import LogLines
 from vhost_balloon.policy.memory import VmMemory
-from vhost_balloon.policy.memory_file import FILE, MAX_FILE, MemoryFile
+from vhost_balloon.policy.memory_file import FILE, MAX_FILE, VERSION, MemoryFile
 
 NOW = 5000.0
 KNOWN = {
@@ -55,7 +55,7 @@ def test_it_is_written_for_a_decision_and_otherwise_now_and_then(tmp_path: Path)
 
 def document(**changes: Any) -> dict[str, Any]:
     vm = {**{name: getattr(KNOWN["web1"], name) for name in VmMemory.__slots__}}
-    return {"version": 1, "written": NOW, "vms": {"web1": vm}, **changes}
+    return {"version": VERSION, "written": NOW, "vms": {"web1": vm}, **changes}
 
 
 def vm(**changes: Any) -> dict[str, Any]:
@@ -73,8 +73,8 @@ BAD: dict[str, object] = {
     "no object": [],
     "null": None,
     "no version": {"vms": {}, "written": NOW},
-    "another version": document(version=2),
-    "no time": {"version": 1, "vms": {}},
+    "another version": document(version=1),
+    "no time": {"version": VERSION, "vms": {}},
     "written in the future": document(written=NOW + 1),
     "a sample from the future": vm(sampled=NOW + 1),
     "moving since the future": vm(moving_since=NOW + 1),

@@ -39,14 +39,18 @@ when it is out of memory (drivers/virtio/virtio_balloon.c)."""
 PAGE_SIZE: Final = 4096
 """Targets are rounded up to whole pages."""
 
-SILENT: Final = 4 * TICK
+SILENT_TICKS: Final = 4
+"""A guest that gave no statistics when it was asked so often in a row is silent: one that thrashes
+does not answer. The age of a sample does not show it, because nobody asks while the hub is down."""
+
+SILENT: Final = SILENT_TICKS * TICK
 STALE: Final = 30.0
 """Age from which a sample is not believed: of a squeezed VM, which is asked every TICK, and of any
-other. A guest that thrashes does not answer."""
+other."""
 
 SILENT_SLACKS: Final = 2.0
-"""A squeezed VM that stays silent is given slack beyond its peak for each SILENT, up to so many
-times. One alone left guests that could neither swap nor deflate dead in simulation."""
+"""A squeezed VM that stays silent is given slack beyond its peak for every SILENT_TICKS, up to so
+many times. One alone left guests that could neither swap nor deflate dead in simulation."""
 
 STUCK: Final = 10.0
 HOLD: Final = 300.0

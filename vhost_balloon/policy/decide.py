@@ -22,11 +22,12 @@ from vhost_balloon.policy.constants import (
     PRESSURE,
     SILENT,
     SILENT_SLACKS,
+    SILENT_TICKS,
     STALE,
     STEP,
     STUCK,
 )
-from vhost_balloon.policy.demand import follow, follow_actual, remembered, took_back
+from vhost_balloon.policy.demand import follow, follow_actual, ignored, remembered, took_back
 from vhost_balloon.policy.inputs import HostFigures, VmFigures
 from vhost_balloon.policy.memory import Memory, VmMemory
 
@@ -51,7 +52,8 @@ class Decision:
     """One VM's reason, and the numbers behind it.
 
     target: the order, None for none. keep: what the rule leaves it; spare: what it has beyond that.
-    age: of its sample, None without one. poll: ask the guest for statistics at each tick.
+    age: of its sample, None without one. poll: ask the guest for statistics at each tick. ignored:
+    the VM did not get, or did not keep, the target of its last order.
     """
 
     reason: Reason
@@ -65,6 +67,7 @@ class Decision:
     age: float | None = None
     distress: bool = False
     poll: bool = False
+    ignored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,7 @@ def decide(now: float, host: HostState, vms: Mapping[str, VmFigures], memory: Me
     spare = sum(told[name].spare for name in may_give if told[name].spare >= STEP)
     host = replace(host, spare=spare)
     if host.short:
-        for name in may_give:
-            _reclaim(host, vms[name], told[name])
+        _reclaim(host, {name: vms[name] for name in may_give}, told)
     elif host.plenty:
         share_out(host.available - 2 * host.reserve, vms, told)
     for name, decision in told.items():
@@ -111,28 +113,38 @@ def _consider(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> D
     is_new = follow(vm, host.k, memory)
     taken_back = took_back(vm, memory)
     memory.distress = memory.distress or taken_back
+    is_ignored = ignored(vm, memory)
     follow_actual(vm, now, memory)
     decision = _described(now, host, vm, memory)
-    if vm.obstacle is not None:
-        decision.reason, decision.detail = vm.obstacle, vm.detail
-        if not vm.may_be_given:
-            return decision
-    squeezed = vm.squeezed
-    decision.poll = squeezed or host.short
-    silent = decision.age is None or decision.age > SILENT
-    needs_more = squeezed and (memory.distress or silent)
-    if needs_more and _give_back(host, vm, decision, urgent=is_new or taken_back or silent):
+    decision.ignored = is_ignored
+    decision.poll = vm.may_be_given and (vm.squeezed or host.short)
+    silent = decision.age is None or (memory.unanswered or 0) >= SILENT_TICKS
+    memory.unanswered = (memory.unanswered or 0) if decision.poll else None
+    needs_more = vm.may_be_given and vm.squeezed and (memory.distress or silent)
+    if needs_more and _give_back(host, vm, decision, memory, urgent=is_new or taken_back or silent):
         return decision
-    if vm.obstacle is not None:
-        return decision
-    stuck = memory.moving_since is not None and now - memory.moving_since > STUCK
-    if stuck and squeezed and not memory.distress:
+    if vm.may_be_given and not memory.distress and _is_stuck(now, vm, memory):
         memory.held_until, memory.moving_since = now + HOLD, None
-        decision.reason = Reason.STUCK
-        decision.target = max(vm.floor, min(vm.actual, vm.ceiling))
+        decision.reason, decision.target = Reason.STUCK, _within_reach(vm)
+    elif vm.obstacle is not None:
+        decision.reason, decision.detail = vm.obstacle, vm.detail
     else:
-        decision.reason = _standing(now, vm, decision, memory, SILENT if squeezed else STALE)
+        patience = SILENT if vm.squeezed else STALE
+        decision.reason = _standing(now, vm, decision, memory, patience)
     return decision
+
+
+def _is_stuck(now: float, vm: VmFigures, memory: VmMemory) -> bool:
+    """Whether the guest does not reach its target. The ceiling is the operator's own."""
+    since = memory.moving_since
+    return since is not None and now - since > STUCK and vm.target != vm.ceiling
+
+
+def _within_reach(vm: VmFigures) -> int:
+    """A target for a guest that does not reach its own: no more than the operator wants for it,
+    unless it has more already."""
+    most = vm.actual if vm.target > vm.ceiling else vm.ceiling
+    return max(vm.floor, min(vm.actual, most))
 
 
 def _described(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> Decision:
@@ -146,13 +158,21 @@ def _described(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> 
         peak=memory.peak,
         slack=slack,
         keep=keep,
-        spare=max(min(vm.actual, vm.resident) - keep, 0),
+        spare=max(occupied(host, vm) - keep, 0),
         age=None if vm.sample is None else max(now - vm.sample.taken, 0.0),
         distress=memory.distress,
     )
 
 
-def _give_back(host: HostState, vm: VmFigures, decision: Decision, *, urgent: bool) -> bool:
+def occupied(host: HostState, vm: VmFigures) -> int:
+    """Bytes that the VM could give at most: no more than the host has in use, whatever its daemon
+    says."""
+    return max(min(vm.actual, vm.resident, host.total - host.available), 0)
+
+
+def _give_back(
+    host: HostState, vm: VmFigures, decision: Decision, memory: VmMemory, *, urgent: bool
+) -> bool:
     """Relief for a squeezed VM, never rationed. False if it has what it is to be given.
 
     urgent: there is a new reason since the last tick.
@@ -160,7 +180,7 @@ def _give_back(host: HostState, vm: VmFigures, decision: Decision, *, urgent: bo
     if decision.age is None:  # nothing is known of it
         reason, target = Reason.SILENT, vm.ceiling
     elif not decision.distress:
-        slacks = min(decision.age / SILENT, SILENT_SLACKS)
+        slacks = min((memory.unanswered or 0) / SILENT_TICKS, SILENT_SLACKS)
         reason, target = Reason.SILENT, decision.peak + int(decision.slack * slacks)
     elif not host.short:
         reason, target = Reason.RELIEF, vm.ceiling
@@ -193,16 +213,28 @@ def _standing(
     return Reason.NOT_NEEDED if decision.spare > 0 else Reason.NOTHING_TO_SPARE
 
 
-def _reclaim(host: HostState, vm: VmFigures, decision: Decision) -> None:
-    """Take a VM's share of what is missing, in proportion to what each can spare."""
-    decision.reason = Reason.TOO_SMALL
-    if decision.spare < STEP:
-        return
+def _reclaim(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
+    """Take what is missing from VMs that may give, in proportion to what each can spare. Writes
+    their decisions.
+
+    Where shares would be below a STEP, fewer are asked for more: if all shared in it, none would
+    give anything. Those that followed no order wait then, and those that can spare least.
+    """
     missing = host.reserve - host.available
-    take = min(decision.spare, int(missing * decision.spare / host.spare))
-    target = min(vm.actual, vm.resident) - take
-    if target <= vm.target - STEP:
-        decision.reason, decision.target = Reason.RECLAIM, target
+    for name in vms:
+        told[name].reason = Reason.TOO_SMALL
+    givers = [name for name in vms if told[name].spare >= STEP]
+    givers.sort(key=lambda name: (told[name].ignored, -told[name].spare))
+    del givers[missing // STEP :]
+    spares = [told[name].spare for name in givers]
+    while spares and missing * min(spares) < STEP * sum(spares):
+        spares.pop()
+    for name in givers[: len(spares)]:
+        vm, decision = vms[name], told[name]
+        take = min(decision.spare, missing * decision.spare // sum(spares))
+        target = occupied(host, vm) - take
+        if target <= vm.target - STEP:
+            decision.reason, decision.target = Reason.RECLAIM, target
 
 
 def share_out(surplus: int, vms: Mapping[str, VmFigures], told: Mapping[str, Decision]) -> None:
@@ -210,19 +242,22 @@ def share_out(surplus: int, vms: Mapping[str, VmFigures], told: Mapping[str, Dec
     decisions.
 
     Those that lack most come first, as many as can get a STEP each: of many that shared, none
-    would get one.
+    would get one. Those that followed no order come last.
     """
     waiting = [
         name
         for name, decision in told.items()
         if decision.target is None and vms[name].squeezed and vms[name].may_be_given
     ]
-    waiting.sort(key=lambda name: vms[name].target - vms[name].ceiling)
-    chosen = waiting[: max(int(surplus * GIVE) // STEP, 1)]
+    waiting.sort(key=lambda name: (told[name].ignored, vms[name].target - vms[name].ceiling))
+    budget = int(surplus * GIVE)
+    chosen = waiting[: budget // STEP]
     weights = sum(vms[name].settings.weight for name in chosen)
+    for name in waiting:
+        if told[name].reason in (Reason.NOT_NEEDED, Reason.NOTHING_TO_SPARE):
+            told[name].reason = Reason.TOO_SMALL
     for name in chosen:
-        vm = vms[name]
-        step = min(told[name].slack, int(surplus * GIVE * vm.settings.weight / weights))
+        vm, decision = vms[name], told[name]
+        step = max(STEP, min(decision.slack, budget * vm.settings.weight // weights))
         target = min(vm.ceiling, max(vm.floor, vm.target + step))
-        if target >= min(vm.ceiling, vm.target + STEP):
-            told[name].reason, told[name].target = Reason.REGROW, target
+        decision.reason, decision.target = Reason.REGROW, target

@@ -26,7 +26,10 @@ def follow(vm: VmFigures, k: float, memory: VmMemory) -> bool:
     """Take in the VM's sample; return whether it is a new one. k: see decide.py."""
     sample = vm.sample
     if sample is None or (memory.sampled is not None and sample.taken <= memory.sampled):
+        if memory.unanswered is not None:
+            memory.unanswered += 1
         return False
+    memory.unanswered = 0
     memory.demand = min(max(sample.actual - sample.available, 0), vm.size)
     if memory.sampled is None:
         memory.peak, seconds = memory.demand, 0.0
@@ -54,13 +57,23 @@ def took_back(vm: VmFigures, memory: VmMemory) -> bool:
 
     Memory that is plugged or unplugged moves `actual` as well.
     """
-    same = vm.size == memory.size and abs(vm.target - memory.target) < PAGE_SIZE
+    same = vm.size == memory.size and _has_its_target(vm, memory)
     return same and vm.actual >= max(memory.actual, vm.target) + TAKEN_BACK
+
+
+def ignored(vm: VmFigures, memory: VmMemory) -> bool:
+    """Whether it refused its last order, or has another target than the order said."""
+    return memory.refused or (vm.size == memory.size and not _has_its_target(vm, memory))
+
+
+def _has_its_target(vm: VmFigures, memory: VmMemory) -> bool:
+    return abs(vm.target - memory.target) < PAGE_SIZE
 
 
 def follow_actual(vm: VmFigures, now: float, memory: VmMemory) -> None:
     """Note the VM's figures, and since when it has come no STEP closer to a lower target."""
     memory.size, memory.actual, memory.target = vm.size, vm.actual, vm.target
+    memory.refused = False
     if vm.actual <= vm.target + STEP:
         memory.moving_since = None
     elif memory.moving_since is None or vm.actual <= memory.moving_from - STEP:

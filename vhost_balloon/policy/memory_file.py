@@ -20,7 +20,7 @@ from vhost_balloon.policy.constants import HOLD
 from vhost_balloon.policy.memory import Memory, VmMemory, from_document, to_document
 
 FILE: Final = "policy-memory.json"
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_FILE: Final = 4 << 20
 """Bytes; 200 VMs need 70 KiB."""
 INTERVAL: Final = 10.0

@@ -163,6 +163,7 @@ def _conclude(
             memory.target = before
         elif name in refused:
             decision.detail = refused[name]
+            memory.refused = bool(refused[name])
             not_carried_out(memory, past.memory.get(name), before, decision.reason)
         else:
             memory.target = decision.target

@@ -7,7 +7,7 @@ from shlex import quote
 from typing import Final
 
 from vhost_balloon.policy.constants import DISTRESS
-from vhost_balloon.policy.decide import Decision, HostState
+from vhost_balloon.policy.decide import Decision, HostState, occupied
 from vhost_balloon.policy.inputs import VmFigures
 from vhost_balloon.policy.settings import Mode
 from vhost_balloon.sizes import format_size
@@ -49,6 +49,15 @@ class Case:
         order = format_size(self.decision.target)
         return f"{self.name} {was} {done} from {format_size(self.vm.target)} to {order}, {why}."
 
+    @property
+    def failed(self) -> str:
+        """The sentences for an order that was not accepted."""
+        before, order = format_size(self.vm.target), format_size(self.decision.target)
+        return (
+            f"{self.name} was to be moved from {before} to {order}, which failed: "
+            f"{self.decision.detail}. The policy tries again as long as it has reason to."
+        )
+
     def left(self, why: str, *more: str) -> str:
         """The sentences for no order."""
         is_left = "is" if self.mode is Mode.ON else "would be"
@@ -77,7 +86,7 @@ class Case:
     @property
     def occupied(self) -> int:
         """What it could give at most, in bytes."""
-        return min(self.vm.actual, self.vm.resident)
+        return occupied(self.host, self.vm)
 
     @property
     def need(self) -> str:

@@ -114,7 +114,7 @@ def _too_small(case: Case) -> str:
         )
     return case.left(
         f"its share of what the host can give back is below {step}",
-        "It gets more as soon as it needs it.",
+        "Those that lack most come first. It gets more as soon as it needs it.",
     )
 
 

@@ -30,7 +30,10 @@ def explain(
     """
     if host is None:
         return NOT_YET
-    return _TELL[decision.reason](Case(shown(name), vm, decision, host, mode, held_for))
+    case = Case(shown(name), vm, decision, host, mode, held_for)
+    if decision.target is not None and decision.detail:
+        return case.failed
+    return _TELL[decision.reason](case)
 
 
 def explain_unanswered(name: str, why: str) -> str:
