@@ -32,6 +32,27 @@ def test_a_shortened_text_fits(text: str, columns: int) -> None:
     assert width(shorten(printable(text), columns)) <= columns
 
 
+def test_a_shortened_text_keeps_what_fits() -> None:
+    assert shorten("web1", 4) == "web1"
+    assert shorten("web12", 4) == "web~"
+    assert shorten("\u9b5a\u9b5a\u9b5a", 4) == "\u9b5a~"
+    assert shorten("e\u0301e\u0301e\u0301", 2) == "e\u0301~"
+    assert [shorten("web1", columns) for columns in (1, 0, -1)] == ["~", "", ""]
+
+
+def test_shortening_looks_at_each_character_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VM's daemon chooses the text, and the live screen cuts it again and again."""
+    looked: list[str] = []
+
+    def east_asian_width(c: str) -> str:
+        looked.append(c)
+        return "W"
+
+    monkeypatch.setattr("unicodedata.east_asian_width", east_asian_width)
+    assert shorten("\u9b5a" * 4000, 5) == "\u9b5a\u9b5a~"
+    assert len(looked) <= 8000
+
+
 @given(st.text(), st.integers(1, 30))
 def test_folded_lines_fit_and_lose_no_word_that_fits(text: str, columns: int) -> None:
     lines = fold(printable(text), columns)

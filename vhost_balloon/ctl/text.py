@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 _SPARKS: Final = {True: " ▁▂▃▄▅▆▇█", False: " .:-=+*#@"}
@@ -11,21 +13,21 @@ _SPARKS: Final = {True: " ▁▂▃▄▅▆▇█", False: " .:-=+*#@"}
 
 def width(text: str) -> int:
     """Return the columns that a printable text takes on a terminal."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    return len(text) if text.isascii() else sum(map(_character_width, text))
+
+
+def _character_width(c: str) -> int:
+    if unicodedata.combining(c):
+        return 0
+    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
 
 
 def shorten(text: str, columns: int) -> str:
     """Cut a text that takes more columns and mark the cut with "~"."""
     if width(text) <= columns:
         return text
-    while text and width(text) + 1 > columns:
-        text = text[:-1]
-    return text + "~" if columns > 0 else ""
+    kept = bisect_right([*accumulate(map(_character_width, text))], columns - 1)
+    return text[:kept] + "~" if columns > 0 else ""
 
 
 def fold(text: str, columns: int | None) -> list[str]:
