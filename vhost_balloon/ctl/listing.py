@@ -42,7 +42,7 @@ def overview(
 ) -> list[str]:
     """Return the table of `list`. room: the terminal's columns; None: no terminal.
 
-    reasons: the policy's, by VM; None for no such column.
+    reasons: the policy's, by VM, printable; None for no such column.
     """
     columns: tuple[Column, ...] = (
         Column("VM"),
@@ -84,9 +84,10 @@ def with_reasons(
     vms: Sequence[Vm],
     reasons: Mapping[str, str],
 ) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
-    """Add a column with the policy's reasons. Rows of VMs without an answer stay as they are."""
+    """Add a column with the policy's reasons, which are printable. Rows of VMs without an answer
+    stay as they are."""
     extended = [
-        row if vm.error is not None else (*row, printable(reasons.get(vm.id, UNKNOWN)))
+        row if vm.error is not None else (*row, reasons.get(vm.id, UNKNOWN))
         for vm, row in zip(vms, rows, strict=True)
     ]
     return (*columns, Column("POLICY", rank=2)), extended

@@ -47,7 +47,7 @@ def _print(options: argparse.Namespace, poller: Poller, hub: Beside, output: Out
         head, reasons = [], None
         if policy is not None:
             head = fold(policy_view.host_line(policy), room)
-            reasons = {vm.id: vm.reason for vm in policy.vms}
+            reasons = policy_view.reasons(policy, room)
         table = listing.overview(vms, room, reasons) if vms else [listing.no_vm(options)]
         output.lines([*clock, *head, *table])
 

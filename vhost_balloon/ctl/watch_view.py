@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from vhost_balloon.ctl.hub.model import Policy
-from vhost_balloon.ctl.hub.view import policy_titles
+from vhost_balloon.ctl.hub.view import policy_titles, reasons
 from vhost_balloon.ctl.listing import memory, names, reporting, with_reasons
 from vhost_balloon.ctl.model import Vm
 from vhost_balloon.ctl.text import Column, pad, shorten, spark, table, width
@@ -140,11 +140,14 @@ class View(Screen[Vm]):
 
     def table(self, vms: Sequence[Vm], columns: int) -> list[str]:
         """Spark lines take the room that the figures leave, but at least MIN_SPARK columns."""
-        bare = max(width(line) for line in self._lay_out(vms, 0, None))
+        told = None if self.policy is None else reasons(self.policy, columns)
+        bare = max(width(line) for line in self._lay_out(vms, told, 0, None))
         room = min(MAX_SPARK, max(MIN_SPARK, (columns - bare) // 2))
-        return self._lay_out(vms, room, columns)
+        return self._lay_out(vms, told, room, columns)
 
-    def _lay_out(self, vms: Sequence[Vm], sparks: int, room: int | None) -> list[str]:
+    def _lay_out(
+        self, vms: Sequence[Vm], told: Mapping[str, str] | None, sparks: int, room: int | None
+    ) -> list[str]:
         span = f"LAST {round(sparks * self.interval)} S"[:sparks]
         columns: tuple[Column, ...] = (
             Column("VM"),
@@ -160,9 +163,8 @@ class View(Screen[Vm]):
         )
         shown_names = names([vm.id for vm in vms], cut=True)
         rows = [self._row(vm, name, sparks) for vm, name in zip(vms, shown_names, strict=True)]
-        if self.policy is not None:
-            reasons = {vm.id: vm.reason for vm in self.policy.vms}
-            columns, rows = with_reasons(columns, rows, vms, reasons)
+        if told is not None:
+            columns, rows = with_reasons(columns, rows, vms, told)
         return table(columns, rows, room)
 
     def _row(self, vm: Vm, name: str, sparks: int) -> tuple[str, ...]:

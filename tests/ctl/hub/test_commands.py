@@ -99,6 +99,21 @@ def test_policy_watch_without_a_terminal(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [["policy"], ["policy", "--json"], ["policy", "--explain=db1"], ["policy", "--explain=web1"],
+     ["policy", "--watch", "--count=1"]],
+)  # fmt: skip
+@pytest.mark.parametrize("odd", [{"detail": "old daemon " * 180}, {"held-for": (1 << 63) - 1}])
+def test_no_vm_can_hide_the_policy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], odd: dict[str, Any]
+) -> None:
+    answer = document()
+    answer["vms"][2] |= odd
+    done = asked(capsys, tmp_path, hub(answer), *words)
+    assert (done.status, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
     ("words", "order", "line", "answer"),
     [
         (["policy-hold", "web1"], ("policy-hold", {"id": "web1"}),

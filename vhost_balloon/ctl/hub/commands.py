@@ -60,7 +60,7 @@ def _unknown(name: str, policy: Policy) -> str:
     text = f"the policy knows no VM '{name}'"
     if policy.host is None:
         return f"{text}: {policy.problems[0] if policy.problems else policy.explanation}"
-    others = ", ".join(shown(vm.id) for vm in policy.vms) or "none"
+    others = ", ".join(shown(vm.id) for vm in policy.vms if vm.id) or "none"
     return f"{text} (it knows: {others})"
 
 

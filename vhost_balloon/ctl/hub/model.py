@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from vhost_balloon.ctl import model
+from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.printable import encodable
 
 OFF: Final = "off"
 
 MAX_TEXT: Final = 4000
 MAX_TEXTS: Final = 10_000
-"""Limits of a text that is no word (characters), and of a list of them."""
+"""Most characters of a text that is no word, which is cut there, and most texts of a list."""
 
 
 class Host(NamedTuple):
@@ -30,11 +32,16 @@ class Host(NamedTuple):
 
 
 class PolicyVm(NamedTuple):
-    """A VM. Sizes are in bytes, times in seconds. order: the target that the last tick ordered, or
-    would order in a dry run. raw: the members, from which --explain reads more."""
+    """A VM. Sizes are in bytes, times in seconds.
+
+    id: "" if the answer gives none. raw: the row as it came. known: its members without those that
+    are wrong or say nothing; --explain reads more from them. order: the target that the last tick
+    ordered, or would order in a dry run.
+    """
 
     id: str
     raw: Mapping[str, Any]
+    known: Mapping[str, Any]
     reason: str
     explanation: str
     target: int | None
@@ -49,31 +56,35 @@ class PolicyVm(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The answer to query-policy. host: None before the first tick."""
+    """The answer to query-policy. readable: the host's memory can be read. host: None before the
+    first tick."""
 
     raw: Mapping[str, Any]
     mode: str
     configured: str
     problems: tuple[str, ...]
     explanation: str
+    readable: bool
     host: Host | None
     vms: tuple[PolicyVm, ...]
 
 
 def read_policy(answer: Any) -> Policy:
-    """Raises CtlError."""
+    """Raises CtlError, but not for a VM's row: its daemon chose some of it, and what is wrong there
+    is unknown."""
     if not isinstance(answer, dict) or "mode" not in answer or not model.is_shallow(answer):
         raise model.unexpected("query-policy")
     host = model.field(answer, "host", dict, None)
-    mode = _word(answer, "mode", "")
+    mode = _word(answer, "mode")
     return Policy(
         raw=answer,
         mode=mode,
-        configured=_word(answer, "configured-mode", mode),
+        configured=_word(answer, "configured-mode") or mode,
         problems=texts(answer, "problems"),
         explanation=text(answer, "explanation"),
+        readable=model.field(answer, "host-readable", bool, True),
         host=None if host is None else _host(host),
-        vms=tuple(map(_vm, model.objects(answer, "vms"))),
+        vms=tuple(map(_vm, model.field(answer, "vms", list, []))),
     )
 
 
@@ -91,62 +102,83 @@ def _host(members: Mapping[str, Any]) -> Host:
     )
 
 
-def _vm(members: Mapping[str, Any]) -> PolicyVm:
-    name = encodable(text(members, "id"))
-    if not name:
-        raise model.unexpected("id")
-    reason, detail = _word(members, "reason", "unknown"), _word(members, "detail", "")
-    sizes = {
-        name: size(members, name)
-        for name in ("target", "order", "actual", "demand", "peak", "keep", "spare", "resident")
-    }
+def _vm(row: Any) -> PolicyVm:
+    members: Mapping[str, Any] = row if isinstance(row, dict) else {}
+    known = _known(members)
+    reason, detail = known.get("reason") or "unknown", known.get("detail")
     return PolicyVm(
-        id=name,
+        id=encodable(known.get("id", "")),
         raw=members,
+        known=known,
         reason=f"{reason}: {detail}" if detail else reason,
-        explanation=text(members, "explanation"),
-        age=model.seconds(members, "age"),
-        **sizes,
+        explanation=known.get("explanation", ""),
+        age=known.get("age"),
+        **{name: known.get(name) for name in _SHOWN},
     )
 
 
-_SAMPLED: Final = ("demand", "peak", "keep", "spare")
+def _known(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a VM's members say. One without a front end has no sizes, and one without
+    statistics none that are made of them."""
+    found = {}
+    for name in members.keys() & _READERS.keys():
+        with suppress(CtlError):
+            found[name] = _READERS[name](members, name)
+    unsaid = _SIZES if found.get("size") == 0 else _SAMPLED if found.get("age") is None else ()
+    return {name: value for name, value in found.items() if name not in unsaid}
 
 
-def size(members: Mapping[str, Any], name: str) -> int | None:
-    """Return one of a VM's sizes, None if it says nothing: a VM without a front end has none, and
-    one without statistics has none that are made of them. Raises CtlError."""
-    found = model.field(members, name, int, None)
-    is_known = members.get("size") != 0 and ("age" in members or name not in _SAMPLED)
-    return found if is_known else None
-
-
-def _word(members: Mapping[str, Any], name: str, default: str) -> str:
-    return model.word(name, model.field(members, name, str, default))
+def _word(members: Mapping[str, Any], name: str) -> str:
+    return model.word(name, model.field(members, name, str, ""))
 
 
 def text(members: Mapping[str, Any], name: str) -> str:
     """Return a member that is a text, "" if it is absent. Raises CtlError."""
-    return _bounded(name, model.field(members, name, str, ""))
+    return _cut(model.field(members, name, str, ""))
 
 
 def texts(members: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Return a member that is a list of texts. Raises CtlError."""
     found: list[Any] = model.field(members, name, list, [])
-    if len(found) > MAX_TEXTS:
+    if len(found) > MAX_TEXTS or not all(isinstance(element, str) for element in found):
         raise model.unexpected(name)
-    return tuple(_bounded(name, element) for element in found)
+    return tuple(map(_cut, found))
 
 
-def _bounded(name: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise model.unexpected(name)
-    return value
+def _cut(value: str) -> str:
+    return value if len(value) <= MAX_TEXT else f"{value[:MAX_TEXT]}~"
+
+
+def _number(members: Mapping[str, Any], name: str) -> int | None:
+    return model.field(members, name, int, None)
+
+
+def _flag(members: Mapping[str, Any], name: str) -> bool | None:
+    return model.field(members, name, bool, None)
+
+
+_SAMPLED: Final = ("demand", "peak", "keep", "spare")
+_SHOWN: Final = ("target", "order", "actual", "resident", *_SAMPLED)
+_SIZES: Final = ("size", "floor", "ceiling", "slack", *_SHOWN)
+"""Sizes: those made of statistics, those in the table, all."""
+
+_READERS: Final[Mapping[str, Callable[[Mapping[str, Any], str], Any]]] = {
+    "id": text,
+    "reason": _word,
+    "detail": text,
+    "explanation": text,
+    **dict.fromkeys((*_SIZES, "weight", "reversals"), _number),
+    "age": model.seconds,
+    "held-for": model.seconds,
+    "distress": _flag,
+    "decisions": model.sizes,
+}
+"""A VM's members. Each raises CtlError for a value that the member cannot have."""
 
 
 def find(policy: Policy, names: list[str]) -> PolicyVm | None:
     """Return the VM with the first of these names that there is."""
-    known = {vm.id: vm for vm in policy.vms}
+    known = {vm.id: vm for vm in policy.vms if vm.id}
     return next((known[name] for name in names if name in known), None)
 
 

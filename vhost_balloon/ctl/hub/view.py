@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from vhost_balloon.ctl import model
-from vhost_balloon.ctl.hub.model import OFF, Policy, PolicyVm, size
+from vhost_balloon.ctl.hub.model import OFF, Policy, PolicyVm
 from vhost_balloon.ctl.listing import names
 from vhost_balloon.ctl.text import Column, fold, shorten, table
 from vhost_balloon.name_text import shown
@@ -16,9 +15,12 @@ from vhost_balloon.sizes import UNKNOWN, format_size
 OLD: Final = 10.0
 """Seconds from which the age of the host's figures is shown; they are renewed every 2 s."""
 
-
 MAX_TITLES: Final = 3
 """Problems in the title of a screen."""
+
+REASON_COLUMNS: Final = 16
+"""On a terminal, a reason with its detail is cut to a quarter of a line, or to the longest reason
+without one: a VM's daemon chooses some details, and the other columns are to stay."""
 
 
 def host_line(policy: Policy) -> str:
@@ -41,7 +43,7 @@ def _state(policy: Policy) -> str:
     host = policy.host
     if policy.mode == OFF:
         return "no VM is moved"
-    if not model.field(policy.raw, "host-readable", bool, True):
+    if not policy.readable:
         return "the host's memory cannot be read"
     if host is None:
         return "no figures yet"
@@ -87,15 +89,27 @@ def vms_table(vms: Sequence[PolicyVm], room: int | None) -> list[str]:
         Column("RESIDENT", right=True, rank=4),
         Column("AGE", right=True, rank=5),
     )
-    shown_names = names([vm.id for vm in vms], cut=room is not None)
-    return table(columns, [*map(_row, vms, shown_names)], room)
+    shown_names = names([vm.id or UNKNOWN for vm in vms], cut=room is not None)
+    rows = [_row(vm, name, reason(vm, room)) for vm, name in zip(vms, shown_names, strict=True)]
+    return table(columns, rows, room)
 
 
-def _row(vm: PolicyVm, name: str) -> tuple[str, ...]:
+def reason(vm: PolicyVm, room: int | None) -> str:
+    """Return the reason as a cell. room: as above."""
+    text = printable(vm.reason)
+    return text if room is None else shorten(text, max(REASON_COLUMNS, room // 4))
+
+
+def reasons(policy: Policy, room: int | None) -> dict[str, str]:
+    """Return the reasons of all VMs as cells. room: as above."""
+    return {vm.id: reason(vm, room) for vm in policy.vms}
+
+
+def _row(vm: PolicyVm, name: str, why: str) -> tuple[str, ...]:
     target = format_size(vm.target)
     return (
         name,
-        printable(vm.reason),
+        why,
         target if vm.order is None else f"{target} -> {format_size(vm.order)}",
         *map(format_size, (vm.actual, vm.demand, vm.peak, vm.keep, vm.spare, vm.resident)),
         UNKNOWN if vm.age is None else f"{vm.age:.0f} s",
@@ -103,7 +117,7 @@ def _row(vm: PolicyVm, name: str) -> tuple[str, ...]:
 
 
 def explained(policy: Policy, vm: PolicyVm, room: int | None) -> list[str]:
-    """Return the host's and the VM's sentences, and the VM's figures. Raises CtlError."""
+    """Return the host's and the VM's sentences, and the VM's figures."""
     pairs = [(title, value) for title, value in _figures(vm) if value != UNKNOWN]
     columns = max(len(title) for title, _ in pairs)
     lines = [f"  {title:<{columns}}  {printable(value)}" for title, value in pairs]
@@ -112,7 +126,7 @@ def explained(policy: Policy, vm: PolicyVm, room: int | None) -> list[str]:
         *_problems(policy),
         *fold(printable(vm.explanation), room),
         "",
-        f"{shown(vm.id)}: {printable(vm.reason)}",
+        *fold(f"{shown(vm.id)}: {printable(vm.reason)}", room),
         *(lines if room is None else [shorten(line, room) for line in lines]),
     ]
 
@@ -134,26 +148,18 @@ _SIZES: Final[Mapping[str, str]] = {
 
 
 def _figures(vm: PolicyVm) -> list[tuple[str, str]]:
-    raw = vm.raw
-    pairs = [(title, format_size(size(raw, name))) for name, title in _SIZES.items()]
-    distress = model.field(raw, "distress", bool, None)
-    orders = {name: n for name, n in model.sizes(raw, "decisions").items() if n}
+    distress, held_for = vm.known.get("distress"), vm.known.get("held-for")
+    decisions = vm.known.get("decisions")
     return [
-        *pairs,
-        ("weight", _number(raw, "weight")),
+        *((title, format_size(vm.known.get(name))) for name, title in _SIZES.items()),
+        ("weight", str(vm.known.get("weight", UNKNOWN))),
         ("short of memory", UNKNOWN if distress is None else "yes" if distress else "no"),
         ("last statistics", "none" if vm.age is None else f"{vm.age:.0f} s ago"),
-        ("hold ends in", _seconds(raw, "held-for")),
-        ("orders so far", ", ".join(f"{name} {n}" for name, n in orders.items()) or "none"),
-        ("reversals", _number(raw, "reversals")),
+        ("hold ends in", UNKNOWN if held_for is None else f"{held_for:.0f} s"),
+        ("orders so far", UNKNOWN if decisions is None else _orders(decisions)),
+        ("reversals", str(vm.known.get("reversals", UNKNOWN))),
     ]
 
 
-def _number(raw: Mapping[str, Any], name: str) -> str:
-    found = model.field(raw, name, int, None)
-    return UNKNOWN if found is None else str(found)
-
-
-def _seconds(raw: Mapping[str, Any], name: str) -> str:
-    found = model.seconds(raw, name)
-    return UNKNOWN if found is None else f"{found:.0f} s"
+def _orders(decisions: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in decisions.items() if n) or "none"
