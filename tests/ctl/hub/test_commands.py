@@ -22,8 +22,10 @@ from tests.support.fakes.daemons import (
     returned,
 )
 from tests.support.fakes.hub import document, hub
+from vhost_balloon.ctl.hub import commands
 from vhost_balloon.policy.settings import Mode
 
+SILENCE = b""
 REFUSAL = b'{"error": {"class": "GenericError", "desc": "not\\u001b today"}}\r\n'
 
 
@@ -177,6 +179,21 @@ def test_mode(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert asked(capsys, tmp_path, serve, "policy-mode", "off") == (0, "policy: off -> off\n", "")
     found = asked(capsys, tmp_path, serve, "policy-mode", "off", "--json").json()
     assert found == {"before": "off", "mode": "off", "configured-mode": "off"}
+
+
+@pytest.mark.parametrize("policy", [REFUSAL, returned([]), returned({"mode": 5}), OK, SILENCE])
+def test_the_mode_changes_also_if_the_one_before_cannot_be_read(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: bytes,
+) -> None:
+    if policy == SILENCE:
+        monkeypatch.setattr(commands, "BEFORE_SECONDS", 0.05)
+    serve = Orders(query_policy=policy)
+    assert asked(capsys, tmp_path, serve, "policy-mode", "off") == (0, "policy: off\n", "")
+    assert asked(capsys, tmp_path, serve, "policy-mode", "off", "--json").json() == {"mode": "off"}
+    assert serve.orders == [("policy-mode", {"mode": "off"})] * 2
 
 
 def test_reload_of_the_hub(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -24,11 +24,14 @@ not waited for again until it has answered."""
 
 
 def execute(
-    options: argparse.Namespace, command: str, arguments: Mapping[str, Any] | None = None
+    options: argparse.Namespace,
+    command: str,
+    arguments: Mapping[str, Any] | None = None,
+    seconds: float = ANSWER_SECONDS,
 ) -> Any:
-    """Return the hub's answer to a command. Raises CtlError."""
+    """Return the hub's answer to a command within that time. Raises CtlError."""
     try:
-        with Client(options.hub_socket, most=MAX_ANSWER) as client:
+        with Client(options.hub_socket, seconds=seconds, most=MAX_ANSWER) as client:
             return client.execute(command, arguments)
     except Absent:
         raise absent(options.hub_socket) from None

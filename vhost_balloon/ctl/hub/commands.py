@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from vhost_balloon.ctl import folder, watch
+from vhost_balloon.ctl.client import ANSWER_SECONDS
 from vhost_balloon.ctl.errors import CtlError, ServerError
 from vhost_balloon.ctl.hub import view
 from vhost_balloon.ctl.hub.asking import HubPoller, execute
@@ -17,6 +19,9 @@ from vhost_balloon.ctl.text import fold
 from vhost_balloon.ctl.upkeep import told_changes
 from vhost_balloon.name_text import shown
 from vhost_balloon.printable import printable
+
+BEFORE_SECONDS: Final = 1.0
+"""Time limit for reading the mode that `policy-mode` changes, which only its line tells."""
 
 Command: TypeAlias = Callable[[argparse.Namespace, Output], None]
 
@@ -39,8 +44,8 @@ def _policy(options: argparse.Namespace, output: Output) -> None:
         output.lines(view.overview(policy, output.room()))
 
 
-def _query(options: argparse.Namespace) -> Policy:
-    return read_policy(execute(options, "query-policy"))
+def _query(options: argparse.Namespace, seconds: float = ANSWER_SECONDS) -> Policy:
+    return read_policy(execute(options, "query-policy", seconds=seconds))
 
 
 def _explain(options: argparse.Namespace, policy: Policy, output: Output) -> None:
@@ -131,14 +136,21 @@ def _release_all(options: argparse.Namespace, output: Output) -> None:
 
 
 def _mode(options: argparse.Namespace, output: Output) -> None:
-    before = _query(options)
+    """Switch also if the mode before cannot be read: the policy may have to stop now."""
+    before: Policy | None = None
+    with suppress(CtlError):
+        before = _query(options, BEFORE_SECONDS)
     execute(options, "policy-mode", {"mode": options.mode})
+    told = {"mode": options.mode}
+    change = options.mode
+    if before is not None:
+        told |= {"before": before.mode, "configured-mode": before.configured}
+        change = f"{before.mode} -> {options.mode}"
     if options.json:
-        configured = {"configured-mode": before.configured}
-        output.json({"before": before.mode, "mode": options.mode, **configured})
+        output.json(told)
     else:
-        output.lines([printable(f"policy: {before.mode} -> {options.mode}")])
-    if options.mode != before.configured:
+        output.lines([printable(f"policy: {change}")])
+    if before is not None and options.mode != before.configured:
         complain(
             f"this lasts until the hub restarts: its configuration says {before.configured} "
             "([policy], mode)"
