@@ -26,6 +26,7 @@ from vhost_balloon.ctl.hub import commands
 from vhost_balloon.policy.settings import Mode
 
 SILENCE = b""
+NOT_FOUND = b'{"error": {"class": "DeviceNotFound", "desc": "Device not found"}}\r\n'
 REFUSAL = b'{"error": {"class": "GenericError", "desc": "not\\u001b today"}}\r\n'
 
 
@@ -42,8 +43,9 @@ def failed(capsys: pytest.CaptureFixture[str], folder: Path, serve: Serve, *word
 class Orders:
     """A hub that records what it is ordered."""
 
-    def __init__(self, **answers: bytes) -> None:
-        """answers: by command; others succeed."""
+    def __init__(self, *unknown: str, **answers: bytes) -> None:
+        """unknown: names of no VM. answers: by command; others succeed."""
+        self._unknown = unknown
         self.orders: list[tuple[str, Mapping[str, Any]]] = []
         self._answers = {name.replace("_", "-"): value for name, value in answers.items()}
 
@@ -55,8 +57,8 @@ class Orders:
                 name, arguments = request["execute"], request.get("arguments", {})
                 if name not in ("qmp_capabilities", "query-policy"):
                     self.orders.append((name, arguments))
-                is_known = arguments.get("id") != "unknown"
-                connection.sendall(self._answers.get(name, OK) if is_known else REFUSAL)
+                is_known = arguments.get("id") not in self._unknown
+                connection.sendall(self._answers.get(name, OK) if is_known else NOT_FOUND)
 
 
 def test_policy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -146,7 +148,27 @@ def test_a_name_may_be_given_with_escapes_or_as_bytes(
         done = asked(capsys, tmp_path, serve, "policy-hold", word)
         assert done == (0, "raw\\udcff: the policy leaves it alone until policy-release\n", "")
     assert serve.orders == [("policy-hold", {"id": "raw\\udcff"})] * 2
-    assert failed(capsys, tmp_path, serve, "policy-hold", "unknown") == "not\\x1b today"
+
+
+BYTES = "raw\\x5cudcff"
+"""The name of a file with a backslash, whose text may also mean one with the byte 255."""
+
+
+@pytest.mark.parametrize("command", ["policy-hold", "policy-release"])
+def test_another_spelling_is_tried_only_if_no_vm_has_the_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    first, second = (command, {"id": "raw\\udcff"}), (command, {"id": BYTES})
+    serve = Orders("raw\\udcff")
+    done = asked(capsys, tmp_path, serve, command, "raw\\udcff")
+    assert (done.status, done.out.split(":")[0]) == (0, BYTES)
+    assert serve.orders == [first, second]
+    serve = Orders("raw\\udcff", BYTES)
+    assert failed(capsys, tmp_path, serve, command, "raw\\udcff") == "Device not found"
+    assert serve.orders == [first, second]
+    serve = Orders(**{command: REFUSAL})
+    assert failed(capsys, tmp_path, serve, command, "raw\\udcff") == "not\\x1b today"
+    assert serve.orders == [first]
 
 
 def test_release_of_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from vhost_balloon.ctl.upkeep import told_changes
 from vhost_balloon.name_text import shown
 from vhost_balloon.printable import printable
 
+NO_VM: Final = "DeviceNotFound"
+"""QMP's class of the error that no VM has this name."""
+
 BEFORE_SECONDS: Final = 1.0
 """Time limit for reading the mode that `policy-mode` changes, which only its line tells."""
 
@@ -85,14 +88,20 @@ def _watch(options: argparse.Namespace, output: Output) -> None:
 
 
 def _to_vm(options: argparse.Namespace, command: str, arguments: Mapping[str, Any]) -> str:
-    """Send an order for the VM of the command line; return its name. Raises CtlError."""
+    """Send an order for the VM of the command line; return its name. Raises CtlError.
+
+    A spelling is given up only if no VM has it: after another refusal, the next one might be
+    another VM's.
+    """
     *others, last = dict.fromkeys(folder.spellings(options.vm))
     for name in others:
         try:
             execute(options, command, {"id": name, **arguments})
-        except ServerError:
-            continue
-        return name
+        except ServerError as error:
+            if error.error_class != NO_VM:
+                raise
+        else:
+            return name
     execute(options, command, {"id": last, **arguments})
     return last
 
