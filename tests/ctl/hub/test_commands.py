@@ -171,6 +171,12 @@ def test_another_spelling_is_tried_only_if_no_vm_has_the_first(
     assert serve.orders == [first]
 
 
+BELOW = (
+    "still below their ceilings: db1\n"
+    "they get memory back while the host has more than its reserve\n"
+)
+
+
 def test_release_of_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ("policy-release", "--all")
     left = Orders(policy_release=returned({"left": ["db1", "a\x1b"]}))
@@ -185,8 +191,28 @@ def test_release_of_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert asked(capsys, tmp_path, left, *words, "--json").json() == {"left": ["db1", "a\x1b"]}
     done = asked(capsys, tmp_path, Orders(policy_release=returned({"left": []})), *words)
     assert done.out == "all holds are ended\nall VMs have their ceilings as targets\n"
-    odd = Orders(policy_release=returned({"left": [5]}))
-    assert failed(capsys, tmp_path, odd, *words).startswith("unexpected answer")
+    for answer in ({"left": [5]}, {"left": [], "failed": ["web1"]}):
+        odd = Orders(policy_release=returned(answer))
+        assert failed(capsys, tmp_path, odd, *words).startswith("unexpected answer")
+
+
+@pytest.mark.parametrize(("left", "more"), [([], ""), (["db1"], BELOW)])
+def test_release_of_all_tells_which_holds_may_last(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, left: list[str], more: str
+) -> None:
+    answer = {"left": left, "failed": {"web1": "its daemon gives no answer", "a\x1b": 5}}
+    serve = Orders(policy_release=returned(answer))
+    error = "vhost-balloonctl: holds that may last: web1, a\\x1b\n"
+    assert asked(capsys, tmp_path, serve, "policy-release", "--all") == (
+        1,
+        "web1: its daemon gives no answer: its hold may last\n"
+        f"a\\x1b: unknown: its hold may last\nall other holds are ended\n{more}",
+        error,
+    )
+    done = asked(capsys, tmp_path, serve, "policy-release", "--all", "--json")
+    assert (done.status, done.err) == (1, error)
+    told = {"web1": "its daemon gives no answer", "a\x1b": "unknown"}
+    assert json.loads(done.out) == {"left": left, "failed": told}
 
 
 def test_mode(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

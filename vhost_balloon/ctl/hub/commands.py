@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
@@ -12,7 +12,15 @@ from vhost_balloon.ctl.client import ANSWER_SECONDS
 from vhost_balloon.ctl.errors import CtlError, ServerError
 from vhost_balloon.ctl.hub import view
 from vhost_balloon.ctl.hub.asking import HubPoller, execute
-from vhost_balloon.ctl.hub.model import OFF, Policy, answered, find, read_policy, texts
+from vhost_balloon.ctl.hub.model import (
+    OFF,
+    Policy,
+    answered,
+    find,
+    read_policy,
+    texts,
+    texts_by_name,
+)
 from vhost_balloon.ctl.hub.screen import PolicyScreen
 from vhost_balloon.ctl.output import Output, complain
 from vhost_balloon.ctl.text import fold
@@ -129,19 +137,29 @@ def _release(options: argparse.Namespace, output: Output) -> None:
 
 
 def _release_all(options: argparse.Namespace, output: Output) -> None:
-    left = texts(answered(execute(options, "policy-release"), "policy-release"), "left")
+    """Raises CtlError if a hold may last."""
+    answer = answered(execute(options, "policy-release"), "policy-release")
+    left, failed = texts(answer, "left"), texts_by_name(answer, "failed")
     if options.json:
-        output.json({"left": [*left]})
-        return
-    output.lines(["all holds are ended"])
-    if not left:
-        output.lines(["all VMs have their ceilings as targets"])
-        return
-    text = f"still below their ceilings: {', '.join(map(shown, left))}"
-    output.lines(fold(text, output.room()))
-    output.lines(
-        fold("they get memory back while the host has more than its reserve", output.room())
-    )
+        output.json({"left": [*left], **({"failed": failed} if failed else {})})
+    else:
+        room = output.room()
+        for line in _released(left, failed):
+            output.lines(fold(line, room))
+    if failed:
+        raise CtlError(f"holds that may last: {', '.join(map(shown, failed))}")
+
+
+def _released(left: Sequence[str], failed: Mapping[str, str]) -> Iterator[str]:
+    """left: VMs below their ceilings; failed: why the hold of others may last."""
+    for name, why in failed.items():
+        yield f"{shown(name)}: {printable(why)}: its hold may last"
+    yield "all other holds are ended" if failed else "all holds are ended"
+    if left:
+        yield f"still below their ceilings: {', '.join(map(shown, left))}"
+        yield "they get memory back while the host has more than its reserve"
+    elif not failed:
+        yield "all VMs have their ceilings as targets"
 
 
 def _mode(options: argparse.Namespace, output: Output) -> None:

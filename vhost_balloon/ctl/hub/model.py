@@ -145,6 +145,15 @@ def texts(members: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(map(_cut, found))
 
 
+def texts_by_name(members: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return a member that maps names to texts; one that is no text is "unknown". Raises
+    CtlError."""
+    found: dict[str, Any] = model.field(members, name, dict, {})
+    return {
+        key: _cut(value) if isinstance(value, str) else "unknown" for key, value in found.items()
+    }
+
+
 def _cut(value: str) -> str:
     return value if len(value) <= MAX_TEXT else f"{value[:MAX_TEXT]}~"
 
