@@ -68,6 +68,16 @@ def test_folders_are_absolute_and_distinct(tmp_path: Path, monkeypatch: pytest.M
     assert options.folders == (tmp_path / "a", tmp_path / "b")
 
 
+def test_a_folder_by_another_path_is_left_out(tmp_path: Path) -> None:
+    """Each of its VMs would have the name of a VM that is there already."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "later").symlink_to("b")  # which does not exist yet
+    names = ("link", "a", "a/../a", "b", "later")
+    options = parse([f"--folder={tmp_path}/{name}" for name in names])
+    assert options.folders == (tmp_path / "link", tmp_path / "b", tmp_path / "later")
+
+
 def test_a_socket_for_metrics_replaces_the_address() -> None:
     assert parse([], is_handed_over=True).metrics.host == "metrics"
     with pytest.raises(OperatorError, match="a socket for metrics was handed over"):

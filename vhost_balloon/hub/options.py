@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -97,7 +98,7 @@ def parse(arguments: list[str], *, is_handed_over: bool = False) -> HubOptions:
     Raises OperatorError with one line of text, or exits after --version and the like.
     """
     options = build_parser().parse_args(arguments)
-    folders = tuple(dict.fromkeys(options.folder or [FOLDER]))
+    folders = _distinct(options.folder or [FOLDER])
     for folder in folders:
         # A folder that does not exist may be created later.
         if os.path.exists(folder) and not os.path.isdir(folder):
@@ -117,6 +118,19 @@ def parse(arguments: list[str], *, is_handed_over: bool = False) -> HubOptions:
         control_access=SocketOptions(options.control_mode, options.control_group),
         check_only=options.check_config,
     )
+
+
+def _distinct(folders: Iterable[Path]) -> tuple[Path, ...]:
+    """Leave out other paths of the same folder: each of its VMs would be found twice."""
+    found: dict[object, Path] = {}
+    for folder in folders:
+        try:
+            info = os.stat(folder)
+        except OSError:
+            found.setdefault(folder, folder)  # it may be created later
+        else:
+            found.setdefault((info.st_dev, info.st_ino), folder)
+    return tuple(found.values())
 
 
 def _policy_settings(files: list[Path]) -> PolicySettings:
