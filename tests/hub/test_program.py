@@ -2,100 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import trio
 
-from tests.support.control_client import GIB, Client, request
+from tests.support.control_client import GIB, Client
 from tests.support.fakes.host_vms import daemons
 from tests.support.fakes.policed_vm import PolicedVm
-
-WELL = 7 * GIB
-SHORT = GIB
-"""Of 16 GiB, with the default reserve of 2.3 GiB."""
-
-
-class Place:
-    """Folders, files and the service manager's socket of a hub."""
-
-    def __init__(self, folder: Path) -> None:
-        self.vms, self.run = folder / "vms", folder / "run"
-        self.vms.mkdir()
-        self.run.mkdir()
-        self.meminfo, self.config = folder / "meminfo", folder / "hub.toml"
-        self.host_has(WELL)
-        self.configure("off")
-        self.notify = folder / "notify"
-
-    def host_has(self, available: int) -> None:
-        """Write meminfo in place: the hub has it open."""
-        text = f"MemTotal: {16 * GIB >> 10} kB\nMemAvailable: {available >> 10} kB\n"
-        self.meminfo.write_text(text)
-
-    def configure(self, mode: str) -> None:
-        self.config.write_text(f'[policy]\nmode = "{mode}"\n')
-
-    @contextmanager
-    def hub(self, **more: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-        """A hub that was given meminfo by the service manager; it, and its log."""
-        options = (f"--folder={self.vms}", f"--run-folder={self.run}", f"--config={self.config}")
-        command = [sys.executable, "-m", "vhost_balloon.hub", "--metrics-address=:0", *options]
-        with self.meminfo.open() as file:
-            program = (
-                "import os, sys\n"
-                f"os.dup2({file.fileno()}, 3)\n"
-                "os.environ['LISTEN_PID'] = str(os.getpid())\n"
-                f"os.execv(sys.executable, {command!r})"
-            )
-            started = subprocess.Popen(
-                [sys.executable, "-c", program],
-                env=os.environ | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "meminfo"} | more,
-                stderr=subprocess.PIPE,
-                pass_fds=[file.fileno()],
-                text=True,
-            )
-        with started as process:
-            try:
-                assert process.stderr is not None
-                yield process, process.stderr
-            finally:
-                process.kill()
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        """A client of the hub, as soon as it listens."""
-        with trio.fail_after(20):
-            while True:
-                try:
-                    stream = await trio.open_unix_socket(str(self.run / "control"))
-                except OSError:
-                    await trio.sleep(0.02)
-                else:
-                    break
-        async with stream:
-            client = Client(stream)
-            await client.negotiate()
-            yield client
-
-    def locked(self, process: subprocess.Popen[str]) -> bool:
-        """Whether the hub has the lock's file open."""
-        folder = Path(f"/proc/{process.pid}/fd")
-        return any("policy.lock" in os.readlink(link) for link in folder.iterdir())
+from tests.support.restarting.hub_place import (
+    SHORT,
+    WELL,
+    HubPlace,
+    ask,
+    policy,
+    until_line,
+    until_reason,
+)
 
 
 @pytest.fixture
-def place(short_folder: Path) -> Place:
-    return Place(short_folder)
+def place(short_folder: Path) -> HubPlace:
+    return HubPlace(short_folder)
 
 
 async def event(client: Client, reason: str) -> dict[str, Any]:
@@ -107,35 +39,7 @@ async def event(client: Client, reason: str) -> dict[str, Any]:
                 return data
 
 
-async def ask(client: Client, command: str, **arguments: Any) -> Any:
-    """The "return" of a command; events before it are skipped."""
-    answer = await client.raw(request(command, **arguments))
-    while "event" in answer:
-        answer = await client.read()
-    return answer["return"]
-
-
-async def policy(client: Client, holds: Callable[[Any], bool]) -> dict[str, Any]:
-    """The answer to query-policy, as soon as it is as wanted."""
-    with trio.fail_after(20):
-        while True:
-            told: dict[str, Any] = await ask(client, "query-policy")
-            if holds(told):
-                return told
-            await trio.sleep(0.05)
-
-
-async def until_reason(client: Client, reason: str) -> dict[str, Any]:
-    """The answer, as soon as this is the reason of the one VM."""
-    return await policy(client, lambda told: [vm["reason"] for vm in told["vms"]] == [reason])
-
-
-def until_line(log: IO[str], text: str) -> None:
-    while text not in (line := log.readline()):
-        assert line, "the hub ended"
-
-
-async def test_off_does_nothing(place: Place) -> None:
+async def test_off_does_nothing(place: HubPlace) -> None:
     place.host_has(SHORT)
     vm = PolicedVm()
     async with daemons(place.vms, {"web1": vm.behave}):
@@ -152,7 +56,7 @@ async def test_off_does_nothing(place: Place) -> None:
     assert list(place.run.iterdir()) == []
 
 
-async def test_dry_run_decides_and_orders_nothing(place: Place) -> None:
+async def test_dry_run_decides_and_orders_nothing(place: HubPlace) -> None:
     place.configure("dry-run")
     place.host_has(SHORT)
     vm = PolicedVm()
@@ -165,7 +69,7 @@ async def test_dry_run_decides_and_orders_nothing(place: Place) -> None:
     assert vm.orders == []
 
 
-async def test_on_takes_memory_while_the_host_is_short_and_gives_it_back(place: Place) -> None:
+async def test_on_takes_memory_while_the_host_is_short_and_gives_it_back(place: HubPlace) -> None:
     vm = PolicedVm()
     async with daemons(place.vms, {"web1": vm.behave}):
         with place.hub() as (process, log):
@@ -193,7 +97,7 @@ async def test_on_takes_memory_while_the_host_is_short_and_gives_it_back(place: 
     assert [file.name for file in place.run.iterdir()] == ["policy-memory.json"]
 
 
-async def test_holds(place: Place) -> None:
+async def test_holds(place: HubPlace) -> None:
     place.configure("on")
     vm = PolicedVm()
     async with daemons(place.vms, {"web1": vm.behave}):
@@ -211,7 +115,7 @@ async def test_holds(place: Place) -> None:
                     await vm.ordered.wait()
 
 
-async def test_reload(place: Place) -> None:
+async def test_reload(place: HubPlace) -> None:
     with place.hub() as (process, log):
         async with place.client() as client:
             place.configure("dry-run")
@@ -230,7 +134,7 @@ async def test_reload(place: Place) -> None:
             assert process.poll() is None
 
 
-async def test_a_second_hub_decides_nothing_and_says_who_does(place: Place) -> None:
+async def test_a_second_hub_decides_nothing_and_says_who_does(place: HubPlace) -> None:
     place.configure("on")
     vm = PolicedVm()
     async with daemons(place.vms, {"web1": vm.behave}):
@@ -251,7 +155,7 @@ async def test_a_second_hub_decides_nothing_and_says_who_does(place: Place) -> N
                     await until_reason(client, "not-needed")
 
 
-async def test_the_service_manager_is_told(place: Place) -> None:
+async def test_the_service_manager_is_told(place: HubPlace) -> None:
     """The state when it changes, and a reload's begin and end."""
     place.configure("on")
     with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -278,7 +182,7 @@ async def test_the_service_manager_is_told(place: Place) -> None:
 
 
 @pytest.mark.parametrize("mode", ["on", "dry-run"])
-def test_a_host_that_cannot_be_read_is_a_mistake(place: Place, mode: str) -> None:
+def test_a_host_that_cannot_be_read_is_a_mistake(place: HubPlace, mode: str) -> None:
     place.configure(mode)
     place.meminfo.write_text("nonsense\n")
     with place.hub() as (process, log):
@@ -288,7 +192,7 @@ def test_a_host_that_cannot_be_read_is_a_mistake(place: Place, mode: str) -> Non
     assert "ProcSubset=all" in line
 
 
-def test_a_run_folder_in_use_is_a_mistake(place: Place) -> None:
+def test_a_run_folder_in_use_is_a_mistake(place: HubPlace) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(place.run / "control"))
         other.listen()
