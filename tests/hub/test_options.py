@@ -13,6 +13,7 @@ import pytest
 import vhost_balloon
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.hub.options import parse
+from vhost_balloon.hub.reload import read
 from vhost_balloon.policy.settings import Mode, PolicySettings
 from vhost_balloon.service.listeners import SocketOptions
 
@@ -24,21 +25,21 @@ def no_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_by_default_there_is_no_policy_and_no_control_socket() -> None:
     options = parse([])
-    assert (options.policy, options.files) == (PolicySettings(), ())
+    assert options.files == ()
     assert (options.run_folder, options.control_access) == (None, SocketOptions())
     assert not options.check_only
 
 
-def test_files_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_files_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
     one.write_text("policy.mode = 'on'\npolicy.reserve = 0.2")
     two.write_text("policy.mode = 'dry-run'")
     monkeypatch.chdir(tmp_path)
     options = parse(["--config=one.toml", f"--config={two}"])
-    assert options.policy == PolicySettings(Mode.DRY_RUN, reserve=0.2)
     assert options.files == (one, two)
+    assert await read(options.files) == PolicySettings(Mode.DRY_RUN, reserve=0.2)
     with pytest.raises(OperatorError, match=r"^cannot read .*/three.toml: No such file"):
-        parse(["--config=three.toml"])
+        await read(parse(["--config=three.toml"]).files)
 
 
 def test_the_run_folder_is_the_service_managers(

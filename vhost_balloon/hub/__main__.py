@@ -23,7 +23,7 @@ from vhost_balloon.hub.folders import MAX_VMS
 from vhost_balloon.hub.handed import NOTHING, Handed, sort
 from vhost_balloon.hub.options import HubOptions, parse
 from vhost_balloon.hub.policed import PolicedVms
-from vhost_balloon.hub.reload import Configuration
+from vhost_balloon.hub.reload import Configuration, read, reload_on_signal
 from vhost_balloon.hub.scraped import Scraped
 from vhost_balloon.hub.status import summary
 from vhost_balloon.hub.vms import HUB_PLACES, Host
@@ -36,6 +36,7 @@ from vhost_balloon.policy.host import HostInputs
 from vhost_balloon.policy.lock import PolicyLock
 from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.runner import Policy
+from vhost_balloon.policy.settings import PolicySettings
 from vhost_balloon.printable import printable
 from vhost_balloon.service import environment, signals, systemd
 
@@ -56,7 +57,7 @@ def most_vms() -> int:
     return max(most, 1)
 
 
-async def run(options: HubOptions, handed: Handed = NOTHING) -> None:
+async def run(options: HubOptions, settings: PolicySettings, handed: Handed = NOTHING) -> None:
     """Serve scrapes, operators and the policy until SIGTERM or SIGINT.
 
     Raises OperatorError before it serves anything.
@@ -69,9 +70,9 @@ async def run(options: HubOptions, handed: Handed = NOTHING) -> None:
         host = Host(options.folders, errors, most)
         stack.callback(host.close)
         control = Control(errors)
-        policy = _policy(options, handed, errors, most, control)
+        policy = _policy(options, settings, handed, errors, most, control)
         policy.open()
-        configuration = Configuration(options.policy, options.files, policy.change)
+        configuration = Configuration(settings, options.files, policy.change)
         if options.run_folder is not None:
             hub = Hub(policy, configuration)
             control.open(hub, options.run_folder, options.control_access, stack)
@@ -88,7 +89,7 @@ async def run(options: HubOptions, handed: Handed = NOTHING) -> None:
                 nursery.start_soon(errors.supervise, where, service)
 
             def hang_up() -> None:
-                nursery.start_soon(_reload, configuration, notifier, errors)
+                nursery.start_soon(reload_on_signal, configuration, notifier, errors)
 
             await nursery.start(partial(signals.follow_signals, stop, notifier, hang_up))
             interval = environment.watchdog_interval()
@@ -104,31 +105,23 @@ async def run(options: HubOptions, handed: Handed = NOTHING) -> None:
 
 
 def _policy(
-    options: HubOptions, handed: Handed, errors: InternalErrors, most: int, control: Control
+    options: HubOptions,
+    settings: PolicySettings,
+    handed: Handed,
+    errors: InternalErrors,
+    most: int,
+    control: Control,
 ) -> Policy:
     """The policy; it opens nothing yet."""
     folder = options.run_folder
     return Policy(
         PolicedVms(options.folders, errors, most),
         partial(HostInputs.open, handed=handed.files),
-        options.policy,
+        settings,
         PolicyLock(options.folders),
         None if folder is None else MemoryFile(folder),
         control.announce,
     )
-
-
-async def _reload(
-    configuration: Configuration, notifier: systemd.Notifier, errors: InternalErrors
-) -> None:
-    """Read the configuration files again, on SIGHUP."""
-    await notifier.send(systemd.reloading())
-    with errors.contained("reload"):
-        try:
-            await configuration.reload()
-        except OperatorError as error:
-            logger.error("the settings stay as they are: %s", error)
-    await notifier.send(systemd.READY)
 
 
 async def _keep_status(
@@ -157,9 +150,10 @@ def main() -> None:
             from vhost_balloon.hub.check_config import check_config
 
             return trio.run(check_config, options)
+        settings = trio.run(read, options.files)
         raise_descriptor_limit()
         gc.freeze()  # a full collection would traverse all imported modules
-        trio.run(run, options, handed)
+        trio.run(run, options, settings, handed)
     except OperatorError as error:
         handler.write_error(f"vhost-balloon-hub: {printable(shortened(str(error)))}")
         raise SystemExit(2) from None

@@ -16,7 +16,6 @@ from vhost_balloon.metrics.options import (
     add_metrics_options,
     read_metrics_options,
 )
-from vhost_balloon.policy.settings import PolicySettings
 from vhost_balloon.service.listeners import SocketOptions
 
 FOLDER: Final = Path("/run/vhost-balloon")
@@ -29,16 +28,15 @@ RUN_FOLDERS: Final = "RUNTIME_DIRECTORY"
 class HubOptions:
     """The hub's configuration.
 
-    folders: those of the VMs' control sockets. files: those of --config, later ones win; policy:
-    what they say. run_folder: for the hub's own control socket and memory; None for neither.
-    check_only: serve nothing. All paths are absolute.
+    folders: those of the VMs' control sockets. files: those of --config, later ones win.
+    run_folder: for the hub's own control socket and memory; None for neither. check_only: serve
+    nothing. All paths are absolute.
     """
 
     folders: tuple[Path, ...]
     metrics: MetricsOptions
     log_level: str
     log_format: str
-    policy: PolicySettings = field(default_factory=PolicySettings)
     files: tuple[Path, ...] = ()
     run_folder: Path | None = None
     control_access: SocketOptions = field(default_factory=SocketOptions)
@@ -112,7 +110,6 @@ def parse(arguments: list[str], *, is_handed_over: bool = False) -> HubOptions:
         metrics,
         options.log_level,
         options.log_format,
-        policy=_policy_settings(options.config),
         files=tuple(options.config),
         run_folder=_run_folder(options.run_folder),
         control_access=SocketOptions(options.control_mode, options.control_group),
@@ -131,15 +128,6 @@ def _distinct(folders: Iterable[Path]) -> tuple[Path, ...]:
         else:
             found.setdefault((info.st_dev, info.st_ino), folder)
     return tuple(found.values())
-
-
-def _policy_settings(files: list[Path]) -> PolicySettings:
-    """Raises OperatorError."""
-    if not files:
-        return PolicySettings()
-    from vhost_balloon.hub.config import read_settings  # which costs memory
-
-    return read_settings(files)
 
 
 def _run_folder(given: Path | None) -> Path | None:

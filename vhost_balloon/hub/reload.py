@@ -1,4 +1,4 @@
-"""Reads the hub's configuration files again; a mistake in them changes nothing."""
+"""Reads the hub's configuration files, at the start and again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,35 @@ from typing import Final
 
 import trio
 
+from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log.lines import logger
 from vhost_balloon.policy.settings import PolicySettings
+from vhost_balloon.service import systemd
+
+PATIENCE: Final = 5.0
+"""Seconds for the files."""
+NOTIFYING: Final = 1.0
+"""Seconds for the service manager to take the message that a reload begins."""
+
+
+async def read(
+    files: Sequence[Path], looking: trio.CapacityLimiter | None = None
+) -> PolicySettings:
+    """The settings of the files. looking: a place in it is held until the files are read.
+
+    Raises OperatorError, also if their file system hangs.
+    """
+    if not files:
+        return PolicySettings()
+    from vhost_balloon.hub.config import read_settings  # which costs memory
+
+    with trio.move_on_after(PATIENCE):
+        return await trio.to_thread.run_sync(
+            read_settings, files, abandon_on_cancel=True, limiter=looking
+        )
+    names = ", ".join(map(str, files))
+    raise OperatorError(f"cannot read {names} within {PATIENCE:g} s: the file system hangs")
 
 
 class Configuration:
@@ -25,27 +51,38 @@ class Configuration:
         self._settings = settings
         self._files: Final = files
         self._apply: Final = apply
-        self._reading: Final = trio.Lock()
+        self._looking: Final = trio.CapacityLimiter(1)
+        """So that reloads follow each other, and no two threads hang."""
 
     async def reload(self) -> Sequence[str]:
         """Read the files again and apply them; return the names of the settings that changed.
 
-        Raises OperatorError; nothing is changed then.
+        Takes at most PATIENCE. Raises OperatorError; nothing is changed then.
         """
         if not self._files:
             raise OperatorError("this hub was started without --config")
-        from vhost_balloon.hub.config import read_settings  # which costs memory
+        settings = await read(self._files, self._looking)
+        names = list(changed(self._settings, settings))
+        self._settings = settings
+        self._apply(settings)
+        logger.info("reloaded; changed: %s", ", ".join(names) or "nothing")
+        return names
 
-        async with self._reading:
-            # In a thread, because a file system may hang.
-            settings = await trio.to_thread.run_sync(
-                read_settings, self._files, abandon_on_cancel=True
-            )
-            names = list(changed(self._settings, settings))
-            self._settings = settings
-            self._apply(settings)
-            logger.info("reloaded; changed: %s", ", ".join(names) or "nothing")
-            return names
+
+async def reload_on_signal(
+    configuration: Configuration, notifier: systemd.Notifier, errors: InternalErrors
+) -> None:
+    """Reload, and tell the service manager its begin and end. Mistakes are logged."""
+    is_told = False
+    with trio.move_on_after(NOTIFYING):  # a manager that reads nothing keeps no setting back
+        is_told = await notifier.send(systemd.reloading())
+    with errors.contained("reload"):
+        try:
+            await configuration.reload()
+        except OperatorError as error:
+            logger.error("the settings stay as they are: %s", error)
+    if is_told:  # and waits for the end, however long it takes
+        await notifier.send(systemd.READY)
 
 
 def changed(before: PolicySettings, after: PolicySettings) -> Iterator[str]:
