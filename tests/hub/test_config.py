@@ -119,6 +119,7 @@ def test_a_cgroup_has_to_exist_unless_the_policy_is_off(path: Path, tmp_path: Pa
     with pytest.raises(OperatorError) as caught:
         read_settings([path, later])
     assert str(caught.value) == f"{path}: line 2: 'cgroup': there is no folder {gone}"
+    assert read_settings([path, later], is_start=True).cgroup == str(gone), "it may come"
     gone.mkdir()
     assert read_settings([path, later]).mode is Mode.ON
 

@@ -73,6 +73,7 @@ MISTAKES = [
     ("--control-group=no-such-group", "there is no group 'no-such-group'"),
     ("--config={folder}/bad.toml", "bad.toml: line 2: 'mode' expects one of off, dry-run, on"),
     ("--config={folder}", "Is a directory"),
+    ("--config={folder}/cgroup.toml", "line 3: 'cgroup': there is no folder /gone"),
     ("--metrics-certificate={folder}/none.pem", "none.pem"),
     ("--metrics-address=192.0.2.1:1", "cannot listen on 192.0.2.1:1"),
 ]
@@ -130,6 +131,7 @@ def test_a_check_works_while_a_hub_has_the_address_and_the_socket(tmp_path: Path
 @pytest.mark.parametrize(("argument", "text"), MISTAKES)
 def test_a_check_finds_mistakes(tmp_path: Path, argument: str, text: str) -> None:
     (tmp_path / "bad.toml").write_text('[policy]\nmode = "auto"\n')
+    (tmp_path / "cgroup.toml").write_text('[policy]\nmode = "on"\ncgroup = "/gone"\n')
     status, out, err = check(tmp_path, argument.format(folder=tmp_path))
     assert (status, out) == (2, "")
     assert err.startswith("vhost-balloon-hub: ")

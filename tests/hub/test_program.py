@@ -170,7 +170,9 @@ async def test_the_service_manager_is_told(place: HubPlace) -> None:
         with place.hub(NOTIFY_SOCKET=str(place.notify)) as (process, _):
             told = await until("READY=1")
             assert f"STATUS=VMs of {place.vms}; policy on: " in told
-            await until("policy on: the host has its reserve of 2.28 GiB available")
+            well = "policy on: the host has its reserve of 2.28 GiB available"
+            if well not in told:
+                await until(well)
             place.host_has(SHORT)
             await until("policy on: the host is short, with less than its reserve of 2.28 GiB")
             process.send_signal(signal.SIGHUP)
@@ -190,13 +192,3 @@ def test_a_host_that_cannot_be_read_is_a_mistake(place: HubPlace, mode: str) -> 
         assert process.wait(20) == 2
     assert "OpenFile=" in line
     assert "ProcSubset=all" in line
-
-
-def test_a_run_folder_in_use_is_a_mistake(place: HubPlace) -> None:
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(place.run / "control"))
-        other.listen()
-        with place.hub() as (process, log):
-            (line,) = [line for line in log if line.startswith("vhost-balloon-hub: ")]
-            assert process.wait(20) == 2
-    assert "another process listens on it" in line

@@ -56,7 +56,7 @@ async def test_a_file_system_that_hangs_is_given_up(
     goes_on = threading.Event()
     looks: list[Sequence[Path]] = []
 
-    def hang(files: Sequence[Path]) -> PolicySettings:
+    def hang(files: Sequence[Path], *, is_start: bool) -> PolicySettings:
         looks.append(files)
         goes_on.wait(60)
         return PolicySettings(zfs_arc=True)

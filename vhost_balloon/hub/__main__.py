@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import resource
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -25,7 +25,7 @@ from vhost_balloon.hub.options import HubOptions, parse
 from vhost_balloon.hub.policed import PolicedVms
 from vhost_balloon.hub.reload import Configuration, read, reload_on_signal
 from vhost_balloon.hub.scraped import Scraped
-from vhost_balloon.hub.status import summary
+from vhost_balloon.hub.status import keep_status, summary
 from vhost_balloon.hub.vms import HUB_PLACES, Host
 from vhost_balloon.log import setup as log_setup
 from vhost_balloon.log.lines import logger, shortened
@@ -36,7 +36,7 @@ from vhost_balloon.policy.host import HostInputs
 from vhost_balloon.policy.lock import PolicyLock
 from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.runner import Policy
-from vhost_balloon.policy.settings import PolicySettings
+from vhost_balloon.policy.settings import Mode, PolicySettings
 from vhost_balloon.printable import printable
 from vhost_balloon.service import environment, signals, systemd
 
@@ -44,6 +44,8 @@ RESERVE: Final = MAX_CLIENTS + MAX_CONTROL_CLIENTS + 48
 """Descriptors for anything but VMs: clients, the log, the event loop, the host's files, locks."""
 CONNECTIONS: Final = 2
 """To each VM: one for its figures, one for the policy."""
+OPENING: Final = 5.0
+"""Seconds that the start waits for a file, or for the name of an address to be resolved."""
 
 
 def most_vms() -> int:
@@ -57,11 +59,36 @@ def most_vms() -> int:
     return max(most, 1)
 
 
+_Serve = Callable[[], Awaitable[None]]
+
+
+class _SideService:
+    """A service that opens something before it serves. open_: raises OperatorError while the
+    operator has something to correct; returns what serves."""
+
+    def __init__(self, open_: Callable[[], Awaitable[_Serve]]) -> None:
+        self._open: Final = open_
+        self._serve: _Serve | None = None
+        self.tried: Final = trio.Event()
+        """It was opened, or a first attempt failed."""
+
+    async def run(self) -> None:
+        """Serve until cancelled; may be called again after a failure. Raises OperatorError."""
+        if self._serve is None:
+            try:
+                self._serve = await self._open()
+            finally:
+                self.tried.set()
+        await self._serve()
+
+
 async def run(options: HubOptions, settings: PolicySettings, handed: Handed = NOTHING) -> None:
     """Serve scrapes, operators and the policy until SIGTERM or SIGINT.
 
-    Raises OperatorError before it serves anything.
+    None of the three depends on another: what cannot be opened is tried again, and the rest is
+    served meanwhile. Raises OperatorError before it serves anything; see _check_memory().
     """
+    await _check_memory(settings, handed)
     errors = InternalErrors(HUB_PLACES)
     with ExitStack() as stack:
         notifier = systemd.Notifier()
@@ -71,21 +98,28 @@ async def run(options: HubOptions, settings: PolicySettings, handed: Handed = NO
         stack.callback(host.close)
         control = Control(errors)
         policy = _policy(options, settings, handed, errors, most, control)
-        policy.open()
         configuration = Configuration(settings, options.files, policy.change)
-        if options.run_folder is not None:
-            hub = Hub(policy, configuration)
-            control.open(hub, options.run_folder, options.control_access, stack)
-        scraped = Scraped(host, policy)
-        collectors = [HubErrorCollector(errors), scraped.collector()]
-        server = await MetricsServer.open(
-            options.metrics, scraped.snapshots, errors, handed.listener, collectors
-        )
-        stack.callback(server.close)
+
+        async def open_control() -> _Serve:
+            if options.run_folder is not None:
+                hub = Hub(policy, configuration)
+                control.open(hub, options.run_folder, options.control_access, stack)
+            return control.run
+
+        async def open_metrics() -> _Serve:
+            scraped = Scraped(host, policy)
+            collectors = [HubErrorCollector(errors), scraped.collector()]
+            server = await MetricsServer.open(
+                options.metrics, scraped.snapshots, errors, handed.listener, collectors
+            )
+            stack.callback(server.close)
+            return server.run
+
+        sides = {"control": _SideService(open_control), "metrics": _SideService(open_metrics)}
         async with trio.open_nursery() as nursery:
             stop = nursery.cancel_scope.cancel
 
-            def start(where: str, service: Callable[[], Awaitable[None]]) -> None:
+            def start(where: str, service: _Serve) -> None:
                 nursery.start_soon(errors.supervise, where, service)
 
             def hang_up() -> None:
@@ -96,12 +130,30 @@ async def run(options: HubOptions, settings: PolicySettings, handed: Handed = NO
             if interval is not None:
                 start("watchdog", partial(notifier.feed_watchdog, interval))
             start("log", log_setup.tell_losses)
-            start("metrics", server.run)
-            start("control", control.run)
+            for where, side in sides.items():
+                start(where, side.run)
             start("policy", policy.run)
+            with trio.move_on_after(OPENING):
+                for side in sides.values():
+                    await side.tried.wait()
             said = summary(options.folders, policy.report())
             await notifier.send(f"{systemd.READY}\n{systemd.status(said)}")
-            start("status", partial(_keep_status, options.folders, policy, notifier, said))
+            start("status", partial(keep_status, options.folders, policy, notifier, said))
+
+
+async def _check_memory(settings: PolicySettings, handed: Handed) -> None:
+    """Raises OperatorError if the policy needs the host's memory, and cannot read it.
+
+    What hides it from this process hides it until the unit is changed. A cgroup may come, and a
+    file system that hangs may go on: the policy waits for both.
+    """
+
+    def check() -> None:
+        HostInputs.open(replace(settings, cgroup=None), handed.files).close()
+
+    if settings.mode is not Mode.OFF:
+        with trio.move_on_after(OPENING):
+            await trio.to_thread.run_sync(check, abandon_on_cancel=True)
 
 
 def _policy(
@@ -124,19 +176,6 @@ def _policy(
     )
 
 
-async def _keep_status(
-    folders: Sequence[Path], policy: Policy, notifier: systemd.Notifier, said: str
-) -> None:
-    """Keep the service manager's status line up to date."""
-    while notifier:
-        await policy.changed.wait()
-        policy.changed = trio.Event()
-        text = summary(folders, policy.report())
-        if text != said:
-            await notifier.send(systemd.status(text))
-            said = text
-
-
 def main() -> None:
     """Exits with 0 after SIGTERM, 1 after a bug, 2 after an operator's mistake."""
     prepare_descriptors()
@@ -150,7 +189,7 @@ def main() -> None:
             from vhost_balloon.hub.check_config import check_config
 
             return trio.run(check_config, options)
-        settings = trio.run(read, options.files)
+        settings = trio.run(partial(read, options.files, is_start=True))
         raise_descriptor_limit()
         gc.freeze()  # a full collection would traverse all imported modules
         trio.run(run, options, settings, handed)

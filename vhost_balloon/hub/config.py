@@ -65,11 +65,11 @@ VM_SETTINGS: Final[Mapping[str, Setting]] = {
 """By key."""
 
 
-def read_settings(files: Sequence[Path]) -> PolicySettings:
+def read_settings(files: Sequence[Path], *, is_start: bool = False) -> PolicySettings:
     """The settings of the files; later files win. Call it in a thread if others must not wait,
     because a file system may hang.
 
-    Raises OperatorError with the file and the line.
+    is_start: a cgroup that is missing may come. Raises OperatorError with the file and the line.
     """
     tables: dict[Key, dict[str, Any]] = {}
     read = []
@@ -80,7 +80,7 @@ def read_settings(files: Sequence[Path]) -> PolicySettings:
         _check_limits(file, tables)
         read.append(file)
     settings = _settings(tables)
-    if settings.mode is not Mode.OFF and settings.cgroup is not None:
+    if not is_start and settings.mode is not Mode.OFF and settings.cgroup is not None:
         _check_cgroup(settings.cgroup, read)
     return settings
 

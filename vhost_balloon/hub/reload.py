@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +22,11 @@ NOTIFYING: Final = 1.0
 
 
 async def read(
-    files: Sequence[Path], looking: trio.CapacityLimiter | None = None
+    files: Sequence[Path], looking: trio.CapacityLimiter | None = None, *, is_start: bool = False
 ) -> PolicySettings:
     """The settings of the files. looking: a place in it is held until the files are read.
 
-    Raises OperatorError, also if their file system hangs.
+    is_start: see read_settings(). Raises OperatorError, also if their file system hangs.
     """
     if not files:
         return PolicySettings()
@@ -33,7 +34,9 @@ async def read(
 
     with trio.move_on_after(PATIENCE):
         return await trio.to_thread.run_sync(
-            read_settings, files, abandon_on_cancel=True, limiter=looking
+            partial(read_settings, files, is_start=is_start),
+            abandon_on_cancel=True,
+            limiter=looking,
         )
     names = ", ".join(map(str, files))
     raise OperatorError(f"cannot read {names} within {PATIENCE:g} s: the file system hangs")

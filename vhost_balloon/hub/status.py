@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import trio
+
 from vhost_balloon.policy.report import Report
+from vhost_balloon.policy.runner import Policy
 from vhost_balloon.policy.settings import Mode
+from vhost_balloon.service.systemd import Notifier, status
 from vhost_balloon.sizes import format_size
+
+
+async def keep_status(
+    folders: Sequence[Path], policy: Policy, notifier: Notifier, said: str
+) -> None:
+    """Keep the service manager's status line up to date. said: the line it has."""
+    while notifier:
+        await policy.changed.wait()
+        policy.changed = trio.Event()
+        text = summary(folders, policy.report())
+        if text != said:
+            await notifier.send(status(text))
+            said = text
 
 
 def summary(folders: Sequence[Path], report: Report) -> str:
