@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Final
 
 from vhost_balloon.printable import printable
@@ -36,6 +37,18 @@ def system_name(text: str) -> str:
     """The name, as system calls take it, for its text in any of its forms. Raises ValueError."""
     characters = _ESCAPE.sub(lambda found: _character(found) or found[0], text)
     return os.fsdecode(characters.encode(errors="surrogateescape"))
+
+
+def spellings(word: str) -> list[str]:
+    """The texts of the names that an operator's word may mean, in order of preference: the text of
+    a name in any of its forms, or the name itself, letter by letter.
+
+    word: as system calls return it. Raises ValueError for a string that no system call takes.
+    """
+    found = []
+    with suppress(ValueError):
+        found.append(name_text(system_name(word)))
+    return [*found, name_text(word)]
 
 
 def shown(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.hub.config import POLICY_SETTINGS, VM_SETTINGS, read_settings
+from vhost_balloon.name_text import name_text
 from vhost_balloon.policy.inputs import VmSettings
 from vhost_balloon.policy.settings import Mode, PolicySettings
 
@@ -108,6 +110,41 @@ def test_later_files_win_key_by_key(path: Path, tmp_path: Path) -> None:
     )
     later.write_text("\n\n[defaults]\nceiling = '512M'\n")
     with pytest.raises(OperatorError, match=rf"^{later}: line 4: in \[vm.a\] the floor of 1 GiB"):
+        read_settings([path, later])
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [
+        ("über", "über"),
+        (r"'\xfcber'", "über"),  # as `list` shows it where the locale is not UTF-8
+        (r"'\xc3\xbcber'", r"\xc3\xbcber"),  # as systemd-escape writes it
+        (r"'\x5cxc3\x5cxbcber'", r"\xc3\xbcber"),  # as `list` shows that
+        (r"'web\x2d1'", r"web\x2d1"),
+        (r"'a\udcff'", os.fsdecode(b"a\xff")),
+        ("'a b'", "a b"),
+        (r"'a\x20b'", "a b"),
+    ],
+)
+def test_a_vm_is_spelled_as_ctl_takes_it(path: Path, spelled: str, name: str) -> None:
+    table = f"[vm.{spelled}]" if spelled[0] == "'" else f'[vm."{spelled}"]'
+    found = read(path, f"{table}\nweight = 7")
+    assert found.of(name_text(name)).weight == 7
+    assert found.of("other").weight == 100
+
+
+def test_the_exact_spelling_is_preferred(path: Path) -> None:
+    found = read(path, r"vm = {'\xfcber' = {weight = 7}, '\x5cxfcber' = {weight = 8}}")
+    assert found.of("über").weight == 7
+    assert found.of(name_text(r"\xfcber")).weight == 8
+
+
+def test_two_spellings_of_a_vm_are_a_mistake(path: Path, tmp_path: Path) -> None:
+    later = tmp_path / "later.toml"
+    path.write_text("[vm.web1]\n[vm.'über']\nweight = 7")
+    later.write_text("[vm.web1]\n\n[vm.'\\xfcber']\nfloor = '1G'")
+    text = rf"""^{later}: line 3: \[vm."über"\] and \[vm.'\\xfcber'\] are the same VM"""
+    with pytest.raises(OperatorError, match=text):
         read_settings([path, later])
 
 

@@ -111,6 +111,9 @@ def test_changes_are_named_as_in_the_file() -> None:
     after = PolicySettings(reserve=0.1, cgroup=str(Path("/")), vms={"web1": heavy, "web4": plain})
     assert list(changed(before, after)) == ["policy.reserve", "policy.cgroup", "vm.web1", "vm.web3"]
     assert list(changed(after, after)) == []
+    # The table's spelling, not the VM's name.
+    spelled = PolicySettings(vms={r"\xfcber": heavy}, names={"über": r"\xfcber"})
+    assert list(changed(PolicySettings(), spelled)) == [r"vm.\xfcber"]
     # web2 has the defaults before and after.
     other = PolicySettings(defaults=heavy, vms={"web1": plain})
     assert list(changed(PolicySettings(vms={"web1": plain}), other)) == ["defaults"]

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from vhost_balloon.config.toml_file import TomlFile, meant_key, plain_key
 from vhost_balloon.hub.policy_kinds import CGROUP, GUEST_SIZE, MODE, RESERVE, SWITCH, WEIGHT
+from vhost_balloon.name_text import spellings
 from vhost_balloon.policy.inputs import VmSettings
 from vhost_balloon.policy.settings import Mode, PolicySettings
 from vhost_balloon.setting_kinds import BOOLEAN, Kind
@@ -77,6 +78,7 @@ def read_settings(files: Sequence[Path], *, is_start: bool = False) -> PolicySet
         file = TomlFile(path, _kind)
         for table, values in _tables(file):
             tables.setdefault(table, {}).update(_read_table(file, table, values))
+        _check_same(file, tables)
         _check_limits(file, tables)
         read.append(file)
     settings = _settings(tables)
@@ -157,8 +159,31 @@ def _belongs(key: str) -> str:
 
 
 def _head(table: Key) -> str:
-    quoted = (part if re.fullmatch(r"[\w-]+", part, re.ASCII) else f'"{part}"' for part in table)
-    return f"[{'.'.join(quoted)}]"
+    return f"[{'.'.join(map(_quoted, table))}]"
+
+
+def _quoted(part: str) -> str:
+    """As TOML has it; between double quotes, a backslash would begin an escape of its own."""
+    if re.fullmatch(r"[\w-]+", part, re.ASCII):
+        return part
+    return f"'{part}'" if "\\" in part else f'"{part}"'
+
+
+def _spellings(name: str) -> list[str]:
+    """See name_text.spellings(). The file is UTF-8, and system calls have the locale's encoding."""
+    return spellings(os.fsdecode(name.encode()))
+
+
+def _check_same(file: TomlFile, tables: Iterable[Key]) -> None:
+    """Raises OperatorError for two tables of one VM, with a line of this file, the last one."""
+    seen: dict[str, Key] = {}
+    for table in tables:
+        if table[0] != VM:
+            continue
+        first = seen.setdefault(_spellings(table[1])[0], table)
+        if first != table:
+            both = f"{_head(first)} and {_head(table)}"
+            file.fail(table, f"{both} are the same VM: spell it in one way")
 
 
 def _check_limits(file: TomlFile, tables: Mapping[Key, Mapping[str, Any]]) -> None:
@@ -200,4 +225,13 @@ def _settings(tables: Mapping[Key, Mapping[str, Any]]) -> PolicySettings:
 
     defaults = VmSettings(**fields((DEFAULTS,)))
     vms = {table[1]: replace(defaults, **fields(table)) for table in tables if table[0] == VM}
-    return PolicySettings(**fields((POLICY,)), defaults=defaults, vms=vms)
+    return PolicySettings(**fields((POLICY,)), defaults=defaults, vms=vms, names=_names(vms))
+
+
+def _names(spelled: Collection[str]) -> dict[str, str]:
+    """How the VMs are spelled that are spelled unlike their names, by name."""
+    found: dict[str, str] = {}
+    for place in (0, -1):  # in order of preference
+        for word in spelled:
+            found.setdefault(_spellings(word)[place], word)
+    return {name: word for name, word in found.items() if name not in spelled}

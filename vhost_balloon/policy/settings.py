@@ -21,7 +21,8 @@ class Mode(enum.Enum):
 class PolicySettings:
     """reserve: what is to stay available on the host, in bytes or as a share of it (a float below
     1); None for the default. cgroup: the folder of a memory cgroup that stands for the host, None
-    for none. zfs_arc: whether ZFS gives its cache back when memory is short."""
+    for none. zfs_arc: whether ZFS gives its cache back when memory is short. vms: by name, as the
+    operator spells it. names: the keys of vms by the names of the VMs, where they differ."""
 
     mode: Mode = Mode.OFF
     reserve: int | float | None = None
@@ -29,9 +30,10 @@ class PolicySettings:
     zfs_arc: bool = False
     defaults: VmSettings = field(default_factory=VmSettings)
     vms: Mapping[str, VmSettings] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, name: str) -> VmSettings:
-        return self.vms.get(name, self.defaults)
+        return self.vms.get(self.names.get(name, name), self.defaults)
 
     def reserve_of(self, total: int) -> int:
         """The reserve in bytes, above 0: at most half of the host, so that it can be reached."""
