@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import socket
+import threading
 import urllib.request
 from pathlib import Path
 from typing import IO
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.support.control_client import GIB
 from tests.support.fakes.host_vms import daemons
 from tests.support.fakes.policed_vm import PolicedVm
 from tests.support.restarting.hub_place import SHORT, HubPlace, policy, until_line
+from vhost_balloon.errors import OperatorError
+from vhost_balloon.hub.__main__ import OPENING, _check_memory
+from vhost_balloon.hub.handed import NOTHING
+from vhost_balloon.policy.host import HostInputs
+from vhost_balloon.policy.settings import Mode, PolicySettings
 
 
 @pytest.fixture
@@ -108,3 +115,25 @@ async def test_a_cgroup_may_be_made_later(place: HubPlace) -> None:
             told = await policy(client, lambda told: "host" in told)
             assert told["host"]["total"] == 8 * GIB
             assert told["problems"] == []
+
+
+async def test_a_host_file_that_hangs_is_left_to_the_policy(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(HostInputs, "open", lambda *_: goes_on.wait(60))
+    try:
+        await _check_memory(PolicySettings(Mode.ON), NOTHING)
+    finally:
+        goes_on.set()
+    assert trio.current_time() >= OPENING
+
+
+async def test_only_the_policy_needs_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OperatorError("no meminfo")
+
+    monkeypatch.setattr(HostInputs, "open", fail)
+    await _check_memory(PolicySettings(), NOTHING)
+    with pytest.raises(OperatorError, match="no meminfo"):
+        await _check_memory(PolicySettings(Mode.DRY_RUN), NOTHING)
