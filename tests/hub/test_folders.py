@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
 
 import pytest
 import trio
 
 from tests.support.end_to_end import LogLines
 from tests.support.fakes.host_vms import daemons, good
+from tests.support.fakes.unreadable import unreadable
 from vhost_balloon.containment import InternalErrors
-from vhost_balloon.hub import vms
 from vhost_balloon.hub.__main__ import CONNECTIONS, RESERVE, most_vms
 from vhost_balloon.hub.folders import MAX_PROBLEMS, MAX_VMS, look
 from vhost_balloon.hub.vms import HUB_PLACES, Host
@@ -187,21 +187,31 @@ async def test_a_problem_is_logged_once_while_it_lasts(tmp_path: Path, log_lines
     assert log_lines.lines == [missing] * 2
 
 
-async def test_a_file_system_that_hangs_costs_figures_but_no_scrape(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_a_folder_that_cannot_be_read_keeps_its_vms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(vms, "PATIENCE", 0.5)
-    host, released = Host([tmp_path], InternalErrors(HUB_PLACES)), Event()
-    async with daemons(tmp_path, {"web1": good()}):
-        assert (await snapshots(host))["web1"] is not None
-        with monkeypatch.context() as patch:
-            patch.setattr(vms, "look", lambda *_: released.wait(30) and look([]))
-            for _ in range(2):
-                began = trio.current_time()
-                assert await snapshots(host) == {"web1": None}
-                assert trio.current_time() - began < 2
-        released.set()
-        assert (await snapshots(host))["web1"] is not None
-    host.close()
-    text = "the folders of control sockets cannot be read: their file system hangs"
-    assert log_lines.lines == [f"warning: {text}"]
+    first, second = tmp_path / "1", tmp_path / "2"
+    make(first, "web1.control", "web2.control", "web3.control")
+    make(second, "web9.control")
+    before = look([first, second])
+    (first / "web2.control").unlink()
+    (second / "web9.control").unlink()
+    make(second, "web1.control", "web8.control")
+    unreadable(first, monkeypatch, number, also="web3.control")
+    listing = look([first, second], known=before.sockets)
+    assert [*listing.sockets] == ["web1", "web3", "web8"]
+    assert listing.sockets["web1"] == before.sockets["web1"]
+    assert listing.failure == f"{first} cannot be read: {os.strerror(number)}"
+    assert listing.problems[0] == listing.failure
+    assert [*look([first, second]).sockets] == ["web1", "web8"], "none is known"
+
+
+def test_a_socket_that_cannot_be_looked_at_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "web1.control", "web2.control")
+    unreadable(tmp_path / "other", monkeypatch, errno.EACCES, also=str(tmp_path / "web2.control"))
+    listing = look([tmp_path])
+    assert [*listing.sockets] == ["web1"]
+    assert listing.problems == [f"{tmp_path}/web2.control cannot be read: Permission denied"]

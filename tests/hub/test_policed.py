@@ -21,7 +21,6 @@ from tests.support.fakes.host_vms import (
     daemons,
     dripping,
     endless,
-    good,
     listen,
     reply,
     saying,
@@ -294,24 +293,6 @@ async def test_closing_while_a_daemon_is_asked(tmp_path: Path, clock: MockClock)
             vms.close()
         assert (await vms.look(SETTINGS, ())).keys() == {"web1"}
     vms.close()
-
-
-async def test_folders_that_hang(
-    tmp_path: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vms, asked = vms_of(tmp_path), trio.Event()
-
-    def hang(*_: object) -> None:
-        trio.from_thread.run_sync(asked.set)
-        trio.from_thread.run(trio.sleep_forever)
-
-    monkeypatch.setattr(policed, "look", hang)
-    async with daemons(tmp_path, {"web1": good()}):
-        for _ in range(2):
-            began = trio.current_time()
-            assert await vms.look(SETTINGS, ()) == {}
-            assert trio.current_time() - began < PATIENCE + 0.5
-    assert asked.is_set()
 
 
 async def test_a_failure_of_ours_costs_one_vm(

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import trio
 
 from protocol.qmp import Object
-from vhost_balloon.hub.connection import Connection, Ended, Refused
+from vhost_balloon.hub.connection import Connection, Ended, Refused, Unanswered
 from vhost_balloon.hub.folders import Found
 
 
-class Link:
-    """found: the VM's socket. turn: see Connection.open()."""
+@dataclass(slots=True)
+class Shared:
+    """What all links have in common. turn: see Connection.open(). hangs: the sockets' file system
+    does, so that opening a connection would stop the hub."""
 
-    def __init__(self, found: Found, turn: trio.Lock) -> None:
+    turn: trio.Lock = field(default_factory=trio.Lock)
+    hangs: bool = False
+
+
+class Link:
+    """found: the VM's socket."""
+
+    def __init__(self, found: Found, shared: Shared) -> None:
         self.found: Final = found
-        self._turn = turn
+        self._shared: Final = shared
         self._connection: Connection | None = None
 
     def close(self) -> None:
@@ -35,7 +45,9 @@ class Link:
                 return await self._try(command, arguments)
             except (Ended, OSError):
                 pass  # for example, the daemon was restarted
-        self._connection = Connection.open(self.found.path, self._turn)
+        if self._shared.hangs:
+            raise Unanswered("the file system of its socket hangs")
+        self._connection = Connection.open(self.found.path, self._shared.turn)
         return await self._try(command, arguments)
 
     async def _try(self, command: str, arguments: Object | None) -> Any:

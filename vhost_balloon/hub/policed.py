@@ -18,8 +18,9 @@ from vhost_balloon.clock import boottime
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import CommandError, StateError
 from vhost_balloon.hub.connection import Refused, Unanswered
-from vhost_balloon.hub.folders import MAX_VMS, Found, Listing, look
-from vhost_balloon.hub.link import Link
+from vhost_balloon.hub.folders import MAX_VMS, Found
+from vhost_balloon.hub.known import Known
+from vhost_balloon.hub.link import Link, Shared
 from vhost_balloon.hub.vm_figures import read_policed
 from vhost_balloon.hub.vms import PATIENCE
 from vhost_balloon.log.lines import VmLog
@@ -40,10 +41,9 @@ _MEMORY: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 class PolicedVm:
     """A VM's daemon."""
 
-    def __init__(self, label: str, found: Found, turn: trio.Lock) -> None:
-        """turn: see Connection.open()."""
+    def __init__(self, label: str, found: Found, shared: Shared) -> None:
         self.found: Final = found
-        self._link = Link(found, turn)
+        self._link = Link(found, shared)
         self._log = VmLog(label)
         self._busy = trio.Lock()
         self.problem = ""
@@ -128,24 +128,18 @@ class PolicedVms:
         clock: Callable[[], float] = boottime,
     ) -> None:
         """most: how many VMs can have a connection. clock: that of their samples' times."""
-        self._folders: Final = folders
         self._errors: Final = errors
-        self._most: Final = most
         self._clock: Final = clock
-        self._vms: dict[str, PolicedVm] = {}
-        self._turn = trio.Lock()
-        self._looking = trio.CapacityLimiter(1)
+        self._known: Final = Known(folders, most, PolicedVm)
 
     def close(self) -> None:
         """Close all connections; the next call opens them again."""
-        for vm in self._vms.values():
-            vm.close()
-        self._vms = {}
+        self._known.close()
 
     async def look(
         self, settings: PolicySettings, poll: Collection[str], only: Collection[str] | None = None
     ) -> Mapping[str, Policed]:
-        """The VMs whose daemons answer; takes at most twice PATIENCE."""
+        """The VMs whose daemons answer; takes at most PATIENCE, and as long to read the folders."""
         found: dict[str, Policed] = {}
 
         async def ask(name: str, vm: PolicedVm) -> None:
@@ -153,15 +147,18 @@ class PolicedVms:
             if policed is not None:
                 found[name] = policed
 
-        if only is not None:
-            await self._each(ask, only)
-        elif await self._find():
-            await self._each(ask, self._vms)
+        if only is None:
+            await self._known.renew()
+        await self._each(ask, self._known.vms if only is None else only)
         return found
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        return {name: vm.problem for name, vm in self._vms.items() if vm.problem}
+        return {name: vm.problem for name, vm in self._known.vms.items() if vm.problem}
+
+    @property
+    def problems(self) -> Sequence[str]:
+        return self._known.problems
 
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, marked as the policy's. Returns why an order was refused."""
@@ -190,13 +187,14 @@ class PolicedVms:
 
     async def _vm(self, name: str) -> PolicedVm:
         """Raises CommandError if there is none of that name."""
-        if name not in self._vms:
-            await self._find()
-        try:
-            return self._vms[name]
-        except KeyError:
-            text = f"Device '{name}' not found"
-            raise CommandError(text, ErrorClass.DEVICE_NOT_FOUND.value) from None
+        known = self._known
+        if name not in known.vms:
+            await known.renew()
+        if name in known.vms:
+            return known.vms[name]
+        if known.failure:
+            raise CommandError(f"Device '{name}' is not known: {known.failure}")
+        raise CommandError(f"Device '{name}' not found", ErrorClass.DEVICE_NOT_FOUND.value)
 
     async def _each(
         self, call: Callable[[str, PolicedVm], Awaitable[None]], names: Collection[str]
@@ -208,28 +206,6 @@ class PolicedVms:
                 await call(name, vm)
 
         async with trio.open_nursery() as nursery:
-            for name, vm in self._vms.items():
+            for name, vm in self._known.vms.items():
                 if name in names:
                     nursery.start_soon(contained, name, vm)
-
-    async def _find(self) -> bool:
-        """Update the VMs from the folders; False if they cannot be read in time."""
-        with trio.move_on_after(PATIENCE):
-            listing = await trio.to_thread.run_sync(
-                look, self._folders, self._most, limiter=self._looking, abandon_on_cancel=True
-            )
-            self._follow(listing)
-            return True
-        return False
-
-    def _follow(self, listing: Listing) -> None:
-        """The listing's problems are logged with the metrics (vms.py)."""
-        before, self._vms = self._vms, {}
-        for label, found in listing.sockets.items():
-            vm = before.get(label)
-            if vm is not None and vm.found == found:
-                self._vms[label] = before.pop(label)
-            else:
-                self._vms[label] = PolicedVm(label, found, self._turn)
-        for vm in before.values():
-            vm.close()

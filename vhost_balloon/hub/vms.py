@@ -13,13 +13,14 @@ import trio
 
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.hub.connection import Unanswered
-from vhost_balloon.hub.folders import MAX_VMS, REMEDY, Found, Listing, look
-from vhost_balloon.hub.link import Link
+from vhost_balloon.hub.folders import MAX_VMS, REMEDY, Found, Listing
+from vhost_balloon.hub.known import Known
+from vhost_balloon.hub.link import Link, Shared
 from vhost_balloon.log.lines import VmLog, logger
 from vhost_balloon.metrics.document import BadDocument, Document, checked
 
 PATIENCE: Final = 1.0
-"""Seconds for a VM's answer, including connection and negotiation; and for reading the folders."""
+"""Seconds for a VM's answer, including connection and negotiation."""
 
 HUB_PLACES: Final = (
     "control",
@@ -39,10 +40,9 @@ HUB_PLACES: Final = (
 class HostVm:
     """A VM as the hub sees it."""
 
-    def __init__(self, label: str, found: Found, turn: trio.Lock) -> None:
-        """turn: see Connection.open()."""
+    def __init__(self, label: str, found: Found, shared: Shared) -> None:
         self.found: Final = found
-        self._link = Link(found, turn)
+        self._link = Link(found, shared)
         self._log = VmLog(label)
         self._answers = True
 
@@ -88,66 +88,42 @@ class Host:
     def __init__(
         self, folders: Sequence[Path], errors: InternalErrors, most: int = MAX_VMS
     ) -> None:
-        self._folders: Final = folders
         self._errors: Final = errors
-        self._most: Final = most
-        self._vms: dict[str, HostVm] = {}
+        self._known: Final = Known(folders, most, HostVm)
         self._owners: dict[str, str] = {}
         """The path of the first socket of each name that exists, so that another VM's does not
         continue its series once it has gone."""
-        self._turn = trio.Lock()
-        self._looking = trio.CapacityLimiter(1)
         self._said: list[str] = []
 
     def close(self) -> None:
-        for vm in self._vms.values():
-            vm.close()
+        self._known.close()
 
     async def snapshots(self) -> list[tuple[str, Document | None]]:
-        """Each VM's label and its snapshot, or None; takes at most twice PATIENCE. Do not call it
-        again before it returns."""
-        found: dict[str, Document | None] = dict.fromkeys(self._vms)
-        if await self._look():
-            found = dict.fromkeys(self._vms)
-            async with trio.open_nursery() as nursery:
-                for label, vm in self._vms.items():
-                    nursery.start_soon(self._ask, vm, label, found)
+        """Each VM's label and its snapshot, or None; takes at most PATIENCE, and as long to read
+        the folders. Do not call it again before it returns."""
+        await self._known.renew(self._sift)
+        self._say(self._known.problems)
+        vms = self._known.vms
+        found: dict[str, Document | None] = dict.fromkeys(vms)
+        async with trio.open_nursery() as nursery:
+            for label, vm in vms.items():
+                nursery.start_soon(self._ask, vm, label, found)
         return list(found.items())
 
     async def _ask(self, vm: HostVm, label: str, found: dict[str, Document | None]) -> None:
         with self._errors.contained("vm"):
             found[label] = await vm.ask()
 
-    async def _look(self) -> bool:
-        """Update the VMs from the folders; False if they cannot be read in time."""
-        with trio.move_on_after(PATIENCE):
-            listing = await trio.to_thread.run_sync(
-                look, self._folders, self._most, limiter=self._looking, abandon_on_cancel=True
-            )
-            self._follow(listing)
-            return True
-        self._say(["the folders of control sockets cannot be read: their file system hangs"])
-        return False
-
-    def _follow(self, listing: Listing) -> None:
-        before, self._vms = self._vms, {}
+    def _sift(self, listing: Listing) -> None:
         owners, self._owners = self._owners, {}
-        for label, found in listing.sockets.items():
+        for label, found in [*listing.sockets.items()]:
             owner = self._owners[label] = owners.get(label, found.path)
             if owner != found.path:
+                del listing.sockets[label]
                 listing.trouble(
                     f"{found.path} is left out: it has the name of {owner}, which is gone, and "
                     f"would continue its figures; {REMEDY}, or restart the hub"
                 )
-                continue
-            vm = before.get(label)
-            if vm is not None and vm.found == found:
-                self._vms[label] = before.pop(label)
-            else:
-                self._vms[label] = HostVm(label, found, self._turn)
-        for vm in before.values():
-            vm.close()
-        self._say(listing.problems)
 
     def _say(self, problems: list[str]) -> None:
         """Log each problem once while it lasts."""

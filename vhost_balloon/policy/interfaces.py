@@ -3,7 +3,7 @@ to decide."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,10 @@ class Vms(Protocol):
     @property
     def left_out(self) -> Mapping[str, str]:
         """Why a VM did not answer when it was last looked at."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Lines for the operator: why VMs may be missing, by the last look for new ones."""
 
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, in bytes, marked as the policy's. Returns why an order was refused."""

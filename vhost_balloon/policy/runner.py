@@ -224,7 +224,8 @@ class Policy:
             return
         now = self._clock()
         self._decided = trio.current_time()
-        self._say(mistakes(self._settings, host.total, figures(looked)))
+        found = mistakes(self._settings, host.total, figures(looked))
+        self._say([*self._vms.problems, *found])
         before = self._ticks.host
         orders = await self._ticks.decide(now, host, looked, self._settings, self._mode)
         self._tell(before, orders)
@@ -247,12 +248,12 @@ class Policy:
             figures = self._host.read(now)
         except (OperatorError, HostUnreadable) as error:
             self._is_readable = False
-            self._say([f"the policy decides nothing: {error}"])
+            self._say([f"the policy decides nothing: {error}", *self._vms.problems])
             return None
         self._is_readable = True
         return figures
 
-    def _say(self, problems: list[str]) -> None:
+    def _say(self, problems: Sequence[str]) -> None:
         """Log each problem once while it lasts, and its end."""
         for problem in problems:
             if problem not in self._problems:
@@ -260,4 +261,4 @@ class Policy:
         for problem in self._problems:
             if problem not in problems:
                 logger.info("no longer: %s", problem)
-        self._problems = problems
+        self._problems = [*problems]

@@ -166,6 +166,27 @@ async def test_a_daemon_that_does_not_answer_for_a_while_is_not_forgotten(
         assert policy.report().vms["web1"].decision.peak == GIB
 
 
+async def test_why_vms_may_be_missing_is_said_once(
+    autojump_clock: MockClock, log_lines: LogLines
+) -> None:
+    host = FakeHost(available=WELL)
+    policy = host.policy(Mode.DRY_RUN)
+    host.problems = ["/run/vms cannot be read: Input/output error"]
+    async with running(policy):
+        await ticks(10)
+        assert policy.report().problems == host.problems
+        host.unreadable = "meminfo: Input/output error"
+        await trio.sleep(TICK)
+        assert policy.report().problems[1:] == host.problems
+        host.unreadable, host.problems = "", []
+        await trio.sleep(TICK)
+        assert policy.report().problems == []
+    assert log_lines.having("/run/vms") == [
+        "warning: /run/vms cannot be read: Input/output error",
+        "info: no longer: /run/vms cannot be read: Input/output error",
+    ]
+
+
 async def test_another_front_end_is_another_vm(autojump_clock: MockClock) -> None:
     host = FakeHost(1, available=WELL)
     host.guests["web1"].demand = 3 * GIB

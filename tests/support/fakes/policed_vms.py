@@ -81,6 +81,7 @@ class FakeHost:
         self.looks: list[tuple[float, list[str]]] = []
         """When the VMs were looked at, and which were asked for statistics."""
         self.left_out: Mapping[str, str] = {}
+        self.problems: Sequence[str] = ()
         self.seen: list[set[str]] = []
         """The VMs that were looked at."""
         self.is_open = self.has_connections = self.is_locked = False
