@@ -59,7 +59,7 @@ class FakePolicy:
             unanswered={"hung1": "no answer"},
         )
 
-    def set_mode(self, mode: Mode) -> None:
+    async def set_mode(self, mode: Mode) -> None:
         self.told.append(mode)
 
     async def hold(self, name: str, seconds: int | None) -> None:

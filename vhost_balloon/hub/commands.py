@@ -18,8 +18,9 @@ class Policy(Protocol):
 
     def report(self) -> Report: ...
 
-    def set_mode(self, mode: Mode) -> None:
-        """Change the mode until the next start, or until another one is configured."""
+    async def set_mode(self, mode: Mode) -> None:
+        """Change the mode until the next start, or until another one is configured. Raises
+        CommandError."""
 
     async def hold(self, name: str, seconds: int | None) -> None:
         """Leave a VM alone, for ever or for a time. Raises CommandError."""
@@ -51,8 +52,8 @@ def _query_policy(hub: Hub, arguments: dict[str, Any]) -> Json:
     return describe(hub.policy.report())
 
 
-def _policy_mode(hub: Hub, arguments: dict[str, Any]) -> Json:
-    hub.policy.set_mode(Mode(arguments["mode"]))
+async def _policy_mode(hub: Hub, arguments: dict[str, Any]) -> Json:
+    await hub.policy.set_mode(Mode(arguments["mode"]))
     return {}
 
 

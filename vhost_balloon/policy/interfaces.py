@@ -52,7 +52,7 @@ class Vms(Protocol):
 
 
 class Host(Protocol):
-    """The host's memory."""
+    """The host's memory. read() is called in a thread, because a file system may hang."""
 
     def read(self, now: float) -> HostFigures:
         """Raises HostUnreadable."""
@@ -68,7 +68,12 @@ class HostUnreadable(Exception):
 class Lock(Protocol):
     """The right to decide on this host."""
 
-    def try_take(self) -> str | None:
+    @property
+    def is_partial(self) -> bool:
+        """It was taken without a folder that was not there. VMs that were found since may lie in
+        it: take it again before they are ordered."""
+
+    async def try_take(self) -> str | None:
         """Take or keep it. None: this process has it. Otherwise why not, in one line."""
 
     def release(self) -> None:

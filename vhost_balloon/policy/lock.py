@@ -10,11 +10,16 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from vhost_balloon.fds import OwnedFd
+from vhost_balloon.policy.threads import Thread
 
 FILE: Final = "policy.lock"
 MODE: Final = 0o640
@@ -22,55 +27,97 @@ LOCKS: Final = Path("/proc/locks")
 MAX_LOCKS: Final = 1 << 20
 """Bytes that are read of it, some 60 a lock."""
 
+REMEDY: Final = "; systemd-tmpfiles --create makes it, as root"
+HANGS: Final = "cannot lock the folders of control sockets: their file system hangs"
+
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class PolicyLock:
-    """Takes the locks of all folders, or none. The caller releases it."""
+    """Takes the locks of all folders that are there, or none. The caller releases it."""
 
     def __init__(self, folders: Sequence[Path], locks: Path = LOCKS) -> None:
         """locks: the kernel's list, to name a holder from."""
         self._paths: Final = [folder / FILE for folder in folders]
         self._locks: Final = locks
-        self._held: dict[Path, OwnedFd] = {}
+        self._held: Mapping[Path, OwnedFd] = {}
+        self._thread: Final = Thread()
+        self._busy: Final = trio.Lock()
+        self.is_partial = False
+        """A folder was not there to be locked. It may have come since, with VMs."""
 
-    def try_take(self) -> str | None:
-        """Take the locks, or check that they are still those of the files. Never waits.
+    async def try_take(self) -> str | None:
+        """Take the locks, or check that they are still those of the files.
 
         Returns None if this process has them. Otherwise returns why not, in one line, and has none.
         """
-        try:
-            for path in self._paths:
-                problem = self._take(path)
-                if problem is not None:
-                    self.release()
-                    return problem
-        except OSError as error:
-            self.release()
-            return f"cannot lock {path}: {error.strerror}{_remedy(error)}"
-        return None
+        async with self._busy:
+            call = partial(_take_all, self._paths, self._held, self._locks)
+            try:
+                taken = await self._thread.run(call)
+            except trio.TooSlowError:
+                # What is held is locked as before: VMs need relief most while a host is slow.
+                return None if self._held and not self.is_partial else HANGS
+            self._held, self.is_partial = taken.held, taken.is_partial
+            return taken.problem
 
     def release(self) -> None:
-        while self._held:
-            self._held.popitem()[1].close()
+        self._held = {}  # closed by their last reference, as a thread may be looking at them
 
-    def _take(self, path: Path) -> str | None:
-        """Raises OSError."""
-        held = self._held.get(path)
-        if held is not None and _is_at(held, path):
-            return None
-        fd = _open(path)
-        info = os.fstat(fd.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            return f"cannot lock {path}: it is not a regular file"
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """held: the locked files; none if there is a problem."""
+
+    held: Mapping[Path, OwnedFd] = field(default_factory=dict)
+    is_partial: bool = False
+    problem: str | None = None
+
+
+class _Refused(Exception):
+    """The file cannot be locked; the text says why, in one line."""
+
+
+def _take_all(paths: Sequence[Path], held: Mapping[Path, OwnedFd], locks: Path) -> _Taken:
+    """Called in a thread, so it leaves held as it is."""
+    taken: dict[Path, OwnedFd] = {}
+    for path in paths:
+        before = held.get(path)
         try:
-            fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return f"{_holder(self._locks, info)} decides on this host: it has locked {path}"
-        if held is not None:
-            held.close()
-        self._held[path] = fd
-        return None
+            if before is not None and _is_at(before, path):
+                taken[path] = before
+            else:
+                taken[path] = _take(path, [*held.values(), *taken.values()], locks)
+        except FileNotFoundError:
+            continue  # without a folder there are no VMs
+        except _Refused as refusal:
+            return _Taken(problem=str(refusal))
+        except OSError as error:
+            return _Taken(problem=f"cannot lock {path}: {error.strerror}{_remedy(error)}")
+    if not taken:
+        folders = ", ".join(str(path.parent) for path in paths)
+        return _Taken(problem=f"there is no folder of control sockets ({folders}){REMEDY}")
+    return _Taken(taken, is_partial=len(taken) < len(paths))
+
+
+def _take(path: Path, locked: Sequence[OwnedFd], locks: Path) -> OwnedFd:
+    """The locked file at path. locked: those of this process.
+
+    Raises OSError or _Refused.
+    """
+    fd = _open(path)
+    info = os.fstat(fd.fileno())
+    if not stat.S_ISREG(info.st_mode):
+        raise _Refused(f"cannot lock {path}: it is not a regular file")
+    for same in locked:
+        if os.path.samestat(info, os.fstat(same.fileno())):
+            return same  # two paths lead to one folder
+    try:
+        fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(locks, info)
+        raise _Refused(f"{holder} decides on this host: it has locked {path}") from None
+    return fd
 
 
 def _open(path: Path) -> OwnedFd:
@@ -91,9 +138,7 @@ def _is_at(fd: OwnedFd, path: Path) -> bool:
 
 
 def _remedy(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError | PermissionError) or error.errno == errno.EROFS:
-        return "; systemd-tmpfiles --create makes it, as root"
-    return ""
+    return REMEDY if isinstance(error, PermissionError) or error.errno == errno.EROFS else ""
 
 
 def _holder(locks: Path, info: os.stat_result) -> str:

@@ -6,6 +6,7 @@ In mode off it waits, and keeps nothing open.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import trio
 
@@ -19,9 +20,11 @@ from vhost_balloon.policy.interfaces import Host, HostUnreadable, Lock, Policed,
 from vhost_balloon.policy.lines import mistakes, tick_line
 from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.past import Order
+from vhost_balloon.policy.reading import HostReader
 from vhost_balloon.policy.release import below_ceiling
 from vhost_balloon.policy.report import Report
 from vhost_balloon.policy.settings import Mode, PolicySettings
+from vhost_balloon.policy.threads import Thread
 from vhost_balloon.policy.tick import Ticks, figures
 from vhost_balloon.printable import printable
 
@@ -41,10 +44,12 @@ class Policy:
         memory_file: MemoryFile | None,
         on_orders: OnOrders,
         clock: Callable[[], float] = boottime,
+        thread: Thread | None = None,
     ) -> None:
-        """open_host: raises OperatorError if the host's memory cannot be read."""
+        """open_host: raises OperatorError if the host's memory cannot be read. thread: what the
+        host is read in; None for one of its own."""
         self._vms = vms
-        self._open_host = open_host
+        self._host: Final = HostReader(open_host, Thread() if thread is None else thread)
         self._settings = settings
         self._lock = lock
         self._on_orders = on_orders
@@ -53,8 +58,8 @@ class Policy:
         self.changed = trio.Event()
         """Set when report() may have changed. Whoever waits for it replaces it."""
         self._ticks = Ticks(vms, memory_file)
-        self._host: Host | None = None
         self._work = trio.Event()
+        """Set when there is work for run(), if only to close what is not needed any more."""
         self._began = self._decided = float("-inf")
         """The last tick's start and its decisions, on trio's clock."""
         self._is_readable = True
@@ -65,26 +70,25 @@ class Policy:
 
         Raises OperatorError.
         """
-        if self._mode is not Mode.OFF and self._host is None:
-            self._host = self._open_host(self._settings)
+        if self._mode is not Mode.OFF:
+            self._host.open_now(self._settings)
 
     # Orders of the operator
 
-    def set_mode(self, mode: Mode) -> None:
+    async def set_mode(self, mode: Mode) -> None:
         """Put a mode in force, and end a release_all(). Takes effect at the next tick.
 
         Raises CommandError if the host's memory cannot be read.
         """
         if mode is not Mode.OFF:
-            self._need_host()
+            await self._need_host()
         self._ticks.is_releasing = False
         self._enter(mode)
 
-    def _need_host(self) -> None:
+    async def _need_host(self) -> None:
         """Raises CommandError if the host's memory cannot be read."""
         try:
-            if self._host is None:
-                self._host = self._open_host(self._settings)
+            await self._host.open(self._settings)
         except OperatorError as error:
             raise CommandError(str(error)) from None
 
@@ -92,8 +96,6 @@ class Policy:
         """Follow a new configuration. A mode that was set by order stays unless the configured one
         changes."""
         before, self._settings = self._settings, settings
-        if (before.cgroup, before.zfs_arc) != (settings.cgroup, settings.zfs_arc):
-            self._close_host()
         self._ticks.look_again()
         self._enter(self._mode if before.mode is settings.mode else settings.mode)
 
@@ -113,7 +115,7 @@ class Policy:
             await self._vms.hold(name, seconds)
         finally:
             self._ticks.look_again()
-            self._close_unused()
+            self._work.set()
 
     async def release(self, name: str) -> None:
         """End a VM's hold. Raises CommandError."""
@@ -121,18 +123,18 @@ class Policy:
             await self._vms.release(name)
         finally:
             self._ticks.look_again()
-            self._close_unused()
+            self._work.set()
 
     async def release_all(self) -> list[str]:
         """End all holds, and from now on raise all targets to their ceilings, in any mode.
 
         Returns the VMs that are still below. Raises CommandError.
         """
-        problem = self._lock.try_take()
-        if problem is not None:
-            raise CommandError(problem)
         try:
-            self._need_host()
+            problem = await self._lock.try_take()
+            if problem is not None:
+                raise CommandError(problem)
+            await self._need_host()
             looked = await self._vms.look(self._settings, ())
             async with trio.open_nursery() as nursery:
                 for name in [name for name, vm in looked.items() if vm.held]:
@@ -141,8 +143,7 @@ class Policy:
             self._ticks.is_releasing = True
             self._enter(self._mode)
         finally:
-            if not self._has_work:
-                self._rest()
+            self._work.set()
         return sorted(below_ceiling(figures(looked)))
 
     async def _end_hold(self, name: str) -> None:
@@ -186,40 +187,39 @@ class Policy:
             self._rest()
 
     def _rest(self) -> None:
-        """Write down the memory and close everything."""
+        """Write down the memory and close everything. Only run() calls it, between two ticks."""
         self._ticks.stop(self._clock())
-        self._close_host()
+        self._host.close()
         self._vms.close()
         self._lock.release()
         self._say([])
         self._is_readable = True
 
-    def _close_host(self) -> None:
-        if self._host is not None:
-            self._host.close()
-            self._host = None
-
-    def _close_unused(self) -> None:
-        if not self._has_work:
-            self._vms.close()
-
     async def _tick(self) -> None:
-        problem = self._lock.try_take()
-        if problem is not None:
-            self._ticks.stop(self._clock())
-            self._vms.close()
-            self._say([problem])
+        if not await self._take_lock():
             return
         looked = await self._ticks.look(self._clock(), self._settings)
         if trio.current_time() - self._decided < MIN_TICK or not self._has_work:
             return
-        host = self._read_host(self._clock())
+        host = await self._read_host(self._clock())
         if host is not None:
             await self._decide(host, looked)
+
+    async def _take_lock(self) -> bool:
+        """False if this process is not to decide, which is logged."""
+        problem = await self._lock.try_take()
+        if problem is None:
+            return True
+        self._ticks.stop(self._clock())
+        self._vms.close()
+        self._say([problem])
+        return False
 
     async def _decide(self, host: HostFigures, looked: Mapping[str, Policed]) -> None:
         if self._ticks.has_rested and judge(host, self._settings.reserve_of(host.total)).short:
             looked = await self._ticks.look_at_all(self._clock(), self._settings)
+        if self._lock.is_partial and not await self._take_lock():
+            return
         if not self._has_work:  # any more
             return
         now = self._clock()
@@ -240,12 +240,10 @@ class Policy:
         if orders:
             self._on_orders(state, orders)
 
-    def _read_host(self, now: float) -> HostFigures | None:
+    async def _read_host(self, now: float) -> HostFigures | None:
         """None if it cannot be read, which is logged."""
         try:
-            if self._host is None:
-                self._host = self._open_host(self._settings)
-            figures = self._host.read(now)
+            figures = await self._host.read(self._settings, now)
         except (OperatorError, HostUnreadable) as error:
             self._is_readable = False
             self._say([f"the policy decides nothing: {error}", *self._vms.problems])

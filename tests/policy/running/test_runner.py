@@ -47,28 +47,28 @@ async def test_switching_on_and_off(autojump_clock: MockClock, how: str) -> None
     host = FakeHost(available=SHORT)
     policy = host.policy(Mode.OFF)
 
-    def switch(mode: Mode) -> None:
+    async def switch(mode: Mode) -> None:
         if how == "order":
-            policy.set_mode(mode)
+            await policy.set_mode(mode)
         else:
             policy.change(PolicySettings(mode=mode, reserve=GIB))
 
     async with running(policy):
         await trio.sleep(100)
-        switch(Mode.ON)
+        await switch(Mode.ON)
         await ticks(4)
         assert host.in_use() == {"files", "connections", "lock"}
         assert host.guests["web1"].orders
         target = host.guests["web1"].target
-        switch(Mode.OFF)
+        await switch(Mode.OFF)
         await trio.sleep(100)
         looks = len(host.looks)
         await trio.sleep(100)
         assert host.in_use() == set()
         assert host.guests["web1"].target == target < SIZE, "targets stay as they are"
         assert len(host.looks) == looks
-        switch(Mode.ON)
-        switch(Mode.OFF)
+        await switch(Mode.ON)
+        await switch(Mode.OFF)
         await trio.sleep(100)
         assert len(host.looks) == looks
         assert host.in_use() == set()
@@ -79,9 +79,9 @@ async def test_switching_to_and_fro_makes_no_tick_sooner(autojump_clock: MockClo
     policy = host.policy()
     async with running(policy):
         for _ in range(100):
-            policy.set_mode(Mode.OFF)
+            await policy.set_mode(Mode.OFF)
             await trio.sleep(0.05)
-            policy.set_mode(Mode.ON)
+            await policy.set_mode(Mode.ON)
             await trio.sleep(0.05)
     times = [time for time, _ in host.looks]
     assert all(b - a >= TICK for a, b in pairwise(times))
@@ -92,13 +92,13 @@ async def test_the_mode_by_order_lasts_until_the_configured_one_changes(
 ) -> None:
     settings = PolicySettings(mode=Mode.OFF)
     policy = FakeHost().policy(settings=settings)
-    policy.set_mode(Mode.DRY_RUN)
+    await policy.set_mode(Mode.DRY_RUN)
     policy.change(replace(settings, reserve=2 * GIB))
     assert policy.report().mode is Mode.DRY_RUN
     assert policy.report().configured is Mode.OFF
     policy.change(replace(settings, mode=Mode.ON))
     assert policy.report().mode is Mode.ON
-    policy.set_mode(Mode.OFF)
+    await policy.set_mode(Mode.OFF)
     policy.change(replace(settings, mode=Mode.ON, reserve=GIB))
     assert policy.report().mode is Mode.OFF
 
@@ -217,7 +217,8 @@ async def test_holds_are_passed_on_without_a_running_policy(autojump_clock: Mock
         assert [vm.held for vm in host.guests.values()] == [False, False]
         with pytest.raises(CommandError):
             await policy.hold("nobody", 5)
-        assert "connections" not in host.in_use()
+        await trio.sleep(2 * TICK)
+        assert host.in_use() == set()
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -258,7 +259,7 @@ async def test_giving_back_waits_for_the_host_and_ends_by_order(autojump_clock: 
         host.available = PLENTY
         await trio.sleep(TICK)
         assert host.guests["web1"].orders
-        policy.set_mode(Mode.OFF)
+        await policy.set_mode(Mode.OFF)
         orders = len(host.guests["web1"].orders)
         await trio.sleep(10 * TICK)
         assert len(host.guests["web1"].orders) == orders
@@ -306,3 +307,24 @@ async def test_giving_back_is_refused_where_it_cannot_be_done(
             await policy.release_all()
         await trio.sleep(10 * TICK)
         assert host.in_use() == set()
+
+
+@pytest.mark.parametrize("why", ["holder", "missing"])
+async def test_giving_back_that_is_refused_while_orders_are_on_their_way(
+    autojump_clock: MockClock, why: str
+) -> None:
+    host = FakeHost(available=SHORT)
+    host.takes = 0.5
+    policy = host.policy()
+    async with running(policy):
+        await trio.sleep(0.7)
+        await policy.set_mode(Mode.OFF)
+        setattr(host, why, "not here")
+        policy.change(PolicySettings(mode=Mode.ON, reserve=GIB, zfs_arc=True))
+        with pytest.raises(CommandError, match="not here"):
+            await policy.release_all()
+        assert "connections" in host.in_use(), "a tick is under way"
+        await trio.sleep(2 * TICK)
+        assert host.in_use() == set()
+    [(_, orders)] = host.told
+    assert [order.vm for order in orders] == ["web1", "web2"]

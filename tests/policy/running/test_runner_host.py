@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.support.fakes.policed_vms import (
     SHORT,
     SIZE,
     WELL,
+    FakeFiles,
     FakeHost,
     FakeVm,
     reason,
@@ -73,7 +75,7 @@ async def test_files_that_are_missing_later(autojump_clock: MockClock, log_lines
     policy = host.policy(Mode.OFF)
     async with running(policy):
         with pytest.raises(CommandError, match="do this"):
-            policy.set_mode(Mode.ON)
+            await policy.set_mode(Mode.ON)
         assert policy.report().mode is Mode.OFF
         policy.change(PolicySettings(mode=Mode.ON))
         await ticks(10)
@@ -85,11 +87,42 @@ async def test_files_that_are_missing_later(autojump_clock: MockClock, log_lines
         assert host.told
 
 
+async def test_a_host_whose_files_hang_decides_nothing(
+    autojump_clock: MockClock, log_lines: LogLines
+) -> None:
+    host = FakeHost(available=SHORT)
+    host.hangs = True
+    policy = host.policy(Mode.OFF)
+    said = "the host's memory cannot be read: its file system hangs"
+    async with running(policy):
+        for order in (partial(policy.set_mode, Mode.ON), policy.release_all):
+            with pytest.raises(CommandError, match=f"^{said}$"):
+                await order()
+        policy.change(PolicySettings(mode=Mode.ON, reserve=GIB))
+        await ticks(3)
+        assert policy.report().problems == [f"the policy decides nothing: {said}"]
+        host.hangs = False
+        await trio.sleep(2 * TICK)
+        targets = [vm.target for vm in host.guests.values()]
+        assert max(targets) < SIZE
+        host.hangs = True
+        await trio.sleep(3 * TICK)
+        assert [vm.target for vm in host.guests.values()] == targets
+        assert not policy.report().readable
+    assert len(log_lines.having("warning: ", "its file system hangs")) == 2
+
+
 async def test_another_cgroup_is_read_at_once(autojump_clock: MockClock) -> None:
     host = FakeHost()
-    policy = host.policy()
     opened: list[str | None] = []
-    policy._open_host = lambda settings: opened.append(settings.cgroup) or host.open(settings)  # type: ignore[func-returns-value]
+    real = host.open
+
+    def open_host(settings: PolicySettings) -> FakeFiles:
+        opened.append(settings.cgroup)
+        return real(settings)
+
+    host.open = open_host  # type: ignore[method-assign]
+    policy = host.policy()
     async with running(policy):
         await ticks(1)
         policy.change(PolicySettings(mode=Mode.ON, cgroup="/vms"))
@@ -143,6 +176,24 @@ async def test_a_second_hub_decides_nothing_and_takes_over(
         await trio.sleep(TICK)
         assert policy.report().vms == {}
         assert "connections" not in host.in_use()
+
+
+async def test_a_folder_that_comes_during_a_look_is_locked_before_its_vms_are_ordered(
+    autojump_clock: MockClock,
+) -> None:
+    host = FakeHost(available=SHORT)
+    host.is_partial, host.takes = True, 0.5
+    policy = host.policy()
+    async with running(policy):
+        await trio.sleep(0.2)
+        assert host.looks
+        host.holder = "process 5 decides on this host"
+        await trio.sleep(1)
+        assert policy.report().problems == [host.holder]
+        assert host.in_use() == {"files"}
+        host.holder = None
+        await trio.sleep(2 * TICK)
+        assert host.told
 
 
 # Clocks and restarts

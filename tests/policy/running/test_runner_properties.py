@@ -77,7 +77,7 @@ async def happen(host: WatchedHost, policy: Policy, name: str, kind: str, value:
         setattr(host, kind, value)
     elif kind == "mode":
         assert isinstance(value, Mode)
-        policy.set_mode(value)
+        await policy.set_mode(value)
         host.mode, host.is_releasing = value, False
     elif kind == "release":
         host.is_releasing = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.past import Order
 from vhost_balloon.policy.runner import Policy
 from vhost_balloon.policy.settings import Mode, PolicySettings
+from vhost_balloon.policy.threads import T, Thread
 
 SIZE = 4 * GIB
 SHORT = GIB // 2
@@ -77,6 +78,10 @@ class FakeHost:
         self.missing = ""
         """Why the host's files cannot be opened."""
         self.holder: str | None = None
+        self.is_partial = False
+        """Whether folders are not there to be locked."""
+        self.hangs = False
+        """Whether its files do."""
         self.takes = 0.0
         self.looks: list[tuple[float, list[str]]] = []
         """When the VMs were looked at, and which were asked for statistics."""
@@ -110,15 +115,21 @@ class FakeHost:
             file,
             lambda host, orders: self.told.append((host, orders)),
             self.clock,
+            NoThread(),
         )
 
     # Host
 
     def open(self, settings: PolicySettings) -> FakeFiles:
+        self._hang()
         if self.missing:
             raise OperatorError(self.missing)
         self.is_open = True
         return FakeFiles(self)
+
+    def _hang(self) -> None:
+        if self.hangs:
+            raise trio.TooSlowError
 
     # Vms
 
@@ -167,6 +178,13 @@ class FakeHost:
         self.left_out = {}
 
 
+class NoThread(Thread):
+    """Calls at once: the clock of tests jumps while threads run."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        return call()
+
+
 class FakeFiles:
     """The host's open files."""
 
@@ -174,6 +192,7 @@ class FakeFiles:
         self._host = host
 
     def read(self, now: float) -> HostFigures:
+        self._host._hang()
         if self._host.unreadable:
             raise HostUnreadable(self._host.unreadable)
         return HostFigures(self._host.available, self._host.total, self._host.some)
@@ -188,7 +207,11 @@ class FakeLock:
     def __init__(self, host: FakeHost) -> None:
         self._host = host
 
-    def try_take(self) -> str | None:
+    @property
+    def is_partial(self) -> bool:
+        return self._host.is_partial
+
+    async def try_take(self) -> str | None:
         self._host.is_locked = self._host.holder is None
         return self._host.holder
 
