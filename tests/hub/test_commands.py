@@ -25,6 +25,7 @@ from vhost_balloon.hub.vms import HUB_PLACES
 from vhost_balloon.policy.decide import Decision, HostState
 from vhost_balloon.policy.inputs import VmFigures
 from vhost_balloon.policy.past import Order
+from vhost_balloon.policy.release import Released
 from vhost_balloon.policy.report import Report, VmReport
 from vhost_balloon.policy.settings import Mode
 from vhost_balloon.service.listeners import SocketOptions
@@ -41,7 +42,7 @@ class FakePolicy:
 
     def __init__(self) -> None:
         self.told: list[object] = []
-        self.left: list[str] = []
+        self.released = Released()
         self.refusal = ""
         self.vms = {
             "web1": vm(Decision(Reason.RECLAIM, 3 * GIB, age=1.5)),
@@ -68,9 +69,9 @@ class FakePolicy:
     async def release(self, name: str) -> None:
         self._hear(name)
 
-    async def release_all(self) -> Sequence[str]:
+    async def release_all(self) -> Released:
         self._hear("all")
-        return self.left
+        return self.released
 
     def _hear(self, *told: object) -> None:
         if self.refusal:
@@ -196,8 +197,11 @@ async def test_orders_reach_the_policy(hub_client: Client, policy: FakePolicy) -
     assert await hub_client.execute("policy-hold", id="web1", seconds=60) == {}
     assert await hub_client.execute("policy-release", id="web1") == {}
     assert await hub_client.execute("policy-release") == {"left": []}
-    policy.left = ["web1"]
-    assert await hub_client.execute("policy-release") == {"left": ["web1"]}
+    policy.released = Released(["web1"], {"web2": "no answer"})
+    reply = await hub_client.execute("policy-release")
+    assert reply == {"left": ["web1"], "failed": {"web2": "no answer"}}
+    schema = await schema_of(hub_client)
+    check(schema, schema["policy-release"]["ret-type"], reply)
     assert policy.told == [("web1", None), ("web1", 60), ("web1",), ("all",), ("all",)]
 
 

@@ -21,6 +21,7 @@ from vhost_balloon.policy import runner
 from vhost_balloon.policy.inputs import VmSettings
 from vhost_balloon.policy.lock import PolicyLock
 from vhost_balloon.policy.memory_file import MemoryFile
+from vhost_balloon.policy.release import Released
 from vhost_balloon.policy.runner import Policy
 from vhost_balloon.policy.settings import Mode, PolicySettings
 from vhost_balloon.simulator.guest import SimulatedGuest, running_guest
@@ -101,7 +102,7 @@ async def test_memory_moves_beside_an_operator(tmp_path: Path, log_lines: LogLin
         assert 50 < held_for <= 60
 
         # Until everything goes back.
-        assert await policy.release_all() == ["vm1"]
+        assert await policy.release_all() == Released(["vm1"])
         await eventually(lambda: target("vm1") == SIZE)
         await stream.aclose()
         nursery.cancel_scope.cancel()

@@ -31,6 +31,19 @@ def test_memory_comes_back(tmp_path: Path, log_lines: LogLines) -> None:
     assert log_lines.lines == []
 
 
+def test_a_release_that_is_under_way_comes_back(tmp_path: Path, log_lines: LogLines) -> None:
+    for releasing in (True, False):
+        MemoryFile(tmp_path).write(NOW, KNOWN, urgent=True, releasing=releasing)
+        file = MemoryFile(tmp_path)
+        assert file.read(NOW) == KNOWN
+        assert file.releasing is releasing
+    (tmp_path / FILE).write_text(json.dumps(document(releasing=1)))
+    file = MemoryFile(tmp_path)
+    assert file.read(NOW) == {}
+    assert not file.releasing
+    assert log_lines.having("1 is neither true nor false")
+
+
 def test_nothing_to_remember(tmp_path: Path, log_lines: LogLines) -> None:
     assert MemoryFile(tmp_path).read(NOW) == {}
     assert MemoryFile(tmp_path / "nowhere").read(NOW) == {}

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from protocol.qmp import Json
+from protocol.qmp import Json, Object
 from vhost_balloon.errors import CommandError, OperatorError
+from vhost_balloon.policy.release import Released
 from vhost_balloon.policy.report import Report, describe
 from vhost_balloon.policy.settings import Mode
 from vhost_balloon.qmp_server.command import Command, Parameter
@@ -28,9 +29,9 @@ class Policy(Protocol):
     async def release(self, name: str) -> None:
         """End a VM's hold. Raises CommandError."""
 
-    async def release_all(self) -> Sequence[str]:
-        """End all holds, and begin to raise all targets to the VMs' ceilings. Returns the names of
-        the VMs that are below."""
+    async def release_all(self) -> Released:
+        """End all holds, and begin to raise all targets to the VMs' ceilings. Raises
+        CommandError."""
 
 
 class Configuration(Protocol):
@@ -66,7 +67,9 @@ async def _policy_release(hub: Hub, arguments: dict[str, Any]) -> Json:
     if "id" in arguments:
         await hub.policy.release(arguments["id"])
         return {}
-    return {"left": list(await hub.policy.release_all())}
+    released = await hub.policy.release_all()
+    failed: Object = {"failed": dict(released.failed)} if released.failed else {}
+    return {"left": list(released.left), **failed}
 
 
 async def _reload(hub: Hub, arguments: dict[str, Any]) -> Json:

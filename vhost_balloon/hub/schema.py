@@ -23,7 +23,7 @@ _OBJECTS: Final[Mapping[str, Members]] = {
     "ConfigChanges": {"changed": "[str]"},
     "PolicyInfo": POLICY_INFO,
     "PolicyOrder": ORDER,
-    "PolicyReleased": {"*left": "[str]"},
+    "PolicyReleased": {"*left": "[str]", "*failed": "any"},
     **PARTS,
 }
 

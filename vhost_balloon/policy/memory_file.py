@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from vhost_balloon.checked import Document, reading, real
+from vhost_balloon.checked import Document, flag, reading, real
 from vhost_balloon.errors import StateError
 from vhost_balloon.fds import OwnedFd
 from vhost_balloon.log.lines import logger
@@ -37,13 +37,17 @@ class MemoryFile:
         self._new: Final = folder / f"{FILE}.new"
         self._written = float("-inf")
         self._fails = False
+        self.releasing = False
+        """Whether memory went back to all VMs by order when the file was written; see read()."""
 
     def read(self, now: float) -> dict[str, VmMemory]:
         """What was remembered; nothing if it cannot be used, which is logged."""
         try:
             data = self._read()
             with reading("its text"):
-                memory = _checked(json.loads(data), now)
+                document = json.loads(data)
+                memory = _checked(document, now)
+                self.releasing = flag(document.get("releasing", False))
         except FileNotFoundError:
             return {}
         except (OSError, StateError, RecursionError) as error:
@@ -52,12 +56,17 @@ class MemoryFile:
             return {}
         return memory
 
-    def write(self, now: float, memory: Memory, *, urgent: bool) -> None:
+    def write(self, now: float, memory: Memory, *, urgent: bool, releasing: bool = False) -> None:
         """Replace the file if it is urgent, or older than INTERVAL. A failure is logged once."""
         if not urgent and 0 <= now - self._written < INTERVAL:
             return
         self._written = now
-        document = {"version": VERSION, "written": now, "vms": to_document(memory)}
+        document = {
+            "version": VERSION,
+            "written": now,
+            "releasing": releasing,
+            "vms": to_document(memory),
+        }
         try:
             self._replace(json.dumps(document).encode())
         except OSError as error:

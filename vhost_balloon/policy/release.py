@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vhost_balloon.figures.policy_reason import ORDERS, Reason
 from vhost_balloon.policy.decide import Decision, HostState, share_out
 from vhost_balloon.policy.inputs import VmFigures
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """What an order to give back memory to all VMs found. left: the VMs below their ceilings.
+    failed: why VMs did not get the order: they gave no figures, or keep their holds."""
+
+    left: Sequence[str] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 def below_ceiling(vms: Mapping[str, VmFigures]) -> dict[str, VmFigures]:

@@ -21,7 +21,7 @@ from vhost_balloon.policy.lines import mistakes, tick_line
 from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.past import Order
 from vhost_balloon.policy.reading import HostReader
-from vhost_balloon.policy.release import below_ceiling
+from vhost_balloon.policy.release import Released, below_ceiling
 from vhost_balloon.policy.report import Report
 from vhost_balloon.policy.settings import Mode, PolicySettings
 from vhost_balloon.policy.threads import Thread
@@ -82,7 +82,7 @@ class Policy:
         """
         if mode is not Mode.OFF:
             await self._need_host()
-        self._ticks.is_releasing = False
+        self._ticks.end_release(self._clock())
         self._enter(mode)
 
     async def _need_host(self) -> None:
@@ -125,11 +125,12 @@ class Policy:
             self._ticks.look_again()
             self._work.set()
 
-    async def release_all(self) -> list[str]:
+    async def release_all(self) -> Released:
         """End all holds, and from now on raise all targets to their ceilings, in any mode.
 
-        Returns the VMs that are still below. Raises CommandError.
+        Raises CommandError.
         """
+        refused: dict[str, str] = {}
         try:
             problem = await self._lock.try_take()
             if problem is not None:
@@ -138,18 +139,24 @@ class Policy:
             looked = await self._vms.look(self._settings, ())
             async with trio.open_nursery() as nursery:
                 for name in [name for name, vm in looked.items() if vm.held]:
-                    nursery.start_soon(self._end_hold, name)
+                    nursery.start_soon(self._end_hold, name, refused)
             looked = await self._vms.look(self._settings, ())
-            self._ticks.is_releasing = True
+            left_out, problems = self._vms.left_out, self._vms.problems
+            if problems and not looked and not left_out:
+                raise CommandError(problems[0])
+            self._ticks.release(self._clock())
             self._enter(self._mode)
         finally:
             self._work.set()
-        return sorted(below_ceiling(figures(looked)))
+        held = {name: refused.get(name, "it is held") for name, vm in looked.items() if vm.held}
+        return Released(sorted(below_ceiling(figures(looked))), {**left_out, **held})
 
-    async def _end_hold(self, name: str) -> None:
+    async def _end_hold(self, name: str, refused: dict[str, str]) -> None:
+        """refused: takes why that failed."""
         try:
             await self._vms.release(name)
         except CommandError as error:
+            refused[name] = str(error)
             logger.warning("cannot end the hold of %s: %s", printable(name), printable(str(error)))
 
     def report(self) -> Report:
@@ -172,6 +179,7 @@ class Policy:
 
     async def run(self) -> None:
         """Run until cancelled."""
+        self._ticks.go_on(self._clock())
         try:
             while True:
                 if not self._has_work:

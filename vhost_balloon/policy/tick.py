@@ -10,7 +10,7 @@ from vhost_balloon.policy.decide import HostState, Outcome, decide, judge
 from vhost_balloon.policy.inputs import HostFigures, VmFigures
 from vhost_balloon.policy.interfaces import Policed, Vms
 from vhost_balloon.policy.memory_file import MemoryFile
-from vhost_balloon.policy.past import Order, Past, Tally, not_carried_out
+from vhost_balloon.policy.past import FORGET, Order, Past, Tally, not_carried_out
 from vhost_balloon.policy.release import below_ceiling, give_back, withdraw
 from vhost_balloon.policy.report import VmReport
 from vhost_balloon.policy.settings import Mode, PolicySettings
@@ -30,13 +30,18 @@ class Ticks:
         """The VMs that accepted no order since they refused one."""
         self._known: Mapping[str, Policed] = {}
         """By the last look, which may be newer than the last decisions."""
-        self._seen_all = float("-inf")
+        self._seen_all = self._look_began = float("-inf")
         self.has_rested = False
         """The last look left out VMs that are not squeezed."""
         self.at = 0.0
         """When the last decisions were made."""
-        self.is_releasing = False
+        self._release_began: float | None = None
+        """When this process began to give all VMs their ceilings by order of the operator."""
+
+    @property
+    def is_releasing(self) -> bool:
         """The operator wants every VM at its ceiling."""
+        return self._release_began is not None
 
     @property
     def host(self) -> HostState | None:
@@ -55,11 +60,32 @@ class Ticks:
             )
         return found
 
+    def go_on(self, now: float) -> None:
+        """Read what an earlier process wrote down, and go on with its release. Later calls do
+        nothing."""
+        if self._past is None:
+            self._recall(now)
+
+    def release(self, now: float) -> None:
+        """Begin to give all VMs their ceilings. A restart of the hub does not end it."""
+        past, self._release_began = self._recall(now), now
+        self._write(now, past, urgent=True)
+
+    def end_release(self, now: float) -> None:
+        """The operator wants something else."""
+        if self.is_releasing:
+            past, self._release_began = self._recall(now), None
+            self._write(now, past, urgent=True)
+
     def stop(self, now: float) -> None:
         """Write down the memory of a policy that decided until now; there is no last tick."""
-        if self._file is not None and self._past is not None and self._outcome is not None:
-            self._file.write(now, self._past.memory, urgent=True)
+        if self._past is not None and self._outcome is not None:
+            self._write(now, self._past, urgent=True)
         self._outcome = None
+
+    def _write(self, now: float, past: Past, *, urgent: bool) -> None:
+        if self._file is not None:
+            self._file.write(now, past.memory, urgent=urgent, releasing=self.is_releasing)
 
     def look_again(self) -> None:
         """Have the next look leave out no VM."""
@@ -68,6 +94,7 @@ class Ticks:
     async def look(self, now: float, settings: PolicySettings) -> Mapping[str, Policed]:
         """The VMs. Guests are asked for statistics where the last tick wanted it. While the host is
         well, the figures of VMs that answer and are not squeezed stand for REST."""
+        self._look_began = now
         decisions = {} if self._outcome is None else self._outcome.decisions
         poll = {name for name, decision in decisions.items() if decision.poll}
         is_well = self.host is not None and not self.host.short and not self.is_releasing
@@ -83,7 +110,8 @@ class Ticks:
     async def look_at_all(
         self, now: float, settings: PolicySettings, poll: Collection[str] = ()
     ) -> Mapping[str, Policed]:
-        self._seen_all, self.has_rested = now, False
+        self._seen_all = self._look_began = now
+        self.has_rested = False
         self._known = await self._vms.look(settings, poll)
         return self._known
 
@@ -100,7 +128,8 @@ class Ticks:
         vms = figures(looked)
         state = judge(host, settings.reserve_of(host.total))
         outcome = decide(now, state, vms, past.memory)
-        self._release(outcome, vms, past, mode)
+        was_releasing = self.is_releasing
+        self._release(now, outcome, vms, past, mode)
         self._looked, self._outcome, self.at = looked, outcome, now
         refused = await self._order(outcome, is_real=mode is Mode.ON or self.is_releasing)
         orders = _conclude(outcome, vms, past, refused)
@@ -109,8 +138,8 @@ class Ticks:
         past.count(orders)
         self._refused -= {order.vm for order in orders}
         self._refused &= past.memory.keys()
-        if self._file is not None:
-            self._file.write(now, past.memory, urgent=bool(orders) or past.held() != held)
+        is_new = past.held() != held or self.is_releasing is not was_releasing
+        self._write(now, past, urgent=bool(orders) or is_new)
         return orders
 
     def _recall(self, now: float) -> Past:
@@ -119,18 +148,29 @@ class Ticks:
             self._past = Past()
             if self._file is not None:
                 self._past.restore(self._file.read(now), now)
+                self._release_began = now if self._file.releasing else None
         elif now < self.at:
             self._past.forget()
+            self._release_began = now if self.is_releasing else None
         return self._past
 
     def _release(
-        self, outcome: Outcome, vms: Mapping[str, VmFigures], past: Past, mode: Mode
+        self,
+        now: float,
+        outcome: Outcome,
+        vms: Mapping[str, VmFigures],
+        past: Past,
+        mode: Mode,
     ) -> None:
         """Raise targets by order of the operator; that ends when nothing is left to raise, of VMs
-        that do not answer at the moment neither."""
-        if self.is_releasing:
-            self.is_releasing = bool(below_ceiling(vms) or past.memory.keys() - vms.keys())
-        if self.is_releasing:
+        that do not answer at the moment neither. Those are waited for until they are forgotten."""
+        began = self._release_began
+        if began is None:
+            return
+        silent = past.memory.keys() - vms.keys() or (now - began <= FORGET and self._vms.left_out)
+        if not below_ceiling(vms) and not silent and self._look_began >= began:
+            self._release_began = None
+        else:
             if mode is not Mode.ON:
                 withdraw(outcome.decisions)
             give_back(outcome.host, vms, outcome.decisions)

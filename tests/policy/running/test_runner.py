@@ -26,6 +26,7 @@ from tests.support.helpers import GIB, MIB
 from vhost_balloon.errors import CommandError
 from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.policy.constants import TICK
+from vhost_balloon.policy.release import Released
 from vhost_balloon.policy.settings import Mode, PolicySettings
 
 # Off
@@ -232,7 +233,7 @@ async def test_everything_is_given_back_in_any_mode(autojump_clock: MockClock, m
         await ticks(1)
         if mode is not Mode.ON:
             assert host.guests["web1"].orders == []
-        assert await policy.release_all() == ["web1", "web2"]
+        assert await policy.release_all() == Released(["web1", "web2"])
         assert not host.guests["web2"].held
         before = host.guests["web1"].target
         await trio.sleep(TICK)
@@ -241,7 +242,7 @@ async def test_everything_is_given_back_in_any_mode(autojump_clock: MockClock, m
         assert policy.report().problems
         await trio.sleep(400)
         assert all(vm.target == SIZE for vm in host.guests.values())
-        assert await policy.release_all() == []
+        assert await policy.release_all() == Released([])
         await trio.sleep(3 * TICK)
         assert policy.report().problems == []
         assert bool(host.in_use()) is (mode is not Mode.OFF)
@@ -252,7 +253,7 @@ async def test_giving_back_waits_for_the_host_and_ends_by_order(autojump_clock: 
     host.guests["web1"].target = 2 * GIB
     policy = host.policy(Mode.OFF)
     async with running(policy):
-        assert await policy.release_all() == ["web1"]
+        assert await policy.release_all() == Released(["web1"])
         await trio.sleep(10 * TICK)
         assert host.guests["web1"].orders == []
         assert policy.report().vms["web1"].decision.target is None
@@ -289,7 +290,7 @@ async def test_giving_back_leaves_vms_alone_that_are_not_the_policys(
     host.guests["web2"].refuses = "its daemon gives no answer"
     policy = host.policy(Mode.OFF)
     async with running(policy):
-        assert await policy.release_all() == ["web1"]
+        assert (await policy.release_all()).left == ["web1"]
         await trio.sleep(600)
     assert host.guests["web1"].target == SIZE
     assert host.guests["web2"].target == 2 * GIB
