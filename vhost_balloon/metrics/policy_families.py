@@ -1,7 +1,8 @@
 """The metrics of the policy, made from the document of query-policy (figures/policy_info.py).
 
 The hub adds each VM's part of the document to the VM's snapshot, as its member "policy". While the
-policy is off, there is no such member, and of the host only the mode is shown.
+policy is off, or the host's memory cannot be read, there is no such member. While it is off, only
+the mode is shown of the host.
 """
 
 from __future__ import annotations
@@ -141,8 +142,12 @@ class PolicyCollector(Collector):
 def with_policy(
     rows: list[tuple[str, Document | None]], document: Mapping[str, Any]
 ) -> list[tuple[str, Document | None]]:
-    """The snapshots of VMs, each with its part of the document."""
-    parts = {vm["id"]: vm for vm in document["vms"]}
+    """The snapshots of VMs, each with its part of the document.
+
+    While the host's memory cannot be read, those parts are of the last decision: as old as the
+    host's figures, and left out like these.
+    """
+    parts = {vm["id"]: vm for vm in document["vms"] if document["host-readable"]}
     return [
         (name, {**vm, POLICY: parts[name]} if vm and name in parts else vm) for name, vm in rows
     ]
