@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from vhost_balloon.policy.decide import Decision, HostState, judge
 from vhost_balloon.policy.explain.host import explain_host
 from vhost_balloon.policy.explain.vm import explain
 from vhost_balloon.policy.inputs import HostFigures, Sample, VmFigures, VmSettings
+from vhost_balloon.policy.report import Report, VmReport, describe
 from vhost_balloon.policy.settings import Mode
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -230,6 +232,29 @@ def test_a_host_that_cannot_be_read_and_a_policy_that_is_off() -> None:
 
 
 SIZES = st.integers(0, 1 << 63)
+
+
+@pytest.mark.parametrize(
+    ("mode", "state"), [(Mode.OFF, "is off"), (Mode.DRY_RUN, "makes a dry run")]
+)
+def test_an_order_to_give_everything_back_is_real_in_any_mode(mode: Mode, state: str) -> None:
+    text = (
+        "The host has 3 GiB of 16 GiB available, between its reserve of 2 GiB and twice as much. "
+        "Memory goes back to all VMs by order (`vhost-balloonctl policy-release --all`), while the "
+        "host has more than its reserve."
+    )
+    assert explain_host(WELL, Mode.ON, releasing=True) == text
+    said = explain_host(WELL, mode, releasing=True)
+    assert said == f"{text} Nothing else is ordered: the policy {state}."
+    assert "3 GiB" in explain_host(SHORT, Mode.ON, releasing=True)
+    assert "cannot be read" in explain_host(WELL, mode, releasing=True, readable=False)
+    raised = Decision(Reason.REGROW, 3 * GIB, age=1.0)
+    vms = {"web1": VmReport(SQUEEZED, raised), "web2": VmReport(WHOLE, Decision(Reason.OFF))}
+    for releasing in (True, False):
+        document: Any = describe(Report(mode, host=PLENTY, vms=vms, releasing=releasing))
+        web1, web2 = document["vms"]
+        assert ("web1 was raised" in web1["explanation"]) is releasing
+        assert "was" not in web2["explanation"]
 
 
 @given(

@@ -32,7 +32,8 @@ class VmReport:
 class Report:
     """The policy's state. mode: in force; configured: by the configuration. readable: the host's
     memory can be read. problems: lines for the operator. host: at the last tick, age seconds ago;
-    None before the first. unanswered: why the daemons of other VMs gave no figures."""
+    None before the first. unanswered: why the daemons of other VMs gave no figures. releasing:
+    memory goes back to all VMs by order, in any mode."""
 
     mode: Mode = Mode.OFF
     configured: Mode = Mode.OFF
@@ -42,6 +43,7 @@ class Report:
     age: float = 0.0
     vms: Mapping[str, VmReport] = field(default_factory=dict)
     unanswered: Mapping[str, str] = field(default_factory=dict)
+    releasing: bool = False
 
 
 def describe(report: Report) -> Object:
@@ -53,7 +55,9 @@ def describe(report: Report) -> Object:
         "configured-mode": report.configured.value,
         "host-readable": report.readable,
         "problems": list(report.problems),
-        "explanation": explain_host(report.host, report.mode, readable=report.readable),
+        "explanation": explain_host(
+            report.host, report.mode, readable=report.readable, releasing=report.releasing
+        ),
         "vms": [rows[name] for name in sorted(rows)],
     }
     if report.host is not None:
@@ -86,11 +90,13 @@ def _unanswered(name: str, why: str) -> Json:
 
 def _vm(name: str, vm: VmReport, report: Report) -> Json:
     figures, decision = vm.figures, vm.decision
+    is_real = report.releasing and decision.target is not None
+    mode = Mode.ON if is_real else report.mode
     document: dict[str, Json] = {
         "id": name,
         "reason": decision.reason.value,
         "detail": decision.detail,
-        "explanation": explain(name, figures, decision, report.host, report.mode, vm.held_for),
+        "explanation": explain(name, figures, decision, report.host, mode, vm.held_for),
         "size": figures.size,
         "actual": figures.actual,
         "target": figures.target,

@@ -173,6 +173,7 @@ class Policy:
             age=max(self._clock() - self._ticks.at, 0.0),
             vms=self._ticks.reports(),
             unanswered=self._vms.left_out,
+            releasing=self._ticks.is_releasing,
         )
 
     # The loop

@@ -240,6 +240,7 @@ async def test_everything_is_given_back_in_any_mode(autojump_clock: MockClock, m
         step = host.guests["web1"].target - before
         assert 0 < step < 3 * GIB * 0.05 + 1, "at the pace of regrowth"
         assert policy.report().problems
+        assert policy.report().releasing
         await trio.sleep(400)
         assert all(vm.target == SIZE for vm in host.guests.values())
         assert await policy.release_all() == Released([])

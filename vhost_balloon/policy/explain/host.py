@@ -13,9 +13,18 @@ from vhost_balloon.sizes import format_size
 NOT_YET: Final = "The policy has not looked at the host yet."
 
 
-def explain_host(host: HostState | None, mode: Mode, *, readable: bool = True) -> str:
-    """The host's state in sentences. readable: whether its memory can be read."""
-    if mode is Mode.OFF:
+_RELEASE: Final = (
+    f"Memory goes back to all VMs by order (`{CTL} policy-release --all`), while the host has more "
+    "than its reserve."
+)
+
+
+def explain_host(
+    host: HostState | None, mode: Mode, *, readable: bool = True, releasing: bool = False
+) -> str:
+    """The host's state in sentences. readable: whether its memory can be read. releasing: memory
+    goes back to all VMs by order, in any mode."""
+    if mode is Mode.OFF and not releasing:
         return (
             f"The policy is off and moves no VM. `{CTL} policy-mode dry-run` shows what it would "
             f"do. `{CTL} policy-mode on` turns it on until the hub restarts, and "
@@ -29,8 +38,16 @@ def explain_host(host: HostState | None, mode: Mode, *, readable: bool = True) -
     if host is None:
         return NOT_YET
     sentences = [_available(host)]
+    if releasing:
+        sentences.append(_RELEASE)
+    if releasing and mode is not Mode.ON:
+        state = "is off" if mode is Mode.OFF else "makes a dry run"
+        sentences.append(f"Nothing else is ordered: the policy {state}.")
+        return " ".join(sentences)
     if host.short:
         sentences += _shortage(host)
+    elif releasing:
+        pass  # the order says what is given
     elif host.plenty:
         sentences.append("VMs below their ceilings get memory back in small steps.")
     else:
