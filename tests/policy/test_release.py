@@ -131,6 +131,21 @@ async def test_a_look_from_before_the_order_does_not_end_it(autojump_clock: Mock
     assert vm.target == SIZE
 
 
+async def test_another_order_closes_nothing_under_it(autojump_clock: MockClock) -> None:
+    host = FakeHost(1, available=PLENTY)
+    vm = host.guests["web1"]
+    vm.target, vm.answers, host.takes = 3 * GIB, False, 3 * TICK
+    policy = host.policy(Mode.OFF)
+    async with running(policy):
+        await trio.sleep(TICK)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(policy.release_all)
+            await trio.sleep(TICK)
+            await policy.release("web1")
+            await trio.sleep(2 * TICK)
+            assert host.in_use() == {"files", "connections", "lock"}
+
+
 async def test_no_vm_known_is_not_all_vms_done(autojump_clock: MockClock) -> None:
     host = FakeHost(0, available=PLENTY)
     host.problems = ["/run/vms cannot be read: Input/output error"]

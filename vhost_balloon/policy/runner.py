@@ -5,7 +5,8 @@ In mode off it waits, and keeps nothing open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -60,6 +61,8 @@ class Policy:
         self._ticks = Ticks(vms, memory_file)
         self._work = trio.Event()
         """Set when there is work for run(), if only to close what is not needed any more."""
+        self._orders = 0
+        """Orders of the operator that are being carried out."""
         self._began = self._decided = float("-inf")
         """The last tick's start and its decisions, on trio's clock."""
         self._is_readable = True
@@ -111,17 +114,23 @@ class Policy:
 
     async def hold(self, name: str, seconds: int | None) -> None:
         """Leave a VM alone, for ever or for a time. Raises CommandError."""
-        try:
+        with self._order():
             await self._vms.hold(name, seconds)
-        finally:
-            self._ticks.look_again()
-            self._work.set()
 
     async def release(self, name: str) -> None:
         """End a VM's hold. Raises CommandError."""
-        try:
+        with self._order():
             await self._vms.release(name)
+
+    @contextmanager
+    def _order(self) -> Iterator[None]:
+        """Carry out an order: what it has open stays open, and the next tick looks at its result.
+        After it, run() closes what is not needed any more."""
+        self._orders += 1
+        try:
+            yield
         finally:
+            self._orders -= 1
             self._ticks.look_again()
             self._work.set()
 
@@ -131,7 +140,7 @@ class Policy:
         Raises CommandError.
         """
         refused: dict[str, str] = {}
-        try:
+        with self._order():
             problem = await self._lock.try_take()
             if problem is not None:
                 raise CommandError(problem)
@@ -146,8 +155,6 @@ class Policy:
                 raise CommandError(problems[0])
             self._ticks.release(self._clock())
             self._enter(self._mode)
-        finally:
-            self._work.set()
         held = {name: refused.get(name, "it is held") for name, vm in looked.items() if vm.held}
         return Released(sorted(below_ceiling(figures(looked))), {**left_out, **held})
 
@@ -184,7 +191,8 @@ class Policy:
         try:
             while True:
                 if not self._has_work:
-                    self._rest()
+                    if not self._orders:
+                        self._rest()
                     await self._work.wait()
                 self._work = trio.Event()
                 await trio.sleep_until(self._began + TICK)
