@@ -35,7 +35,6 @@ from vhost_balloon.policy.settings import Mode, PolicySettings
 async def test_off_costs_nothing(autojump_clock: MockClock) -> None:
     host = FakeHost(available=SHORT)
     policy = host.policy(Mode.OFF)
-    policy.open()
     async with running(policy):
         await trio.sleep(3600)
         assert host.in_use() == set()

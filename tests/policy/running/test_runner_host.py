@@ -24,7 +24,7 @@ from tests.support.fakes.policed_vms import (
     ticks,
 )
 from tests.support.helpers import GIB, MIB
-from vhost_balloon.errors import CommandError, OperatorError
+from vhost_balloon.errors import CommandError
 from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.policy.constants import FADE, HOLD, TICK
 from vhost_balloon.policy.inputs import VmSettings
@@ -57,16 +57,6 @@ async def test_a_host_that_cannot_be_read_decides_nothing(
         assert policy.report().problems == []
         assert host.guests["web1"].target < targets[0]
         assert reason(policy) is not Reason.RELIEF
-
-
-async def test_files_that_are_missing_at_the_start_are_the_operators_mistake(
-    autojump_clock: MockClock,
-) -> None:
-    host = FakeHost()
-    host.missing = "no meminfo: do this"
-    host.policy(Mode.OFF).open()
-    with pytest.raises(OperatorError, match="do this"):
-        host.policy(Mode.DRY_RUN).open()
 
 
 async def test_files_that_are_missing_later(autojump_clock: MockClock, log_lines: LogLines) -> None:
