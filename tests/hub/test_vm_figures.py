@@ -175,9 +175,3 @@ def test_any_member(name: str, value: Any) -> None:
         assert figures.sample is None or 0 <= figures.sample.taken <= NOW
         assert figures.obstacle is not None or figures.size > 0
         assert figures.floor <= figures.ceiling <= max(figures.size, MIB)
-
-
-def test_a_vm_occupies_no_more_than_the_host_has() -> None:
-    """Else it would be asked for all that the host lacks, and the others for nothing."""
-    answer = [policed_document(resident=1 << 62)]
-    assert read_policed(answer, "5-6-7", PLAIN, NOW, 8 * GIB).figures.resident == 8 * GIB

@@ -19,7 +19,7 @@ from vhost_balloon.ctl.client import ANSWER_SECONDS, Client, Round
 from vhost_balloon.ctl.errors import CtlError, ServerError
 from vhost_balloon.ctl.link import Link
 from vhost_balloon.ctl.model import Vm
-from vhost_balloon.name_text import name_text, shown, system_name
+from vhost_balloon.name_text import name_text, shown, spellings
 
 SUFFIX: Final = ".control"
 FOLDER_SECONDS: Final = 1.0
@@ -87,15 +87,6 @@ def find(options: argparse.Namespace, names: list[str] | None) -> dict[str, str]
             raise CtlError(f"there is no VM '{word}'{others}")
         chosen[name] = known[name]
     return chosen
-
-
-def spellings(word: str) -> list[str]:
-    """Return the names that a word of the command line may mean, in order of preference: as `list`
-    shows them, with escapes, or the bytes themselves."""
-    found = []
-    with suppress(ValueError):
-        found.append(name_text(system_name(word)))
-    return [*found, name_text(word)]
 
 
 class Poller:

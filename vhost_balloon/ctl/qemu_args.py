@@ -14,7 +14,7 @@ from typing import Any, Final
 from vhost_balloon.ctl import folder, model
 from vhost_balloon.ctl.errors import CtlError
 from vhost_balloon.ctl.output import Output, complain
-from vhost_balloon.name_text import shown, system_name
+from vhost_balloon.name_text import shown, spellings, system_name
 
 SIZE_MISSING: Final = "SIZE"
 """Placeholder for the guest's memory if it is not known."""
@@ -44,7 +44,7 @@ def _vm(options: argparse.Namespace) -> tuple[str, model.Vm | None]:
     """
     if options.control_socket is None:
         known = folder.control_sockets(options.folder)
-        for name in folder.spellings(options.vm):
+        for name in spellings(options.vm):
             path = _socket_path(options.folder, name)
             if name not in known and _is_socket(path):
                 return path, None

@@ -6,7 +6,6 @@ at once, and a daemon that hangs, lies or floods costs its own VM its part in th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,10 +31,6 @@ from vhost_balloon.printable import printable
 TOO_OLD: Final = "its daemon is older than the policy: upgrade it"
 SAMPLE_TIME: Final = 0.3
 """Seconds that a guest has to give statistics that it is asked for."""
-
-
-_MEMORY: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-"""Of this host, in bytes."""
 
 
 class PolicedVm:
@@ -64,7 +59,7 @@ class PolicedVm:
             try:
                 answer = await self._ask(poll=poll)
                 identity = _identity(self.found)
-                policed = read_policed(answer, identity, settings, clock(), _MEMORY)
+                policed = read_policed(answer, identity, settings, clock())
             except (Unanswered, StateError) as error:
                 problem = printable(str(error))
             except (OSError, trio.ClosedResourceError) as error:

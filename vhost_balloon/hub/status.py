@@ -30,6 +30,8 @@ async def keep_status(
 def summary(folders: Sequence[Path], report: Report) -> str:
     """One line. It holds no figure that changes all the time, so it is rarely sent."""
     vms = f"VMs of {', '.join(map(str, folders))}"
+    if report.releasing:
+        return f"{vms}; memory goes back to all of them by order"
     if report.mode is Mode.OFF:
         return vms
     return f"{vms}; policy {report.mode.value}: {_state(report)}"

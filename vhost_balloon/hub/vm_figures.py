@@ -27,23 +27,19 @@ _KEEPING: Final = {
 detail for the operator."""
 
 
-def read_policed(
-    answer: object, identity: str, settings: VmSettings, now: float, memory: int = MAX_SIZE
-) -> Policed:
+def read_policed(answer: object, identity: str, settings: VmSettings, now: float) -> Policed:
     """The VM in an answer that was complete at now. identity: its socket's, which a new daemon
     changes. settings: the operator's; without a ceiling, it is the target that the VM starts with.
-    memory: the host's in bytes; a VM that claimed to occupy more could give more than all others,
-    and would be asked for nearly all that the host is short of.
 
     Raises StateError.
     """
     with reading("its answer"):
         if not isinstance(answer, list) or len(answer) != 1 or not isinstance(answer[0], dict):
             raise ValueError("not a list of one VM")
-        return _policed(answer[0], identity, settings, now, memory)
+        return _policed(answer[0], identity, settings, now)
 
 
-def _policed(vm: Document, identity: str, settings: VmSettings, now: float, memory: int) -> Policed:
+def _policed(vm: Document, identity: str, settings: VmSettings, now: float) -> Policed:
     own = _object(vm, "settings")
     if settings.ceiling is None:
         settings = replace(settings, ceiling=_size(own, "target"))
@@ -57,7 +53,7 @@ def _policed(vm: Document, identity: str, settings: VmSettings, now: float, memo
         size=sizes["guest-memory"] or 0,
         actual=sizes["actual"] or 0,
         target=sizes["target"] or 0,
-        resident=min(sizes["resident"] or 0, memory),
+        resident=sizes["resident"] or 0,
         sample=_sample(vm, now),
         settings=settings,
         obstacle=obstacle,

@@ -125,8 +125,8 @@ class PolicyCollector(Collector):
         for name in self._modes:
             mode.add_metric((name,), int(name == document["mode"]))
         yield mode
-        if document["mode"] == "off":
-            return
+        if document["mode"] == "off" and "host" not in document:
+            return  # with it, memory goes back to all VMs by order
         yield GaugeMetricFamily(
             f"{PREFIX}policy_host_readable",
             "Whether the host's memory can be read, without which nothing is decided.",

@@ -32,11 +32,6 @@ class HostReader:
         self._wanted: object = None
         """The settings that it was opened with."""
 
-    def open_now(self, settings: PolicySettings) -> None:
-        """Open it without a thread, before there is anything to delay. Raises OperatorError."""
-        if self._host is None:
-            self._host, self._wanted = self._open_host(settings), _wanted(settings)
-
     async def open(self, settings: PolicySettings) -> None:
         """Open it, so that an operator's mistake shows. Raises OperatorError."""
         async with self._busy:

@@ -68,14 +68,6 @@ class Policy:
         self._is_readable = True
         self._problems: list[str] = []
 
-    def open(self) -> None:
-        """Open what the mode needs, so that an operator's mistake shows at the start.
-
-        Raises OperatorError.
-        """
-        if self._mode is not Mode.OFF:
-            self._host.open_now(self._settings)
-
     # Orders of the operator
 
     async def set_mode(self, mode: Mode) -> None:

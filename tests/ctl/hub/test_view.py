@@ -135,6 +135,13 @@ def test_a_policy_that_is_off_is_one_line_with_what_to_do() -> None:
     assert line == "policy off: no VM is moved"
 
 
+def test_what_goes_back_by_order_is_shown_while_the_policy_is_off() -> None:
+    answer = document() | {"mode": "off", "explanation": "Memory goes back by order."}
+    lines = view.overview(read_policy(answer), None)
+    assert lines[0] == "Memory goes back by order."
+    assert [line.split()[0] for line in lines[1:]] == ["VM", "db1", "old", "web1"]
+
+
 def test_a_vm_explained() -> None:
     lines = view.explained(read_policy(document(problems=["slow"])), found(), None)
     assert lines[0].startswith("The host has 1.1 GiB of 16 GiB available, less than its reserve")

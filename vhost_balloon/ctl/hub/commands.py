@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
-from vhost_balloon.ctl import folder, watch
+from vhost_balloon.ctl import watch
 from vhost_balloon.ctl.client import ANSWER_SECONDS
 from vhost_balloon.ctl.errors import CtlError, ServerError
 from vhost_balloon.ctl.hub import view
@@ -25,7 +25,7 @@ from vhost_balloon.ctl.hub.screen import PolicyScreen
 from vhost_balloon.ctl.output import Output, complain
 from vhost_balloon.ctl.text import fold
 from vhost_balloon.ctl.upkeep import told_changes
-from vhost_balloon.name_text import shown
+from vhost_balloon.name_text import shown, spellings
 from vhost_balloon.printable import printable
 
 NO_VM: Final = "DeviceNotFound"
@@ -60,7 +60,7 @@ def _query(options: argparse.Namespace, seconds: float = ANSWER_SECONDS) -> Poli
 
 
 def _explain(options: argparse.Namespace, policy: Policy, output: Output) -> None:
-    vm = find(policy, folder.spellings(options.explain))
+    vm = find(policy, spellings(options.explain))
     if vm is None:
         if policy.mode == OFF:
             raise CtlError(policy.explanation or view.host_line(policy))
@@ -101,7 +101,7 @@ def _to_vm(options: argparse.Namespace, command: str, arguments: Mapping[str, An
     A spelling is given up only if no VM has it: after another refusal, the next one might be
     another VM's.
     """
-    *others, last = dict.fromkeys(folder.spellings(options.vm))
+    *others, last = dict.fromkeys(spellings(options.vm))
     for name in others:
         try:
             execute(options, command, {"id": name, **arguments})

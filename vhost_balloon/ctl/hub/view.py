@@ -63,10 +63,13 @@ def _state(policy: Policy) -> str:
 
 def overview(policy: Policy, room: int | None) -> list[str]:
     """Return the host's state, problems, and the table of VMs."""
+    told = host_line(policy)
     if policy.mode == OFF:
-        return [*fold(printable(policy.explanation) or host_line(policy), room), *_problems(policy)]
-    lines = [*fold(host_line(policy), room), *_problems(policy)]
-    return [*lines, *vms_table(policy.vms, room)] if policy.vms else [*lines, "no VM"]
+        told = printable(policy.explanation) or told
+    lines = [*fold(told, room), *_problems(policy)]
+    if policy.vms:  # also while the policy is off, and memory goes back by order
+        return [*lines, *vms_table(policy.vms, room)]
+    return lines if policy.mode == OFF else [*lines, "no VM"]
 
 
 def _problems(policy: Policy) -> list[str]:
