@@ -98,9 +98,9 @@ def told(
         (Reason.MOVING, SHORT, replace(SQUEEZED, actual=3 * GIB),
          "web1 is left alone: its guest is on its way from 3 GiB to 2 GiB."),
         (Reason.HELD, SHORT, SQUEEZED,
-         "web1 is left alone: its guest did not reach a target lately, so it is not asked for "
-         "memory for up to 5 min (web1 still gets more if it needs it). If this happens again, "
-         "raise its floor."),
+         "web1 is left alone: its guest did not reach a target lately, or its daemon did not carry "
+         "out an order, so it is not asked for memory for up to 5 min (web1 still gets more if it "
+         "needs it). If this happens again, raise its floor, or see its daemon's log."),
         (Reason.NOTHING_TO_SPARE, SHORT, WHOLE,
          "web1 is left alone: it has nothing to spare. Its guest uses 1 GiB and may keep 1 GiB on "
          "top (k = 0.50). It occupies 3 GiB on the host."),
@@ -141,6 +141,13 @@ def test_statistics_that_are_too_old() -> None:
     )
     assert "since the policy was started" in told(Reason.STALE, age=20.0)
     assert "are 20 s old" in told(Reason.STALE, age=20.0, vm=SQUEEZED)
+
+
+def test_an_order_that_failed() -> None:
+    assert told(Reason.RECLAIM, detail="its daemon is older than the policy: upgrade it") == (
+        "web1 was to be moved from 4 GiB to 2 GiB, which failed: its daemon is older than the "
+        "policy: upgrade it. The policy tries again as long as it has reason to."
+    )
 
 
 def test_a_hold_with_an_end() -> None:

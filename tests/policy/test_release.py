@@ -8,9 +8,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.fakes.policed_vms import PLENTY, SHORT, SIZE, FakeHost, running, ticks
+from tests.support.fakes.policed_vms import (
+    PLENTY,
+    SHORT,
+    SIZE,
+    FakeHost,
+    FakeVm,
+    running,
+    ticks,
+)
 from tests.support.helpers import GIB
 from vhost_balloon.errors import CommandError
+from vhost_balloon.figures.policy_reason import Reason
 from vhost_balloon.policy.constants import TICK
 from vhost_balloon.policy.inputs import HostFigures
 from vhost_balloon.policy.memory_file import MemoryFile
@@ -194,3 +203,46 @@ async def test_an_order_that_was_taken_back_does_not_go_on(
     async with running(host.policy(Mode.OFF, MemoryFile(tmp_path))):
         await trio.sleep(100)
     assert vm.target == 3 * GIB
+
+
+async def test_a_folder_that_cannot_be_read_is_an_error_and_its_vms_are_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    host = FakeHost(2, available=PLENTY)
+    web2 = host.guests.pop("web2")
+    web2.target = 3 * GIB
+    host.failure = "/run/b cannot be read: Input/output error"
+    policy = host.policy(Mode.OFF)
+    async with running(policy):
+        with pytest.raises(CommandError, match="known VMs only: /run/b cannot be read"):
+            await policy.release_all()
+        await trio.sleep(10 * TICK)
+        host.guests["web2"], host.failure = web2, ""
+        await trio.sleep(100)
+        assert web2.target == SIZE
+        assert policy.report().problems == []
+
+
+async def test_the_later_of_two_orders_holds(autojump_clock: MockClock) -> None:
+    host = FakeHost(1, available=PLENTY)
+    host.takes = 1.0
+    vm = host.guests["web1"]
+    vm.target = 3 * GIB
+    policy = host.policy(Mode.OFF)
+    async with running(policy), trio.open_nursery() as nursery:
+        nursery.start_soon(policy.release_all)
+        await trio.sleep(0.5)
+        await policy.set_mode(Mode.OFF)
+        await trio.sleep(100)
+        assert vm.target == 3 * GIB
+
+
+async def test_a_withdrawal_that_is_not_ordered_holds_no_vm(autojump_clock: MockClock) -> None:
+    """While memory goes back by order, and the policy itself only makes a dry run."""
+    host = FakeHost(1, available=SHORT)
+    host.guests["web1"] = FakeVm(target=2 * GIB, least=3 * GIB)
+    policy = host.policy(Mode.DRY_RUN)
+    async with running(policy):
+        await policy.release_all()
+        await trio.sleep(10 * TICK)
+        assert policy.report().vms["web1"].decision.reason is Reason.NOT_NEEDED

@@ -59,8 +59,8 @@ def test_no_vm_can_spare_more_than_the_host_has_in_use() -> None:
     assert decide(0, host, {"liar": lie}, {}).decisions["liar"].spare < 12 * GIB
 
 
-def play(host: HostState, vms: dict[str, VmFigures], ignoring: str, ticks: int) -> dict[str, int]:
-    """The targets after ticks in which one VM's daemon said that it obeys, and all others did."""
+def play(host: HostState, vms: dict[str, VmFigures], bad: set[str], ticks: int) -> dict[str, int]:
+    """The targets after ticks in which the bad VMs' daemons said that they obey, and others did."""
     memory: Memory = {}
     for tick in range(ticks):
         now = tick * TICK
@@ -72,23 +72,27 @@ def play(host: HostState, vms: dict[str, VmFigures], ignoring: str, ticks: int) 
         outcome = decide(now, host, fresh, memory)
         memory = outcome.memory
         for name, decision in outcome.decisions.items():
-            if decision.target is not None and name != ignoring:
+            if decision.target is not None and name not in bad:
                 vms[name] = replace(vms[name], target=decision.target, actual=decision.target)
     return {name: of.target for name, of in vms.items()}
 
 
-def test_one_that_ignores_orders_keeps_no_other_from_growing() -> None:
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_those_that_ignore_orders_keep_no_other_from_growing(count: int) -> None:
     """The surplus is enough for one of them at a time."""
     host = judge(HostFigures(4 * GIB + 400 * MIB, 64 * GIB), 2 * GIB)
-    vms = {"bad": vm(actual=GIB), "a": vm(actual=3 * GIB), "b": vm(actual=3 * GIB)}
-    assert play(host, vms, "bad", 300) == {"bad": GIB, "a": 4 * GIB, "b": 4 * GIB}
+    bad = {f"bad{n}": vm(actual=GIB) for n in range(count)}
+    vms = {**bad, "a": vm(actual=3 * GIB), "b": vm(actual=3 * GIB)}
+    targets = play(host, vms, {*bad}, 200)
+    assert targets == {**dict.fromkeys(bad, GIB), "a": 4 * GIB, "b": 4 * GIB}
 
 
-def test_one_that_ignores_orders_keeps_no_other_from_giving() -> None:
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_those_that_ignore_orders_keep_no_other_from_giving(count: int) -> None:
     host = judge(HostFigures(2 * GIB - 20 * MIB, 64 * GIB), 2 * GIB)
-    vms = {"bad": vm(available=3 * GIB), "a": vm(available=2 * GIB)}
-    targets = play(host, vms, "bad", 9)
-    assert targets["bad"] == 4 * GIB
+    bad = {f"bad{n}": vm(available=3 * GIB) for n in range(count)}
+    targets = play(host, {**bad, "a": vm(available=2 * GIB)}, {*bad}, 15)
+    assert {targets[name] for name in bad} == {4 * GIB}
     assert targets["a"] <= 4 * GIB - 4 * STEP
 
 

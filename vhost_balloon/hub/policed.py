@@ -155,6 +155,10 @@ class PolicedVms:
     def problems(self) -> Sequence[str]:
         return self._known.problems
 
+    @property
+    def failure(self) -> str:
+        return self._known.failure
+
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, marked as the policy's. Returns why an order was refused."""
         refused = dict.fromkeys(targets, "it has gone")

@@ -2,7 +2,7 @@
 
 The hub adds each VM's part of the document to the VM's snapshot, as its member "policy". While the
 policy is off, or the host's memory cannot be read, there is no such member. While it is off, only
-the mode is shown of the host.
+the mode is shown of the host. Memory that goes back to all VMs by order is shown in any mode.
 """
 
 from __future__ import annotations

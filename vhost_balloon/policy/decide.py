@@ -27,7 +27,13 @@ from vhost_balloon.policy.constants import (
     STEP,
     STUCK,
 )
-from vhost_balloon.policy.demand import follow, follow_actual, ignored, remembered, took_back
+from vhost_balloon.policy.demand import (
+    follow,
+    follow_actual,
+    ignored_its_order,
+    remembered,
+    took_back,
+)
 from vhost_balloon.policy.inputs import HostFigures, VmFigures
 from vhost_balloon.policy.memory import Memory, VmMemory
 
@@ -52,8 +58,8 @@ class Decision:
     """One VM's reason, and the numbers behind it.
 
     target: the order, None for none. keep: what the rule leaves it; spare: what it has beyond that.
-    age: of its sample, None without one. poll: ask the guest for statistics at each tick. ignored:
-    the VM did not get, or did not keep, the target of its last order.
+    age: of its sample, None without one. poll: ask the guest for statistics at each tick. held: it
+    does not follow orders at present.
     """
 
     reason: Reason
@@ -67,7 +73,7 @@ class Decision:
     age: float | None = None
     distress: bool = False
     poll: bool = False
-    ignored: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +119,10 @@ def _consider(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> D
     is_new = follow(vm, host.k, memory)
     taken_back = took_back(vm, memory)
     memory.distress = memory.distress or taken_back
-    is_ignored = ignored(vm, memory)
+    if ignored_its_order(vm, memory):
+        memory.held_until = now + HOLD
     follow_actual(vm, now, memory)
     decision = _described(now, host, vm, memory)
-    decision.ignored = is_ignored
     decision.poll = vm.may_be_given and (vm.squeezed or host.short)
     silent = decision.age is None or (memory.unanswered or 0) >= SILENT_TICKS
     memory.unanswered = (memory.unanswered or 0) if decision.poll else None
@@ -130,7 +136,7 @@ def _consider(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> D
         decision.reason, decision.detail = vm.obstacle, vm.detail
     else:
         patience = SILENT if vm.squeezed else STALE
-        decision.reason = _standing(now, vm, decision, memory, patience)
+        decision.reason = _standing(vm, decision, memory, patience)
     return decision
 
 
@@ -161,6 +167,7 @@ def _described(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> 
         spare=max(occupied(host, vm) - keep, 0),
         age=None if vm.sample is None else max(now - vm.sample.taken, 0.0),
         distress=memory.distress,
+        held=memory.held_until is not None and now < memory.held_until,
     )
 
 
@@ -195,9 +202,7 @@ def _give_back(
     return True
 
 
-def _standing(
-    now: float, vm: VmFigures, decision: Decision, memory: VmMemory, patience: float
-) -> Reason:
+def _standing(vm: VmFigures, decision: Decision, memory: VmMemory, patience: float) -> Reason:
     """Why a VM is left alone on its own account; NOT_NEEDED if it may give. patience: the age to
     which its sample is believed."""
     if decision.age is None:
@@ -208,7 +213,7 @@ def _standing(
         return Reason.DISTRESS
     if vm.actual > vm.target + STEP:
         return Reason.MOVING
-    if memory.held_until is not None and now < memory.held_until:
+    if decision.held:
         return Reason.HELD
     return Reason.NOT_NEEDED if decision.spare > 0 else Reason.NOTHING_TO_SPARE
 
@@ -217,14 +222,14 @@ def _reclaim(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, D
     """Take what is missing from VMs that may give, in proportion to what each can spare. Writes
     their decisions.
 
-    Where shares would be below a STEP, fewer are asked for more: if all shared in it, none would
-    give anything. Those that followed no order wait then, and those that can spare least.
+    Where shares would be below a STEP, those that can spare least wait, and the others are asked
+    for more: if all shared in it, none would give anything.
     """
     missing = host.reserve - host.available
     for name in vms:
         told[name].reason = Reason.TOO_SMALL
     givers = [name for name in vms if told[name].spare >= STEP]
-    givers.sort(key=lambda name: (told[name].ignored, -told[name].spare))
+    givers.sort(key=lambda name: -told[name].spare)
     del givers[missing // STEP :]
     spares = [told[name].spare for name in givers]
     while spares and missing * min(spares) < STEP * sum(spares):
@@ -242,14 +247,14 @@ def share_out(surplus: int, vms: Mapping[str, VmFigures], told: Mapping[str, Dec
     decisions.
 
     Those that lack most come first, as many as can get a STEP each: of many that shared, none
-    would get one. Those that followed no order come last.
+    would get one. Those that do not follow orders come last.
     """
     waiting = [
         name
         for name, decision in told.items()
         if decision.target is None and vms[name].squeezed and vms[name].may_be_given
     ]
-    waiting.sort(key=lambda name: (told[name].ignored, vms[name].target - vms[name].ceiling))
+    waiting.sort(key=lambda name: (told[name].held, vms[name].target - vms[name].ceiling))
     budget = int(surplus * GIVE)
     chosen = waiting[: budget // STEP]
     weights = sum(vms[name].settings.weight for name in chosen)
@@ -260,4 +265,4 @@ def share_out(surplus: int, vms: Mapping[str, VmFigures], told: Mapping[str, Dec
         vm, decision = vms[name], told[name]
         step = max(STEP, min(decision.slack, budget * vm.settings.weight // weights))
         target = min(vm.ceiling, max(vm.floor, vm.target + step))
-        decision.reason, decision.target = Reason.REGROW, target
+        decision.reason, decision.detail, decision.target = Reason.REGROW, "", target

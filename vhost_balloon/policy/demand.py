@@ -61,9 +61,11 @@ def took_back(vm: VmFigures, memory: VmMemory) -> bool:
     return same and vm.actual >= max(memory.actual, vm.target) + TAKEN_BACK
 
 
-def ignored(vm: VmFigures, memory: VmMemory) -> bool:
-    """Whether it refused its last order, or has another target than the order said."""
-    return memory.refused or (vm.size == memory.size and not _has_its_target(vm, memory))
+def ignored_its_order(vm: VmFigures, memory: VmMemory) -> bool:
+    """Whether its daemon accepted an order and has another target even so. An operator's order
+    changes the target as well, and is a hold."""
+    same = vm.obstacle is None and vm.size == memory.size
+    return same and not _has_its_target(vm, memory)
 
 
 def _has_its_target(vm: VmFigures, memory: VmMemory) -> bool:
@@ -73,7 +75,6 @@ def _has_its_target(vm: VmFigures, memory: VmMemory) -> bool:
 def follow_actual(vm: VmFigures, now: float, memory: VmMemory) -> None:
     """Note the VM's figures, and since when it has come no STEP closer to a lower target."""
     memory.size, memory.actual, memory.target = vm.size, vm.actual, vm.target
-    memory.refused = False
     if vm.actual <= vm.target + STEP:
         memory.moving_since = None
     elif memory.moving_since is None or vm.actual <= memory.moving_from - STEP:

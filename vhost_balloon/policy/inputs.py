@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vhost_balloon.figures.policy_reason import Reason
-from vhost_balloon.policy.constants import MIN_SLACK, RESERVE, RESERVE_SHARE, SLACK
+from vhost_balloon.policy.constants import MIN_SLACK, PAGE_SIZE, RESERVE, RESERVE_SHARE, SLACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class VmFigures:
 
     @property
     def ceiling(self) -> int:
-        """The most that it may have."""
+        """The most that it may have, in whole pages, as its daemon rounds targets up."""
         wanted = self.settings.ceiling
-        return self.size if wanted is None else min(self.size, wanted)
+        return self.size if wanted is None else min(self.size, -(-wanted // PAGE_SIZE) * PAGE_SIZE)
 
     @property
     def floor(self) -> int:

@@ -38,6 +38,10 @@ class Vms(Protocol):
     def problems(self) -> Sequence[str]:
         """Lines for the operator: why VMs may be missing, by the last look for new ones."""
 
+    @property
+    def failure(self) -> str:
+        """Why that look may have missed VMs; "" if it missed none."""
+
     async def order(self, targets: Mapping[str, int]) -> Mapping[str, str]:
         """Set targets, in bytes, marked as the policy's. Returns why an order was refused."""
 

@@ -17,9 +17,8 @@ class VmMemory:
     distress: the sample shows that it needs more. sampled, faults: the last sample's time and count
     of major faults. current: the sample came while this process ran. unanswered: how often in a row
     the guest was asked for statistics and gave none; None if it is not asked. actual, target: at
-    the last tick, the latter after its order. refused: the last tick's order was. moving_since,
-    moving_from: when the guest last came a STEP closer to its target, and its actual then.
-    held_until: not to be lowered before.
+    the last tick, the latter after its order. moving_since, moving_from: when the guest last came a
+    STEP closer to its target, and its actual then. held_until: not to be lowered before.
     """
 
     guest: str
@@ -33,7 +32,6 @@ class VmMemory:
     size: int = 0
     actual: int = 0
     target: int = 0
-    refused: bool = False
     moving_since: float | None = None
     moving_from: int = 0
     held_until: float | None = None
@@ -64,7 +62,6 @@ def _vm(document: Document) -> VmMemory:
     if type(vm.guest) is not str:
         raise ValueError("'guest' is not a string")
     flag(vm.distress)
-    flag(vm.refused)
     for count in (vm.demand, vm.peak, vm.size, vm.actual, vm.target, vm.moving_from):
         number(count)
     for optional in (vm.sampled, vm.moving_since, vm.held_until):

@@ -44,6 +44,9 @@ class HostReader:
             try:
                 return await self._thread.run(partial(host.read, now))
             except trio.TooSlowError:
+                # The read may still end, and count for the next one; and closing may hang as well.
+                self._host = None
+                trio.lowlevel.start_thread_soon(host.close, lambda _: None)
                 raise HostUnreadable(HANGS) from None
 
     async def _opened(self, settings: PolicySettings) -> Host:

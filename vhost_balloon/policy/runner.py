@@ -61,6 +61,8 @@ class Policy:
         self._ticks = Ticks(vms, memory_file)
         self._work = trio.Event()
         """Set when there is work for run(), if only to close what is not needed any more."""
+        self._order_of_all: Final = trio.Lock()
+        """Held by an order that concerns all VMs until it has taken effect."""
         self._orders = 0
         """Orders of the operator that are being carried out."""
         self._began = self._decided = float("-inf")
@@ -75,10 +77,11 @@ class Policy:
 
         Raises CommandError if the host's memory cannot be read.
         """
-        if mode is not Mode.OFF:
-            await self._need_host()
-        self._ticks.end_release(self._clock())
-        self._enter(mode)
+        async with self._order_of_all:
+            if mode is not Mode.OFF:
+                await self._need_host()
+            self._ticks.end_release(self._clock())
+            self._enter(mode)
 
     async def _need_host(self) -> None:
         """Raises CommandError if the host's memory cannot be read."""
@@ -131,24 +134,31 @@ class Policy:
 
         Raises CommandError.
         """
+        async with self._order_of_all:
+            with self._order():
+                return await self._release_all()
+
+    async def _release_all(self) -> Released:
+        """Raises CommandError."""
+        problem = await self._lock.try_take()
+        if problem is not None:
+            raise CommandError(problem)
+        await self._need_host()
         refused: dict[str, str] = {}
-        with self._order():
-            problem = await self._lock.try_take()
-            if problem is not None:
-                raise CommandError(problem)
-            await self._need_host()
-            looked = await self._vms.look(self._settings, ())
-            async with trio.open_nursery() as nursery:
-                for name in [name for name, vm in looked.items() if vm.held]:
-                    nursery.start_soon(self._end_hold, name, refused)
-            looked = await self._vms.look(self._settings, ())
-            left_out, problems = self._vms.left_out, self._vms.problems
-            if problems and not looked and not left_out:
-                raise CommandError(problems[0])
-            self._ticks.release(self._clock())
-            self._enter(self._mode)
+        looked = await self._vms.look(self._settings, ())
+        async with trio.open_nursery() as nursery:
+            for name in [name for name, vm in looked.items() if vm.held]:
+                nursery.start_soon(self._end_hold, name, refused)
+        looked = await self._vms.look(self._settings, ())
+        self._ticks.release(self._clock())
+        self._enter(self._mode)
+        missed, problems = self._vms.failure, self._vms.problems
+        if problems and not looked and not self._vms.left_out:
+            missed = problems[0]
+        if missed:
+            raise CommandError(f"memory goes back to known VMs only: {missed}")
         held = {name: refused.get(name, "it is held") for name, vm in looked.items() if vm.held}
-        return Released(sorted(below_ceiling(figures(looked))), {**left_out, **held})
+        return Released(sorted(below_ceiling(figures(looked))), {**self._vms.left_out, **held})
 
     async def _end_hold(self, name: str, refused: dict[str, str]) -> None:
         """refused: takes why that failed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from vhost_balloon.log.lines import logger
-from vhost_balloon.policy.constants import REST
+from vhost_balloon.policy.constants import HOLD, REST
 from vhost_balloon.policy.decide import HostState, Outcome, decide, judge
 from vhost_balloon.policy.inputs import HostFigures, VmFigures
 from vhost_balloon.policy.interfaces import Policed, Vms
@@ -132,7 +132,7 @@ class Ticks:
         self._release(now, outcome, vms, past, mode)
         self._looked, self._outcome, self.at = looked, outcome, now
         refused = await self._order(outcome, is_real=mode is Mode.ON or self.is_releasing)
-        orders = _conclude(outcome, vms, past, refused)
+        orders = _conclude(now, outcome, vms, past, refused)
         held = past.held()
         past.follow(now, outcome.memory)
         past.count(orders)
@@ -167,11 +167,16 @@ class Ticks:
         began = self._release_began
         if began is None:
             return
-        silent = past.memory.keys() - vms.keys() or (now - began <= FORGET and self._vms.left_out)
+        missed = self._vms.left_out or self._vms.failure
+        silent = past.memory.keys() - vms.keys() or (now - began <= FORGET and missed)
         if not below_ceiling(vms) and not silent and self._look_began >= began:
             self._release_began = None
         else:
             if mode is not Mode.ON:
+                for name, decision in outcome.decisions.items():
+                    before = past.memory.get(name)
+                    reason = decision.reason
+                    not_carried_out(outcome.memory[name], before, vms[name].target, reason)
                 withdraw(outcome.decisions)
             give_back(outcome.host, vms, outcome.decisions)
 
@@ -192,7 +197,11 @@ class Ticks:
 
 
 def _conclude(
-    outcome: Outcome, vms: Mapping[str, VmFigures], past: Past, refused: Mapping[str, str]
+    now: float,
+    outcome: Outcome,
+    vms: Mapping[str, VmFigures],
+    past: Past,
+    refused: Mapping[str, str],
 ) -> list[Order]:
     """The orders that were accepted. The new memory follows what really happened: the next tick
     takes any other difference for the guest's doing."""
@@ -203,8 +212,9 @@ def _conclude(
             memory.target = before
         elif name in refused:
             decision.detail = refused[name]
-            memory.refused = bool(refused[name])
             not_carried_out(memory, past.memory.get(name), before, decision.reason)
+            if refused[name]:
+                memory.held_until = now + HOLD  # others are asked first
         else:
             memory.target = decision.target
             orders.append(Order(name, decision.reason, before, decision.target))

@@ -54,6 +54,15 @@ def test_watch_with_a_hub(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert [vm["id"] for vm in json.loads(line)] == ["db1", "web1"]
 
 
+def test_watch_shows_what_goes_back_by_order_while_the_policy_is_off(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    off = document() | {"mode": "off", "configured-mode": "off"}
+    _, policy, head, *_ = watched(capsys, tmp_path, hub(off))
+    assert policy.startswith("policy off: short, 1.1 GiB of 16 GiB available")
+    assert head.endswith("  POLICY")
+
+
 REFUSES = replies(GREETING, OK, b'{"error": {"class": "CommandNotFound", "desc": "x"}}\n')
 NO_POLICY: dict[str, Serve] = {
     "off": hub(document(Mode.OFF)),

@@ -23,7 +23,7 @@ from tests.support.fakes.policed_vms import (
 )
 from tests.support.helpers import GIB
 from vhost_balloon.figures.policy_reason import Reason
-from vhost_balloon.policy.constants import REST, TICK
+from vhost_balloon.policy.constants import HOLD, REST, TICK
 from vhost_balloon.policy.inputs import default_floor
 from vhost_balloon.policy.past import FORGET
 from vhost_balloon.policy.settings import Mode, PolicySettings
@@ -38,16 +38,18 @@ async def test_a_refused_order_is_not_believed(
     host.guests["web1"].refuses = "Parameter 'policy' is unexpected"
     policy = host.policy()
     async with running(policy):
-        await ticks(5)
+        await ticks(1)
         report = policy.report().vms["web1"]
         assert report.decision.reason is Reason.RECLAIM
         assert report.decision.detail == "Parameter 'policy' is unexpected"
         assert report.decisions == {}
+        await trio.sleep(4 * TICK)
+        assert reason(policy) is Reason.HELD
         assert host.guests["web2"].target < SIZE, "others are asked instead"
         said = log_lines.having("an order was refused")
         assert said == ["warning: web1: an order was refused: Parameter 'policy' is unexpected"]
         host.guests["web1"].refuses = ""
-        await trio.sleep(2 * TICK)
+        await trio.sleep(HOLD)
         assert host.guests["web1"].target < SIZE
         assert policy.report().vms["web1"].decision.detail == ""
         assert reason(policy) is not Reason.RELIEF

@@ -87,6 +87,7 @@ class FakeHost:
         """When the VMs were looked at, and which were asked for statistics."""
         self.left_out: Mapping[str, str] = {}
         self.problems: Sequence[str] = ()
+        self.failure = ""
         self.seen: list[set[str]] = []
         """The VMs that were looked at."""
         self.is_open = self.has_connections = self.is_locked = False

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from vhost_balloon.ctl.client import ANSWER_SECONDS, Client, Round
 from vhost_balloon.ctl.errors import Absent, CtlError, ServerError
-from vhost_balloon.ctl.hub.model import Policy, read_policy
+from vhost_balloon.ctl.hub.model import OFF, Policy, read_policy
 from vhost_balloon.ctl.link import Link
 from vhost_balloon.printable import printable
 
@@ -122,7 +122,7 @@ class Beside:
             self._round = self._poller.ask()
 
     def take(self) -> Policy | None:
-        """Return the policy if there is one and it is not off.
+        """Return the policy if there is one and it moves memory.
 
         While an answer is late, that is the last known one.
         """
@@ -137,7 +137,8 @@ class Beside:
             self._round = None
             try:
                 policy = self._poller.policy()
-                self._last = None if policy.mode == "off" else policy
+                moves_nothing = policy.mode == OFF and policy.host is None
+                self._last = None if moves_nothing else policy
             except CtlError:
                 self._last = None
         return self._last

@@ -41,7 +41,7 @@ def _configured(policy: Policy) -> str:
 
 def _state(policy: Policy) -> str:
     host = policy.host
-    if policy.mode == OFF:
+    if policy.mode == OFF and host is None:
         return "no VM is moved"
     if not policy.readable:
         return "the host's memory cannot be read"

@@ -87,9 +87,10 @@ def _moving(case: Case) -> str:
 
 def _held(case: Case) -> str:
     return case.left(
-        f"its guest did not reach a target lately, so it is not asked for memory for up to "
-        f"{seconds_text(HOLD)} ({case.name} still gets more if it needs it)",
-        "If this happens again, raise its floor.",
+        "its guest did not reach a target lately, or its daemon did not carry out an order, so it "
+        f"is not asked for memory for up to {seconds_text(HOLD)} ({case.name} still gets more if "
+        "it needs it)",
+        "If this happens again, raise its floor, or see its daemon's log.",
     )
 
 
