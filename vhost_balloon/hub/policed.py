@@ -6,6 +6,7 @@ at once, and a daemon that hangs, lies or floods costs its own VM its part in th
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -103,8 +104,10 @@ class PolicedVm:
 
 
 def _text(error: OSError | trio.ClosedResourceError) -> str:
-    """The latter: the policy was switched off in the meantime, or the VM has gone."""
-    return (error.strerror or str(error)) if isinstance(error, OSError) else "connection closed"
+    """The latter, or EBADF: the policy was switched off in the meantime, or the VM has gone."""
+    if isinstance(error, OSError) and error.errno != errno.EBADF:
+        return error.strerror or str(error)
+    return "connection closed"
 
 
 def _identity(found: Found) -> str:
