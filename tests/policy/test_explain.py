@@ -57,8 +57,9 @@ def told(
          "available. The host is short, so it gets its slack of 1 GiB on top of what it has."),
         (Reason.RELIEF, WELL, replace(SQUEEZED, target=GIB, sample=None, settings=VmSettings(
             ceiling=2 * GIB)),
-         "web1 was raised from 1 GiB to 2 GiB, because it needs more. Its guest took memory back "
-         "by itself, or reads again what it had to drop. This is its ceiling."),
+         "web1 was raised from 1 GiB to 2 GiB, because it needs more. At its last statistics its "
+         "guest had little available, had taken memory back by itself, or read again what it had "
+         "to drop. This is its ceiling."),
         (Reason.REGROW, PLENTY, replace(SQUEEZED, target=GIB),
          "web1 was raised from 1 GiB to 2 GiB, because the host has 8 GiB available, more than "
          "twice its reserve of 2 GiB. More follows in steps, up to its ceiling of 4 GiB."),
@@ -71,13 +72,13 @@ def told(
          "guest's state. If this happens again, raise its floor."),
         (Reason.OFF, WELL, WHOLE,
          "web1 is left alone: the hub's configuration turns the policy off for it. "
-         '`policy = "on"` in its section [vm.web1] or in [defaults] turns it on.'),
+         "Set `policy = \"on\"` in its section [vm.'web1'], and reload the hub."),
         (Reason.MANUAL, WELL, WHOLE,
          "web1 is left alone: an operator set its target or put it on hold. The hold ends with "
          "`vhost-balloonctl policy-release web1`."),
         (Reason.NO_DRIVER, WELL, WHOLE,
-         "web1 is left alone: no balloon driver is ready in its guest. The guest has not booted "
-         "yet, or lacks the driver (virtio_balloon in Linux)."),
+         "web1 is left alone: no balloon driver is ready in its guest. Its QEMU does not run, "
+         "or its guest has not booted yet or lacks the driver (virtio_balloon in Linux)."),
         (Reason.INERT, WELL, WHOLE,
          "web1 is left alone: its daemon lost the record of the running VM. Shut the guest down "
          "and start its QEMU again."),
@@ -94,9 +95,16 @@ def told(
          "It has all that it may have, 4 GiB: only a higher ceiling helps."),
         (Reason.DISTRESS, SHORT, SQUEEZED,
          "web1 is left alone: its guest is short of memory. Its guest has only 50 MiB available. "
-         "It has been given more; its next statistics show whether that is enough."),
+         "It is considered again at its next statistics."),
         (Reason.MOVING, SHORT, replace(SQUEEZED, actual=3 * GIB),
          "web1 is left alone: its guest is on its way from 3 GiB to 2 GiB."),
+        (Reason.MOVING, WELL, replace(
+            SQUEEZED, actual=3 * GIB, settings=VmSettings(ceiling=2 * GIB)),
+         "web1 is left alone: its guest is on its way from 3 GiB to 2 GiB. If it never gets there, "
+         "`vhost-balloonctl status web1` shows its state."),
+        (Reason.REGROW, PLENTY, replace(SQUEEZED, target=GIB, settings=VmSettings(ceiling=2 * GIB)),
+         "web1 was raised from 1 GiB to 2 GiB, because the host has 8 GiB available, more than "
+         "twice its reserve of 2 GiB. This is its ceiling."),
         (Reason.HELD, SHORT, SQUEEZED,
          "web1 is left alone: its guest did not reach a target lately, or its daemon did not carry "
          "out an order, so it is not asked for memory for up to 5 min (web1 still gets more if it "
@@ -124,7 +132,7 @@ def test_a_silent_vm() -> None:
     assert told(Reason.SILENT, vm=replace(SQUEEZED, target=GIB), age=12.4) == (
         "web1 was raised from 1 GiB to 2 GiB, because it is below its ceiling and its guest has "
         "sent no statistics for 12 s. A guest that is short of memory often does not answer. It "
-        "used up to 2 GiB lately; its slack comes on top."
+        "used up to 2 GiB lately. Slack comes on top, more the longer it is silent."
     )
     assert told(Reason.SILENT, vm=replace(SQUEEZED, target=GIB), age=None) == (
         "web1 was raised from 1 GiB to 2 GiB, because it is below its ceiling and its guest has "
@@ -146,7 +154,8 @@ def test_statistics_that_are_too_old() -> None:
 def test_an_order_that_failed() -> None:
     assert told(Reason.RECLAIM, detail="its daemon is older than the policy: upgrade it") == (
         "web1 was to be moved from 4 GiB to 2 GiB, which failed: its daemon is older than the "
-        "policy: upgrade it. The policy tries again as long as it has reason to."
+        "policy: upgrade it. It is not asked for memory for 5 min. It still gets more if it needs "
+        "it. Its daemon's log may say more."
     )
 
 
@@ -193,7 +202,9 @@ def test_names_are_printable_and_quoted_for_the_shell() -> None:
 @pytest.mark.parametrize(
     ("host", "text"),
     [
-        (None, "The policy has not looked at the host yet."),
+        (None,
+         "The policy decides nothing at present. The notes say why; without a note, it has just "
+         "started."),
         (SHORT,
          "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Beyond what its "
          "guest uses, each VM may keep 50% of what it would like (k = 0.50). 1 GiB are "
@@ -201,8 +212,8 @@ def test_names_are_printable_and_quoted_for_the_shell() -> None:
         (replace(SHORT, spare=0),
          "The host has 1 GiB of 16 GiB available, less than its reserve of 2 GiB. Beyond what its "
          "guest uses, each VM may keep 50% of what it would like (k = 0.50). 1 GiB are "
-         "missing, and no VM can spare anything. Shut a VM down, or lower the reserve or "
-         "the VMs' floors."),
+         "missing, and no VM can be asked for more at present. The VMs' reasons say why. If "
+         "this lasts, shut a VM down, or lower the reserve or the VMs' floors."),
         (WELL,
          "The host has 3 GiB of 16 GiB available, between its reserve of 2 GiB and twice as much. "
          "Nothing is taken or given back, except to a VM that needs more."),
@@ -256,10 +267,17 @@ def test_an_order_to_give_everything_back_is_real_in_any_mode(mode: Mode, state:
     assert "3 GiB" in explain_host(SHORT, Mode.ON, releasing=True)
     assert "cannot be read" in explain_host(WELL, mode, releasing=True, readable=False)
     raised = Decision(Reason.REGROW, 3 * GIB, age=1.0)
-    vms = {"web1": VmReport(SQUEEZED, raised), "web2": VmReport(WHOLE, Decision(Reason.OFF))}
+    vms = {
+        "web1": VmReport(SQUEEZED, raised),
+        "web2": VmReport(WHOLE, Decision(Reason.OFF)),
+        "web3": VmReport(SQUEEZED, Decision(Reason.NOT_NEEDED, age=1.0)),
+    }
     for releasing in (True, False):
         document: Any = describe(Report(mode, host=PLENTY, vms=vms, releasing=releasing))
-        web1, web2 = document["vms"]
+        web1, web2, web3 = document["vms"]
+        assert (
+            web3["explanation"].startswith(f"web3 is left alone: the policy {state}.") is releasing
+        )
         assert ("web1 was raised" in web1["explanation"]) is releasing
         assert "was" not in web2["explanation"]
 

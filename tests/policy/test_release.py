@@ -27,7 +27,7 @@ from vhost_balloon.policy.past import FORGET
 from vhost_balloon.policy.release import Released
 from vhost_balloon.policy.settings import Mode, PolicySettings
 
-RELEASING = ["memory goes back to all VMs by order (policy-release)"]
+RELEASING = ["memory goes back to all VMs by order; policy-mode ends this"]
 
 
 async def test_vms_that_do_not_answer_at_the_moment_get_theirs_too(

@@ -30,9 +30,7 @@ async def keep_status(
 def summary(folders: Sequence[Path], report: Report) -> str:
     """One line. It holds no figure that changes all the time, so it is rarely sent."""
     vms = f"VMs of {', '.join(map(str, folders))}"
-    if report.releasing:
-        return f"{vms}; memory goes back to all of them by order"
-    if report.mode is Mode.OFF:
+    if report.mode is Mode.OFF and not report.releasing:
         return vms
     return f"{vms}; policy {report.mode.value}: {_state(report)}"
 
@@ -41,6 +39,8 @@ def _state(report: Report) -> str:
     if report.host is None or not report.readable:
         return report.problems[0] if report.problems else "starting"
     reserve = format_size(report.host.reserve)
+    if report.releasing:
+        return f"memory goes back to all VMs by order while the host has more than {reserve}"
     if report.host.short:
         return f"the host is short, with less than its reserve of {reserve} available"
     return f"the host has its reserve of {reserve} available"

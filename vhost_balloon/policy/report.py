@@ -90,13 +90,14 @@ def _unanswered(name: str, why: str) -> Json:
 
 def _vm(name: str, vm: VmReport, report: Report) -> Json:
     figures, decision = vm.figures, vm.decision
-    is_real = report.releasing and decision.target is not None
-    mode = Mode.ON if is_real else report.mode
+    text = explain(
+        name, figures, decision, report.host, report.mode, vm.held_for, releasing=report.releasing
+    )
     document: dict[str, Json] = {
         "id": name,
         "reason": decision.reason.value,
         "detail": decision.detail,
-        "explanation": explain(name, figures, decision, report.host, mode, vm.held_for),
+        "explanation": text,
         "size": figures.size,
         "actual": figures.actual,
         "target": figures.target,

@@ -172,7 +172,7 @@ class Policy:
         """The state after the last tick."""
         problems = [*self._problems]
         if self._ticks.is_releasing:
-            problems.append("memory goes back to all VMs by order (policy-release)")
+            problems.append("memory goes back to all VMs by order; policy-mode ends this")
         return Report(
             mode=self._mode,
             configured=self._settings.mode,

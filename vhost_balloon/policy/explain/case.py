@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Final
 
-from vhost_balloon.policy.constants import DISTRESS
+from vhost_balloon.policy.constants import DISTRESS, HOLD
 from vhost_balloon.policy.decide import Decision, HostState, occupied
 from vhost_balloon.policy.inputs import VmFigures
 from vhost_balloon.policy.settings import Mode
@@ -55,13 +55,24 @@ class Case:
         before, order = format_size(self.vm.target), format_size(self.decision.target)
         return (
             f"{self.name} was to be moved from {before} to {order}, which failed: "
-            f"{self.decision.detail}. The policy tries again as long as it has reason to."
+            f"{self.decision.detail}. It is not asked for memory for {seconds_text(HOLD)}. It "
+            "still gets more if it needs it. Its daemon's log may say more."
         )
 
     def left(self, why: str, *more: str) -> str:
         """The sentences for no order."""
-        is_left = "is" if self.mode is Mode.ON else "would be"
+        is_left = "would be" if self.mode is Mode.DRY_RUN else "is"
         return " ".join((f"{self.name} {is_left} left alone: {why}.", *more))
+
+    @property
+    def withheld(self) -> str:
+        """The sentences for a VM without an order while memory goes back by order, and the policy
+        itself moves nothing."""
+        does = "is off" if self.mode is Mode.OFF else "makes a dry run"
+        text = f"{self.name} is left alone: the policy {does}."
+        if not self.vm.squeezed:
+            return text
+        return f"{text} It gets more while the host has more than {self.reserve} available."
 
     @property
     def held_back(self) -> str:
@@ -94,7 +105,10 @@ class Case:
         sample = self.vm.sample
         if sample is not None and sample.available < self.host.k * self.vm.slack * DISTRESS:
             return f"Its guest has only {format_size(sample.available)} available."
-        return "Its guest took memory back by itself, or reads again what it had to drop."
+        return (
+            "At its last statistics its guest had little available, had taken memory back by "
+            "itself, or read again what it had to drop."
+        )
 
 
 def seconds_text(seconds: float) -> str:

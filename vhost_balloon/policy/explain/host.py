@@ -10,7 +10,9 @@ from vhost_balloon.policy.explain.case import CTL
 from vhost_balloon.policy.settings import Mode
 from vhost_balloon.sizes import format_size
 
-NOT_YET: Final = "The policy has not looked at the host yet."
+NOT_YET: Final = (
+    "The policy decides nothing at present. The notes say why; without a note, it has just started."
+)
 
 
 _RELEASE: Final = (
@@ -31,10 +33,10 @@ def explain_host(
             '`mode = "on"` in [policy] of the hub\'s configuration does for good.'
         )
     if not readable:
-        return (
-            "The host's memory cannot be read, so no VM is moved, not even one that needs more. "
-            "The figures and reasons are those of the last decision."
-        )
+        text = "The host's memory cannot be read, so no VM is moved, not even one that needs more."
+        if host is None:
+            return text
+        return f"{text} The figures and reasons are those of the last decision."
     if host is None:
         return NOT_YET
     sentences = [_available(host)]
@@ -86,6 +88,7 @@ def _shortage(host: HostState) -> list[str]:
         return [share, f"{missing} are missing, and VMs can spare {format_size(host.spare)}."]
     return [
         share,
-        f"{missing} are missing, and no VM can spare anything.",
-        "Shut a VM down, or lower the reserve or the VMs' floors.",
+        f"{missing} are missing, and no VM can be asked for more at present.",
+        "The VMs' reasons say why.",
+        "If this lasts, shut a VM down, or lower the reserve or the VMs' floors.",
     ]

@@ -13,7 +13,7 @@ from vhost_balloon.policy.explain.case import CTL, Case, seconds_text
 def _off(case: Case) -> str:
     return case.left(
         "the hub's configuration turns the policy off for it",
-        f'`policy = "on"` in its section [vm.{case.name}] or in [defaults] turns it on.',
+        f"Set `policy = \"on\"` in its section [vm.'{case.name}'], and reload the hub.",
     )
 
 
@@ -28,7 +28,8 @@ def _manual(case: Case) -> str:
 def _no_driver(case: Case) -> str:
     return case.left(
         "no balloon driver is ready in its guest",
-        "The guest has not booted yet, or lacks the driver (virtio_balloon in Linux).",
+        "Its QEMU does not run, or its guest has not booted yet or lacks the driver "
+        "(virtio_balloon in Linux).",
     )
 
 

@@ -33,13 +33,16 @@ def _silent(case: Case) -> str:
     why = f"because it is below its ceiling and its guest has sent no statistics for {case.age}"
     return (
         f"{case.asked('raised', why)} A guest that is short of memory often does not answer. "
-        f"It used up to {format_size(case.decision.peak)} lately; its slack comes on top."
+        f"It used up to {format_size(case.decision.peak)} lately. Slack comes on top, more the "
+        "longer it is silent."
     )
 
 
 def _regrow(case: Case) -> str:
     than = "twice its reserve of" if case.host.plenty else "its reserve of"
     why = f"because the host has {case.available}, more than {than} {case.reserve}"
+    if case.decision.target == case.vm.ceiling:
+        return f"{case.asked('raised', why)} This is its ceiling."
     ceiling = format_size(case.vm.ceiling)
     return f"{case.asked('raised', why)} More follows in steps, up to its ceiling of {ceiling}."
 
@@ -73,7 +76,7 @@ def _stale(case: Case) -> str:
 
 def _distress(case: Case) -> str:
     if case.vm.squeezed:
-        more = "It has been given more; its next statistics show whether that is enough."
+        more = "It is considered again at its next statistics."
     else:
         helps = "a larger VM" if case.vm.ceiling >= case.vm.size else "a higher ceiling"
         more = f"It has all that it may have, {format_size(case.vm.target)}: only {helps} helps."
@@ -82,7 +85,10 @@ def _distress(case: Case) -> str:
 
 def _moving(case: Case) -> str:
     actual, target = format_size(case.vm.actual), format_size(case.vm.target)
-    return case.left(f"its guest is on its way from {actual} to {target}")
+    text = case.left(f"its guest is on its way from {actual} to {target}")
+    if case.vm.target == case.vm.ceiling:
+        return f"{text} If it never gets there, `{CTL} status {case.operand}` shows its state."
+    return text
 
 
 def _held(case: Case) -> str:

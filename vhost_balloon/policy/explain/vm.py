@@ -23,16 +23,22 @@ def explain(
     host: HostState | None,
     mode: Mode,
     held_for: float | None = None,
+    *,
+    releasing: bool = False,
 ) -> str:
     """Why this VM was moved or left alone, in sentences that a person understands.
 
-    held_for: seconds until the end of a manual hold, None for no end or no hold.
+    held_for: seconds until the end of a manual hold, None for no end or no hold. releasing: memory
+    goes back to all VMs by order, in any mode.
     """
     if host is None:
         return NOT_YET
-    case = Case(shown(name), vm, decision, host, mode, held_for)
+    is_real = releasing and decision.target is not None
+    case = Case(shown(name), vm, decision, host, Mode.ON if is_real else mode, held_for)
     if decision.target is not None and decision.detail:
         return case.failed
+    if releasing and case.mode is not Mode.ON and decision.reason in RULE:
+        return case.withheld
     return _TELL[decision.reason](case)
 
 
