@@ -164,7 +164,9 @@ async def test_a_file_system_that_hangs(tmp_path: Path, monkeypatch: pytest.Monk
             assert await lock.try_take() == HANGS
         lock.release()
         going.set()
-    assert await other.try_take() is None
+    with trio.fail_after(20):
+        while await other.try_take() is not None:
+            pass  # the call that was given up has it for a moment
     other.release()
     going.clear()
     assert await lock.try_take() is None
