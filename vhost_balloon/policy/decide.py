@@ -124,10 +124,12 @@ def _consider(now: float, host: HostState, vm: VmFigures, memory: VmMemory) -> D
     follow_actual(vm, now, memory)
     decision = _described(now, host, vm, memory)
     decision.poll = vm.may_be_given and (vm.squeezed or host.short)
-    silent = decision.age is None or (memory.unanswered or 0) >= SILENT_TICKS
-    memory.unanswered = (memory.unanswered or 0) if decision.poll else None
+    unanswered = memory.unanswered or 0
+    memory.unanswered = unanswered if decision.poll else None
+    silent = decision.age is None or unanswered >= SILENT_TICKS
     needs_more = vm.may_be_given and vm.squeezed and (memory.distress or silent)
-    if needs_more and _give_back(host, vm, decision, memory, urgent=is_new or taken_back or silent):
+    urgent = is_new or taken_back or silent
+    if needs_more and _give_back(host, vm, decision, unanswered, urgent=urgent):
         return decision
     if vm.may_be_given and not memory.distress and _is_stuck(now, vm, memory):
         memory.held_until, memory.moving_since = now + HOLD, None
@@ -178,16 +180,16 @@ def occupied(host: HostState, vm: VmFigures) -> int:
 
 
 def _give_back(
-    host: HostState, vm: VmFigures, decision: Decision, memory: VmMemory, *, urgent: bool
+    host: HostState, vm: VmFigures, decision: Decision, unanswered: int, *, urgent: bool
 ) -> bool:
     """Relief for a squeezed VM, never rationed. False if it has what it is to be given.
 
-    urgent: there is a new reason since the last tick.
+    unanswered: see VmMemory. urgent: there is a new reason since the last tick.
     """
     if decision.age is None:  # nothing is known of it
         reason, target = Reason.SILENT, vm.ceiling
     elif not decision.distress:
-        slacks = min((memory.unanswered or 0) / SILENT_TICKS, SILENT_SLACKS)
+        slacks = min(unanswered / SILENT_TICKS, SILENT_SLACKS)
         reason, target = Reason.SILENT, decision.peak + int(decision.slack * slacks)
     elif not host.short:
         reason, target = Reason.RELIEF, vm.ceiling
@@ -231,12 +233,12 @@ def _reclaim(host: HostState, vms: Mapping[str, VmFigures], told: Mapping[str, D
     givers = [name for name in vms if told[name].spare >= STEP]
     givers.sort(key=lambda name: -told[name].spare)
     del givers[missing // STEP :]
-    spares = [told[name].spare for name in givers]
-    while spares and missing * min(spares) < STEP * sum(spares):
-        spares.pop()
-    for name in givers[: len(spares)]:
+    spare = sum(told[name].spare for name in givers)
+    while givers and missing * told[givers[-1]].spare < STEP * spare:
+        spare -= told[givers.pop()].spare
+    for name in givers:
         vm, decision = vms[name], told[name]
-        take = min(decision.spare, missing * decision.spare // sum(spares))
+        take = min(decision.spare, missing * decision.spare // spare)
         target = occupied(host, vm) - take
         if target <= vm.target - STEP:
             decision.reason, decision.target = Reason.RECLAIM, target
