@@ -6,7 +6,7 @@ import gc
 import resource
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -37,6 +37,7 @@ from vhost_balloon.policy.lock import PolicyLock
 from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.runner import Policy
 from vhost_balloon.policy.settings import Mode, PolicySettings
+from vhost_balloon.policy.threads import Thread
 from vhost_balloon.printable import printable
 from vhost_balloon.service import environment, signals, systemd
 
@@ -152,8 +153,8 @@ async def _check_memory(settings: PolicySettings, handed: Handed) -> None:
         HostInputs.open(replace(settings, cgroup=None), handed.files).close()
 
     if settings.mode is not Mode.OFF:
-        with trio.move_on_after(OPENING):
-            await trio.to_thread.run_sync(check, abandon_on_cancel=True)
+        with suppress(trio.TooSlowError):
+            await Thread().run(check, OPENING)
 
 
 def _policy(

@@ -13,6 +13,7 @@ from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log.lines import logger
 from vhost_balloon.policy.settings import PolicySettings
+from vhost_balloon.policy.threads import Thread
 from vhost_balloon.service import systemd
 
 PATIENCE: Final = 5.0
@@ -22,9 +23,9 @@ NOTIFYING: Final = 1.0
 
 
 async def read(
-    files: Sequence[Path], looking: trio.CapacityLimiter | None = None, *, is_start: bool = False
+    files: Sequence[Path], thread: Thread | None = None, *, is_start: bool = False
 ) -> PolicySettings:
-    """The settings of the files. looking: a place in it is held until the files are read.
+    """The settings of the files. thread: what they are read in; None for one of their own.
 
     is_start: see read_settings(). Raises OperatorError, also if their file system hangs.
     """
@@ -32,14 +33,13 @@ async def read(
         return PolicySettings()
     from vhost_balloon.hub.config import read_settings  # which costs memory
 
-    with trio.move_on_after(PATIENCE):
-        return await trio.to_thread.run_sync(
-            partial(read_settings, files, is_start=is_start),
-            abandon_on_cancel=True,
-            limiter=looking,
-        )
-    names = ", ".join(map(str, files))
-    raise OperatorError(f"cannot read {names} within {PATIENCE:g} s: the file system hangs")
+    try:
+        call = partial(read_settings, files, is_start=is_start)
+        return await (thread or Thread()).run(call, PATIENCE)
+    except trio.TooSlowError:
+        names = ", ".join(map(str, files))
+        text = f"cannot read {names} within {PATIENCE:g} s: the file system hangs"
+        raise OperatorError(text) from None
 
 
 class Configuration:
@@ -54,7 +54,7 @@ class Configuration:
         self._settings = settings
         self._files: Final = files
         self._apply: Final = apply
-        self._looking: Final = trio.CapacityLimiter(1)
+        self._thread: Final = Thread()
         """So that reloads follow each other, and no two threads hang."""
 
     async def reload(self) -> Sequence[str]:
@@ -64,7 +64,7 @@ class Configuration:
         """
         if not self._files:
             raise OperatorError("this hub was started without --config")
-        settings = await read(self._files, self._looking)
+        settings = await read(self._files, self._thread)
         names = list(changed(self._settings, settings))
         self._settings = settings
         self._apply(settings)

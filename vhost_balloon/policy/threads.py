@@ -10,7 +10,7 @@ import trio
 T = TypeVar("T")
 
 PATIENCE: Final = 1.0
-"""Seconds for a call."""
+"""Seconds for a call, unless it is given others."""
 
 
 class Thread:
@@ -20,13 +20,13 @@ class Thread:
     def __init__(self) -> None:
         self._limiter = trio.CapacityLimiter(1)
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """What call() returns or raises; trio.TooSlowError after PATIENCE.
+    async def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
+        """What call() returns or raises; trio.TooSlowError after some seconds, or after PATIENCE.
 
         A call that is given up may still end at any time, and its result is dropped. So it must not
         change anything that others see.
         """
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(PATIENCE if seconds is None else seconds):
             return await trio.to_thread.run_sync(
                 call, limiter=self._limiter, abandon_on_cancel=True
             )

@@ -182,7 +182,7 @@ class FakeHost:
 class NoThread(Thread):
     """Calls at once: the clock of tests jumps while threads run."""
 
-    async def run(self, call: Callable[[], T]) -> T:
+    async def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
         return call()
 
 
