@@ -25,7 +25,7 @@ STOPPING: Final = "STOPPING=1"
 WATCHDOG: Final = "WATCHDOG=1"
 
 RETRY_PAUSE: Final = 0.01
-"""Seconds between two attempts where the kernel cannot tell when to try again."""
+"""Seconds between two attempts that wait for no event."""
 
 _MAX_NAME: Final = 255
 _AGAIN_LATER: Final = {errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}
@@ -115,10 +115,14 @@ class Notifier:
         """Send a keep-alive every interval seconds; does not return."""
         while True:
             # It may overtake: a queue of messages that moves slowly is not a hanging event loop.
-            # If the queue is full, the next message carries the keep-alive.
+            # If the queue is full, the next message carries the keep-alive. While another process
+            # fills the queue, it has room for moments only: hence many attempts.
             self._watchdog_due = True
-            self._try(WATCHDOG)
-            await trio.sleep(interval / 10 if self._watchdog_due else interval)
+            try:
+                pause = interval if self._send(WATCHDOG, ()) else interval / 10
+            except OSError:
+                pause = RETRY_PAUSE
+            await trio.sleep(pause)
 
     def _try(self, text: str) -> bool:
         try:
