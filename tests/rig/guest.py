@@ -45,7 +45,7 @@ class Guest(Started):
         qemu_arguments: additional ones.
         human: an interactive shell on the console instead of the command loop.
         launcher: words before QEMU's command line, such as MemoryGroup.launcher().
-        forker: starts QEMU, see spawn(); SystemdHost has one for its PID namespace.
+        forker: starts QEMU, see spawn(); SystemdHost has one for its namespaces.
 
     Attributes:
         folder: holds the sockets and logs (console.log, kernel.log, qemu.log) until close().

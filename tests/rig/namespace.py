@@ -1,4 +1,4 @@
-"""Processes in another PID namespace: finds their process ids here and starts more of them."""
+"""Processes in other namespaces: finds their process ids here and starts more of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 # include/uapi/linux/sched.h
 _CLONE_NEWPID = 0x20000000
+_CLONE_NEWNET = 0x40000000
 
 
 def forker(pid: int) -> ThreadPoolExecutor:
-    """Make a thread, for spawn(), whose children live in pid's PID namespace; shut it down last.
+    """Make a thread, for spawn(), in pid's network namespace, whose children also live in its PID
+    namespace; shut it down last.
 
     They see this mount namespace, and have a process id in this PID namespace too.
     """
@@ -22,9 +24,10 @@ def forker(pid: int) -> ThreadPoolExecutor:
 
 def _enter(pid: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    with Path(f"/proc/{pid}/ns/pid").open() as namespace:
-        if libc.setns(namespace.fileno(), _CLONE_NEWPID) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
+    for name, kind in (("net", _CLONE_NEWNET), ("pid", _CLONE_NEWPID)):
+        with Path(f"/proc/{pid}/ns/{name}").open() as namespace:
+            if libc.setns(namespace.fileno(), kind) != 0:
+                raise OSError(ctypes.get_errno(), f"setns: {name}")
 
 
 def outside(pid: int, init: int) -> int:

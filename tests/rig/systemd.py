@@ -101,7 +101,7 @@ class SystemdHost(process.Started):
     Attributes:
         folder: on the host: systemd's own output, and files of the tests.
         forker: for Guest or spawn(): runs the process in the system's PID namespace, where the
-            daemon can see it, but with the host's files.
+            daemon can see it, and in its network, but with the host's files.
     """
 
     forker: ThreadPoolExecutor

@@ -12,8 +12,8 @@ if [ "$4" != inner ]; then
     echo $$ >"$work/cgroup/$cgroup/cgroup.procs"
     umount "$work/cgroup"
     mount -t overlay overlay -o "lowerdir=$tree,upperdir=$work/upper,workdir=$work/work" "$work/root"
-    exec unshare --fork --kill-child=KILL --pid --mount --uts --ipc --cgroup --propagation private \
-        sh "$0" "$tree" "$work" "$cgroup" inner
+    exec unshare --fork --kill-child=KILL --pid --mount --uts --ipc --net --cgroup \
+        --propagation private sh "$0" "$tree" "$work" "$cgroup" inner
 fi
 root=$work/root
 mount -t proc proc "$root/proc"
