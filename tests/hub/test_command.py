@@ -222,17 +222,20 @@ def test_two_sockets_are_a_mistake() -> None:
 
 
 async def test_500_vms_of_which_50_hang(tmp_path: Path) -> None:
-    """Takes the limit of one VM plus the work, the daemons' in this process included."""
+    """Takes the limit of one VM plus the work, the daemons' in this process included. On a busy
+    machine some of these answer late, which a later scrape makes good."""
     raise_descriptor_limit()  # listeners and connections need more than a thousand
     vms = {f"web{n}": saying() if n % 10 == 0 else good(n) for n in range(500)}
-    with hub(f"--folder={tmp_path}") as (_, url):
+    hang = {name for name in vms if int(name[3:]) % 10 == 0}
+    complete = 0
+    with hub(f"--folder={tmp_path}") as (_, url), trio.fail_after(60):
         async with daemons(tmp_path, vms):
-            for _ in range(2):
+            while complete < 2:
                 await trio.sleep(2 * MIN_INTERVAL)
                 text = await trio.to_thread.run_sync(get, url)
                 found = up(text)
                 assert len(found) == 500
-                assert [name for name in found if not found[name]] == [
-                    name for name in sorted(found) if int(name[3:]) % 10 == 0
-                ]
-                assert f'vhost_balloon_freed_bytes_total{{vm="web499"}} {499 << 20}' in text
+                down = {name for name in found if not found[name]}
+                assert hang <= down
+                complete += down == hang
+            assert f'vhost_balloon_freed_bytes_total{{vm="web499"}} {499 << 20}' in text
