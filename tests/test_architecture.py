@@ -16,7 +16,7 @@ TREES = [Path(package.__file__ or "").parent for package in (protocol, vhost_bal
 
 SMALL = {
     *("errors", "log", "fds", "checked", "sizes", "printable", "name_text", "containment"),
-    "clock",
+    *("clock", "threads"),
     "setting_kinds",
     "__version__",
 }
@@ -52,6 +52,7 @@ ROOMS: dict[str, str] = {  # from the bottom up: a row names only rows above it
 
 SMALL_MAY: dict[str, set[str]] = {
     "clock": set(),
+    "threads": set(),
     "errors": set(),
     "printable": set(),
     "name_text": {"printable"},

@@ -17,24 +17,19 @@ from protocol.virtio_balloon import BalloonFeature
 from tests.support.control_client import Client, check, schema_of
 from tests.support.end_to_end import (
     MIB,
-    PAGE,
     Host,
     LogLines,
     by_hand,
     eventually,
     open_fds,
-    to_target,
 )
 from tests.support.hostile.tampering import Found
 from tests.support.vms.operated import operated
+from vhost_balloon.config import in_time
 from vhost_balloon.config.toml_file import MAX_SIZE
 from vhost_balloon.daemon import reload as reload_module
 from vhost_balloon.front_end.connection import FrontEndConnection
-from vhost_balloon.simulator.guest import running_guest
-from vhost_balloon.simulator.options import DriverOptions
-from vhost_balloon.vm.settings import SETTINGS
-
-QUIET = DriverOptions(report_delay=None)
+from vhost_balloon.vm.settings import SETTINGS, VmSettings
 
 
 class File:
@@ -208,45 +203,31 @@ async def test_a_hanging_file_system_delays_nothing_else(
         goes_on.set()
 
 
-# The target in a file
-
-
-async def test_an_initial_target_is_what_each_front_end_starts_with(
-    tmp_path: Path, file: File
+async def test_a_hanging_file_system_is_given_up(
+    tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.write("target = '48M'\n")
+    goes_on = threading.Event()
+    looks = []
+
+    def hang(*_: object) -> VmSettings:
+        looks.append(1)
+        goes_on.wait(20)
+        return VmSettings(stats_interval=7)
+
     async with operated(tmp_path, file.option) as (host, client):
-        for _ in range(2):
-            async with by_hand(host.path()) as guest:
-                num_pages = (await guest.front_end.get_config())[:4]
-                assert int.from_bytes(num_pages, "little") == 16 * MIB // PAGE
-                assert host.vm().statistics().target == 48 * MIB
-                await client.execute("balloon", value=32 * MIB)
-                assert host.vm().statistics().target == 32 * MIB
-            await eventually(lambda: not host.vm().attached)
-
-
-async def test_a_guest_reaches_its_initial_target_without_an_order(
-    tmp_path: Path, file: File
-) -> None:
-    file.write("target = '32M'\n")
-    async with (
-        operated(tmp_path, file.option) as (host, _),
-        running_guest(host.path(), 64 * MIB, QUIET) as guest,
-    ):
-        with trio.fail_after(20):
-            await guest.driver.wait_balloon(32 * MIB // PAGE)
-        assert host.vm().statistics().actual == 32 * MIB
-        await to_target(host.vm(), guest, 64 * MIB)
-
-
-async def test_an_initial_target_above_guest_memory_is_all_of_it(
-    tmp_path: Path, file: File
-) -> None:
-    file.write("target = '1T'\n")
-    async with operated(tmp_path, file.option) as (host, _), by_hand(host.path()) as guest:
-        assert (await guest.front_end.get_config())[:4] == bytes(4)
-        assert host.vm().statistics().target == 64 * MIB
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(reload_module, "read_files", hang)
+                patch.setattr(in_time, "PATIENCE", 0.05)
+                for _ in range(2):
+                    _, text = await client.failure("config-reload")
+                    assert text == (f"cannot read {file.path} within 0.05 s: the file system hangs")
+            assert len(looks) == 1, "one thread hangs"
+        finally:
+            goes_on.set()
+        file.write("stats-interval = 5\n")
+        await reload(client, "stats-interval")
+        assert host.vm().stats_interval == 5
 
 
 # Mistakes

@@ -15,6 +15,7 @@ from tests.support.fakes.host_vms import answering, daemons, good
 from tests.support.fakes.policed_daemon import PolicedDaemon
 from tests.support.fakes.unreadable import unreadable
 from tests.support.helpers import GIB
+from vhost_balloon import threads
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import CommandError
 from vhost_balloon.hub import known
@@ -22,9 +23,8 @@ from vhost_balloon.hub.folders import look
 from vhost_balloon.hub.known import HANGS
 from vhost_balloon.hub.policed import PolicedVms
 from vhost_balloon.hub.vms import HUB_PLACES, Host
-from vhost_balloon.policy import threads
 from vhost_balloon.policy.settings import PolicySettings
-from vhost_balloon.policy.threads import PATIENCE
+from vhost_balloon.threads import PATIENCE
 
 
 @pytest.fixture

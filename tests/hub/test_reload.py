@@ -12,9 +12,10 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.end_to_end import LogLines
+from vhost_balloon.config import in_time
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
-from vhost_balloon.hub import config, reload
+from vhost_balloon.hub import config
 from vhost_balloon.hub.reload import Configuration, changed, reload_on_signal
 from vhost_balloon.hub.vms import HUB_PLACES
 from vhost_balloon.policy.inputs import VmSettings
@@ -62,7 +63,7 @@ async def test_a_file_system_that_hangs_is_given_up(
         return PolicySettings(zfs_arc=True)
 
     monkeypatch.setattr(config, "read_settings", hang)
-    monkeypatch.setattr(reload, "PATIENCE", 0.05)
+    monkeypatch.setattr(in_time, "PATIENCE", 0.05)
     applied: list[PolicySettings] = []
     file = tmp_path / "hub.toml"
     configuration = Configuration(PolicySettings(), [file], applied.append)
@@ -76,7 +77,7 @@ async def test_a_file_system_that_hangs_is_given_up(
         assert applied == []
     finally:
         goes_on.set()
-    monkeypatch.setattr(reload, "PATIENCE", 20)
+    monkeypatch.setattr(in_time, "PATIENCE", 20)
     assert await configuration.reload() == ["policy.zfs-arc"]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from vhost_balloon.policy import threads
+from vhost_balloon import threads
 from vhost_balloon.policy.lock import FILE, HANGS, REMEDY, PolicyLock
 
 

@@ -37,9 +37,9 @@ from vhost_balloon.policy.lock import PolicyLock
 from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.runner import Policy
 from vhost_balloon.policy.settings import Mode, PolicySettings
-from vhost_balloon.policy.threads import Thread
 from vhost_balloon.printable import printable
 from vhost_balloon.service import environment, signals, systemd
+from vhost_balloon.threads import Thread
 
 RESERVE: Final = MAX_CLIENTS + MAX_CONTROL_CLIENTS + 48
 """Descriptors for anything but VMs: clients, the log, the event loop, the host's files, locks."""

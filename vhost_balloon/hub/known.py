@@ -11,7 +11,7 @@ import trio
 
 from vhost_balloon.hub.folders import Found, Listing, look
 from vhost_balloon.hub.link import Shared
-from vhost_balloon.policy.threads import Thread
+from vhost_balloon.threads import Thread
 
 HANGS: Final = "the folders of control sockets cannot be read: their file system hangs"
 

@@ -9,15 +9,14 @@ from typing import Final
 
 import trio
 
+from vhost_balloon.config.in_time import read_in_time
 from vhost_balloon.containment import InternalErrors
 from vhost_balloon.errors import OperatorError
 from vhost_balloon.log.lines import logger
 from vhost_balloon.policy.settings import PolicySettings
-from vhost_balloon.policy.threads import Thread
 from vhost_balloon.service import systemd
+from vhost_balloon.threads import Thread
 
-PATIENCE: Final = 5.0
-"""Seconds for the files."""
 NOTIFYING: Final = 1.0
 """Seconds for the service manager to take the message that a reload begins."""
 
@@ -33,13 +32,8 @@ async def read(
         return PolicySettings()
     from vhost_balloon.hub.config import read_settings  # which costs memory
 
-    try:
-        call = partial(read_settings, files, is_start=is_start)
-        return await (thread or Thread()).run(call, PATIENCE)
-    except trio.TooSlowError:
-        names = ", ".join(map(str, files))
-        text = f"cannot read {names} within {PATIENCE:g} s: the file system hangs"
-        raise OperatorError(text) from None
+    call = partial(read_settings, files, is_start=is_start)
+    return await read_in_time(thread or Thread(), call, files)
 
 
 class Configuration:
@@ -60,7 +54,7 @@ class Configuration:
     async def reload(self) -> Sequence[str]:
         """Read the files again and apply them; return the names of the settings that changed.
 
-        Takes at most PATIENCE. Raises OperatorError; nothing is changed then.
+        See read_in_time(). Raises OperatorError; nothing is changed then.
         """
         if not self._files:
             raise OperatorError("this hub was started without --config")

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from vhost_balloon.fds import OwnedFd
-from vhost_balloon.policy.threads import Thread
+from vhost_balloon.threads import Thread
 
 FILE: Final = "policy.lock"
 MODE: Final = 0o640

@@ -15,7 +15,7 @@ from vhost_balloon.errors import OperatorError
 from vhost_balloon.policy.inputs import HostFigures
 from vhost_balloon.policy.interfaces import Host, HostUnreadable
 from vhost_balloon.policy.settings import PolicySettings
-from vhost_balloon.policy.threads import Thread
+from vhost_balloon.threads import Thread
 
 HANGS: Final = "the host's memory cannot be read: its file system hangs"
 

@@ -25,9 +25,9 @@ from vhost_balloon.policy.reading import HostReader
 from vhost_balloon.policy.release import Released, below_ceiling
 from vhost_balloon.policy.report import Report
 from vhost_balloon.policy.settings import Mode, PolicySettings
-from vhost_balloon.policy.threads import Thread
 from vhost_balloon.policy.tick import Ticks, figures
 from vhost_balloon.printable import printable
+from vhost_balloon.threads import Thread
 
 OnOrders = Callable[[HostState, Sequence[Order]], None]
 """Called after a tick with what was ordered, at least one order."""

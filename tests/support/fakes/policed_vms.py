@@ -19,7 +19,7 @@ from vhost_balloon.policy.memory_file import MemoryFile
 from vhost_balloon.policy.past import Order
 from vhost_balloon.policy.runner import Policy
 from vhost_balloon.policy.settings import Mode, PolicySettings
-from vhost_balloon.policy.threads import T, Thread
+from vhost_balloon.threads import T, Thread
 
 SIZE = 4 * GIB
 SHORT = GIB // 2
