@@ -182,9 +182,12 @@ class SystemdHost(process.Started):
         return self.systemctl("show", "--value", f"--property={name}", unit).strip()
 
     def journal(self, unit: str = SERVICE) -> str:
-        """A unit's complete log so far, including systemd's own lines about it."""
+        """The complete log so far of a unit, or of all that match a pattern, including systemd's
+        own lines about it."""
         self.run("journalctl", "--sync")
-        return self.run("journalctl", "--no-pager", "--output=short-precise", "-u", unit).stdout
+        command = ("journalctl", "--no-pager", "--output=short-precise", "-u", unit)
+        # A pattern that matches nothing yet is an error to journalctl.
+        return self.run(*command, check="*" not in unit).stdout
 
     def wait_logged(self, text: str, unit: str = SERVICE, timeout: float = 30) -> str:
         """Wait until a unit's log contains text; return the whole log."""
