@@ -221,7 +221,7 @@ async def test_a_hanging_file_system_is_given_up(
                 patch.setattr(in_time, "PATIENCE", 0.05)
                 for _ in range(2):
                     _, text = await client.failure("config-reload")
-                    assert text == (f"cannot read {file.path} within 0.05 s: the file system hangs")
+                    assert text == f"cannot read {file.path} within 0.05 s: the file system hangs"
             assert len(looks) == 1, "one thread hangs"
         finally:
             goes_on.set()

@@ -16,11 +16,9 @@ from tests.rig.waiting import wait_until
 from tests.support.end_to_end import MIB, ByHand, by_hand
 from tests.support.hostile.bad_requests import slot
 from tests.support.hostile.silent_fuse import SilentFuse, silent_fuse
-from tests.support.vms.crowd import Crowd
+from tests.support.vms.crowd import ENOUGH, Crowd
 
 NEIGHBOUR = Instance("neighbour")
-ENOUGH = 20
-"""Uses of the neighbour's balloon meanwhile; undisturbed, it is used hundreds of times."""
 STOP = "[Service]\nTimeoutStopSec=2s\n"
 """Instead of the unit's 10 s: systemd waits twice for a process that it cannot kill."""
 

@@ -9,12 +9,10 @@ import pytest
 
 from tests.rig.systemd import WEB1, Instance, SystemdHost
 from tests.rig.waiting import wait_until
-from tests.support.vms.crowd import Crowd
+from tests.support.vms.crowd import ENOUGH, Crowd
 
 NEIGHBOUR = Instance("neighbour")
 TIMES = 3
-ENOUGH = 20
-"""Uses of the neighbour's balloon during each act; undisturbed, it is used hundreds of times."""
 
 
 @pytest.fixture

@@ -109,7 +109,12 @@ class Notifier:
     def try_send(self, text: str) -> bool:
         """Send without waiting; return whether it was accepted. Does not overtake a waiting
         send()."""
-        return not self._lock.locked() and self._try(text)
+        if self._lock.locked():
+            return False
+        try:
+            return self._send(text, ())
+        except OSError:
+            return False
 
     async def feed_watchdog(self, interval: float) -> None:
         """Send a keep-alive every interval seconds; does not return."""
@@ -123,12 +128,6 @@ class Notifier:
             except OSError:
                 pause = RETRY_PAUSE
             await trio.sleep(pause)
-
-    def _try(self, text: str) -> bool:
-        try:
-            return self._send(text, ())
-        except OSError:
-            return False
 
     def _send(self, text: str, fds: Sequence[OwnedFd]) -> bool:
         """Raises OSError if a later attempt may succeed; any other failure is logged once."""

@@ -26,6 +26,8 @@ REPORTED: Final = RAM - 2 * PAGE
 """Addresses of the pages that each VM gives away."""
 USE_PAUSE: Final = 0.002
 """Seconds between two uses of a balloon that is used all the time."""
+ENOUGH: Final = 20
+"""Uses that show that a balloon works meanwhile; undisturbed, there are hundreds a second."""
 
 
 class Uses(NamedTuple):
